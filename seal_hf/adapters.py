@@ -1,0 +1,199 @@
+"""
+One trained LoRA adapter, apart from the model, and its files in PEFT's format.
+"""
+
+import json
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from .lora_layout import LoraLayout, lora_layout
+
+
+WEIGHTS_NAME = "adapter_model.safetensors"
+CONFIG_NAME = "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """
+    One trained LoRA adapter, apart from the model.
+
+    Parameters:
+        layout (`LoraLayout`):
+            The adapted modules, rank and scaling.
+        weights (`torch.Tensor` of shape `(num_parameters,)`, fp32, CPU):
+            All LoRA matrices, in the layout's order.
+        base_model_id (`str`):
+            The base model's Hub id (or path).
+        policy (`Adapter`, *optional*):
+            The policy adapter that this inner adapter was trained on top of. Saved files hold both, so that they fit the
+            base model alone.
+        training (`Mapping[str, object]`, *optional*):
+            How it was trained: hyperparameters, seed, number of steps and tokens, losses.
+    """
+
+    layout: LoraLayout
+    weights: torch.Tensor
+    base_model_id: str
+    policy: "Adapter | None" = None
+    training: Mapping[str, object] = field(default_factory=dict)
+
+    @classmethod
+    def from_peft_model(cls, model: PeftModel, base_model_id: str) -> "Adapter":
+        """Take the active adapter of a `PeftModel`, such as the policy that the outer SFT trains."""
+        config = model.active_peft_config
+        layout = lora_layout(model, config)
+        state_dict = get_peft_model_state_dict(model, adapter_name=model.active_adapter)
+        source = f"the adapter {model.active_adapter!r}"
+        return cls(layout, layout.weights_from_state_dict(state_dict, source), base_model_id)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, model: nn.Module, base_model_id: str) -> "Adapter":
+        """
+        Load a PEFT LoRA adapter from a folder or a zip of one (safetensors only). The model is not changed.
+
+        Parameters:
+            path (`str` or `Path`):
+                A folder with `adapter_config.json` and `adapter_model.safetensors`, or a zip file of such a folder.
+            model (`PreTrainedModel`):
+                The base model that it shall be used on.
+            base_model_id (`str`):
+                The model's identity, compared with the one the adapter names.
+
+        Raises:
+            FileNotFoundError: No such folder, or no adapter in it.
+            ValueError: An adapter for another base or of other shapes, a pickle in place of safetensors, not a LoRA
+                adapter, or a model that carries a policy adapter.
+        """
+        path = Path(path)
+        if not path.exists():
+            raise FileNotFoundError(f"There is no adapter at {path}; give a folder or a zip file of a PEFT adapter.")
+        if path.is_file():
+            with tempfile.TemporaryDirectory() as folder:
+                _extract_adapter(path, Path(folder))
+                return cls._from_folder(Path(folder), str(path), model, base_model_id)
+        return cls._from_folder(path, str(path), model, base_model_id)
+
+    @classmethod
+    def _from_folder(cls, folder: Path, source: str, model: nn.Module, base_model_id: str) -> "Adapter":
+        if isinstance(model, PeftModel):
+            raise ValueError(
+                f"{source} is an adapter for a plain base model, but this model carries a policy adapter; load the base."
+            )
+        config_file, weights_file = folder / CONFIG_NAME, folder / WEIGHTS_NAME
+        if not config_file.is_file():
+            raise FileNotFoundError(
+                f"{source} has no {CONFIG_NAME}, so it is not a PEFT adapter; give the folder that holds it."
+            )
+        if not weights_file.is_file():
+            if pickles := [file.name for file in folder.iterdir() if file.suffix in {".bin", ".pt", ".pth", ".pkl"}]:
+                raise ValueError(
+                    f"{source} holds {pickles[0]}, a pickle, which can run code when it is loaded; save the adapter as "
+                    f"safetensors ({WEIGHTS_NAME})."
+                )
+            raise FileNotFoundError(f"{source} has no {WEIGHTS_NAME}; save the adapter again as safetensors.")
+        try:
+            fields = json.loads(config_file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(
+                f"{source}: {CONFIG_NAME} is not valid JSON ({error}); save the adapter again."
+            ) from error
+        if fields.get("peft_type") != "LORA":
+            raise ValueError(f"{source} is a {fields.get('peft_type')} adapter; only LoRA adapters can be loaded.")
+        named_base = fields.get("base_model_name_or_path")
+        if named_base != base_model_id:
+            raise ValueError(
+                f"{source} adapts {named_base}, but the loaded base model is {base_model_id}; load {named_base} to use it."
+            )
+        config = LoraConfig.from_pretrained(str(folder))
+        config.init_lora_weights = True
+        config.lora_dropout = 0.0  # acts in training only
+        layout = lora_layout(model, config)
+        try:
+            state_dict = load_file(weights_file)
+        except SafetensorError as error:
+            raise ValueError(
+                f"{source}: {WEIGHTS_NAME} is not a safetensors file ({error}); save the adapter again."
+            ) from error
+        return cls(layout, layout.weights_from_state_dict(state_dict, source), base_model_id)
+
+    def on_base(self) -> "Adapter":
+        """
+        The same adapter as one on the plain base model: with a policy parent, the ranks are concatenated.
+
+        The sum of two low-rank products is one product of the stacked matrices, so this is exact, and nothing is merged
+        into (possibly quantized) base weights. A module that only one of the two adapts gets zeros for the other's
+        ranks, which keeps one rank for all modules.
+        """
+        if self.policy is None:
+            return self
+        parts = [self.policy.layout, self.layout]
+        modules = {module.name: module for layout in parts for module in layout.modules}
+        r = sum(layout.r for layout in parts)
+        # One common scaling stays in lora_alpha; different ones move into B.
+        shared = parts[0].scaling == parts[1].scaling
+        layout = LoraLayout(
+            modules=tuple(modules.values()),
+            r=r,
+            lora_alpha=parts[0].scaling * r if shared else r,
+            target_modules=tuple(sorted({*parts[0].target_modules, *parts[1].target_modules})),
+        )
+        weights = torch.zeros(layout.num_parameters)
+        stacked = layout.views(weights)
+        offset = 0
+        for adapter in (self.policy, self):
+            end = offset + adapter.layout.r
+            factor = 1.0 if shared else adapter.layout.scaling
+            for name, (lora_a, lora_b) in adapter.layout.views(adapter.weights).items():
+                stacked[name][0][offset:end] = lora_a
+                stacked[name][1][:, offset:end] = lora_b * factor
+            offset = end
+        return Adapter(layout, weights, self.base_model_id, training=self.training)
+
+    def save_pretrained(self, save_directory: str | Path) -> Path:
+        """
+        Write a PEFT folder (`adapter_config.json`, `adapter_model.safetensors`) that `PeftModel.from_pretrained` loads.
+
+        Returns:
+            `Path`: the folder.
+        """
+        adapter = self.on_base()
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(adapter.layout.state_dict(adapter.weights), folder / WEIGHTS_NAME, metadata={"format": "pt"})
+        alpha = adapter.layout.lora_alpha
+        LoraConfig(
+            task_type="CAUSAL_LM",
+            base_model_name_or_path=adapter.base_model_id,
+            r=adapter.layout.r,
+            lora_alpha=int(alpha) if alpha == int(alpha) else alpha,
+            use_rslora=adapter.layout.use_rslora,
+            target_modules=list(adapter.layout.target_modules),
+            inference_mode=True,
+        ).save_pretrained(str(folder))
+        return folder
+
+
+def _extract_adapter(archive: Path, folder: Path) -> None:
+    """Write the files that lie beside the archive's only `adapter_config.json` into `folder`, flat."""
+    if not zipfile.is_zipfile(archive):
+        raise ValueError(f"{archive} is neither a folder nor a zip file; give a PEFT adapter as one of the two.")
+    with zipfile.ZipFile(archive) as files:
+        configs = [name for name in files.namelist() if name.rsplit("/", 1)[-1] == CONFIG_NAME]
+        if len(configs) != 1:
+            raise ValueError(f"{archive} holds {len(configs)} files named {CONFIG_NAME}; a zip must hold one adapter.")
+        parent = configs[0][: -len(CONFIG_NAME)]
+        for name in files.namelist():
+            # Only plain names directly beside the config: a path in an archive never decides where a file is written.
+            base_name = name[len(parent) :]
+            if name.startswith(parent) and base_name and "/" not in base_name and "\\" not in base_name:
+                (folder / base_name).write_bytes(files.read(name))

@@ -1,0 +1,244 @@
+"""
+Which modules a LoRA adapter adapts, and where their matrices lie in one weight vector.
+
+A bank of adapters is trained and evaluated from one matrix with a row per adapter ([`seal_hf.adapter_bank`]). A
+[`LoraLayout`] finds the `A` and `B` of each module in such a row and translates a row from and to PEFT's state dict.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from peft import LoraConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from torch import nn
+
+
+# Options of LoraConfig that change the computation or the state dict in a way that a stacked adapter does not follow.
+_PLAIN_LORA = {
+    "bias": "none",
+    "use_dora": False,
+    "fan_in_fan_out": False,
+    "lora_bias": False,
+    "modules_to_save": None,
+    "rank_pattern": {},
+    "alpha_pattern": {},
+    "layer_replication": None,
+    "target_parameters": None,
+    "trainable_token_indices": None,
+}
+
+
+@dataclass(frozen=True)
+class LoraModule:
+    """A linear module that an adapter adapts: its name in the base model and its two sizes."""
+
+    name: str
+    in_features: int
+    out_features: int
+
+
+@dataclass(frozen=True)
+class LoraLayout:
+    """
+    Where the LoRA matrices of each module lie in an adapter's weight vector.
+
+    Parameters:
+        modules (`tuple[LoraModule, ...]`):
+            The adapted modules, in the model's order.
+        r (`int`):
+            Rank of every module.
+        lora_alpha (`float`):
+            LoRA's numerator; the update is scaled by `lora_alpha / r`, or `lora_alpha / sqrt(r)` with `use_rslora`.
+        target_modules (`tuple[str, ...]`):
+            The names by which PEFT finds exactly these modules: last components (`"q_proj"`) or whole names.
+        use_rslora (`bool`, *optional*, defaults to `False`):
+            Rank-stabilised scaling.
+    """
+
+    modules: tuple[LoraModule, ...]
+    r: int
+    lora_alpha: float
+    target_modules: tuple[str, ...]
+    use_rslora: bool = False
+
+    @property
+    def scaling(self) -> float:
+        return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(self.r * (module.in_features + module.out_features) for module in self.modules)
+
+    def views(self, weights: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """
+        The `A` and `B` matrices inside a tensor of weight vectors, sharing its memory.
+
+        Parameters:
+            weights (`torch.Tensor` of shape `(..., num_parameters)`):
+                One weight vector, or a stack of them.
+
+        Returns:
+            `dict[str, tuple[torch.Tensor, torch.Tensor]]`: for each module name `A` of shape `(..., r, in_features)` and
+            `B` of shape `(..., out_features, r)`.
+        """
+        views, offset = {}, 0
+        for module in self.modules:
+            a_end = offset + self.r * module.in_features
+            b_end = a_end + self.r * module.out_features
+            views[module.name] = (
+                weights[..., offset:a_end].unflatten(-1, (self.r, module.in_features)),
+                weights[..., a_end:b_end].unflatten(-1, (module.out_features, self.r)),
+            )
+            offset = b_end
+        return views
+
+    def initial_weights(self, seed: int) -> torch.Tensor:
+        """PEFT's initialization (`A` Kaiming-uniform, `B` zero) from one seed: shape `(num_parameters,)`, fp32, CPU."""
+        generator = torch.Generator().manual_seed(seed)
+        weights = torch.zeros(self.num_parameters)
+        for lora_a, _ in self.views(weights).values():
+            nn.init.kaiming_uniform_(lora_a, a=math.sqrt(5), generator=generator)
+        return weights
+
+    def state_dict(self, weights: torch.Tensor) -> dict[str, torch.Tensor]:
+        """PEFT's state dict of one weight vector of shape `(num_parameters,)`."""
+        return {
+            _peft_key(name, letter): matrix.contiguous()
+            for name, matrices in self.views(weights).items()
+            for letter, matrix in zip("AB", matrices, strict=True)
+        }
+
+    def weights_from_state_dict(self, state_dict: Mapping[str, torch.Tensor], source: str) -> torch.Tensor:
+        """
+        The weight vector (shape `(num_parameters,)`, fp32, CPU) of a PEFT state dict.
+
+        Raises:
+            ValueError: A tensor is missing, is left over or has another shape.
+        """
+        weights = torch.empty(self.num_parameters)
+        expected = {
+            _peft_key(name, letter): matrix
+            for name, matrices in self.views(weights).items()
+            for letter, matrix in zip("AB", matrices, strict=True)
+        }
+        if unknown := sorted(set(state_dict) - set(expected)):
+            raise ValueError(
+                f"{source} holds {len(unknown)} tensors that this base model has no place for, such as {unknown[0]}; "
+                "load it on the base model it was trained for."
+            )
+        for key, matrix in expected.items():
+            if key not in state_dict:
+                raise ValueError(
+                    f"{source} lacks the tensor {key} that its adapter_config.json promises; save it again."
+                )
+            if state_dict[key].shape != matrix.shape:
+                raise ValueError(
+                    f"{source}: {key} has shape {tuple(state_dict[key].shape)}, the base model needs "
+                    f"{tuple(matrix.shape)}; load it on the base model it was trained for."
+                )
+            matrix.copy_(state_dict[key])
+        return weights
+
+
+def _peft_key(module_name: str, letter: str) -> str:
+    return f"base_model.model.{module_name}.lora_{letter}.weight"
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The transformers model inside a `PeftModel` (with the policy's LoRA layers in place), or the model itself."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def linear_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """
+    The linear modules of a causal LM by their base-model names, without the output embedding.
+
+    A module that a policy adapter wraps is returned as PEFT's wrapper, so that an inner adapter adds to base and policy.
+    """
+    base = unwrap(model)
+    output_embedding = base.get_output_embeddings()
+    found: dict[str, nn.Module] = {}
+    wrappers: list[str] = []
+    for name, module in base.named_modules():
+        if any(name.startswith(f"{wrapper}.") for wrapper in wrappers[-1:]):
+            continue
+        if isinstance(module, BaseTunerLayer):
+            wrappers.append(name)
+            inner = module.get_base_layer()
+        else:
+            inner = module
+        # bitsandbytes' 4-bit and 8-bit layers are subclasses of nn.Linear
+        if isinstance(inner, nn.Linear) and inner is not output_embedding:
+            found[name] = module
+    return found
+
+
+def lora_layout(model: nn.Module, config: LoraConfig) -> LoraLayout:
+    """
+    Resolve a `LoraConfig` on a model.
+
+    `target_modules` may be anything that PEFT takes: `None` (PEFT's default for the architecture), names, a regular
+    expression, or `"all-linear"`.
+
+    Raises:
+        ValueError: An option that a stacked adapter does not follow, a rank below 1, or targets that match no linear
+            module.
+    """
+    for option, plain in _PLAIN_LORA.items():
+        value = getattr(config, option, plain)
+        if value != plain and value:
+            raise ValueError(
+                f"LoraConfig({option}={value!r}) is not supported by an inner adapter; leave it at {plain!r}."
+            )
+    if config.init_lora_weights is not True:
+        raise ValueError(
+            f"LoraConfig(init_lora_weights={config.init_lora_weights!r}) is not supported by an inner adapter; leave it at True."
+        )
+    if config.lora_dropout:
+        raise ValueError(
+            f"LoraConfig(lora_dropout={config.lora_dropout}) is not supported by an inner adapter; the paper uses 0."
+        )
+    if config.r < 1:
+        raise ValueError(f"The LoRA rank r={config.r} must be at least 1.")
+
+    candidates = linear_modules(model)
+    target_modules = config.target_modules
+    if target_modules is None:
+        model_type = unwrap(model).config.model_type
+        target_modules = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model_type)
+        if target_modules is None:
+            raise ValueError(
+                f"PEFT has no default target_modules for the architecture {model_type!r}; "
+                f"name them, or use target_modules='all-linear'."
+            )
+    if target_modules == "all-linear":
+        names = list(candidates)
+    else:
+        resolved = LoraConfig(target_modules=target_modules, exclude_modules=config.exclude_modules)
+        names = [name for name in candidates if check_target_module_exists(resolved, name)]
+    if not names:
+        shown = target_modules if isinstance(target_modules, str) else sorted(target_modules)
+        present = sorted({_ending(name) for name in candidates})
+        raise ValueError(f"target_modules={shown!r} match no linear module; this model has {', '.join(present)}.")
+    sizes = [
+        (inner.in_features, inner.out_features)
+        for module in (candidates[name] for name in names)
+        for inner in [module.get_base_layer() if isinstance(module, BaseTunerLayer) else module]
+    ]
+    modules = tuple(LoraModule(name, *size) for name, size in zip(names, sizes, strict=True))
+    endings = {_ending(name) for name in names}
+    whole_classes = {name for name in candidates if _ending(name) in endings} == set(names)
+    return LoraLayout(
+        modules=modules,
+        r=config.r,
+        lora_alpha=config.lora_alpha,
+        target_modules=tuple(sorted(endings if whole_classes else names)),
+        use_rslora=config.use_rslora,
+    )
+
+
+def _ending(module_name: str) -> str:
+    return module_name.rsplit(".", 1)[-1]
