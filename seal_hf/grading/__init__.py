@@ -1,0 +1,17 @@
+"""
+Answer graders, and a report of how far the local one agrees with stored verdicts.
+
+```bash
+python -m seal_hf.grading RUN.json [RUN2.json ...] --passages 0:25
+```
+
+Both graders say whether an answer conveys the gold answer: [`LexicalGrader`] compares words on this machine and needs
+no key, [`JudgeGrader`] asks a language model. A verdict of `None` means "could not be graded" and must never count as
+wrong: pass verdicts through [`require_verdicts`] before averaging them.
+"""
+
+from .judge import GradingIncomplete, JudgeGrader, require_verdicts
+from .lexical import LexicalGrader
+
+
+__all__ = ["GradingIncomplete", "JudgeGrader", "LexicalGrader", "require_verdicts"]

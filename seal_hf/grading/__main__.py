@@ -1,0 +1,6 @@
+"""`python -m seal_hf.grading`."""
+
+from .report import main
+
+
+main()

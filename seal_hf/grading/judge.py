@@ -1,0 +1,224 @@
+"""A grader that asks a language model, and the handling of answers that could not be graded."""
+
+import json
+import logging
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from urllib.parse import urlsplit
+
+from huggingface_hub import InferenceClient, get_token
+from huggingface_hub.errors import HfHubHTTPError, HTTPError
+
+from .lexical import check_inputs
+
+
+logger = logging.getLogger(__name__)
+
+JUDGE_PROMPT = """\
+You are marking an examination. Below are a question, the reference answer and a student's answer.
+
+Question: {question}
+Reference answer: {gold}
+Student's answer: {answer}
+
+Does the student's answer state what the reference answer states? Other wording, other units of the same quantity and \
+further details are fine as long as nothing contradicts the reference; an answer that is vaguer, evasive or different \
+in substance is not. Reply with one word, yes or no."""
+
+
+class GradingIncomplete(RuntimeError):
+    """Some answers could not be graded, so the run stops here; what is already recorded stays valid for resuming."""
+
+
+def require_verdicts(verdicts: Sequence[bool | None]) -> list[bool]:
+    """
+    Return the verdicts, or stop when an answer could not be graded.
+
+    Args:
+        verdicts (`Sequence[bool | None]`):
+            Verdicts of a grader; `None` where an answer could not be graded.
+
+    Returns:
+        `list[bool]`: The same verdicts.
+
+    Raises:
+        [`GradingIncomplete`]: If any verdict is `None`.
+
+    Example:
+
+    ```python
+    >>> require_verdicts([True, False])
+    [True, False]
+
+    ```
+    """
+    missing = sum(verdict is None for verdict in verdicts)
+    if missing:
+        raise GradingIncomplete(
+            f"{missing} of {len(verdicts)} answers could not be graded; they are not counted as wrong. Resume the run "
+            "once the judge answers again."
+        )
+    return list(verdicts)
+
+
+def parse_verdict(reply: str) -> bool | None:
+    """
+    Read a judge's reply; reasoning up to `</think>` does not count.
+
+    Args:
+        reply (`str`):
+            What the judge wrote.
+
+    Returns:
+        `bool | None`: What the reply begins with, else the only one of yes and no that it contains, else `None`.
+
+    Example:
+
+    ```python
+    >>> parse_verdict("**Yes**, no detail differs."), parse_verdict("The verdict is no."), parse_verdict("Perhaps.")
+    (True, False, None)
+
+    ```
+    """
+    words = re.findall(r"\w+", reply.rpartition("</think>")[2].casefold())
+    found = {word for word in words if word in ("yes", "no")}
+    if words and words[0] in found:
+        return words[0] == "yes"
+    return "yes" in found if len(found) == 1 else None
+
+
+def _status(error: BaseException) -> int | None:
+    return error.response.status_code if isinstance(error, HfHubHTTPError) else None
+
+
+def _is_transient(error: BaseException) -> bool:
+    status = _status(error)
+    if status is not None:
+        return status in (408, 409, 425, 429) or status >= 500
+    return isinstance(error, (HTTPError, json.JSONDecodeError))
+
+
+class JudgeGrader:
+    """
+    Grades answers by asking a language model, over `huggingface_hub.InferenceClient`.
+
+    Requests go out concurrently, at temperature 0; passing faults (time-outs, broken connections, HTTP 408, 409, 425,
+    429 and 5xx) are retried with exponential back-off. What stays ungraded is `None`, with one warning that states the
+    count and the last fault. A refused key or a missing model stops at once.
+
+    Args:
+        model (`str`):
+            Name of the judge, as the provider or the endpoint knows it.
+        provider (`str`, *optional*):
+            Inference provider of the Hub, chosen automatically when absent; not used with `base_url`.
+        base_url (`str`, *optional*):
+            Any OpenAI-compatible endpoint, such as `"http://localhost:8000/v1"`.
+        api_key (`str`, *optional*):
+            Key for the endpoint or the provider. Without it, providers get the saved Hugging Face token and a
+            `base_url` gets none.
+        max_workers (`int`, *optional*, defaults to `8`):
+            Number of concurrent requests.
+        max_attempts (`int`, *optional*, defaults to `5`):
+            Number of requests per answer before it stays ungraded.
+        initial_wait (`float`, *optional*, defaults to `1.0`):
+            Longest wait before the second attempt, in seconds; doubles with each attempt, up to 60.
+        timeout (`float`, *optional*, defaults to `60.0`):
+            Time to wait for a reply, in seconds.
+
+    Raises:
+        `ImportError`: If the extra `judge` is not installed.
+        `ValueError`: If `max_workers` or `max_attempts` is below 1, or `base_url` is not a plain http(s) address.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        provider: str | None = None,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        max_workers: int = 8,
+        max_attempts: int = 5,
+        initial_wait: float = 1.0,
+        timeout: float = 60.0,
+    ):
+        try:
+            import tenacity
+        except ImportError as error:
+            raise ImportError(
+                "`JudgeGrader` needs tenacity; install it with `pip install 'seal-hf[judge]'`."
+            ) from error
+        for name, value in (("max_workers", max_workers), ("max_attempts", max_attempts)):
+            if value < 1:
+                raise ValueError(f"`{name}` must be at least 1, but is {value}.")
+        address = urlsplit(base_url or "http://")
+        if address.scheme not in ("http", "https") or "@" in address.netloc:
+            raise ValueError("`base_url` must be an http(s) address without user or password; pass keys as `api_key`.")
+        self.model = model
+        self.max_workers = max_workers
+        self._endpoint = base_url or f"provider {provider or 'auto'}"
+        self._secret = api_key or (None if base_url else get_token())
+        # An empty key would make the client send the saved Hugging Face token to any address.
+        self._client = InferenceClient(
+            model=base_url or None, provider=provider, api_key=api_key or (base_url and "none"), timeout=timeout
+        )
+        self._retrying = partial(
+            tenacity.Retrying,
+            stop=tenacity.stop_after_attempt(max_attempts),
+            wait=tenacity.wait_random_exponential(multiplier=initial_wait, max=60),
+            retry=tenacity.retry_if_exception(_is_transient),
+            reraise=True,
+        )
+
+    def grade(self, questions: Sequence[str], golds: Sequence[str], answers: Sequence[str]) -> list[bool | None]:
+        """
+        Grade answers; the arguments are those of [`LexicalGrader.grade`].
+
+        Returns:
+            `list[bool | None]`: One verdict per answer; `None` where all attempts failed or the reply is neither yes
+            nor no. An empty answer is wrong without asking the judge.
+
+        Raises:
+            `ValueError`: If the three lengths differ or a gold answer is empty.
+            `RuntimeError`: If the endpoint refuses the key (HTTP 401, 402, 403) or does not know the model or the path
+                (HTTP 404).
+        """
+        check_inputs(questions, golds, answers)
+        rows = list(zip(questions, golds, answers, strict=True))
+        asked = list(dict.fromkeys(row for row in rows if row[2].strip()))
+        with ThreadPoolExecutor(self.max_workers) as executor:
+            outcomes = dict(zip(asked, executor.map(self._ask, asked), strict=True))
+        verdicts = [outcomes[row] if row in outcomes else False for row in rows]
+        faults = [verdict for verdict in verdicts if isinstance(verdict, str)]
+        if faults:
+            logger.warning("%d of %d answers could not be graded; the last: %s", len(faults), len(rows), faults[-1])
+        return [None if isinstance(verdict, str) else verdict for verdict in verdicts]
+
+    def _ask(self, row: tuple[str, str, str]) -> bool | str:
+        """Return the verdict on one answer, or why there is none."""
+        question, gold, answer = row
+        messages = [{"role": "user", "content": JUDGE_PROMPT.format(question=question, gold=gold, answer=answer)}]
+        try:
+            output = self._retrying()(self._client.chat_completion, messages, model=self.model, temperature=0.0)
+        except (HTTPError, json.JSONDecodeError) as error:
+            fault = self._describe(f"{type(error).__name__}: {error}")
+            if _status(error) not in (401, 402, 403, 404):
+                return fault
+        else:
+            message = output.choices[0].message if output.choices else None
+            reply = (message and message.content) or ""
+            verdict = parse_verdict(reply)
+            return self._describe(f"the reply {reply!r} is neither yes nor no") if verdict is None else verdict
+        # Outside the handler, so that the HTTP error, whose request holds the key, is not chained.
+        raise RuntimeError(
+            f"The judge {self.model!r} at {self._endpoint} refused the request; check `api_key`, `model` and "
+            f"`provider` or `base_url`. {fault}"
+        )
+
+    def _describe(self, text: str) -> str:
+        """Shorten a fault to one line without the key, which some endpoints repeat."""
+        if self._secret:
+            text = text.replace(self._secret, "[key]")
+        return " ".join(text.split())[:300]
