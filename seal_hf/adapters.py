@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from huggingface_hub import HfApi, ModelCardData
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -20,6 +21,22 @@ from .lora_layout import LoraLayout, lora_layout
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 CONFIG_NAME = "adapter_config.json"
+_CARD = """---
+{metadata}
+---
+
+# {repo_id}
+
+A LoRA adapter that [{base}](https://huggingface.co/{base}) was taught with one self-edit
+([SEAL](https://huggingface.co/papers/2506.10943)).
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "{repo_id}")
+```
+"""
 
 
 @dataclass(frozen=True)
@@ -181,6 +198,55 @@ class Adapter:
             inference_mode=True,
         ).save_pretrained(str(folder))
         return folder
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        commit_message: str = "Upload adapter",
+    ) -> str:
+        """
+        Upload the adapter as a PEFT repository with a model card.
+
+        Parameters:
+            repo_id (`str`):
+                `"user/name"`; created where it does not exist.
+            private (`bool`, *optional*):
+                Visibility of a new repository. Defaults to the owner's setting.
+            token (`str`, *optional*):
+                Defaults to the one saved by `hf auth login`.
+            commit_message (`str`, *optional*, defaults to `"Upload adapter"`):
+                Message of the commit.
+
+        Returns:
+            `str`: the repository's URL.
+
+        Raises:
+            ValueError: The base model is not a Hub id, so that the card could not name it.
+            huggingface_hub.errors.HfHubHTTPError: The Hub refused the upload.
+        """
+        if Path(self.base_model_id).exists():
+            raise ValueError(
+                f"The base model {self.base_model_id} is a local folder, which a card on the Hub cannot name; load the "
+                "base by its Hub id, or pass base_model_id=... to SelfAdaptingLM."
+            )
+        card = ModelCardData(
+            base_model=self.base_model_id,
+            library_name="peft",
+            pipeline_tag="text-generation",
+            tags=["seal", "lora", f"base_model:adapter:{self.base_model_id}"],
+        )
+        api = HfApi(token=token)
+        url = api.create_repo(repo_id, private=private, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            (Path(folder) / "README.md").write_text(
+                _CARD.format(metadata=card.to_yaml(), base=self.base_model_id, repo_id=url.repo_id), encoding="utf-8"
+            )
+            api.upload_folder(repo_id=url.repo_id, folder_path=folder, commit_message=commit_message)
+        return str(url)
 
 
 def _extract_adapter(archive: Path, folder: Path) -> None:

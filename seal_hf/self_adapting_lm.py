@@ -1,0 +1,410 @@
+"""
+A language model that writes its own finetuning data, adapts to it and answers from what it has learned.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from huggingface_hub.errors import HfHubHTTPError
+from peft import LoraConfig, PeftModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import is_bitsandbytes_available
+
+from .adapter_bank import AdapterBank
+from .adapters import Adapter
+from .domains import Domain, KnowledgeDomain
+from .embedded import EMBEDDED, EMBEDDED_MODEL_ID, embedded_model_path
+from .generation import Sampling, check_context, generate, row_seeds
+from .inner_loop import InnerStep, train
+from .inner_update import InnerLoopConfig, tokenize_self_edit
+from .lora_layout import lora_layout
+from .self_edit import SelfEdit
+
+
+logger = logging.getLogger(__name__)
+
+Passage = str | Mapping
+
+
+class SelfAdaptingLM:
+    """
+    SEAL's inner half on one causal LM: write self-edits, adapt to them, answer.
+
+    The base model is never changed. Adapters live apart from it and are attached for the length of one call.
+
+    Parameters:
+        model (`PreTrainedModel` or `PeftModel`):
+            The causal LM; a `PeftModel` carries a policy adapter, on top of which inner adapters are trained.
+        processing_class (`PreTrainedTokenizerBase`):
+            Its tokenizer.
+        domain ([`Domain`], *optional*):
+            What is learned and how it is asked for. Defaults to a [`KnowledgeDomain`], in chat form where the tokenizer
+            has a chat template.
+        peft_config (`LoraConfig`, *optional*):
+            Shape of the inner adapters. Defaults to the paper's: rank 32, alpha 64, PEFT's default target modules.
+        inner_config ([`InnerLoopConfig`], *optional*):
+            How a self-edit is trained on. Defaults to the paper's.
+        base_model_id (`str`, *optional*):
+            Identity of the base model that adapters record. Defaults to the name that the model was loaded from.
+
+    Raises:
+        ValueError: Target modules that match nothing, a rank below 1, a domain in chat form for a tokenizer without a
+            chat template, or a tokenizer with neither padding nor end-of-sequence token.
+
+    Example:
+
+    ```python
+    lm = SelfAdaptingLM.from_pretrained("embedded")
+    edits = lm.propose("The Orrick Skerry Lighthouse was completed in 1874 under Halda Tremmery.", num_generations=4)
+    adapter = lm.adapt(edits[0])
+    lm.answer("Who built the Orrick Skerry Lighthouse?", adapter=adapter)
+    ```
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        processing_class: PreTrainedTokenizerBase,
+        *,
+        domain: Domain | None = None,
+        peft_config: LoraConfig | None = None,
+        inner_config: InnerLoopConfig | None = None,
+        base_model_id: str | None = None,
+    ):
+        self.model = model
+        self.processing_class = processing_class
+        self.domain = domain or KnowledgeDomain(chat=bool(processing_class.chat_template))
+        self.peft_config = peft_config or LoraConfig(r=32, lora_alpha=64)
+        self.inner_config = inner_config or InnerLoopConfig()
+        self.base_model_id = base_model_id or model.config.name_or_path
+        if getattr(self.domain, "chat", False) and not processing_class.chat_template:
+            raise ValueError(
+                f"The domain asks in chat form, but the tokenizer of {self.base_model_id} has no chat template; use "
+                "KnowledgeDomain(chat=False) or set `tokenizer.chat_template`."
+            )
+        if processing_class.pad_token_id is None and processing_class.eos_token_id is None:
+            raise ValueError(
+                f"The tokenizer of {self.base_model_id} has neither a padding nor an end-of-sequence token; set "
+                "`tokenizer.pad_token`."
+            )
+        lora_layout(model, self.peft_config)  # raises where the adapters do not fit
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model_name_or_path: str,
+        *,
+        load_in_4bit: bool = False,
+        dtype: str | torch.dtype = "bfloat16",
+        device: str | torch.device | None = None,
+        revision: str = "main",
+        trust_remote_code: bool = False,
+        **kwargs,
+    ) -> "SelfAdaptingLM":
+        """
+        Load a causal LM.
+
+        Parameters:
+            model_name_or_path (`str`):
+                A Hub id, a folder, or `"embedded"` for the small model that needs no Hub.
+            load_in_4bit (`bool`, *optional*, defaults to `False`):
+                Quantize the base to NF4 with double quantization (QLoRA); needs the extra `quantization`.
+            dtype (`str` or `torch.dtype`, *optional*, defaults to `"bfloat16"`):
+                Of the weights, or of the activations where these are quantized.
+            device (`str` or `torch.device`, *optional*):
+                Defaults to the accelerator where there is one, else the CPU.
+            revision (`str`, *optional*, defaults to `"main"`):
+                Branch, tag or commit on the Hub.
+            trust_remote_code (`bool`, *optional*, defaults to `False`):
+                Whether code from the model's repository may run.
+            **kwargs:
+                Passed to [`SelfAdaptingLM`].
+
+        Raises:
+            ValueError: An unknown dtype.
+            OSError: The model does not exist or cannot be reached.
+            ImportError: `load_in_4bit` without bitsandbytes.
+        """
+        if load_in_4bit and not is_bitsandbytes_available():
+            raise ImportError("load_in_4bit=True needs bitsandbytes; run `pip install 'seal-hf[quantization]'`.")
+        if isinstance(dtype, str):
+            if not isinstance(getattr(torch, dtype, None), torch.dtype):
+                raise ValueError(f"dtype={dtype!r} is not one of torch's; use 'bfloat16' or 'float32'.")
+            dtype = getattr(torch, dtype)
+        path = str(embedded_model_path()) if model_name_or_path == EMBEDDED else model_name_or_path
+        quantization_config = None
+        if load_in_4bit:
+            quantization_config = BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=dtype,
+            )
+        shared = {"revision": revision, "trust_remote_code": trust_remote_code}
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(path, **shared)
+            model = AutoModelForCausalLM.from_pretrained(
+                path,
+                dtype=dtype,
+                quantization_config=quantization_config,
+                device_map={"": torch.device(device or _default_device())},
+                **shared,
+            )
+        except (OSError, HfHubHTTPError) as error:
+            raise OSError(
+                f"The model {model_name_or_path!r} could not be loaded: it is neither a folder with a model nor a model "
+                "on the Hub that can be reached from here (a gated one needs `hf auth login`). To go on without the Hub "
+                f"use {EMBEDDED!r}."
+            ) from error
+        if model_name_or_path == EMBEDDED:
+            kwargs.setdefault("base_model_id", EMBEDDED_MODEL_ID)
+        return cls(model, tokenizer, **{"base_model_id": model_name_or_path, **kwargs})
+
+    def propose(
+        self,
+        passage: Passage,
+        num_generations: int = 5,
+        *,
+        temperature: float = 1.0,
+        top_p: float = 0.95,
+        max_completion_length: int = 512,
+        seed: int = 0,
+        on_text: Callable[[list[str]], bool | None] | None = None,
+        stop: threading.Event | None = None,
+    ) -> list[SelfEdit]:
+        """
+        Let the model write self-edits, all of them in one batch.
+
+        Parameters:
+            passage (`str` or `Mapping`):
+                A text, or an example of the domain such as `{"title": ..., "context": ...}`.
+            num_generations (`int`, *optional*, defaults to `5`):
+                Number of self-edits to sample.
+            temperature (`float`, *optional*, defaults to `1.0`):
+                Sampling temperature.
+            top_p (`float`, *optional*, defaults to `0.95`):
+                Nucleus sampling's total probability.
+            max_completion_length (`int`, *optional*, defaults to `512`):
+                Longest self-edit, in tokens.
+            seed (`int`, *optional*, defaults to `0`):
+                Self-edit `i` is drawn from the stream of `(seed, i)`.
+            on_text (`Callable[[list[str]], bool | None]`, *optional*):
+                Called with the new text of all candidates at every token; returning `True` stops the writing.
+            stop (`threading.Event`, *optional*):
+                Once set, the writing stops and what there is becomes self-edits.
+
+        Returns:
+            `list[SelfEdit]`: the well-formed self-edits, at most `num_generations`; a warning counts those that were
+            not.
+
+        Raises:
+            ValueError: `num_generations` below 1, an empty passage, or one that does not fit the model's context.
+        """
+        example = {"title": "", "context": passage} if isinstance(passage, str) else passage
+        if num_generations < 1:
+            raise ValueError(f"num_generations={num_generations} must be at least 1.")
+        if "context" in example and not str(example["context"]).strip():
+            raise ValueError("The passage is empty; give it some text to learn.")
+        generations = generate(
+            self.model,
+            self.processing_class,
+            [self.domain.prompt(example)] * num_generations,
+            max_new_tokens=max_completion_length,
+            sampling=Sampling(row_seeds(seed, num_generations), temperature, top_p),
+            on_text=on_text,
+            stop=stop,
+        )
+        edits = [self.domain.parse(generation.text, example) for generation in generations]
+        well_formed = [edit for edit in edits if edit is not None]
+        if len(well_formed) < num_generations:
+            logger.warning(
+                "%d of %d self-edits were malformed and are left out.",
+                num_generations - len(well_formed),
+                num_generations,
+            )
+        return well_formed
+
+    def adapt(
+        self,
+        self_edits: SelfEdit | Sequence[SelfEdit],
+        *,
+        seed: int = 0,
+        on_step: Callable[[InnerStep], None] | None = None,
+        stop: threading.Event | None = None,
+    ) -> Adapter | list[Adapter]:
+        """
+        Train one adapter per self-edit, all of them together.
+
+        Parameters:
+            self_edits (`SelfEdit` or `Sequence[SelfEdit]`):
+                One self-edit or many.
+            seed (`int`, *optional*, defaults to `0`):
+                Seed of the initial weights and the order. All adapters share it, so that a self-edit gives the same
+                adapter, up to rounding, alone and among others.
+            on_step (`Callable[[InnerStep], None]`, *optional*):
+                Called after every optimizer step with losses, tokens and time.
+            stop (`threading.Event`, *optional*):
+                Once set, training ends and the adapters keep the weights they have.
+
+        Returns:
+            `Adapter` or `list[Adapter]`: one for each self-edit. `adapter.training` tells how it was trained, and under
+            `"stopped"` whether it ended early.
+
+        Raises:
+            ValueError: No self-edits, one without any text, one longer than the context, or an invalid override.
+        """
+        edits = [self_edits] if isinstance(self_edits, SelfEdit) else list(self_edits)
+        if not edits:
+            raise ValueError("adapt() got no self-edits; give at least one, for example from propose().")
+        updates = [tokenize_self_edit(edit, self.processing_class, self.inner_config) for edit in edits]
+        longest = max(len(sequence.input_ids) for update in updates for sequence in update.sequences)
+        check_context(self.model, longest, 0)
+        bank = AdapterBank.initialize(self.model, self.peft_config, [seed] * len(edits))
+        policy = None
+        if isinstance(self.model, PeftModel):
+            policy = Adapter.from_peft_model(self.model, self.base_model_id)
+        results = train(bank, updates, order_seed=seed, on_step=on_step, stop=stop)
+        adapters = [
+            Adapter(
+                layout=bank.layout,
+                weights=weights.cpu().clone(),
+                base_model_id=self.base_model_id,
+                policy=policy,
+                training={
+                    **asdict(update.config),
+                    "seed": seed,
+                    "num_steps": len(result.losses),
+                    "num_tokens": result.num_tokens,
+                    "losses": tuple(result.losses),
+                    "stopped": result.stopped,
+                },
+            )
+            for weights, update, result in zip(bank.weights, updates, results, strict=True)
+        ]
+        return adapters[0] if isinstance(self_edits, SelfEdit) else adapters
+
+    def answer(
+        self,
+        question: str | Sequence[str],
+        *,
+        adapter: Adapter | None = None,
+        title: str = "",
+        max_answer_length: int = 64,
+        on_text: Callable[[list[str]], bool | None] | None = None,
+        stop: threading.Event | None = None,
+    ) -> str | list[str]:
+        """
+        Answer closed-book: the passage is not in the context. Greedy.
+
+        Parameters:
+            question (`str` or `Sequence[str]`):
+                One question or many.
+            adapter (`Adapter`, *optional*):
+                The adapter to answer with; the base (with its policy) where absent.
+            title (`str`, *optional*, defaults to `""`):
+                Topic named in the prompt.
+            max_answer_length (`int`, *optional*, defaults to `64`):
+                Longest answer, in tokens.
+            on_text (`Callable[[list[str]], bool | None]`, *optional*):
+                Called with the new text of all answers at every token; returning `True` stops.
+            stop (`threading.Event`, *optional*):
+                Once set, what has been written so far is returned.
+
+        Returns:
+            `str` or `list[str]`: the answer, or one for each question.
+
+        Raises:
+            ValueError: An empty question.
+        """
+        questions = [question] if isinstance(question, str) else list(question)
+        if not all(text.strip() for text in questions):
+            raise ValueError("A question is empty; give it some text.")
+        example = {"title": title, "context": "", "questions": [{"question": text} for text in questions]}
+        prompts = self.domain.questions(example)
+        adapters = [adapter] * len(prompts)
+        answers = self.answer_prompts(
+            prompts, adapters, max_answer_length=max_answer_length, on_text=on_text, stop=stop
+        )
+        return answers[0] if isinstance(question, str) else answers
+
+    def answer_prompts(
+        self,
+        prompts: Sequence[str | list[dict]],
+        adapters: Sequence[Adapter | None] | None = None,
+        *,
+        max_answer_length: int = 64,
+        on_text: Callable[[list[str]], bool | None] | None = None,
+        stop: threading.Event | None = None,
+    ) -> list[str]:
+        """
+        Greedy answers to prompts that a domain has made, with an adapter for each, in common batches.
+
+        Parameters:
+            prompts (`Sequence[str | list[dict]]`):
+                Evaluation prompts.
+            adapters (`Sequence[Adapter | None]`, *optional*):
+                For each prompt its adapter; no inner adapter where `None` or absent.
+            max_answer_length (`int`, *optional*, defaults to `64`):
+                Longest answer, in tokens.
+            on_text, stop:
+                As in [`~SelfAdaptingLM.answer`].
+
+        Returns:
+            `list[str]`: one answer per prompt, without surrounding white space.
+
+        Raises:
+            ValueError: Adapters of different shapes, for another base model, or not one per prompt.
+        """
+        bank = rows = None
+        if adapters is not None and any(adapter is not None for adapter in adapters):
+            distinct = {id(adapter): adapter for adapter in adapters if adapter is not None}
+            places = {key: place for place, key in enumerate(distinct)}
+            bank = AdapterBank.from_adapters(self.model, [self._fitting(adapter) for adapter in distinct.values()])
+            rows = [None if adapter is None else places[id(adapter)] for adapter in adapters]
+        generations = generate(
+            self.model,
+            self.processing_class,
+            prompts,
+            max_new_tokens=max_answer_length,
+            bank=bank,
+            rows=rows,
+            on_text=on_text,
+            stop=stop,
+        )
+        return [generation.text.strip() for generation in generations]
+
+    def load_adapter(self, path: str | Path) -> Adapter:
+        """
+        Load a PEFT LoRA adapter for this base model from a folder or a zip file (see [`Adapter.from_pretrained`]).
+        """
+        return Adapter.from_pretrained(path, self.model, self.base_model_id)
+
+    def _fitting(self, adapter: Adapter) -> Adapter:
+        """The adapter in the form that this model takes: on top of its policy, or on the plain base."""
+        if adapter.base_model_id != self.base_model_id:
+            raise ValueError(
+                f"This adapter adapts {adapter.base_model_id}, but the loaded base model is {self.base_model_id}; load "
+                f"{adapter.base_model_id} to use it."
+            )
+        if not isinstance(self.model, PeftModel):
+            return adapter.on_base()
+        if adapter.policy is None:
+            raise ValueError(
+                "This adapter was trained on the plain base model, but this model carries a policy adapter; use it with "
+                f"SelfAdaptingLM.from_pretrained({self.base_model_id!r})."
+            )
+        return adapter
+
+
+def _default_device() -> str:
+    return torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
