@@ -58,11 +58,9 @@ class Sampling:
             raise ValueError(f"top_p={self.top_p} must be above 0 and at most 1.")
 
 
-def row_seeds(seed: int, num_rows: int) -> tuple[int, ...]:
-    """A seed for each row, unrelated to each other and to those of other values of `seed`."""
-    return tuple(
-        int(np.random.SeedSequence([seed, row]).generate_state(1, np.uint64)[0] >> 1) for row in range(num_rows)
-    )
+def draw_seed(*parts: int) -> int:
+    """A seed for one random stream, such as `draw_seed(seed, example, edit)`; unrelated to those of other parts."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
 
 
 @dataclass(frozen=True)
@@ -117,7 +115,8 @@ def generate(
             For each prompt the adapter in `bank`, or `None` for no inner adapter.
         on_text (`Callable[[list[str]], bool | None]`, *optional*):
             Called after every step with the new text of every prompt (`""` where there is none); generation stops when
-            it returns `True`.
+            it returns `True`. A character of several tokens is passed on in whole; where a text ends in the middle of
+            one, a last call gives the rest, so that the new texts always add up to the text returned.
         stop (`threading.Event`, *optional*):
             Checked after every step; once set, what has been written so far is returned.
         batch_size (`int`, *optional*, defaults to `64`):
@@ -127,7 +126,7 @@ def generate(
         `list[Generation]`: one per prompt, in order.
 
     Raises:
-        ValueError: Fewer than one new token, a prompt that does not fit the model's context, chat messages for a
+        ValueError: Fewer than one new token, an empty prompt or one that does not fit the model's context, chat messages for a
             tokenizer without a template, a tokenizer with neither padding nor end-of-sequence token, or adapters or
             seeds that are not one per prompt.
     """
@@ -139,6 +138,8 @@ def generate(
     if (bank is None) != (rows is None):
         raise ValueError("`bank` and `rows` belong together; give both or neither.")
     token_ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    if [] in token_ids:
+        raise ValueError(f"prompts[{token_ids.index([])}] is empty; give the model at least one token to continue.")
     check_context(model, max((len(ids) for ids in token_ids), default=0), max_new_tokens)
     progress = _Progress(tokenizer, len(prompts), on_text, stop)
     generations: list[Generation] = []
@@ -222,9 +223,10 @@ def _generate_batch(
         )
     generations = []
     for ids in output[:, length:].tolist():
-        end = next((i + 1 for i, token in enumerate(ids) if token in eos_ids), None)
+        end = next((i for i, token in enumerate(ids) if token in eos_ids), None)
         text = tokenizer.decode(ids[:end], skip_special_tokens=True)
-        generations.append(Generation(text, len(ids[:end]), end is not None))
+        generations.append(Generation(text, len(ids) if end is None else end + 1, end is not None))
+    progress.finish_batch([generation.text for generation in generations])
     return generations
 
 
@@ -313,14 +315,26 @@ class _Progress(StoppingCriteria):
             self.stopped = True
         return torch.full((input_ids.shape[0],), self.stopped, device=input_ids.device)
 
+    def finish_batch(self, texts: Sequence[str]) -> None:
+        """Report what was held back of texts that end in the middle of a character."""
+        new_texts = self._unwritten(texts)
+        if self.on_text is not None and any(new_texts) and self.on_text(new_texts):
+            self.stopped = True
+
     def _new_texts(self, input_ids: torch.LongTensor) -> list[str]:
-        new_texts = [""] * self.num_prompts
-        for row, ids in enumerate(input_ids[:, self.prompt_length :].tolist()):
-            end = next((i for i, token in enumerate(ids) if token in self.eos_ids), len(ids))
+        texts = []
+        for ids in input_ids[:, self.prompt_length :].tolist():
+            end = next((i for i, token in enumerate(ids) if token in self.eos_ids), None)
             text = self.tokenizer.decode(ids[:end], skip_special_tokens=True)
-            written = self.written.get(row, "")
             # A character of several tokens decodes to U+FFFD until its last one is there.
-            if len(text) > len(written) and not text.endswith("\ufffd"):
+            texts.append("" if text.endswith("\ufffd") else text)
+        return self._unwritten(texts)
+
+    def _unwritten(self, texts: Sequence[str]) -> list[str]:
+        new_texts = [""] * self.num_prompts
+        for row, text in enumerate(texts):
+            written = self.written.get(row, "")
+            if len(text) > len(written):
                 new_texts[self.first_prompt + row] = text[len(written) :]
                 self.written[row] = text
         return new_texts

@@ -24,7 +24,7 @@ from .adapter_bank import AdapterBank
 from .adapters import Adapter
 from .domains import Domain, KnowledgeDomain
 from .embedded import EMBEDDED, EMBEDDED_MODEL_ID, embedded_model_path
-from .generation import Sampling, check_context, generate, row_seeds
+from .generation import Sampling, check_context, draw_seed, generate
 from .inner_loop import InnerStep, train
 from .inner_update import InnerLoopConfig, tokenize_self_edit
 from .lora_layout import lora_layout
@@ -197,7 +197,7 @@ class SelfAdaptingLM:
             max_completion_length (`int`, *optional*, defaults to `512`):
                 Longest self-edit, in tokens.
             seed (`int`, *optional*, defaults to `0`):
-                Self-edit `i` is drawn from the stream of `(seed, i)`.
+                Self-edit `i` is drawn from the stream of `(seed, 0, i)`.
             on_text (`Callable[[list[str]], bool | None]`, *optional*):
                 Called with the new text of all candidates at every token; returning `True` stops the writing.
             stop (`threading.Event`, *optional*):
@@ -211,28 +211,72 @@ class SelfAdaptingLM:
             ValueError: `num_generations` below 1, an empty passage, or one that does not fit the model's context.
         """
         example = {"title": "", "context": passage} if isinstance(passage, str) else passage
-        if num_generations < 1:
-            raise ValueError(f"num_generations={num_generations} must be at least 1.")
-        if "context" in example and not str(example["context"]).strip():
-            raise ValueError("The passage is empty; give it some text to learn.")
-        generations = generate(
-            self.model,
-            self.processing_class,
-            [self.domain.prompt(example)] * num_generations,
-            max_new_tokens=max_completion_length,
-            sampling=Sampling(row_seeds(seed, num_generations), temperature, top_p),
+        (edits,) = self.propose_batch(
+            [example],
+            num_generations,
+            temperature=temperature,
+            top_p=top_p,
+            max_completion_length=max_completion_length,
+            seed=seed,
             on_text=on_text,
             stop=stop,
         )
-        edits = [self.domain.parse(generation.text, example) for generation in generations]
         well_formed = [edit for edit in edits if edit is not None]
         if len(well_formed) < num_generations:
-            logger.warning(
-                "%d of %d self-edits were malformed and are left out.",
-                num_generations - len(well_formed),
-                num_generations,
-            )
+            num_malformed = num_generations - len(well_formed)
+            logger.warning("%d of %d self-edits were malformed and are left out.", num_malformed, num_generations)
         return well_formed
+
+    def propose_batch(
+        self,
+        examples: Sequence[Mapping],
+        num_generations: int = 5,
+        *,
+        temperature: float = 1.0,
+        top_p: float = 0.95,
+        max_completion_length: int = 512,
+        seed: int = 0,
+        on_text: Callable[[list[str]], bool | None] | None = None,
+        stop: threading.Event | None = None,
+    ) -> list[list[SelfEdit | None]]:
+        """
+        Let the model write self-edits for many examples in common batches.
+
+        Parameters:
+            examples (`Sequence[Mapping]`):
+                Examples of the domain.
+            seed (`int`, *optional*, defaults to `0`):
+                Self-edit `i` of example `e` is drawn from the stream of `(seed, e, i)`.
+            num_generations, temperature, top_p, max_completion_length, on_text, stop:
+                As in [`~SelfAdaptingLM.propose`].
+
+        Returns:
+            `list[list[SelfEdit | None]]`: `num_generations` for each example; `None` where one was malformed.
+
+        Raises:
+            ValueError: `num_generations` below 1, an empty passage, or one that does not fit the model's context.
+        """
+        if num_generations < 1:
+            raise ValueError(f"num_generations={num_generations} must be at least 1.")
+        for example in examples:
+            if "context" in example and not str(example["context"]).strip():
+                raise ValueError("The passage is empty; give it some text to learn.")
+        seeds = [draw_seed(seed, e, i) for e in range(len(examples)) for i in range(num_generations)]
+        generations = iter(
+            generate(
+                self.model,
+                self.processing_class,
+                [prompt for prompt in map(self.domain.prompt, examples) for _ in range(num_generations)],
+                max_new_tokens=max_completion_length,
+                sampling=Sampling(tuple(seeds), temperature, top_p),
+                on_text=on_text,
+                stop=stop,
+            )
+        )
+        return [
+            [self.domain.parse(next(generations).text, example) for _ in range(num_generations)]
+            for example in examples
+        ]
 
     def adapt(
         self,

@@ -1,0 +1,38 @@
+# Set-up and the main jobs. Everything lives in $(VENV); remove it to start afresh.
+#   make demo [PASSAGE=file.txt] [TITLE="..."] [QUESTION="..."]
+#   make test
+#   TORCH_INDEX=URL takes torch from another package index, such as the one of a CUDA build.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+TORCH := $(shell grep '^torch==' constraints.txt)
+export HF_HUB_DISABLE_TELEMETRY ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: demo test lint
+
+demo: $(VENV)/.core
+	@$(BIN)/python trainers/demo.py $(if $(PASSAGE),--passage "$(PASSAGE)") $(if $(TITLE),--title "$(TITLE)") $(if $(QUESTION),--questions "$(QUESTION)")
+
+test: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest --doctest-modules seal_hf tests
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# torch goes first and alone, so that nothing else pulls another build of it.
+$(VENV)/.torch: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)") "$(TORCH)"
+	@touch $@
+
+$(VENV)/.core: $(VENV)/.torch pyproject.toml
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.core
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test]"
+	@touch $@

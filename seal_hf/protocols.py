@@ -1,0 +1,185 @@
+"""
+Evaluation protocols of the paper, without outer training.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from .domains import KnowledgeDomain
+from .generation import draw_seed
+from .self_adapting_lm import SelfAdaptingLM
+from .self_edit import SelfEdit
+from .statistics import Accuracy, Difference, accuracy, paired_difference
+
+
+BASE, IN_CONTEXT, PASSAGE_ONLY, SELF_EDITS = "base", "passage in context", "passage only", "self-edits"
+CONDITIONS = (BASE, IN_CONTEXT, PASSAGE_ONLY, SELF_EDITS)
+
+
+@dataclass(frozen=True)
+class PassageResult:
+    """
+    What one passage gave under every condition.
+
+    Parameters:
+        title (`str`):
+            The passage's title.
+        self_edits (`tuple[SelfEdit, ...]`):
+            The self-edits that were adapted to.
+        answers (`Mapping[str, list[list[str]]]`):
+            For each condition its runs (one; for the self-edits one per self-edit), and in each run an answer per
+            question.
+        verdicts (`Mapping[str, list[list[bool | None]]]`):
+            The grader's verdicts on these answers.
+    """
+
+    title: str
+    self_edits: tuple[SelfEdit, ...]
+    answers: Mapping[str, list[list[str]]]
+    verdicts: Mapping[str, list[list[bool | None]]]
+
+
+def single_passage(
+    lm: SelfAdaptingLM,
+    examples: Sequence[Mapping],
+    *,
+    num_generations: int = 1,
+    passages_per_bank: int = 4,
+    temperature: float = 1.0,
+    top_p: float = 0.95,
+    max_completion_length: int = 512,
+    max_answer_length: int = 64,
+    seed: int = 0,
+) -> Iterator[PassageResult]:
+    """
+    The paper's single-passage protocol (SEAL, section 4.2): adapt to one passage, ask about it with no passage in view.
+
+    For each passage the model writes self-edits. An adapter for each of them and one for the passage alone are trained
+    together in one bank, for a few passages at once, and the questions of all conditions are answered in one batch.
+
+    Parameters:
+        lm ([`SelfAdaptingLM`]):
+            The model, with a [`KnowledgeDomain`].
+        examples (`Sequence[Mapping]`):
+            Passages with questions.
+        num_generations (`int`, *optional*, defaults to `1`):
+            Self-edits per passage; malformed ones are left out.
+        passages_per_bank (`int`, *optional*, defaults to `4`):
+            Passages whose adapters are trained together.
+        temperature, top_p, max_completion_length:
+            As in [`SelfAdaptingLM.propose`].
+        max_answer_length (`int`, *optional*, defaults to `64`):
+            Longest answer, in tokens.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of sampling, initialization and order.
+
+    Yields:
+        [`PassageResult`]: one per example, as soon as it is known.
+
+    Raises:
+        TypeError: The model's domain is not a [`KnowledgeDomain`].
+    """
+    domain = lm.domain
+    if not isinstance(domain, KnowledgeDomain):
+        raise TypeError(f"single_passage needs a KnowledgeDomain, not a {type(domain).__name__}.")
+    for start in range(0, len(examples), passages_per_bank):
+        chunk = examples[start : start + passages_per_bank]
+        proposed = lm.propose_batch(
+            chunk,
+            num_generations,
+            temperature=temperature,
+            top_p=top_p,
+            max_completion_length=max_completion_length,
+            seed=draw_seed(seed, start),
+        )
+        self_edits = [[edit for edit in edits if edit is not None] for edits in proposed]
+        adapters = iter(
+            lm.adapt(
+                [
+                    edit
+                    for example, edits in zip(chunk, self_edits, strict=True)
+                    for edit in (domain.passage_only(example), *edits)
+                ],
+                seed=seed,
+            )
+        )
+        runs = []  # (example, condition, prompts, adapter)
+        for example, edits in zip(chunk, self_edits, strict=True):
+            closed_book = domain.questions(example)
+            runs += [
+                (example, BASE, closed_book, None),
+                (example, IN_CONTEXT, domain.questions_in_context(example), None),
+                (example, PASSAGE_ONLY, closed_book, next(adapters)),
+                *((example, SELF_EDITS, closed_book, next(adapters)) for _ in edits),
+            ]
+        flat = iter(
+            lm.answer_prompts(
+                [prompt for _, _, prompts, _ in runs for prompt in prompts],
+                [adapter for _, _, prompts, adapter in runs for _ in prompts],
+                max_answer_length=max_answer_length,
+            )
+        )
+        answers = [[next(flat) for _ in prompts] for _, _, prompts, _ in runs]
+        verdicts = domain.grade([example for example, *_ in runs], answers)
+        graded = list(zip(runs, answers, verdicts, strict=True))
+        for example, edits in zip(chunk, self_edits, strict=True):
+            own = [(run[1], *outcome) for run, *outcome in graded if run[0] is example]
+            yield PassageResult(
+                title=example.get("title") or "",
+                self_edits=tuple(edits),
+                answers={name: [one for condition, one, _ in own if condition == name] for name in CONDITIONS},
+                verdicts={name: [one for condition, _, one in own if condition == name] for name in CONDITIONS},
+            )
+
+
+@dataclass(frozen=True)
+class Summary:
+    """
+    Accuracies and differences over all passages.
+
+    Parameters:
+        accuracies (`dict[str, Accuracy]`):
+            Of each condition.
+        differences (`dict[str, Difference]`):
+            Self-edits minus each other condition, paired by passage.
+        num_self_edits (`int`):
+            Self-edits in all.
+    """
+
+    accuracies: dict[str, Accuracy]
+    differences: dict[str, Difference]
+    num_self_edits: int
+
+
+def summarize(results: Sequence[PassageResult]) -> Summary:
+    """
+    Accuracy of every condition and the paired differences.
+
+    A passage's accuracy with self-edits is the mean over its self-edits, so it is what one self-edit gives on average.
+    A passage none of whose self-edits was well-formed counts as answered by the base model: nothing was learned.
+
+    Raises:
+        ValueError: No results, or a verdict is `None` (see [`seal_hf.statistics.accuracy`]).
+    """
+    means = {condition: [] for condition in CONDITIONS}
+    for result in results:
+        for condition in CONDITIONS:
+            runs = result.verdicts[condition] or result.verdicts[BASE]
+            means[condition].append(runs)
+    pooled = {condition: [_pool(runs) for runs in passages] for condition, passages in means.items()}
+    # Every condition repeats its questions once per self-edit, so that the pairs have the same questions.
+    differences = {}
+    for condition in (BASE, IN_CONTEXT, PASSAGE_ONLY):
+        repeated = [
+            _pool(runs * len(edit_runs)) for runs, edit_runs in zip(means[condition], means[SELF_EDITS], strict=True)
+        ]
+        differences[condition] = paired_difference(repeated, pooled[SELF_EDITS])
+    return Summary(
+        accuracies={condition: accuracy(passages) for condition, passages in pooled.items()},
+        differences=differences,
+        num_self_edits=sum(len(result.self_edits) for result in results),
+    )
+
+
+def _pool(runs: Sequence[Sequence[bool | None]]) -> list[bool | None]:
+    return [verdict for run in runs for verdict in run]

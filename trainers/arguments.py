@@ -1,0 +1,57 @@
+"""Arguments that the scripts share, and the model that they describe."""
+
+from dataclasses import dataclass, field
+
+from peft import LoraConfig
+
+from seal_hf import InnerLoopConfig, SelfAdaptingLM
+from seal_hf.domains import KnowledgeDomain
+
+
+@dataclass
+class AdaptationArguments:
+    """Model, self-edits and inner loop."""
+
+    model_name_or_path: str = field(
+        default="embedded", metadata={"help": "Hub id or folder of a causal LM, or 'embedded' for the small one."}
+    )
+    load_in_4bit: bool = field(default=False, metadata={"help": "Quantize the base to NF4 (QLoRA)."})
+    dtype: str = field(default="bfloat16", metadata={"help": "Data type of the base model."})
+    prompt_style: str = field(
+        default="rewrite",
+        metadata={"help": "How self-edits are asked for: a style's name, or a template with {context}."},
+    )
+    split_newlines: bool = field(default=True, metadata={"help": "Make every line a training sequence of its own."})
+    num_generations: int = field(default=4, metadata={"help": "Self-edits per passage."})
+    temperature: float = field(default=1.0, metadata={"help": "Sampling temperature of the self-edits."})
+    top_p: float = field(default=0.95, metadata={"help": "Nucleus of the sampling."})
+    max_completion_length: int = field(default=256, metadata={"help": "Longest self-edit, in tokens."})
+    target_modules: str = field(
+        default="all-linear", metadata={"help": "'all-linear', or the adapted modules' names, separated by commas."}
+    )
+    lora_r: int = field(default=32, metadata={"help": "Rank of the adapters."})
+    lora_alpha: int = field(default=64, metadata={"help": "Alpha of the adapters."})
+    learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the inner loop."})
+    num_train_epochs: int = field(default=10, metadata={"help": "Epochs of the inner loop."})
+    seed: int = field(default=0, metadata={"help": "Seed of sampling, initialization and order."})
+
+    def load(self) -> SelfAdaptingLM:
+        """Load the model; instruct models are asked in chat form."""
+        names = [name.strip() for name in self.target_modules.split(",")]
+        peft_config = LoraConfig(
+            r=self.lora_r,
+            lora_alpha=self.lora_alpha,
+            target_modules="all-linear" if names == ["all-linear"] else names,
+        )
+        inner_config = InnerLoopConfig(learning_rate=self.learning_rate, num_train_epochs=self.num_train_epochs)
+        domain = KnowledgeDomain(self.prompt_style, split_newlines=self.split_newlines)
+        lm = SelfAdaptingLM.from_pretrained(
+            self.model_name_or_path,
+            load_in_4bit=self.load_in_4bit,
+            dtype=self.dtype,
+            domain=domain,
+            peft_config=peft_config,
+            inner_config=inner_config,
+        )
+        domain.chat = bool(lm.processing_class.chat_template)
+        return lm
