@@ -166,6 +166,30 @@ def activation_dtype(model: nn.Module) -> torch.dtype:
     return model.get_input_embeddings().weight.dtype
 
 
+def keep_trainable(model: nn.Module) -> None:
+    """
+    Keep bitsandbytes from packing 4-bit weights for CPU inference, to be called before a model's first forward pass.
+
+    On processors with AVX512-BF16, bitsandbytes 0.50 packs a 4-bit layer in its first forward pass without gradients. The
+    packed form has coarser block scales and no backward pass, and its own way back mixes up the scales.
+    """
+    for module in _four_bit_modules(model):
+        module.support_avx512bf16_for_cpu = False
+
+
+def is_packed_for_inference(model: nn.Module) -> bool:
+    """Whether bitsandbytes has packed 4-bit weights for CPU inference (see [`keep_trainable`])."""
+    return any(
+        getattr(module.weight.quant_state, "packing_format_for_cpu", False) for module in _four_bit_modules(model)
+    )
+
+
+def _four_bit_modules(model: nn.Module) -> list[nn.Module]:
+    return [
+        module for module in model.modules() if isinstance(module, nn.Linear) and hasattr(module.weight, "quant_state")
+    ]
+
+
 class AdapterBank:
     """
     K LoRA adapters stacked on the linear layers of one frozen model.
@@ -188,6 +212,7 @@ class AdapterBank:
                 f"An adapter bank needs weights of shape (adapters, {layout.num_parameters}) with at least one adapter; "
                 f"these have {tuple(weights.shape)}."
             )
+        keep_trainable(model)
         self.model = model
         self.layout = layout
         self.weights = weights.to(model.get_input_embeddings().weight.device, torch.float32)

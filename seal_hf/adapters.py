@@ -5,6 +5,7 @@ One trained LoRA adapter, apart from the model, and its files in PEFT's format.
 import json
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -124,6 +125,8 @@ class Adapter:
             raise ValueError(
                 f"{source}: {CONFIG_NAME} is not valid JSON ({error}); save the adapter again."
             ) from error
+        if not isinstance(fields, dict):
+            raise ValueError(f"{source}: {CONFIG_NAME} is not a JSON object; save the adapter again.")
         if fields.get("peft_type") != "LORA":
             raise ValueError(f"{source} is a {fields.get('peft_type')} adapter; only LoRA adapters can be loaded.")
         named_base = fields.get("base_model_name_or_path")
@@ -261,5 +264,10 @@ def _extract_adapter(archive: Path, folder: Path) -> None:
         for name in files.namelist():
             # Only plain names directly beside the config: a path in an archive never decides where a file is written.
             base_name = name[len(parent) :]
-            if name.startswith(parent) and base_name and "/" not in base_name and "\\" not in base_name:
-                (folder / base_name).write_bytes(files.read(name))
+            if not name.startswith(parent) or base_name in {"", ".", ".."} or "/" in base_name or "\\" in base_name:
+                continue
+            try:
+                content = files.read(name)
+            except (zipfile.BadZipFile, zlib.error, RuntimeError) as error:  # RuntimeError: encrypted
+                raise ValueError(f"{archive} is damaged or encrypted ({error}); make the zip file again.") from error
+            (folder / base_name).write_bytes(content)

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .adapter_bank import AdapterBank, AdapterRows, LoraStack, activation_dtype, attached
+from .adapter_bank import AdapterBank, AdapterRows, LoraStack, activation_dtype, attached, is_packed_for_inference
 from .inner_update import InnerUpdate, TrainingSequence, learning_rate, training_order
 from .lora_layout import unwrap
 
@@ -204,13 +204,19 @@ def train(
         finite weights and named in a warning; the others go on as if it had not been there.
 
     Raises:
-        ValueError: The number of updates differs from the number of adapters, or an update has no sequences.
+        ValueError: The number of updates differs from the number of adapters, an update has no sequences, or
+            the model's 4-bit weights are packed for inference (see [`keep_trainable`]).
     """
     if len(updates) != len(bank):
         raise ValueError(f"{len(updates)} updates were given for a bank of {len(bank)} adapters; give one for each.")
     for adapter, update in enumerate(updates):
         if not update.sequences:
             raise ValueError(f"The update of adapter {adapter} has no sequences to train on; give it at least one.")
+    if is_packed_for_inference(bank.model):
+        raise ValueError(
+            "bitsandbytes packed this model's 4-bit weights for CPU inference, and that form has no backward pass; load "
+            "the model again and call keep_trainable(model) before the first forward pass."
+        )
     device = bank.weights.device
     pass_cost = _PASS_COST.get(device.type, _PASS_COST["cuda"])
     orders = [training_order(update, order_seed) for update in updates]
@@ -295,7 +301,7 @@ def _labelled_logits(model: nn.Module, input_ids: torch.Tensor, positions: torch
 @contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
     """Evaluation mode and no gradients for the model's own parameters inside the block; both restored after it."""
-    training = [module for module in model.modules() if module.training]
+    modes = [(module, module.training) for module in model.modules()]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.eval()
     for parameter in trainable:
@@ -305,5 +311,5 @@ def _frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in trainable:
             parameter.requires_grad_(True)
-        for module in training:
-            module.training = True
+        for module, training in modes:
+            module.training = training

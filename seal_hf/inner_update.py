@@ -56,8 +56,9 @@ class InnerLoopConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name}={value!r} must be a whole number of at least {least}.")
-        if not (_is_number(self.learning_rate) and self.learning_rate > 0):
-            raise ValueError(f"learning_rate={self.learning_rate!r} must be a number above 0.")
+        # AdamW moves a weight by up to 3.2 learning rates a step; no number of steps gets from 1e30 out of fp32's range.
+        if not (_is_number(self.learning_rate) and 0 < self.learning_rate <= 1e30):
+            raise ValueError(f"learning_rate={self.learning_rate!r} must be a number above 0 and at most 1e30.")
         if not (_is_number(self.warmup_ratio) and 0 <= self.warmup_ratio <= 1):
             raise ValueError(f"warmup_ratio={self.warmup_ratio!r} must be a number from 0 to 1.")
         if not (_is_number(self.max_grad_norm) and self.max_grad_norm >= 0):

@@ -214,11 +214,13 @@ def lora_layout(model: nn.Module, config: LoraConfig) -> LoraLayout:
                 f"PEFT has no default target_modules for the architecture {model_type!r}; "
                 f"name them, or use target_modules='all-linear'."
             )
-    if target_modules == "all-linear":
-        names = list(candidates)
-    else:
-        resolved = LoraConfig(target_modules=target_modules, exclude_modules=config.exclude_modules)
-        names = [name for name in candidates if check_target_module_exists(resolved, name)]
+    resolved = LoraConfig(
+        target_modules=list(candidates) if target_modules == "all-linear" else target_modules,
+        exclude_modules=config.exclude_modules,
+        layers_to_transform=config.layers_to_transform,
+        layers_pattern=config.layers_pattern,
+    )
+    names = [name for name in candidates if check_target_module_exists(resolved, name)]
     if not names:
         shown = target_modules if isinstance(target_modules, str) else sorted(target_modules)
         present = sorted({_ending(name) for name in candidates})

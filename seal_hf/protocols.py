@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from .domains import KnowledgeDomain
 from .generation import draw_seed
+from .grading import require_verdicts
 from .self_adapting_lm import SelfAdaptingLM
 from .self_edit import SelfEdit
 from .statistics import Accuracy, Difference, accuracy, paired_difference
@@ -29,14 +30,14 @@ class PassageResult:
         answers (`Mapping[str, list[list[str]]]`):
             For each condition its runs (one; for the self-edits one per self-edit), and in each run an answer per
             question.
-        verdicts (`Mapping[str, list[list[bool | None]]]`):
+        verdicts (`Mapping[str, list[list[bool]]]`):
             The grader's verdicts on these answers.
     """
 
     title: str
     self_edits: tuple[SelfEdit, ...]
     answers: Mapping[str, list[list[str]]]
-    verdicts: Mapping[str, list[list[bool | None]]]
+    verdicts: Mapping[str, list[list[bool]]]
 
 
 def single_passage(
@@ -50,6 +51,7 @@ def single_passage(
     max_completion_length: int = 512,
     max_answer_length: int = 64,
     seed: int = 0,
+    start: int = 0,
 ) -> Iterator[PassageResult]:
     """
     The paper's single-passage protocol (SEAL, section 4.2): adapt to one passage, ask about it with no passage in view.
@@ -72,25 +74,29 @@ def single_passage(
             Longest answer, in tokens.
         seed (`int`, *optional*, defaults to `0`):
             Seed of sampling, initialization and order.
+        start (`int`, *optional*, defaults to `0`):
+            Passages that are already known, from an earlier run. With a multiple of `passages_per_bank` the others come
+            out as in one run.
 
     Yields:
-        [`PassageResult`]: one per example, as soon as it is known.
+        [`PassageResult`]: one per example from `start` on, as soon as its bank is done.
 
     Raises:
+        GradingIncomplete: The grader could not grade an answer.
         TypeError: The model's domain is not a [`KnowledgeDomain`].
     """
     domain = lm.domain
     if not isinstance(domain, KnowledgeDomain):
         raise TypeError(f"single_passage needs a KnowledgeDomain, not a {type(domain).__name__}.")
-    for start in range(0, len(examples), passages_per_bank):
-        chunk = examples[start : start + passages_per_bank]
+    for first in range(start, len(examples), passages_per_bank):
+        chunk = examples[first : first + passages_per_bank]
         proposed = lm.propose_batch(
             chunk,
             num_generations,
             temperature=temperature,
             top_p=top_p,
             max_completion_length=max_completion_length,
-            seed=draw_seed(seed, start),
+            seed=draw_seed(seed, first),
         )
         self_edits = [[edit for edit in edits if edit is not None] for edits in proposed]
         adapters = iter(
@@ -103,14 +109,14 @@ def single_passage(
                 seed=seed,
             )
         )
-        runs = []  # (example, condition, prompts, adapter)
-        for example, edits in zip(chunk, self_edits, strict=True):
+        runs = []  # (place of the example, condition, prompts, adapter)
+        for place, (example, edits) in enumerate(zip(chunk, self_edits, strict=True)):
             closed_book = domain.questions(example)
             runs += [
-                (example, BASE, closed_book, None),
-                (example, IN_CONTEXT, domain.questions_in_context(example), None),
-                (example, PASSAGE_ONLY, closed_book, next(adapters)),
-                *((example, SELF_EDITS, closed_book, next(adapters)) for _ in edits),
+                (place, BASE, closed_book, None),
+                (place, IN_CONTEXT, domain.questions_in_context(example), None),
+                (place, PASSAGE_ONLY, closed_book, next(adapters)),
+                *((place, SELF_EDITS, closed_book, next(adapters)) for _ in edits),
             ]
         flat = iter(
             lm.answer_prompts(
@@ -120,10 +126,10 @@ def single_passage(
             )
         )
         answers = [[next(flat) for _ in prompts] for _, _, prompts, _ in runs]
-        verdicts = domain.grade([example for example, *_ in runs], answers)
+        verdicts = [require_verdicts(run) for run in domain.grade([chunk[place] for place, *_ in runs], answers)]
         graded = list(zip(runs, answers, verdicts, strict=True))
-        for example, edits in zip(chunk, self_edits, strict=True):
-            own = [(run[1], *outcome) for run, *outcome in graded if run[0] is example]
+        for place, (example, edits) in enumerate(zip(chunk, self_edits, strict=True)):
+            own = [(run[1], *outcome) for run, *outcome in graded if run[0] == place]
             yield PassageResult(
                 title=example.get("title") or "",
                 self_edits=tuple(edits),
@@ -159,7 +165,7 @@ def summarize(results: Sequence[PassageResult]) -> Summary:
     A passage none of whose self-edits was well-formed counts as answered by the base model: nothing was learned.
 
     Raises:
-        ValueError: No results, or a verdict is `None` (see [`seal_hf.statistics.accuracy`]).
+        ValueError: No results.
     """
     means = {condition: [] for condition in CONDITIONS}
     for result in results:
@@ -181,5 +187,5 @@ def summarize(results: Sequence[PassageResult]) -> Summary:
     )
 
 
-def _pool(runs: Sequence[Sequence[bool | None]]) -> list[bool | None]:
+def _pool(runs: Sequence[Sequence[bool]]) -> list[bool]:
     return [verdict for run in runs for verdict in run]

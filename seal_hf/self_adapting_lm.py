@@ -20,7 +20,7 @@ from transformers import (
 )
 from transformers.utils import is_bitsandbytes_available
 
-from .adapter_bank import AdapterBank
+from .adapter_bank import AdapterBank, keep_trainable
 from .adapters import Adapter
 from .domains import Domain, KnowledgeDomain
 from .embedded import EMBEDDED, EMBEDDED_MODEL_ID, embedded_model_path
@@ -98,11 +98,12 @@ class SelfAdaptingLM:
                 "`tokenizer.pad_token`."
             )
         lora_layout(model, self.peft_config)  # raises where the adapters do not fit
+        keep_trainable(model)
 
     @classmethod
     def from_pretrained(
         cls,
-        model_name_or_path: str,
+        model_name_or_path: str | Path,
         *,
         load_in_4bit: bool = False,
         dtype: str | torch.dtype = "bfloat16",
@@ -115,7 +116,7 @@ class SelfAdaptingLM:
         Load a causal LM.
 
         Parameters:
-            model_name_or_path (`str`):
+            model_name_or_path (`str` or `Path`):
                 A Hub id, a folder, or `"embedded"` for the small model that needs no Hub.
             load_in_4bit (`bool`, *optional*, defaults to `False`):
                 Quantize the base to NF4 with double quantization (QLoRA); needs the extra `quantization`.
@@ -141,6 +142,7 @@ class SelfAdaptingLM:
             if not isinstance(getattr(torch, dtype, None), torch.dtype):
                 raise ValueError(f"dtype={dtype!r} is not one of torch's; use 'bfloat16' or 'float32'.")
             dtype = getattr(torch, dtype)
+        model_name_or_path = str(model_name_or_path)
         path = str(embedded_model_path()) if model_name_or_path == EMBEDDED else model_name_or_path
         quantization_config = None
         if load_in_4bit:
@@ -152,6 +154,8 @@ class SelfAdaptingLM:
             )
         shared = {"revision": revision, "trust_remote_code": trust_remote_code}
         try:
+            if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
+                raise FileNotFoundError(f"{path} has no config.json.")
             tokenizer = AutoTokenizer.from_pretrained(path, **shared)
             model = AutoModelForCausalLM.from_pretrained(
                 path,
@@ -409,6 +413,8 @@ class SelfAdaptingLM:
         Raises:
             ValueError: Adapters of different shapes, for another base model, or not one per prompt.
         """
+        if adapters is not None and len(adapters) != len(prompts):
+            raise ValueError(f"{len(adapters)} adapters were given for {len(prompts)} prompts; give one for each.")
         bank = rows = None
         if adapters is not None and any(adapter is not None for adapter in adapters):
             distinct = {id(adapter): adapter for adapter in adapters if adapter is not None}

@@ -4,7 +4,8 @@ The paper's single-passage protocol: base, passage in context, passage only and 
     python trainers/evaluate.py --dataset demo --split test --output_file results.jsonl
     python trainers/evaluate.py --dataset passages.json --num_passages 10 --output_file results.jsonl
 
-A line per passage is written as soon as it is known; the table over all passages is printed at the end.
+A line per passage is written as soon as it is known, and the table over all passages is printed at the end. The same
+command again goes on where an interrupted one ended.
 """
 
 import json
@@ -19,8 +20,10 @@ from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 from transformers.utils import logging as transformers_logging
 
+from seal_hf import SelfEdit
 from seal_hf.domains import load_demo_passages, load_passages
-from seal_hf.protocols import Summary, single_passage, summarize
+from seal_hf.grading import GradingIncomplete, JudgeGrader
+from seal_hf.protocols import PassageResult, Summary, single_passage, summarize
 
 
 @dataclass
@@ -33,6 +36,13 @@ class EvaluationArguments(AdaptationArguments):
     split: str | None = field(default=None, metadata={"help": "Split of the dataset."})
     num_passages: int | None = field(default=None, metadata={"help": "Take only the first so many passages."})
     max_answer_length: int = field(default=64, metadata={"help": "Longest answer, in tokens."})
+    passages_per_bank: int = field(default=4, metadata={"help": "Passages whose adapters are trained together."})
+    judge_model: str | None = field(
+        default=None, metadata={"help": "Grade with this language model; the local grader where absent."}
+    )
+    judge_base_url: str | None = field(
+        default=None, metadata={"help": "OpenAI-compatible endpoint of the judge; a Hub provider where absent."}
+    )
     output_file: str = field(default="outputs/evaluation.jsonl", metadata={"help": "Where a line per passage goes."})
 
 
@@ -50,31 +60,63 @@ def table(summary: Summary, num_passages: int, num_questions: int) -> str:
     return "\n".join(lines)
 
 
+def read_finished(output: Path, settings: dict, num_passages: int) -> list[PassageResult]:
+    """
+    The results of an earlier, interrupted run, cut to whole banks; the file is created or cut to match.
+
+    Raises:
+        ValueError: The file holds a run with other settings.
+    """
+    lines = output.read_text(encoding="utf-8").splitlines(keepends=True) if output.exists() else []
+    complete = [json.loads(line) for line in lines if line.endswith("\n")]
+    if complete:
+        found = complete[0].get("settings", {})
+        if different := sorted(name for name in {*settings, *found} if settings.get(name) != found.get(name)):
+            raise ValueError(
+                f"{output} holds a run with another {', '.join(different)}; give another --output_file, so that no "
+                "results are lost."
+            )
+    results = complete[1:][:num_passages]
+    if len(results) < num_passages:
+        results = results[: len(results) // settings["passages_per_bank"] * settings["passages_per_bank"]]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    kept = [{"settings": settings}, *results]
+    output.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept), encoding="utf-8")
+    return [
+        PassageResult(**{**result, "self_edits": tuple(SelfEdit(**edit) for edit in result["self_edits"])})
+        for result in results
+    ]
+
+
 def main(args: EvaluationArguments) -> None:
-    output = Path(args.output_file)
-    if output.exists():
-        raise ValueError(f"{output} exists; give another --output_file, so that no results are lost.")
-    if args.num_passages is not None and args.num_passages < 1:
-        raise ValueError(f"--num_passages {args.num_passages} must be at least 1.")
+    for name in ("num_passages", "passages_per_bank"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise ValueError(f"--{name} {value} must be at least 1.")
     if args.dataset == "demo":
         examples = load_demo_passages(args.split or "train")
     else:
         examples = load_passages(args.dataset, args.split)
     examples = examples[: args.num_passages]
     lm = args.load()
-    output.parent.mkdir(parents=True, exist_ok=True)
+    if args.judge_model is not None:
+        lm.domain.grader = JudgeGrader(args.judge_model, base_url=args.judge_base_url)
+    settings = {name: value for name, value in asdict(args).items() if name not in ("num_passages", "output_file")}
+    output = Path(args.output_file)
+    results = read_finished(output, settings, len(examples))
     protocol = single_passage(
         lm,
         examples,
         num_generations=args.num_generations,
+        passages_per_bank=args.passages_per_bank,
         temperature=args.temperature,
         top_p=args.top_p,
         max_completion_length=args.max_completion_length,
         max_answer_length=args.max_answer_length,
         seed=args.seed,
+        start=len(results),
     )
-    results, start = [], time.perf_counter()
-    for result in tqdm(protocol, total=len(examples), desc="passages"):
+    start = time.perf_counter()
+    for result in tqdm(protocol, total=len(examples), initial=len(results), desc="passages"):
         results.append(result)
         with output.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(result), ensure_ascii=False) + "\n")
@@ -89,5 +131,5 @@ if __name__ == "__main__":
     (arguments,) = HfArgumentParser(EvaluationArguments).parse_args_into_dataclasses()
     try:
         main(arguments)
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, GradingIncomplete) as error:
         sys.exit(f"error: {error}")
