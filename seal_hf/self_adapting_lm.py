@@ -448,9 +448,11 @@ class SelfAdaptingLM:
             )
         if not isinstance(self.model, PeftModel):
             return adapter.on_base()
-        if adapter.policy is None:
+        policy = Adapter.from_peft_model(self.model, self.base_model_id)
+        if adapter.policy is None or not torch.equal(adapter.policy.weights, policy.weights):
+            trained_on = "the plain base model" if adapter.policy is None else "another policy adapter"
             raise ValueError(
-                "This adapter was trained on the plain base model, but this model carries a policy adapter; use it with "
+                f"This adapter was trained on {trained_on}, but this model carries a policy adapter; use it with "
                 f"SelfAdaptingLM.from_pretrained({self.base_model_id!r})."
             )
         return adapter

@@ -1,18 +1,12 @@
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
-from tiny_models import KINDS, VOCAB_SIZE, one_thread, tiny_llama, tiny_model, tiny_policy_model
+from tiny_models import KINDS, VOCAB_SIZE, tiny_llama, tiny_model, tiny_policy_model
 from torch import nn
 
 from seal_hf.adapter_bank import AdapterBank
 from seal_hf.adapters import Adapter
 from seal_hf.lora_layout import lora_layout
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    with one_thread():
-        yield
 
 
 def lora_config(**options) -> LoraConfig:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
-from tiny_models import VOCAB_SIZE, one_thread, tiny_llama, tiny_policy_model
+from tiny_models import VOCAB_SIZE, tiny_llama, tiny_policy_model
 
 from seal_hf.adapter_bank import AdapterBank
 from seal_hf.adapters import CONFIG_NAME, WEIGHTS_NAME, Adapter
@@ -18,12 +18,6 @@ from seal_hf.lora_layout import lora_layout
 BASE_ID = "tests/tiny-llama"
 OVERLAPPING = ["q_proj", "up_proj", "down_proj"]  # the policy has q_proj, v_proj and up_proj
 APART = ["k_proj", "o_proj"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    with one_thread():
-        yield
 
 
 def random_adapter(model=None, seed: int = 0, policy: Adapter | None = None, **options) -> Adapter:

@@ -9,7 +9,7 @@ import threading
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from tiny_models import KINDS, VOCAB_SIZE, one_thread, tiny_llama, tiny_model, tiny_policy_model
+from tiny_models import KINDS, VOCAB_SIZE, tiny_llama, tiny_model, tiny_policy_model
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel, get_scheduler
 
@@ -22,12 +22,6 @@ from seal_hf.lora_layout import LoraLayout, unwrap
 
 ATTENTION = ["q_proj", "v_proj"]
 ORDER_SEED = 3
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    with one_thread():
-        yield
 
 
 def lora_config(target_modules: str | list[str] = "all-linear", **options) -> LoraConfig:

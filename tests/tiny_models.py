@@ -1,8 +1,6 @@
 """Tiny random models and a character tokenizer, for tests of mechanics that need no trained weights."""
 
 import string
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -49,17 +47,6 @@ _CHAT_TEMPLATE = (
     "{% for message in messages %}[{{ message['role'] }}] {{ message['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}[assistant] {% endif %}"
 )
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Products this small are many times slower on threads that wait for each other on a busy machine."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(num_threads)
 
 
 def tiny_model(

@@ -175,7 +175,8 @@ def main(args: DemoArguments) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_path=False)])
+    # The library's own lines only; other libraries print theirs themselves.
+    logging.getLogger("seal_hf").addHandler(RichHandler(show_path=False, show_time=False))
     logging.getLogger("seal_hf").setLevel(logging.INFO)
     transformers_logging.disable_progress_bar()
     (arguments,) = HfArgumentParser(DemoArguments).parse_args_into_dataclasses()

@@ -125,7 +125,8 @@ def main(args: EvaluationArguments) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    # The library's own lines only; other libraries print theirs themselves.
+    logging.getLogger("seal_hf").addHandler(logging.StreamHandler())
     logging.getLogger("seal_hf").setLevel(logging.INFO)
     transformers_logging.disable_progress_bar()
     (arguments,) = HfArgumentParser(EvaluationArguments).parse_args_into_dataclasses()

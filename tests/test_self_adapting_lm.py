@@ -1,0 +1,277 @@
+"""SelfAdaptingLM on tiny models: adapting to self-edits and answering, on the base and on a policy."""
+
+import threading
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel
+from tiny_models import tiny_llama, tiny_policy_model, tiny_tokenizer
+
+from seal_hf import InnerLoopConfig, SelfAdaptingLM, SelfEdit
+from seal_hf.adapters import Adapter
+from seal_hf.domains import KnowledgeDomain
+
+
+BASE_ID = "me/tiny"
+PASSAGE = {"title": "Bees", "context": "Ann keeps bees in Vell. They hum at night."}
+QUESTIONS = ["Who keeps bees?", "Where?", "When do the bees hum, and why at that time?"]
+EDITS = [
+    SelfEdit("", "", (("", "Bees\nAnn keeps bees in Vell."), ("", "Bees\nThey hum at night."), ("", "Vell"))),
+    SelfEdit("", "", (("Where do they hum? ", "In Vell, at night, all of them."),), {"num_train_epochs": 5}),
+    SelfEdit("", "", (("", "Moths like lamps."), ("", "Moths")), {"learning_rate": 1e-2, "batch_size": 2}),
+]
+
+
+def tiny_lm(model=None, **options):
+    options.setdefault("peft_config", LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
+    options.setdefault("inner_config", InnerLoopConfig(learning_rate=2e-2, num_train_epochs=4))
+    return SelfAdaptingLM(model or tiny_llama(), tiny_tokenizer(), base_model_id=BASE_ID, **options)
+
+
+@pytest.fixture
+def lm():
+    return tiny_lm()
+
+
+@pytest.fixture(scope="module")
+def adapters():
+    return tiny_lm().adapt(EDITS)
+
+
+class TestAdapt:
+    def test_one_alone_and_among_others(self, lm, adapters):
+        for edit, among_others in zip(EDITS, adapters, strict=True):
+            alone = lm.adapt(edit)
+            assert (alone.weights - among_others.weights).abs().max() < 1e-5
+            (listed,) = lm.adapt([edit])
+            assert torch.equal(listed.weights, alone.weights)
+
+    def test_seed_decides(self, lm):
+        first, again, other = lm.adapt(EDITS[0], seed=4), lm.adapt(EDITS[0], seed=4), lm.adapt(EDITS[0], seed=5)
+        assert torch.equal(first.weights, again.weights)
+        assert (first.weights - other.weights).abs().max() > 1e-2
+
+    def test_how_it_was_trained(self, adapters):
+        training = [adapter.training for adapter in adapters]
+        assert [row["num_steps"] for row in training] == [12, 5, 4]
+        assert [row["num_train_epochs"] for row in training] == [4, 5, 4]
+        assert [row["learning_rate"] for row in training] == [2e-2, 2e-2, 1e-2]
+        assert [row["batch_size"] for row in training] == [1, 1, 2]
+        # Characters, and the end of the completion behind a prompt.
+        assert [row["num_tokens"] for row in training] == [4 * (28 + 23 + 4), 5 * (19 + 31 + 1), 4 * (17 + 5)]
+        assert all(len(row["losses"]) == row["num_steps"] for row in training)
+        assert all(row["seed"] == 0 and row["stopped"] is None for row in training)
+        assert {"lr_scheduler_type", "warmup_ratio", "max_grad_norm", "max_length"} <= set(training[0])
+        assert all(adapter.base_model_id == BASE_ID and adapter.policy is None for adapter in adapters)
+
+    def test_learns(self, tmp_path):
+        # Output weights of this size allow losses near 0.
+        lm = tiny_lm(
+            tiny_llama(initializer_range=0.3), inner_config=InnerLoopConfig(learning_rate=2e-2, num_train_epochs=60)
+        )
+        adapter = lm.adapt(SelfEdit("", "", (("", "Ann keeps bees."),)))
+        losses = adapter.training["losses"]
+        assert losses[-1] < 0.1 * losses[0]
+
+        inputs = lm.processing_class("Ann keeps bees.", return_tensors="pt", return_token_type_ids=False)
+        labels = inputs["input_ids"]
+        with torch.no_grad():
+            before = lm.model(**inputs, labels=labels).loss
+            adapted = PeftModel.from_pretrained(tiny_llama(initializer_range=0.3), adapter.save_pretrained(tmp_path))
+            after = adapted(**inputs, labels=labels).loss
+        assert before == pytest.approx(losses[0], rel=1e-4)
+        assert after < 0.1 * before
+        assert lm.answer_prompts(["Ann k"], [adapter], max_answer_length=10) == ["eeps bees."]
+
+    def test_on_step_and_stop(self, lm):
+        steps, stop = [], threading.Event()
+
+        def set_at_third(step):
+            steps.append(step)
+            if step.step == 3:
+                stop.set()
+
+        stopped = lm.adapt(EDITS, on_step=set_at_third, stop=stop)
+        assert [(step.step, step.num_steps, sorted(step.losses)) for step in steps] == [
+            (number, 12, [0, 1, 2]) for number in (1, 2, 3)
+        ]
+        assert [adapter.training["stopped"] for adapter in stopped] == ["stop"] * 3
+        assert [adapter.training["num_steps"] for adapter in stopped] == [3] * 3
+        assert [adapter.training["losses"][2] for adapter in stopped] == [steps[2].losses[k] for k in range(3)]
+
+    def test_stop_before_the_start(self, lm):
+        stop = threading.Event()
+        stop.set()
+        adapter = lm.adapt(EDITS[0], stop=stop)
+        assert adapter.training["stopped"] == "stop" and adapter.training["losses"] == ()
+        assert lm.answer(QUESTIONS, adapter=adapter, max_answer_length=16) == lm.answer(
+            QUESTIONS, max_answer_length=16
+        )
+
+    @pytest.mark.parametrize(
+        ("edits", "message"),
+        [
+            ([], "adapt.. got no self-edits"),
+            (SelfEdit("", "", ()), "no sequence of at least two tokens"),
+            ([EDITS[0], SelfEdit("", "", (("", "a"),))], "no sequence of at least two tokens"),
+            (
+                SelfEdit("", "", (("", "bees"),), {"learning_rate": -1.0}),
+                "learning_rate=-1.0 must be a number above 0",
+            ),
+            (SelfEdit("", "", (("", "bees"),), {"lr": 1.0}), "sets 'lr', which is not one of learning_rate"),
+            (SelfEdit("", "", (("", "bees " * 820),)), "4100 tokens .* context of 4096 tokens"),
+        ],
+    )
+    def test_refused_before_training(self, edits, message):
+        lm = tiny_lm(inner_config=InnerLoopConfig(max_length=5000))
+        calls = []
+        with pytest.raises(ValueError, match=message):
+            lm.adapt(edits, on_step=calls.append)
+        assert not calls
+
+    def test_base_is_never_changed(self, lm, adapters):
+        inputs = lm.processing_class(PASSAGE["context"], return_tensors="pt", return_token_type_ids=False)
+        weights = {name: tensor.clone() for name, tensor in lm.model.state_dict().items()}
+        with torch.no_grad():
+            logits = lm.model(**inputs).logits
+        answers = lm.answer(QUESTIONS, max_answer_length=24)
+
+        lm.adapt(EDITS)
+        assert lm.answer(QUESTIONS, adapter=adapters[0], max_answer_length=24) != answers
+
+        assert lm.answer(QUESTIONS, adapter=None, max_answer_length=24) == answers
+        with torch.no_grad():
+            assert torch.equal(lm.model(**inputs).logits, logits)
+        after = lm.model.state_dict()
+        assert after.keys() == weights.keys()
+        assert all(torch.equal(after[name], tensor) for name, tensor in weights.items())
+        assert all(parameter.grad is None for parameter in lm.model.parameters())
+
+
+class TestAnswer:
+    def test_one_question_and_many(self, lm, adapters):
+        for adapter in (None, adapters[0]):
+            answers = lm.answer(QUESTIONS, adapter=adapter, max_answer_length=24)
+            assert [lm.answer(question, adapter=adapter, max_answer_length=24) for question in QUESTIONS] == answers
+            assert all(isinstance(answer, str) and answer == answer.strip() for answer in answers)
+
+    def test_title_is_in_the_prompt(self, lm):
+        prompts = KnowledgeDomain(chat=True).questions({**PASSAGE, "questions": [{"question": QUESTIONS[0]}]})
+        answer = lm.answer(QUESTIONS[0], title="Bees", max_answer_length=24)
+        assert [answer] == lm.answer_prompts(prompts, max_answer_length=24)
+        assert answer != lm.answer(QUESTIONS[0], max_answer_length=24)
+
+    def test_prompts_of_many_adapters_at_once(self, lm, adapters):
+        prompts = ["Ann", "Moths like", "Ann", "Where do they hum?"]
+        mixed = [adapters[2], None, adapters[0], adapters[2]]
+        expected = [
+            lm.answer_prompts([prompt], [adapter], max_answer_length=24)[0]
+            for prompt, adapter in zip(prompts, mixed, strict=True)
+        ]
+        assert lm.answer_prompts(prompts, mixed, max_answer_length=24) == expected
+        assert lm.answer_prompts(prompts, [None] * 4, max_answer_length=24) == lm.answer_prompts(
+            prompts, max_answer_length=24
+        )
+        assert lm.answer_prompts(prompts, max_answer_length=24) != expected
+
+    def test_on_text_and_stop(self, lm):
+        calls, stop = [], threading.Event()
+        answers = lm.answer(QUESTIONS, max_answer_length=24, on_text=calls.append)
+        assert ["".join(texts).strip() for texts in zip(*calls, strict=True)] == answers
+        stop.set()
+        calls.clear()
+        lm.answer(QUESTIONS, max_answer_length=24, on_text=calls.append, stop=stop)
+        assert len(calls) == 1
+
+    @pytest.mark.parametrize("question", ["", " \n", ["Who?", ""]])
+    def test_empty_question(self, lm, question):
+        with pytest.raises(ValueError, match="A question is empty"):
+            lm.answer(question)
+
+    @pytest.mark.parametrize("with_adapter", [True, False])
+    def test_adapters_are_one_per_prompt(self, lm, adapters, with_adapter):
+        with pytest.raises(ValueError, match="2 adapters were given for 3 prompts"):
+            lm.answer_prompts(["a", "b", "c"], [adapters[0] if with_adapter else None, None])
+
+    def test_adapters_of_different_shapes(self, lm, adapters):
+        wide = tiny_lm(peft_config=LoraConfig(r=8, lora_alpha=8, target_modules="all-linear"))
+        with pytest.raises(ValueError, match="these 2 have 2"):
+            lm.answer_prompts(["a", "b"], [adapters[0], wide.adapt(EDITS[0])])
+
+    def test_adapter_for_another_base(self, adapters):
+        lm = SelfAdaptingLM(tiny_llama(), tiny_tokenizer(), base_model_id="me/other")
+        with pytest.raises(ValueError, match=r"adapts me/tiny, but the loaded base model is me/other; load me/tiny"):
+            lm.answer("Who?", adapter=adapters[0])
+
+
+class TestPolicy:
+    def test_adapter_holds_policy_and_update(self, tmp_path):
+        policy_lm = tiny_lm(tiny_policy_model())
+        adapter = policy_lm.adapt(EDITS[0])
+        prompts = ["Ann", "Moths like", "Where do they hum?"]
+        answers = policy_lm.answer_prompts(prompts, [adapter] * 3, max_answer_length=24)
+
+        assert tiny_lm().answer_prompts(prompts, [adapter] * 3, max_answer_length=24) == answers
+        exported = PeftModel.from_pretrained(tiny_llama(), adapter.save_pretrained(tmp_path))
+        lm = tiny_lm(exported)
+        assert lm.answer_prompts(prompts, max_answer_length=24) == answers
+        assert tiny_lm().load_adapter(tmp_path).weights.shape == adapter.on_base().weights.shape
+
+        policy_alone = policy_lm.answer_prompts(prompts, max_answer_length=24)
+        base_alone = tiny_lm().answer_prompts(prompts, max_answer_length=24)
+        assert len({tuple(rows) for rows in (answers, policy_alone, base_alone)}) == 3
+        without_policy = Adapter(adapter.layout, adapter.weights, BASE_ID)
+        assert tiny_lm().answer_prompts(prompts, [without_policy] * 3, max_answer_length=24) != answers
+
+    def test_policy_is_never_changed(self):
+        lm = tiny_lm(tiny_policy_model())
+        weights = {name: tensor.clone() for name, tensor in lm.model.state_dict().items()}
+        lm.answer("Who?", adapter=lm.adapt(EDITS[0]), max_answer_length=4)
+        after = lm.model.state_dict()
+        assert after.keys() == weights.keys()
+        assert all(torch.equal(after[name], tensor) for name, tensor in weights.items())
+
+    def test_plain_adapter_on_a_policy(self, adapters):
+        with pytest.raises(ValueError, match=r"trained on the plain base model, but .*from_pretrained\('me/tiny'\)"):
+            tiny_lm(tiny_policy_model()).answer("Who?", adapter=adapters[0])
+
+
+CONSTRUCTOR_ERRORS = {
+    "targets": (
+        {"peft_config": LoraConfig(target_modules=["c_attn"])},
+        r"\['c_attn'\] match no linear module; .*q_proj",
+    ),
+    "domain": ({"domain": KnowledgeDomain(chat=True)}, "no chat template; use KnowledgeDomain.chat=False."),
+}
+
+
+@pytest.mark.parametrize(("options", "message"), CONSTRUCTOR_ERRORS.values(), ids=CONSTRUCTOR_ERRORS)
+def test_constructor_refuses(options, message):
+    with pytest.raises(ValueError, match=message):
+        SelfAdaptingLM(tiny_llama(), tiny_tokenizer(chat_template=False), **options)
+
+
+def test_constructor_refuses_a_rank_of_0():
+    config = LoraConfig(r=1)
+    config.r = 0
+    with pytest.raises(ValueError, match="rank r=0 must be at least 1"):
+        tiny_lm(peft_config=config)
+
+
+def test_constructor_refuses_a_tokenizer_without_padding_and_end():
+    with pytest.raises(
+        ValueError, match="me/tiny has neither a padding nor an end-of-sequence token; set `tokenizer.pad"
+    ):
+        SelfAdaptingLM(tiny_llama(), tiny_tokenizer(pad=False, eos=False), base_model_id=BASE_ID)
+
+
+def test_defaults_are_the_papers():
+    lm = SelfAdaptingLM(tiny_llama(), tiny_tokenizer())
+    adapter = lm.adapt(EDITS[2])
+    assert (adapter.layout.r, adapter.layout.lora_alpha, adapter.layout.target_modules) == (
+        32,
+        64,
+        ("q_proj", "v_proj"),
+    )
+    assert lm.inner_config == InnerLoopConfig(learning_rate=1e-3, num_train_epochs=10, batch_size=1)
+    assert lm.domain.prompt_style == "implications" and lm.domain.chat
