@@ -9,24 +9,19 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from huggingface_hub.errors import HfHubHTTPError
 from peft import LoraConfig, PeftModel
 from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import is_bitsandbytes_available
 
 from .adapter_bank import AdapterBank, keep_trainable
 from .adapters import Adapter
 from .domains import Domain, KnowledgeDomain
-from .embedded import EMBEDDED, EMBEDDED_MODEL_ID, embedded_model_path
 from .generation import Sampling, check_context, draw_seed, generate
 from .inner_loop import InnerStep, train
 from .inner_update import InnerLoopConfig, tokenize_self_edit
+from .loading import load_causal_lm
 from .lora_layout import lora_layout
 from .self_edit import SelfEdit
 
@@ -113,66 +108,27 @@ class SelfAdaptingLM:
         **kwargs,
     ) -> "SelfAdaptingLM":
         """
-        Load a causal LM.
+        Load a causal LM (see [`load_causal_lm`] for the options and errors).
 
         Parameters:
             model_name_or_path (`str` or `Path`):
                 A Hub id, a folder, or `"embedded"` for the small model that needs no Hub.
             load_in_4bit (`bool`, *optional*, defaults to `False`):
                 Quantize the base to NF4 with double quantization (QLoRA); needs the extra `quantization`.
-            dtype (`str` or `torch.dtype`, *optional*, defaults to `"bfloat16"`):
-                Of the weights, or of the activations where these are quantized.
-            device (`str` or `torch.device`, *optional*):
-                Defaults to the accelerator where there is one, else the CPU.
-            revision (`str`, *optional*, defaults to `"main"`):
-                Branch, tag or commit on the Hub.
-            trust_remote_code (`bool`, *optional*, defaults to `False`):
-                Whether code from the model's repository may run.
+            dtype, device, revision, trust_remote_code:
+                As in [`load_causal_lm`].
             **kwargs:
                 Passed to [`SelfAdaptingLM`].
-
-        Raises:
-            ValueError: An unknown dtype.
-            OSError: The model does not exist or cannot be reached.
-            ImportError: `load_in_4bit` without bitsandbytes.
         """
-        if load_in_4bit and not is_bitsandbytes_available():
-            raise ImportError("load_in_4bit=True needs bitsandbytes; run `pip install 'seal-hf[quantization]'`.")
-        if isinstance(dtype, str):
-            if not isinstance(getattr(torch, dtype, None), torch.dtype):
-                raise ValueError(f"dtype={dtype!r} is not one of torch's; use 'bfloat16' or 'float32'.")
-            dtype = getattr(torch, dtype)
-        model_name_or_path = str(model_name_or_path)
-        path = str(embedded_model_path()) if model_name_or_path == EMBEDDED else model_name_or_path
-        quantization_config = None
-        if load_in_4bit:
-            quantization_config = BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type="nf4",
-                bnb_4bit_use_double_quant=True,
-                bnb_4bit_compute_dtype=dtype,
-            )
-        shared = {"revision": revision, "trust_remote_code": trust_remote_code}
-        try:
-            if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
-                raise FileNotFoundError(f"{path} has no config.json.")
-            tokenizer = AutoTokenizer.from_pretrained(path, **shared)
-            model = AutoModelForCausalLM.from_pretrained(
-                path,
-                dtype=dtype,
-                quantization_config=quantization_config,
-                device_map={"": torch.device(device or _default_device())},
-                **shared,
-            )
-        except (OSError, HfHubHTTPError) as error:
-            raise OSError(
-                f"The model {model_name_or_path!r} could not be loaded: it is neither a folder with a model nor a model "
-                "on the Hub that can be reached from here (a gated one needs `hf auth login`). To go on without the Hub "
-                f"use {EMBEDDED!r}."
-            ) from error
-        if model_name_or_path == EMBEDDED:
-            kwargs.setdefault("base_model_id", EMBEDDED_MODEL_ID)
-        return cls(model, tokenizer, **{"base_model_id": model_name_or_path, **kwargs})
+        model, tokenizer, base_model_id = load_causal_lm(
+            model_name_or_path,
+            load_in_4bit=load_in_4bit,
+            dtype=dtype,
+            device=device,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+        )
+        return cls(model, tokenizer, **{"base_model_id": base_model_id, **kwargs})
 
     def propose(
         self,
@@ -456,7 +412,3 @@ class SelfAdaptingLM:
                 f"SelfAdaptingLM.from_pretrained({self.base_model_id!r})."
             )
         return adapter
-
-
-def _default_device() -> str:
-    return torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"

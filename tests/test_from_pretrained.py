@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel
 from tiny_models import tiny_llama, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
-from seal_hf import InnerLoopConfig, SelfAdaptingLM, SelfEdit, adapters, self_adapting_lm
+from seal_hf import InnerLoopConfig, SelfAdaptingLM, SelfEdit, adapters, loading
 from seal_hf.adapter_bank import AdapterBank
 from seal_hf.domains import load_demo_passages
 
@@ -98,7 +98,7 @@ def test_4_bit(tmp_path):
 
 
 def test_4_bit_without_bitsandbytes(folder, monkeypatch):
-    monkeypatch.setattr(self_adapting_lm, "is_bitsandbytes_available", lambda: False)
+    monkeypatch.setattr(loading, "is_bitsandbytes_available", lambda: False)
     with pytest.raises(ImportError, match=r"load_in_4bit=True needs bitsandbytes; .*seal-hf\[quantization\]"):
         SelfAdaptingLM.from_pretrained(folder, load_in_4bit=True)
 

@@ -83,12 +83,10 @@ def propose(lm: SelfAdaptingLM, example: dict, args: DemoArguments) -> list[Self
             expand=True,
         )
 
-    start, num_steps = time.perf_counter(), 0
+    start = time.perf_counter()
     with Live(panels(), console=console, refresh_per_second=4, transient=True) as live:
 
         def on_text(new_texts: list[str]) -> None:
-            nonlocal num_steps
-            num_steps += 1
             for i, text in enumerate(new_texts):
                 texts[i] += text
             live.update(panels())

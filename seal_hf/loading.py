@@ -1,0 +1,92 @@
+"""Loads base models: from the Hub, from a folder, quantized, or the embedded one."""
+
+from pathlib import Path
+
+import torch
+from huggingface_hub.errors import HfHubHTTPError
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import is_bitsandbytes_available
+
+from .embedded import EMBEDDED, EMBEDDED_MODEL_ID, embedded_model_path
+
+
+def load_causal_lm(
+    model_name_or_path: str | Path,
+    *,
+    load_in_4bit: bool = False,
+    dtype: str | torch.dtype = "bfloat16",
+    device: str | torch.device | None = None,
+    revision: str = "main",
+    trust_remote_code: bool = False,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
+    """
+    Load a causal LM and its tokenizer.
+
+    Parameters:
+        model_name_or_path (`str` or `Path`):
+            A Hub id, a folder, or `"embedded"` for the small model that needs no Hub.
+        load_in_4bit (`bool`, *optional*, defaults to `False`):
+            Quantize the base to NF4 with double quantization (QLoRA); needs the extra `quantization`.
+        dtype (`str` or `torch.dtype`, *optional*, defaults to `"bfloat16"`):
+            Of the weights, or of the activations where these are quantized.
+        device (`str` or `torch.device`, *optional*):
+            Defaults to the accelerator where there is one, else the CPU.
+        revision (`str`, *optional*, defaults to `"main"`):
+            Branch, tag or commit on the Hub.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether code from the model's repository may run.
+
+    Returns:
+        `tuple[PreTrainedModel, PreTrainedTokenizerBase, str]`: model, tokenizer, and the base model's identity for cards and
+        adapters: its name, or the Hub id of the embedded one.
+
+    Raises:
+        ValueError: An unknown dtype.
+        OSError: The model does not exist or cannot be reached.
+        ImportError: `load_in_4bit` without bitsandbytes.
+    """
+    if load_in_4bit and not is_bitsandbytes_available():
+        raise ImportError("load_in_4bit=True needs bitsandbytes; run `pip install 'seal-hf[quantization]'`.")
+    if isinstance(dtype, str):
+        if not isinstance(getattr(torch, dtype, None), torch.dtype):
+            raise ValueError(f"dtype={dtype!r} is not one of torch's; use 'bfloat16' or 'float32'.")
+        dtype = getattr(torch, dtype)
+    model_name_or_path = str(model_name_or_path)
+    path = str(embedded_model_path()) if model_name_or_path == EMBEDDED else model_name_or_path
+    quantization_config = None
+    if load_in_4bit:
+        quantization_config = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    shared = {"revision": revision, "trust_remote_code": trust_remote_code}
+    try:
+        if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
+            raise FileNotFoundError(f"{path} has no config.json.")
+        tokenizer = AutoTokenizer.from_pretrained(path, **shared)
+        model = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=dtype,
+            quantization_config=quantization_config,
+            device_map={"": torch.device(device or _default_device())},
+            **shared,
+        )
+    except (OSError, HfHubHTTPError) as error:
+        raise OSError(
+            f"The model {model_name_or_path!r} could not be loaded: it is neither a folder with a model nor a model "
+            "on the Hub that can be reached from here (a gated one needs `hf auth login`). To go on without the Hub "
+            f"use {EMBEDDED!r}."
+        ) from error
+    return model, tokenizer, EMBEDDED_MODEL_ID if model_name_or_path == EMBEDDED else model_name_or_path
+
+
+def _default_device() -> str:
+    return torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
