@@ -1,0 +1,107 @@
+"""The scripts as a user runs them, on a tiny model in a folder."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_models import tiny_llama, tiny_tokenizer
+
+from seal_hf.domains import load_demo_passages
+
+
+TRAINERS = Path(__file__).parent.parent / "trainers"
+PASSAGES = [
+    {"title": name, "context": f"{name} keeps bees.", "questions": [{"question": "Who?", "answer": name}]}
+    for name in ("Ann", "Bob", "Cleo")
+]
+TINY = ["--dtype", "float32", "--lora_r", "4", "--num_train_epochs", "2", "--max_completion_length", "12"]
+TINY += ["--num_generations", "2"]
+
+
+def run_script(name, *arguments):
+    command = [sys.executable, str(TRAINERS / name), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    tiny_llama(initializer_range=0.3).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def evaluate(model, tmp_path):
+    dataset = tmp_path / "passages.json"
+    dataset.write_text(json.dumps(PASSAGES))
+
+    def run(*options):
+        return run_script(
+            "evaluate.py",
+            *("--model_name_or_path", model, "--dataset", dataset, "--output_file", tmp_path / "results.jsonl"),
+            *("--passages_per_bank", 2, "--max_answer_length", 8, *TINY, *options),
+        )
+
+    return run
+
+
+@pytest.mark.slow
+def test_evaluate_resumes(evaluate, tmp_path):
+    output = tmp_path / "results.jsonl"
+    done = evaluate()
+    assert done.returncode == 0, done.stderr
+    assert "3 passages, 3 questions, 6 self-edits" in done.stdout
+    assert all(f"| {name} |" in done.stdout for name in ("base", "passage in context", "passage only", "self-edits"))
+    lines = output.read_text().splitlines(keepends=True)
+    assert [json.loads(line).get("title") for line in lines] == [None, "Ann", "Bob", "Cleo"]
+
+    output.write_text("".join(lines[:3]) + lines[3][:40])
+    resumed = evaluate()
+    assert resumed.returncode == 0, resumed.stderr
+    assert output.read_text().splitlines(keepends=True) == lines
+
+    refused = evaluate("--learning_rate", 0.5)
+    assert refused.returncode == 1
+    assert "holds a run with another learning_rate; give another --output_file" in refused.stderr
+    assert output.read_text().splitlines(keepends=True) == lines
+
+
+@pytest.mark.slow
+def test_demo(model, tmp_path):
+    passage = tmp_path / "notes.txt"
+    passage.write_text("Ann keeps bees in Vell.")
+    done = run_script(
+        "demo.py", "--model_name_or_path", model, "--passage", passage, "--questions", "Who keeps bees?", *TINY
+    )
+    assert done.returncode == 0, done.stderr
+    assert "passage: notes" in done.stdout and "self-edit 2" in done.stdout
+    assert "Who keeps bees?" in done.stdout and "base model" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "message"),
+    [
+        ("demo.py", ["--passage", "nowhere.txt"], "There is no passage at nowhere.txt"),
+        ("demo.py", ["--demo_passage", "12"], "--demo_passage 12 must be from 0 to 11"),
+        ("demo.py", ["--learning_rate", "-1"], "learning_rate=-1.0 must be a number above 0"),
+        ("demo.py", ["--prompt_style", "haiku"], "Unknown prompt_style 'haiku'"),
+        ("evaluate.py", ["--dataset", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
+        ("evaluate.py", ["--num_passages", "0"], "--num_passages 0 must be at least 1"),
+    ],
+)
+@pytest.mark.slow
+def test_bad_input_is_one_sentence(script, options, message, tmp_path):
+    if script == "evaluate.py":
+        options = [*options, "--output_file", tmp_path / "results.jsonl"]
+    failed = run_script(script, *options)
+    assert failed.returncode == 1
+    assert failed.stderr.strip().splitlines()[-1].startswith(f"error: {message}")
+    assert "Traceback" not in failed.stderr
+    assert not (tmp_path / "results.jsonl").exists()
+
+
+def test_default_demo_passage_has_gold_answers():
+    assert all("answer" in item for item in load_demo_passages("train")[0]["questions"])
