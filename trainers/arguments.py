@@ -23,7 +23,7 @@ class AdaptationArguments:
     )
     split_newlines: bool = field(default=True, metadata={"help": "Make every line a training sequence of its own."})
     num_generations: int = field(default=4, metadata={"help": "Self-edits per passage."})
-    temperature: float = field(default=1.0, metadata={"help": "Sampling temperature of the self-edits."})
+    temperature: float = field(default=0.3, metadata={"help": "Sampling temperature of the self-edits."})
     top_p: float = field(default=0.95, metadata={"help": "Nucleus of the sampling."})
     max_completion_length: int = field(default=256, metadata={"help": "Longest self-edit, in tokens."})
     target_modules: str = field(
@@ -32,7 +32,7 @@ class AdaptationArguments:
     lora_r: int = field(default=32, metadata={"help": "Rank of the adapters."})
     lora_alpha: int = field(default=64, metadata={"help": "Alpha of the adapters."})
     learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the inner loop."})
-    num_train_epochs: int = field(default=10, metadata={"help": "Epochs of the inner loop."})
+    num_train_epochs: int = field(default=20, metadata={"help": "Epochs of the inner loop."})
     seed: int = field(default=0, metadata={"help": "Seed of sampling, initialization and order."})
 
     def load(self) -> SelfAdaptingLM:

@@ -10,7 +10,7 @@ class Domain:
     """
     A task that a model can adapt to with self-edits (SEAL, section 3.2).
 
-    Subclass it, implement the four methods and pass an instance to [`SEALTrainer`]; nothing has to be registered. An
+    Subclass it, implement the four methods and pass an instance to [`SelfAdaptingLM`]; nothing has to be registered. An
     `example` is one row of the dataset. The reward of a self-edit is the mean of the verdicts that [`~Domain.grade`]
     gives to the answers of the model adapted to it.
     """
