@@ -1,7 +1,7 @@
 # Set-up and the main jobs. Everything lives in $(VENV); remove it to start afresh.
 #   make demo [PASSAGE=file.txt] [TITLE="..."] [QUESTION="..."]
 #   make test
-#   TORCH_INDEX=URL takes torch from another package index, such as the one of a CUDA build.
+#   TORCH_INDEX=URL takes torch from another package index, such as the one of a CUDA build, into a new $(VENV).
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -25,6 +25,7 @@ lint: $(VENV)/.test
 
 # torch goes first and alone, so that nothing else pulls another build of it.
 $(VENV)/.torch: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)") "$(TORCH)"
 	@touch $@

@@ -53,7 +53,7 @@ class AdapterRows:
             self.adapted = None if len(place) == self.num_rows else adapted[:, None, None]  # (R, 1, 1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LoraStack:
     """
     The stacked matrices of one module, in the dtype of the activations.

@@ -28,8 +28,8 @@ _CARD = """---
 
 # {repo_id}
 
-A LoRA adapter that [{base}](https://huggingface.co/{base}) was taught with one self-edit
-([SEAL](https://huggingface.co/papers/2506.10943)).
+A LoRA adapter that teaches [{base}](https://huggingface.co/{base}) one self-edit
+([SEAL](https://huggingface.co/papers/2506.10943)).{policy}
 
 ```python
 from peft import PeftModel
@@ -38,9 +38,10 @@ from transformers import AutoModelForCausalLM
 model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "{repo_id}")
 ```
 """
+_CARD_POLICY = " It was trained on top of a policy adapter, whose ranks are part of this one."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Adapter:
     """
     One trained LoRA adapter, apart from the model.
@@ -68,9 +69,9 @@ class Adapter:
     @classmethod
     def from_peft_model(cls, model: PeftModel, base_model_id: str) -> "Adapter":
         """Take the active adapter of a `PeftModel`, such as the policy that the outer SFT trains."""
-        config = model.active_peft_config
-        layout = lora_layout(model, config)
-        state_dict = get_peft_model_state_dict(model, adapter_name=model.active_adapter)
+        layout = lora_layout(model, model.active_peft_config, trained=True)
+        # Embedding layers are not LoRA's; looking for them would ask the Hub.
+        state_dict = get_peft_model_state_dict(model, adapter_name=model.active_adapter, save_embedding_layers=False)
         source = f"the adapter {model.active_adapter!r}"
         return cls(layout, layout.weights_from_state_dict(state_dict, source), base_model_id)
 
@@ -135,9 +136,7 @@ class Adapter:
                 f"{source} adapts {named_base}, but the loaded base model is {base_model_id}; load {named_base} to use it."
             )
         config = LoraConfig.from_pretrained(str(folder))
-        config.init_lora_weights = True
-        config.lora_dropout = 0.0  # acts in training only
-        layout = lora_layout(model, config)
+        layout = lora_layout(model, config, trained=True)
         try:
             state_dict = load_file(weights_file)
         except SafetensorError as error:
@@ -246,7 +245,13 @@ class Adapter:
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
             (Path(folder) / "README.md").write_text(
-                _CARD.format(metadata=card.to_yaml(), base=self.base_model_id, repo_id=url.repo_id), encoding="utf-8"
+                _CARD.format(
+                    metadata=card.to_yaml(),
+                    base=self.base_model_id,
+                    repo_id=url.repo_id,
+                    policy="" if self.policy is None else _CARD_POLICY,
+                ),
+                encoding="utf-8",
             )
             api.upload_folder(repo_id=url.repo_id, folder_path=folder, commit_message=commit_message)
         return str(url)

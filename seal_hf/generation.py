@@ -52,7 +52,7 @@ class Sampling:
     def __post_init__(self):
         if not self.temperature > 0:
             raise ValueError(
-                f"temperature={self.temperature} must be above 0; leave out `sampling` for greedy answers."
+                f"temperature={self.temperature} must be above 0; a small one such as 0.01 is almost greedy."
             )
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p} must be above 0 and at most 1.")
@@ -140,7 +140,12 @@ def generate(
     token_ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     if [] in token_ids:
         raise ValueError(f"prompts[{token_ids.index([])}] is empty; give the model at least one token to continue.")
-    check_context(model, max((len(ids) for ids in token_ids), default=0), max_new_tokens)
+    longest, context = max((len(ids) for ids in token_ids), default=0), context_length(model)
+    if context is not None and longest + max_new_tokens > context:
+        raise ValueError(
+            f"A prompt of {longest} tokens and up to {max_new_tokens} new ones exceed the model's context of {context} "
+            "tokens; shorten the text or ask for fewer new tokens."
+        )
     progress = _Progress(tokenizer, len(prompts), on_text, stop)
     generations: list[Generation] = []
     for start in range(0, len(prompts), batch_size):
@@ -174,14 +179,9 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[in
     return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
 
 
-def check_context(model: nn.Module, num_prompt_tokens: int, max_new_tokens: int) -> None:
-    """Raise `ValueError` when prompt and completion together exceed the model's context."""
-    context = getattr(unwrap(model).config.get_text_config(), "max_position_embeddings", None)
-    if context is not None and num_prompt_tokens + max_new_tokens > context:
-        raise ValueError(
-            f"A prompt of {num_prompt_tokens} tokens and up to {max_new_tokens} new ones exceed the model's context of "
-            f"{context} tokens; shorten the text or ask for fewer new tokens."
-        )
+def context_length(model: nn.Module) -> int | None:
+    """Most tokens that the model attends to; `None` where its config does not say."""
+    return getattr(unwrap(model).config.get_text_config(), "max_position_embeddings", None)
 
 
 @torch.no_grad()

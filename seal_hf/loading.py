@@ -79,11 +79,12 @@ def load_causal_lm(
             device_map={"": torch.device(device or _default_device())},
             **shared,
         )
-    except (OSError, HfHubHTTPError) as error:
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise OSError(
-            f"The model {model_name_or_path!r} could not be loaded: it is neither a folder with a model nor a model "
-            "on the Hub that can be reached from here (a gated one needs `hf auth login`). To go on without the Hub "
-            f"use {EMBEDDED!r}."
+            f"The model {model_name_or_path!r} (revision {revision!r}) could not be loaded from a folder or the Hub; check "
+            f"its name and the network (a gated one needs `hf auth login`), or use {EMBEDDED!r}, which needs no Hub. "
+            f"The cause was: {cause}"
         ) from error
     return model, tokenizer, EMBEDDED_MODEL_ID if model_name_or_path == EMBEDDED else model_name_or_path
 

@@ -7,7 +7,7 @@ A bank of adapters is trained and evaluated from one matrix with a row per adapt
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from peft import LoraConfig, PeftModel
@@ -16,19 +16,23 @@ from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import nn
 
 
-# Options of LoraConfig that change the computation or the state dict in a way that a stacked adapter does not follow.
-_PLAIN_LORA = {
-    "bias": "none",
-    "use_dora": False,
-    "fan_in_fan_out": False,
-    "lora_bias": False,
-    "modules_to_save": None,
-    "rank_pattern": {},
-    "alpha_pattern": {},
-    "layer_replication": None,
-    "target_parameters": None,
-    "trainable_token_indices": None,
+# Options of LoraConfig that a stacked adapter follows, or that do not change what an adapter computes. Every other one
+# must be left at its default, also one that a later PEFT adds.
+_FOLLOWED_OPTIONS = {
+    *(
+        "task_type",
+        "peft_type",
+        "auto_mapping",
+        "peft_version",
+        "base_model_name_or_path",
+        "revision",
+        "inference_mode",
+    ),
+    *("r", "lora_alpha", "use_rslora", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+    *("megatron_core", "runtime_config", "qalora_group_size", "ensure_weight_tying"),
 }
+# How the weights began, for these, and dropout do not matter once an adapter is trained.
+_PLAIN_INITIALIZATIONS = (True, False, "gaussian", "orthogonal")
 
 
 @dataclass(frozen=True)
@@ -176,31 +180,35 @@ def linear_modules(model: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
-def lora_layout(model: nn.Module, config: LoraConfig) -> LoraLayout:
+def lora_layout(model: nn.Module, config: LoraConfig, trained: bool = False) -> LoraLayout:
     """
     Resolve a `LoraConfig` on a model.
 
     `target_modules` may be anything that PEFT takes: `None` (PEFT's default for the architecture), names, a regular
     expression, or `"all-linear"`.
 
+    Parameters:
+        model (`PreTrainedModel` or `PeftModel`):
+            The model to adapt.
+        config (`LoraConfig`):
+            The adapter's shape.
+        trained (`bool`, *optional*, defaults to `False`):
+            Whether the adapter has its weights already, so that its initialization and dropout do not matter.
+
     Raises:
         ValueError: An option that a stacked adapter does not follow, a rank below 1, or targets that match no linear
             module.
     """
-    for option, plain in _PLAIN_LORA.items():
-        value = getattr(config, option, plain)
-        if value != plain and value:
+    defaults = LoraConfig()
+    for option in (field.name for field in fields(LoraConfig)):
+        value, default = getattr(config, option), getattr(defaults, option)
+        harmless = option in _FOLLOWED_OPTIONS or (
+            trained and (option == "lora_dropout" or option == "init_lora_weights" and value in _PLAIN_INITIALIZATIONS)
+        )
+        if not harmless and value != default and (value or default):
             raise ValueError(
-                f"LoraConfig({option}={value!r}) is not supported by an inner adapter; leave it at {plain!r}."
+                f"LoraConfig({option}={value!r}) is not supported by an inner adapter; leave it at {default!r}."
             )
-    if config.init_lora_weights is not True:
-        raise ValueError(
-            f"LoraConfig(init_lora_weights={config.init_lora_weights!r}) is not supported by an inner adapter; leave it at True."
-        )
-    if config.lora_dropout:
-        raise ValueError(
-            f"LoraConfig(lora_dropout={config.lora_dropout}) is not supported by an inner adapter; the paper uses 0."
-        )
     if config.r < 1:
         raise ValueError(f"The LoRA rank r={config.r} must be at least 1.")
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from .domains import KnowledgeDomain
-from .generation import draw_seed
 from .grading import require_verdicts
 from .self_adapting_lm import SelfAdaptingLM
 from .self_edit import SelfEdit
@@ -96,7 +95,8 @@ def single_passage(
             temperature=temperature,
             top_p=top_p,
             max_completion_length=max_completion_length,
-            seed=draw_seed(seed, first),
+            seed=seed,
+            first_example=first,
         )
         self_edits = [[edit for edit in edits if edit is not None] for edits in proposed]
         adapters = iter(
@@ -167,25 +167,17 @@ def summarize(results: Sequence[PassageResult]) -> Summary:
     Raises:
         ValueError: No results.
     """
-    means = {condition: [] for condition in CONDITIONS}
+    shares = {condition: [] for condition in CONDITIONS}  # of right answers, per passage and question
     for result in results:
         for condition in CONDITIONS:
             runs = result.verdicts[condition] or result.verdicts[BASE]
-            means[condition].append(runs)
-    pooled = {condition: [_pool(runs) for runs in passages] for condition, passages in means.items()}
-    # Every condition repeats its questions once per self-edit, so that the pairs have the same questions.
-    differences = {}
-    for condition in (BASE, IN_CONTEXT, PASSAGE_ONLY):
-        repeated = [
-            _pool(runs * len(edit_runs)) for runs, edit_runs in zip(means[condition], means[SELF_EDITS], strict=True)
-        ]
-        differences[condition] = paired_difference(repeated, pooled[SELF_EDITS])
+            shares[condition].append([sum(verdicts) / len(runs) for verdicts in zip(*runs, strict=True)])
     return Summary(
-        accuracies={condition: accuracy(passages) for condition, passages in pooled.items()},
-        differences=differences,
+        accuracies={condition: accuracy(passages) for condition, passages in shares.items()},
+        differences={
+            condition: paired_difference(shares[condition], shares[SELF_EDITS])
+            for condition in CONDITIONS
+            if condition != SELF_EDITS
+        },
         num_self_edits=sum(len(result.self_edits) for result in results),
     )
-
-
-def _pool(runs: Sequence[Sequence[bool]]) -> list[bool]:
-    return [verdict for run in runs for verdict in run]

@@ -18,7 +18,7 @@ from transformers import (
 from .adapter_bank import AdapterBank, keep_trainable
 from .adapters import Adapter
 from .domains import Domain, KnowledgeDomain
-from .generation import Sampling, check_context, draw_seed, generate
+from .generation import Sampling, context_length, draw_seed, generate
 from .inner_loop import InnerStep, train
 from .inner_update import InnerLoopConfig, tokenize_self_edit
 from .loading import load_causal_lm
@@ -43,8 +43,8 @@ class SelfAdaptingLM:
         processing_class (`PreTrainedTokenizerBase`):
             Its tokenizer.
         domain ([`Domain`], *optional*):
-            What is learned and how it is asked for. Defaults to a [`KnowledgeDomain`], in chat form where the tokenizer
-            has a chat template.
+            What is learned and how it is asked for. Defaults to a [`KnowledgeDomain`]. One whose `chat` is not set asks
+            in chat form where the tokenizer has a chat template.
         peft_config (`LoraConfig`, *optional*):
             Shape of the inner adapters. Defaults to the paper's: rank 32, alpha 64, PEFT's default target modules.
         inner_config ([`InnerLoopConfig`], *optional*):
@@ -78,7 +78,9 @@ class SelfAdaptingLM:
     ):
         self.model = model
         self.processing_class = processing_class
-        self.domain = domain or KnowledgeDomain(chat=bool(processing_class.chat_template))
+        self.domain = domain or KnowledgeDomain()
+        if isinstance(self.domain, KnowledgeDomain) and self.domain.chat is None:
+            self.domain.chat = bool(processing_class.chat_template)
         self.peft_config = peft_config or LoraConfig(r=32, lora_alpha=64)
         self.inner_config = inner_config or InnerLoopConfig()
         self.base_model_id = base_model_id or model.config.name_or_path
@@ -94,6 +96,7 @@ class SelfAdaptingLM:
             )
         lora_layout(model, self.peft_config)  # raises where the adapters do not fit
         keep_trainable(model)
+        self._policy()  # raises where the policy adapter is not a plain LoRA
 
     @classmethod
     def from_pretrained(
@@ -196,6 +199,7 @@ class SelfAdaptingLM:
         top_p: float = 0.95,
         max_completion_length: int = 512,
         seed: int = 0,
+        first_example: int = 0,
         on_text: Callable[[list[str]], bool | None] | None = None,
         stop: threading.Event | None = None,
     ) -> list[list[SelfEdit | None]]:
@@ -207,6 +211,8 @@ class SelfAdaptingLM:
                 Examples of the domain.
             seed (`int`, *optional*, defaults to `0`):
                 Self-edit `i` of example `e` is drawn from the stream of `(seed, e, i)`.
+            first_example (`int`, *optional*, defaults to `0`):
+                Number of the first of these examples, where they are part of a larger set.
             num_generations, temperature, top_p, max_completion_length, on_text, stop:
                 As in [`~SelfAdaptingLM.propose`].
 
@@ -218,10 +224,12 @@ class SelfAdaptingLM:
         """
         if num_generations < 1:
             raise ValueError(f"num_generations={num_generations} must be at least 1.")
+        if max_completion_length < 1:
+            raise ValueError(f"max_completion_length={max_completion_length} must be at least 1.")
         for example in examples:
             if "context" in example and not str(example["context"]).strip():
                 raise ValueError("The passage is empty; give it some text to learn.")
-        seeds = [draw_seed(seed, e, i) for e in range(len(examples)) for i in range(num_generations)]
+        seeds = [draw_seed(seed, first_example + e, i) for e in range(len(examples)) for i in range(num_generations)]
         generations = iter(
             generate(
                 self.model,
@@ -272,11 +280,14 @@ class SelfAdaptingLM:
             raise ValueError("adapt() got no self-edits; give at least one, for example from propose().")
         updates = [tokenize_self_edit(edit, self.processing_class, self.inner_config) for edit in edits]
         longest = max(len(sequence.input_ids) for update in updates for sequence in update.sequences)
-        check_context(self.model, longest, 0)
+        context = context_length(self.model)
+        if context is not None and longest > context:
+            raise ValueError(
+                f"A training sequence of {longest} tokens exceeds the model's context of {context} tokens; shorten the "
+                "passage, or lower InnerLoopConfig(max_length=...)."
+            )
         bank = AdapterBank.initialize(self.model, self.peft_config, [seed] * len(edits))
-        policy = None
-        if isinstance(self.model, PeftModel):
-            policy = Adapter.from_peft_model(self.model, self.base_model_id)
+        policy = self._policy()
         results = train(bank, updates, order_seed=seed, on_step=on_step, stop=stop)
         adapters = [
             Adapter(
@@ -309,6 +320,8 @@ class SelfAdaptingLM:
     ) -> str | list[str]:
         """
         Answer closed-book: the passage is not in the context. Greedy.
+
+        For domains whose examples have a title and `questions`; other prompts go to [`~SelfAdaptingLM.answer_prompts`].
 
         Parameters:
             question (`str` or `Sequence[str]`):
@@ -375,7 +388,7 @@ class SelfAdaptingLM:
         if adapters is not None and any(adapter is not None for adapter in adapters):
             distinct = {id(adapter): adapter for adapter in adapters if adapter is not None}
             places = {key: place for place, key in enumerate(distinct)}
-            bank = AdapterBank.from_adapters(self.model, [self._fitting(adapter) for adapter in distinct.values()])
+            bank = AdapterBank.from_adapters(self.model, self._fitting(list(distinct.values())))
             rows = [None if adapter is None else places[id(adapter)] for adapter in adapters]
         generations = generate(
             self.model,
@@ -395,20 +408,25 @@ class SelfAdaptingLM:
         """
         return Adapter.from_pretrained(path, self.model, self.base_model_id)
 
-    def _fitting(self, adapter: Adapter) -> Adapter:
-        """The adapter in the form that this model takes: on top of its policy, or on the plain base."""
-        if adapter.base_model_id != self.base_model_id:
-            raise ValueError(
-                f"This adapter adapts {adapter.base_model_id}, but the loaded base model is {self.base_model_id}; load "
-                f"{adapter.base_model_id} to use it."
-            )
-        if not isinstance(self.model, PeftModel):
-            return adapter.on_base()
-        policy = Adapter.from_peft_model(self.model, self.base_model_id)
-        if adapter.policy is None or not torch.equal(adapter.policy.weights, policy.weights):
-            trained_on = "the plain base model" if adapter.policy is None else "another policy adapter"
-            raise ValueError(
-                f"This adapter was trained on {trained_on}, but this model carries a policy adapter; use it with "
-                f"SelfAdaptingLM.from_pretrained({self.base_model_id!r})."
-            )
-        return adapter
+    def _policy(self) -> Adapter | None:
+        """The policy adapter that the model carries."""
+        return Adapter.from_peft_model(self.model, self.base_model_id) if isinstance(self.model, PeftModel) else None
+
+    def _fitting(self, adapters: Sequence[Adapter]) -> list[Adapter]:
+        """The adapters in the form that this model takes: on top of its policy, or on the plain base."""
+        policy = self._policy()
+        for adapter in adapters:
+            if adapter.base_model_id != self.base_model_id:
+                raise ValueError(
+                    f"This adapter adapts {adapter.base_model_id}, but the loaded base model is {self.base_model_id}; "
+                    f"load {adapter.base_model_id} to use it."
+                )
+            if policy is not None and (
+                adapter.policy is None or not torch.equal(adapter.policy.weights, policy.weights)
+            ):
+                trained_on = "the plain base model" if adapter.policy is None else "another policy adapter"
+                raise ValueError(
+                    f"This adapter was trained on {trained_on}, but this model carries a policy adapter; use it with "
+                    f"SelfAdaptingLM.from_pretrained({self.base_model_id!r})."
+                )
+        return list(adapters) if policy is not None else [adapter.on_base() for adapter in adapters]

@@ -7,13 +7,13 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Accuracy:
+class Estimate:
     """
-    Share of right answers with its interval; formats as `41.7 % [33.3, 50.0]`.
+    A mean over passages with its interval.
 
     Parameters:
         value (`float`):
-            Mean over passages of each passage's share of right answers, from 0 to 1.
+            The mean over passages; a share from 0 to 1, or a difference of two from -1 to 1.
         low, high (`float`):
             Bounds of the interval.
         num_questions (`int`):
@@ -27,39 +27,24 @@ class Accuracy:
     high: float
     num_questions: int
     num_passages: int
+
+
+class Accuracy(Estimate):
+    """Share of right answers; formats as `41.7 % [33.3, 50.0]`."""
 
     def __str__(self) -> str:
         return f"{100 * self.value:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
 
 
-@dataclass(frozen=True)
-class Difference:
-    """
-    Difference between two accuracies on the same questions; formats as `+12.5 points [+4.2, +20.8]`.
-
-    Parameters:
-        value (`float`):
-            Mean over passages of the second accuracy minus the first, from -1 to 1.
-        low, high (`float`):
-            Bounds of the interval.
-        num_questions (`int`):
-            Number of questions.
-        num_passages (`int`):
-            Number of passages.
-    """
-
-    value: float
-    low: float
-    high: float
-    num_questions: int
-    num_passages: int
+class Difference(Estimate):
+    """Difference between two accuracies on the same questions; formats as `+12.5 points [+4.2, +20.8]`."""
 
     def __str__(self) -> str:
         return f"{100 * self.value:+.1f} points [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
 
 
 def accuracy(
-    verdicts_per_passage: Sequence[Sequence[bool | None]],
+    verdicts_per_passage: Sequence[Sequence[float | None]],
     confidence: float = 0.95,
     num_resamples: int = 10_000,
     seed: int = 0,
@@ -71,8 +56,9 @@ def accuracy(
     the model knows about it.
 
     Args:
-        verdicts_per_passage (`Sequence[Sequence[bool | None]]`):
-            The verdicts on the answers to each passage's questions.
+        verdicts_per_passage (`Sequence[Sequence[float | None]]`):
+            The verdicts on the answers to each passage's questions; for answers given several times, the share that
+            was right.
         confidence (`float`, *optional*, defaults to `0.95`):
             Share of the resamples inside the interval.
         num_resamples (`int`, *optional*, defaults to `10_000`):
@@ -101,8 +87,8 @@ def accuracy(
 
 
 def paired_difference(
-    verdicts_a: Sequence[Sequence[bool | None]],
-    verdicts_b: Sequence[Sequence[bool | None]],
+    verdicts_a: Sequence[Sequence[float | None]],
+    verdicts_b: Sequence[Sequence[float | None]],
     confidence: float = 0.95,
     num_resamples: int = 10_000,
     seed: int = 0,
@@ -112,9 +98,9 @@ def paired_difference(
     passage's difference, with the percentile bootstrap over passages. Each resample draws the same passages of both.
 
     Args:
-        verdicts_a (`Sequence[Sequence[bool | None]]`):
+        verdicts_a (`Sequence[Sequence[float | None]]`):
             The first run's verdicts on the answers to each passage's questions.
-        verdicts_b (`Sequence[Sequence[bool | None]]`):
+        verdicts_b (`Sequence[Sequence[float | None]]`):
             The second run's verdicts, for the same passages and questions in the same order.
         confidence (`float`, *optional*, defaults to `0.95`):
             Share of the resamples inside the interval.
@@ -154,7 +140,7 @@ def paired_difference(
     return Difference(float(differences.mean()), low, high, sum(map(len, verdicts_a)), len(differences))
 
 
-def _passage_means(name: str, verdicts_per_passage: Sequence[Sequence[bool | None]]) -> np.ndarray:
+def _passage_means(name: str, verdicts_per_passage: Sequence[Sequence[float | None]]) -> np.ndarray:
     if len(verdicts_per_passage) == 0:
         raise ValueError(f"`{name}` is empty; give the verdicts of at least one passage.")
     for index, verdicts in enumerate(verdicts_per_passage):

@@ -144,7 +144,7 @@ def test_empty_passage_among_others(lm, monkeypatch):
         ("bees " * 800, {}, r"A prompt of \d{4} tokens and up to 512 new ones exceed .* context of 4096 tokens"),
         (PASSAGE, {"temperature": 0}, "temperature=0 must be above 0"),
         (PASSAGE, {"top_p": 2}, "top_p=2 must be above 0 and at most 1"),
-        (PASSAGE, {"max_completion_length": 0}, "max_new_tokens=0 must be at least 1"),
+        (PASSAGE, {"max_completion_length": 0}, "max_completion_length=0 must be at least 1"),
     ],
 )
 def test_refused_before_generating(lm, monkeypatch, passage, options, message):

@@ -36,7 +36,7 @@ class AdaptationArguments:
     seed: int = field(default=0, metadata={"help": "Seed of sampling, initialization and order."})
 
     def load(self) -> SelfAdaptingLM:
-        """Load the model; instruct models are asked in chat form."""
+        """Load the model with its domain."""
         names = [name.strip() for name in self.target_modules.split(",")]
         peft_config = LoraConfig(
             r=self.lora_r,
@@ -45,7 +45,7 @@ class AdaptationArguments:
         )
         inner_config = InnerLoopConfig(learning_rate=self.learning_rate, num_train_epochs=self.num_train_epochs)
         domain = KnowledgeDomain(self.prompt_style, split_newlines=self.split_newlines)
-        lm = SelfAdaptingLM.from_pretrained(
+        return SelfAdaptingLM.from_pretrained(
             self.model_name_or_path,
             load_in_4bit=self.load_in_4bit,
             dtype=self.dtype,
@@ -53,5 +53,3 @@ class AdaptationArguments:
             peft_config=peft_config,
             inner_config=inner_config,
         )
-        domain.chat = bool(lm.processing_class.chat_template)
-        return lm

@@ -25,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 
 from seal_hf import SelfAdaptingLM, SelfEdit
 from seal_hf.domains import KnowledgeDomain, load_demo_passages
+from seal_hf.domains.knowledge import split_completion
 
 
 console = Console()
@@ -66,7 +67,8 @@ def own_questions(lm: SelfAdaptingLM, example: dict) -> list[dict]:
     """Questions that the model writes itself with the passage in view."""
     asking = KnowledgeDomain("self-qa", chat=lm.domain.chat)
     completion = lm.answer_prompts([asking.prompt(example)], max_answer_length=256)[0]
-    written = [line.split(":", 1)[1].strip() for line in completion.splitlines() if line.startswith("Question")]
+    pairs = [pair for pair in split_completion(completion) if pair.startswith("Question") and ":" in pair]
+    written = [pair.split(":", 1)[1].strip().splitlines()[0] for pair in pairs if pair.split(":", 1)[1].strip()]
     questions = list(dict.fromkeys(text for text in written if text.endswith(("?", "？"))))
     return [{"question": text} for text in questions[:5] or [f"What do you know about {example['title']}?"]]
 

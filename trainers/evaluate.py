@@ -5,11 +5,13 @@ The paper's single-passage protocol: base, passage in context, passage only and 
     python trainers/evaluate.py --dataset passages.json --num_passages 10 --output_file results.jsonl
 
 A line per passage is written as soon as it is known, and the table over all passages is printed at the end. The same
-command again goes on where an interrupted one ended.
+command again goes on where an interrupted one ended. With --judge_model a language model grades in place of the local
+grader; its key is read from JUDGE_API_KEY.
 """
 
 import json
 import logging
+import os
 import sys
 import time
 from dataclasses import asdict, dataclass, field
@@ -22,7 +24,7 @@ from transformers.utils import logging as transformers_logging
 
 from seal_hf import SelfEdit
 from seal_hf.domains import load_demo_passages, load_passages
-from seal_hf.grading import GradingIncomplete, JudgeGrader
+from seal_hf.grading import GradingIncomplete, JudgeGrader, JudgeRefused
 from seal_hf.protocols import PassageResult, Summary, single_passage, summarize
 
 
@@ -40,8 +42,12 @@ class EvaluationArguments(AdaptationArguments):
     judge_model: str | None = field(
         default=None, metadata={"help": "Grade with this language model; the local grader where absent."}
     )
+    judge_provider: str | None = field(
+        default=None,
+        metadata={"help": "Inference provider of the Hub that serves the judge; chosen by the Hub if absent."},
+    )
     judge_base_url: str | None = field(
-        default=None, metadata={"help": "OpenAI-compatible endpoint of the judge; a Hub provider where absent."}
+        default=None, metadata={"help": "OpenAI-compatible endpoint of the judge, in place of a provider."}
     )
     output_file: str = field(default="outputs/evaluation.jsonl", metadata={"help": "Where a line per passage goes."})
 
@@ -65,23 +71,30 @@ def read_finished(output: Path, settings: dict, num_passages: int) -> list[Passa
     The results of an earlier, interrupted run, cut to whole banks; the file is created or cut to match.
 
     Raises:
-        ValueError: The file holds a run with other settings.
+        ValueError: The file is not a record of this script, or of a run with other settings or more passages.
     """
-    lines = output.read_text(encoding="utf-8").splitlines(keepends=True) if output.exists() else []
-    complete = [json.loads(line) for line in lines if line.endswith("\n")]
-    if complete:
-        found = complete[0].get("settings", {})
-        if different := sorted(name for name in {*settings, *found} if settings.get(name) != found.get(name)):
-            raise ValueError(
-                f"{output} holds a run with another {', '.join(different)}; give another --output_file, so that no "
-                "results are lost."
-            )
-    results = complete[1:][:num_passages]
+    # Not splitlines(): a text may hold other line separators, unescaped. The last line is empty or torn.
+    lines = output.read_text(encoding="utf-8").split("\n")[:-1] if output.exists() else []
+    remedy = "give another --output_file, so that no results are lost"
+    try:
+        records = [json.loads(line) for line in lines]
+        found = records[0]["settings"] if records else settings
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{output} is not a record of this script ({error!r}); {remedy}.") from error
+    if not records and output.exists() and output.stat().st_size:
+        raise ValueError(f"{output} is not a record of this script; {remedy}.")
+    if different := sorted(name for name in {*settings, *found} if settings.get(name) != found.get(name)):
+        raise ValueError(f"{output} holds a run with another {', '.join(different)}; {remedy}.")
+    results = records[1:]
+    if len(results) > num_passages:
+        raise ValueError(f"{output} holds {len(results)} passages, more than the {num_passages} asked for; {remedy}.")
     if len(results) < num_passages:
         results = results[: len(results) // settings["passages_per_bank"] * settings["passages_per_bank"]]
     output.parent.mkdir(parents=True, exist_ok=True)
     kept = [{"settings": settings}, *results]
-    output.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept), encoding="utf-8")
+    partial = output.with_name(f"{output.name}.partial")
+    partial.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept), encoding="utf-8")
+    os.replace(partial, output)
     return [
         PassageResult(**{**result, "self_edits": tuple(SelfEdit(**edit) for edit in result["self_edits"])})
         for result in results
@@ -97,12 +110,19 @@ def main(args: EvaluationArguments) -> None:
     else:
         examples = load_passages(args.dataset, args.split)
     examples = examples[: args.num_passages]
-    lm = args.load()
-    if args.judge_model is not None:
-        lm.domain.grader = JudgeGrader(args.judge_model, base_url=args.judge_base_url)
     settings = {name: value for name, value in asdict(args).items() if name not in ("num_passages", "output_file")}
     output = Path(args.output_file)
     results = read_finished(output, settings, len(examples))
+    grader = None
+    if args.judge_model is not None:
+        grader = JudgeGrader(
+            args.judge_model,
+            provider=args.judge_provider,
+            base_url=args.judge_base_url,
+            api_key=os.environ.get("JUDGE_API_KEY"),
+        )
+    lm = args.load()
+    lm.domain.grader = grader or lm.domain.grader
     protocol = single_passage(
         lm,
         examples,
@@ -132,5 +152,5 @@ if __name__ == "__main__":
     (arguments,) = HfArgumentParser(EvaluationArguments).parse_args_into_dataclasses()
     try:
         main(arguments)
-    except (ValueError, OSError, ImportError, GradingIncomplete) as error:
+    except (ValueError, OSError, ImportError, GradingIncomplete, JudgeRefused) as error:
         sys.exit(f"error: {error}")

@@ -118,8 +118,9 @@ class KnowledgeDomain(Domain):
             completion is split at `---` only.
         grader ([`LexicalGrader`] or [`JudgeGrader`], *optional*):
             Judge of the answers. Defaults to a [`LexicalGrader`], which needs neither network nor key.
-        chat (`bool`, *optional*, defaults to `False`):
+        chat (`bool`, *optional*):
             Whether prompts are chat messages for an instruction-tuned model rather than plain text for a base model.
+            Where it is not set, [`SelfAdaptingLM`] sets it by whether the tokenizer has a chat template.
             The chat form is one user message, without the last line of the template if that ends in a colon: such a
             line is the beginning of the answer, which a base model continues.
 
@@ -133,7 +134,7 @@ class KnowledgeDomain(Domain):
         prompt_style: str = "implications",
         split_newlines: bool = True,
         grader: Grader | None = None,
-        chat: bool = False,
+        chat: bool | None = None,
     ):
         self.prompt_style = prompt_style
         self.split_newlines = split_newlines
@@ -252,6 +253,8 @@ class KnowledgeDomain(Domain):
         return [[next(verdicts) for _ in example_answers] for example_answers in answers]
 
     def _fill(self, template: str, example: Mapping[str, Any], **values: str) -> str | list[dict]:
+        if "context" not in example:
+            raise ValueError(f'An example has no "context", only {", ".join(example) or "nothing"}; give its passage.')
         values.update(title=example.get("title") or "", context=example["context"].strip())
         if not self.chat:
             return fill_template(template, values)

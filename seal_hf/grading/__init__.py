@@ -10,8 +10,8 @@ no key, [`JudgeGrader`] asks a language model. A verdict of `None` means "could 
 wrong: pass verdicts through [`require_verdicts`] before averaging them.
 """
 
-from .judge import GradingIncomplete, JudgeGrader, require_verdicts
+from .judge import GradingIncomplete, JudgeGrader, JudgeRefused, require_verdicts
 from .lexical import LexicalGrader
 
 
-__all__ = ["GradingIncomplete", "JudgeGrader", "LexicalGrader", "require_verdicts"]
+__all__ = ["GradingIncomplete", "JudgeGrader", "JudgeRefused", "LexicalGrader", "require_verdicts"]

@@ -32,6 +32,10 @@ class GradingIncomplete(RuntimeError):
     """Some answers could not be graded, so the run stops here; what is already recorded stays valid for resuming."""
 
 
+class JudgeRefused(RuntimeError):
+    """The judge's endpoint refuses the key, or does not know the model; asking again would not help."""
+
+
 def require_verdicts(verdicts: Sequence[bool | None]) -> list[bool]:
     """
     Return the verdicts, or stop when an answer could not be graded.
@@ -182,7 +186,7 @@ class JudgeGrader:
 
         Raises:
             `ValueError`: If the three lengths differ or a gold answer is empty.
-            `RuntimeError`: If the endpoint refuses the key (HTTP 401, 402, 403) or does not know the model or the path
+            [`JudgeRefused`]: If the endpoint refuses the key (HTTP 401, 402, 403) or does not know the model or the path
                 (HTTP 404).
         """
         check_inputs(questions, golds, answers)
@@ -212,7 +216,7 @@ class JudgeGrader:
             verdict = parse_verdict(reply)
             return self._describe(f"the reply {reply!r} is neither yes nor no") if verdict is None else verdict
         # Outside the handler, so that the HTTP error, whose request holds the key, is not chained.
-        raise RuntimeError(
+        raise JudgeRefused(
             f"The judge {self.model!r} at {self._endpoint} refused the request; check `api_key`, `model` and "
             f"`provider` or `base_url`. {fault}"
         )
