@@ -121,7 +121,9 @@ MISSING = {
 def test_unreachable_model(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(OSError, match=rf"The model '{name}' \(revision 'main'\) could not be loaded .* use 'embedded'"):
+    with pytest.raises(
+        OSError, match=rf"The model '{name}' \(revision 'main'\) could not be loaded .* use 'embedded'"
+    ):
         SelfAdaptingLM.from_pretrained(name)
 
 

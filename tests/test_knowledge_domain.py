@@ -306,3 +306,8 @@ def test_stored_completions(name, split_newlines, completions, sequences, charac
     texts = [text for completion, row in pairs for _, text in domain.parse(completion, row).sequences]
     assert (len(pairs), len(texts), sum(map(len, texts))) == (completions, sequences, characters)
     assert hashlib.sha256("\0".join(texts).encode()).hexdigest() == sha256
+
+
+def test_example_without_a_passage():
+    with pytest.raises(ValueError, match='no "context", only title, text; give its passage'):
+        KnowledgeDomain().prompt({"title": "Bees", "text": "Ann keeps bees."})

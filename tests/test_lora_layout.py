@@ -105,6 +105,8 @@ def test_modules_of_a_policy_model_are_those_of_its_base():
         ({"lora_dropout": 0.1}, r"lora_dropout=0\.1\) is not supported"),
         ({"init_lora_weights": "gaussian"}, r"init_lora_weights='gaussian'\) is not supported"),
         ({"init_lora_weights": False}, r"init_lora_weights=False\) is not supported"),
+        ({"alora_invocation_tokens": [5, 6]}, r"alora_invocation_tokens=\[5, 6\]\) is not supported"),
+        ({"use_qalora": True}, r"use_qalora=True\) is not supported"),
         (
             {"target_modules": ["query"]},
             r"\['query'\] match no linear module; this model has down_proj, gate_proj, k_proj",
@@ -118,6 +120,18 @@ def test_modules_of_a_policy_model_are_those_of_its_base():
 def test_unusable_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         lora_layout(tiny_llama(), LoraConfig(**options))
+
+
+@pytest.mark.parametrize("options", [{"lora_dropout": 0.1}, {"init_lora_weights": "gaussian"}])
+def test_how_a_trained_adapter_began_does_not_matter(options):
+    config = LoraConfig(r=2, lora_alpha=4, target_modules="all-linear", **options)
+    assert lora_layout(tiny_llama(), config, trained=True).r == 2
+
+
+def test_initialization_that_changes_the_base_is_refused():
+    config = LoraConfig(r=2, init_lora_weights="pissa")
+    with pytest.raises(ValueError, match=r"init_lora_weights='pissa'\) is not supported"):
+        lora_layout(tiny_llama(), config, trained=True)
 
 
 def test_architecture_without_default_targets():

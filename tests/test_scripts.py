@@ -14,7 +14,7 @@ from seal_hf.domains import load_demo_passages
 TRAINERS = Path(__file__).parent.parent / "trainers"
 PASSAGES = [
     {"title": name, "context": f"{name} keeps bees.", "questions": [{"question": "Who?", "answer": name}]}
-    for name in ("Ann", "Bob", "Cleo")
+    for name in ("Ann\u2028", "Bob", "Cleo")
 ]
 TINY = ["--dtype", "float32", "--lora_r", "4", "--num_train_epochs", "2", "--max_completion_length", "12"]
 TINY += ["--num_generations", "2"]
@@ -49,24 +49,39 @@ def evaluate(model, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("content", ['{"rows": "of something else"}', "text\n"])
+def test_evaluate_keeps_foreign_files(evaluate, tmp_path, content):
+    output = tmp_path / "results.jsonl"
+    output.write_text(content)
+    refused = evaluate()
+    assert refused.returncode == 1
+    assert "is not a record of this script" in refused.stderr
+    assert output.read_text() == content
+
+
+@pytest.mark.slow
 def test_evaluate_resumes(evaluate, tmp_path):
     output = tmp_path / "results.jsonl"
     done = evaluate()
     assert done.returncode == 0, done.stderr
     assert "3 passages, 3 questions, 6 self-edits" in done.stdout
     assert all(f"| {name} |" in done.stdout for name in ("base", "passage in context", "passage only", "self-edits"))
-    lines = output.read_text().splitlines(keepends=True)
-    assert [json.loads(line).get("title") for line in lines] == [None, "Ann", "Bob", "Cleo"]
+    lines = output.read_text().split("\n")
+    assert [json.loads(line).get("title") for line in lines[:-1]] == [None, "Ann\u2028", "Bob", "Cleo"]
 
-    output.write_text("".join(lines[:3]) + lines[3][:40])
+    output.write_text("\n".join(lines[:3]) + "\n" + lines[3][:40])
     resumed = evaluate()
     assert resumed.returncode == 0, resumed.stderr
-    assert output.read_text().splitlines(keepends=True) == lines
+    assert output.read_text().split("\n") == lines
 
-    refused = evaluate("--learning_rate", 0.5)
-    assert refused.returncode == 1
-    assert "holds a run with another learning_rate; give another --output_file" in refused.stderr
-    assert output.read_text().splitlines(keepends=True) == lines
+    for options, message in (
+        (["--learning_rate", 0.5], "holds a run with another learning_rate; give another --output_file"),
+        (["--num_passages", 2], "holds 3 passages, more than the 2 asked for; give another --output_file"),
+    ):
+        refused = evaluate(*options)
+        assert refused.returncode == 1
+        assert message in refused.stderr
+        assert output.read_text().split("\n") == lines
 
 
 @pytest.mark.slow

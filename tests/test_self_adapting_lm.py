@@ -235,6 +235,21 @@ class TestPolicy:
         with pytest.raises(ValueError, match=r"trained on the plain base model, but .*from_pretrained\('me/tiny'\)"):
             tiny_lm(tiny_policy_model()).answer("Who?", adapter=adapters[0])
 
+    def test_adapter_of_another_policy(self):
+        adapter = tiny_lm(tiny_policy_model()).adapt(EDITS[0])
+        with pytest.raises(ValueError, match="trained on another policy adapter, but"):
+            tiny_lm(tiny_policy_model(seed=8)).answer("Who?", adapter=adapter)
+
+    def test_policy_with_dropout(self):
+        config = LoraConfig(r=3, lora_alpha=6, target_modules=["q_proj"], lora_dropout=0.1)
+        adapter = tiny_lm(tiny_policy_model(peft_config=config)).adapt(EDITS[0])
+        assert adapter.policy.layout.r == 3
+
+    def test_policy_that_is_no_plain_lora_stops_before_any_work(self):
+        config = LoraConfig(r=3, target_modules=["q_proj"], use_dora=True)
+        with pytest.raises(ValueError, match=r"use_dora=True\) is not supported"):
+            tiny_lm(tiny_policy_model(peft_config=config))
+
 
 CONSTRUCTOR_ERRORS = {
     "targets": (
