@@ -23,9 +23,10 @@ from rich.text import Text
 from transformers import HfArgumentParser
 from transformers.utils import logging as transformers_logging
 
-from seal_hf import SelfAdaptingLM, SelfEdit
+from seal_hf import Adapter, SelfAdaptingLM, SelfEdit
 from seal_hf.domains import KnowledgeDomain, load_demo_passages
 from seal_hf.domains.knowledge import split_completion
+from seal_hf.inner_loop import InnerStep
 
 
 console = Console()
@@ -108,14 +109,16 @@ def propose(lm: SelfAdaptingLM, example: dict, args: DemoArguments) -> list[Self
     return self_edits
 
 
-def adapt(lm: SelfAdaptingLM, self_edits: list[SelfEdit], seed: int) -> list:
+def adapt(lm: SelfAdaptingLM, self_edits: list[SelfEdit], seed: int) -> list[Adapter]:
     """Train all adapters together, with their losses in view."""
     columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[loss]}"), TimeRemainingColumn()]
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("adapting", loss="", total=None)
+        latest = {}  # also of adapters that are done
 
-        def on_step(step) -> None:
-            losses = "  ".join(f"{loss:.2f}" for _, loss in sorted(step.losses.items()))
+        def on_step(step: InnerStep) -> None:
+            latest.update(step.losses)
+            losses = "  ".join(f"{loss:.2f}" for _, loss in sorted(latest.items()))
             speed = step.num_tokens / step.seconds
             progress.update(
                 task, completed=step.step, total=step.num_steps, loss=f"loss {losses}  {speed:.0f} tokens/s"
@@ -126,7 +129,7 @@ def adapt(lm: SelfAdaptingLM, self_edits: list[SelfEdit], seed: int) -> list:
     return adapters
 
 
-def show_answers(lm: SelfAdaptingLM, example: dict, adapters: list) -> None:
+def show_answers(lm: SelfAdaptingLM, example: dict, adapters: list[Adapter]) -> None:
     """Ask the base and every adapter the same questions, and print base and best adapter side by side."""
     questions = example["questions"]
     prompts = lm.domain.questions(example)
