@@ -105,7 +105,10 @@ def test_modules_of_a_policy_model_are_those_of_its_base():
         ({"lora_dropout": 0.1}, r"lora_dropout=0\.1\) is not supported"),
         ({"init_lora_weights": "gaussian"}, r"init_lora_weights='gaussian'\) is not supported"),
         ({"init_lora_weights": False}, r"init_lora_weights=False\) is not supported"),
-        ({"alora_invocation_tokens": [5, 6], "task_type": "CAUSAL_LM"}, r"alora_invocation_tokens=\[5, 6\]\) is not supported"),
+        (
+            {"alora_invocation_tokens": [5, 6], "task_type": "CAUSAL_LM"},
+            r"alora_invocation_tokens=\[5, 6\]\) is not supported",
+        ),
         ({"use_qalora": True}, r"use_qalora=True\) is not supported"),
         (
             {"target_modules": ["query"]},

@@ -156,8 +156,9 @@ def show_answers(lm: SelfAdaptingLM, example: dict, adapters: list[Adapter]) -> 
     console.print(table)
     if graded:
         console.print(f"Right of {len(questions)} questions: base {rewards[0]}, after each self-edit {rewards[1:]}.")
+        tied = ", the first of several," if rewards[1:].count(rewards[best]) > 1 else ""
         console.print(
-            f"Self-edit {best} has the greatest reward; it is the one that SEAL's outer loop would teach the model to write."
+            f"Self-edit {best}{tied} has the greatest reward; SEAL's outer loop would teach the model to write such ones."
         )
 
 
