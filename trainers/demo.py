@@ -6,6 +6,7 @@ Watch a language model teach itself one passage.
 """
 
 import logging
+import re
 import sys
 import time
 from dataclasses import dataclass, field
@@ -70,7 +71,8 @@ def own_questions(lm: SelfAdaptingLM, example: dict) -> list[dict]:
     completion = lm.answer_prompts([asking.prompt(example)], max_answer_length=256)[0]
     pairs = [pair for pair in split_completion(completion) if pair.startswith("Question") and ":" in pair]
     written = [pair.split(":", 1)[1].strip().splitlines()[0] for pair in pairs if pair.split(":", 1)[1].strip()]
-    questions = list(dict.fromkeys(text for text in written if text.endswith(("?", "？"))))
+    unnumbered = [re.sub(r"^\d+[.)]\s*", "", text) for text in written]
+    questions = list(dict.fromkeys(text for text in unnumbered if text.endswith(("?", "？"))))
     return [{"question": text} for text in questions[:5] or [f"What do you know about {example['title']}?"]]
 
 
