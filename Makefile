@@ -1,4 +1,4 @@
-# Set-up and the main jobs. Everything lives in $(VENV); remove it to start afresh.
+# Set-up and the main jobs. What is installed lives in $(VENV); remove it to start afresh.
 #   make demo [PASSAGE=file.txt] [TITLE="..."] [QUESTION="..."]
 #   make test
 #   TORCH_INDEX=URL takes torch from another package index, such as the one of a CUDA build, into a new $(VENV).
