@@ -273,11 +273,14 @@ class SelfAdaptingLM:
             `"stopped"` whether it ended early.
 
         Raises:
-            ValueError: No self-edits, one without any text, one longer than the context, or an invalid override.
+            ValueError: No self-edits, one without any text, one longer than the context, an invalid override, or a
+                negative seed.
         """
         edits = [self_edits] if isinstance(self_edits, SelfEdit) else list(self_edits)
         if not edits:
             raise ValueError("adapt() got no self-edits; give at least one, for example from propose().")
+        if seed < 0:
+            raise ValueError(f"seed={seed} must be 0 or more.")
         updates = [tokenize_self_edit(edit, self.processing_class, self.inner_config) for edit in edits]
         longest = max(len(sequence.input_ids) for update in updates for sequence in update.sequences)
         context = context_length(self.model)

@@ -129,6 +129,10 @@ class TestAdapt:
             lm.adapt(edits, on_step=calls.append)
         assert not calls
 
+    def test_negative_seed(self, lm):
+        with pytest.raises(ValueError, match="seed=-1 must be 0 or more"):
+            lm.adapt(EDITS[0], seed=-1)
+
     def test_base_is_never_changed(self, lm, adapters):
         inputs = lm.processing_class(PASSAGE["context"], return_tensors="pt", return_token_type_ids=False)
         weights = {name: tensor.clone() for name, tensor in lm.model.state_dict().items()}
