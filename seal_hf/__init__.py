@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from .adapter_bank import AdapterBank
     from .adapters import Adapter
     from .inner_update import InnerLoopConfig
+    from .seal_config import SEALConfig
+    from .seal_trainer import SEALTrainer
     from .self_adapting_lm import SelfAdaptingLM
     from .self_edit import SelfEdit
 
@@ -16,11 +18,13 @@ _HOMES = {
     "Adapter": "adapters",
     "AdapterBank": "adapter_bank",
     "InnerLoopConfig": "inner_update",
+    "SEALConfig": "seal_config",
+    "SEALTrainer": "seal_trainer",
     "SelfAdaptingLM": "self_adapting_lm",
     "SelfEdit": "self_edit",
 }
 
-__all__ = ["Adapter", "AdapterBank", "InnerLoopConfig", "SelfAdaptingLM", "SelfEdit"]
+__all__ = ["Adapter", "AdapterBank", "InnerLoopConfig", "SEALConfig", "SEALTrainer", "SelfAdaptingLM", "SelfEdit"]
 __version__ = "0.1.0.dev0"
 
 

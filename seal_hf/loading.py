@@ -1,6 +1,7 @@
 """Loads base models: from the Hub, from a folder, quantized, or the embedded one."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub.errors import HfHubHTTPError
@@ -24,6 +25,8 @@ def load_causal_lm(
     device: str | torch.device | None = None,
     revision: str = "main",
     trust_remote_code: bool = False,
+    quantization_config: BitsAndBytesConfig | None = None,
+    **model_kwargs: Any,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
     """
     Load a causal LM and its tokenizer.
@@ -41,6 +44,10 @@ def load_causal_lm(
             Branch, tag or commit on the Hub.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             Whether code from the model's repository may run.
+        quantization_config (`BitsAndBytesConfig`, *optional*):
+            Another quantization than that of `load_in_4bit`.
+        **model_kwargs:
+            Passed to `AutoModelForCausalLM.from_pretrained`, such as `attn_implementation`.
 
     Returns:
         `tuple[PreTrainedModel, PreTrainedTokenizerBase, str]`: model, tokenizer, and the base model's identity for cards and
@@ -51,16 +58,15 @@ def load_causal_lm(
         OSError: The model does not exist or cannot be reached.
         ImportError: `load_in_4bit` without bitsandbytes.
     """
-    if load_in_4bit and not is_bitsandbytes_available():
-        raise ImportError("load_in_4bit=True needs bitsandbytes; run `pip install 'seal-hf[quantization]'`.")
+    if (load_in_4bit or quantization_config is not None) and not is_bitsandbytes_available():
+        raise ImportError("A quantized model needs bitsandbytes; run `pip install 'seal-hf[quantization]'`.")
     if isinstance(dtype, str):
         if not isinstance(getattr(torch, dtype, None), torch.dtype):
             raise ValueError(f"dtype={dtype!r} is not one of torch's; use 'bfloat16' or 'float32'.")
         dtype = getattr(torch, dtype)
     model_name_or_path = str(model_name_or_path)
     path = str(embedded_model_path()) if model_name_or_path == EMBEDDED else model_name_or_path
-    quantization_config = None
-    if load_in_4bit:
+    if load_in_4bit and quantization_config is None:
         quantization_config = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
@@ -78,6 +84,7 @@ def load_causal_lm(
             quantization_config=quantization_config,
             device_map={"": torch.device(device or _default_device())},
             **shared,
+            **model_kwargs,
         )
     except (OSError, ValueError, HfHubHTTPError) as error:
         cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

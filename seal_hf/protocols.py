@@ -7,13 +7,10 @@ from dataclasses import dataclass
 
 from .domains import KnowledgeDomain
 from .grading import require_verdicts
+from .journal import BASE, CONDITIONS, IN_CONTEXT, PASSAGE_ONLY, SELF_EDITS
 from .self_adapting_lm import SelfAdaptingLM
 from .self_edit import SelfEdit
 from .statistics import Accuracy, Difference, accuracy, paired_difference
-
-
-BASE, IN_CONTEXT, PASSAGE_ONLY, SELF_EDITS = "base", "passage in context", "passage only", "self-edits"
-CONDITIONS = (BASE, IN_CONTEXT, PASSAGE_ONLY, SELF_EDITS)
 
 
 @dataclass(frozen=True)

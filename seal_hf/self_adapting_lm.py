@@ -18,7 +18,7 @@ from transformers import (
 from .adapter_bank import AdapterBank, keep_trainable
 from .adapters import Adapter
 from .domains import Domain, KnowledgeDomain
-from .generation import Sampling, context_length, draw_seed, generate
+from .generation import Generation, Sampling, context_length, draw_seed, generate
 from .inner_loop import InnerStep, train
 from .inner_update import InnerLoopConfig, tokenize_self_edit
 from .loading import load_causal_lm
@@ -222,6 +222,41 @@ class SelfAdaptingLM:
         Raises:
             ValueError: `num_generations` below 1, an empty passage, or one that does not fit the model's context.
         """
+        generations = self.write_batch(
+            examples,
+            num_generations,
+            temperature=temperature,
+            top_p=top_p,
+            max_completion_length=max_completion_length,
+            seed=seed,
+            first_example=first_example,
+            on_text=on_text,
+            stop=stop,
+        )
+        return [
+            [self.domain.parse(generation.text, example) for generation in written]
+            for example, written in zip(examples, generations, strict=True)
+        ]
+
+    def write_batch(
+        self,
+        examples: Sequence[Mapping],
+        num_generations: int,
+        *,
+        temperature: float,
+        top_p: float,
+        max_completion_length: int,
+        seed: int,
+        first_example: int = 0,
+        on_text: Callable[[list[str]], bool | None] | None = None,
+        stop: threading.Event | None = None,
+    ) -> list[list[Generation]]:
+        """
+        What [`~SelfAdaptingLM.propose_batch`] parses: the completions as the model wrote them, with the same arguments.
+
+        Returns:
+            `list[list[Generation]]`: `num_generations` for each example.
+        """
         if num_generations < 1:
             raise ValueError(f"num_generations={num_generations} must be at least 1.")
         if max_completion_length < 1:
@@ -241,10 +276,7 @@ class SelfAdaptingLM:
                 stop=stop,
             )
         )
-        return [
-            [self.domain.parse(next(generations).text, example) for _ in range(num_generations)]
-            for example in examples
-        ]
+        return [[next(generations) for _ in range(num_generations)] for _ in examples]
 
     def adapt(
         self,

@@ -99,7 +99,7 @@ def test_4_bit(tmp_path):
 
 def test_4_bit_without_bitsandbytes(folder, monkeypatch):
     monkeypatch.setattr(loading, "is_bitsandbytes_available", lambda: False)
-    with pytest.raises(ImportError, match=r"load_in_4bit=True needs bitsandbytes; .*seal-hf\[quantization\]"):
+    with pytest.raises(ImportError, match=r"A quantized model needs bitsandbytes; .*seal-hf\[quantization\]"):
         SelfAdaptingLM.from_pretrained(folder, load_in_4bit=True)
 
 

@@ -1,11 +1,13 @@
 """Arguments that the scripts share, and the model that they describe."""
 
+import os
 from dataclasses import dataclass, field
 
 from peft import LoraConfig
 
 from seal_hf import InnerLoopConfig, SelfAdaptingLM
-from seal_hf.domains import KnowledgeDomain
+from seal_hf.domains import KnowledgeDomain, load_demo_passages, load_passages
+from seal_hf.grading import JudgeGrader
 
 
 @dataclass
@@ -53,3 +55,44 @@ class AdaptationArguments:
             peft_config=peft_config,
             inner_config=inner_config,
         )
+
+
+@dataclass
+class JudgeArguments:
+    """Who grades. The judge's key is read from JUDGE_API_KEY."""
+
+    judge_model: str | None = field(
+        default=None, metadata={"help": "Grade with this language model; the local grader where absent."}
+    )
+    judge_provider: str | None = field(
+        default=None,
+        metadata={"help": "Inference provider of the Hub that serves the judge; chosen by the Hub if absent."},
+    )
+    judge_base_url: str | None = field(
+        default=None, metadata={"help": "OpenAI-compatible endpoint of the judge, in place of a provider."}
+    )
+
+    def judge_grader(self) -> JudgeGrader | None:
+        """The judge, or `None` for the domain's own grader."""
+        if self.judge_model is None:
+            return None
+        return JudgeGrader(
+            self.judge_model,
+            provider=self.judge_provider,
+            base_url=self.judge_base_url,
+            api_key=os.environ.get("JUDGE_API_KEY"),
+        )
+
+
+def load_dataset_argument(name: str, split: str | None, num_passages: int | None) -> list[dict]:
+    """
+    The passages of `"demo"`, a file or a dataset on the Hub, or the first of them.
+
+    Raises:
+        ValueError: `num_passages` below 1, or passages that are not in the right form.
+        OSError: The file does not exist, or the Hub cannot be reached.
+    """
+    if num_passages is not None and num_passages < 1:
+        raise ValueError(f"The number of passages, {num_passages}, must be at least 1.")
+    passages = load_demo_passages(split or "train") if name == "demo" else load_passages(name, split)
+    return passages[:num_passages]

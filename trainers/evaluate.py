@@ -17,19 +17,18 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from arguments import AdaptationArguments
+from arguments import AdaptationArguments, JudgeArguments, load_dataset_argument
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 from transformers.utils import logging as transformers_logging
 
 from seal_hf import SelfEdit
-from seal_hf.domains import load_demo_passages, load_passages
-from seal_hf.grading import GradingIncomplete, JudgeGrader, JudgeRefused
+from seal_hf.grading import GradingIncomplete, JudgeRefused
 from seal_hf.protocols import PassageResult, Summary, single_passage, summarize
 
 
 @dataclass
-class EvaluationArguments(AdaptationArguments):
+class EvaluationArguments(JudgeArguments, AdaptationArguments):
     """Passages to evaluate on, and where the results go."""
 
     dataset: str = field(
@@ -39,16 +38,6 @@ class EvaluationArguments(AdaptationArguments):
     num_passages: int | None = field(default=None, metadata={"help": "Take only the first so many passages."})
     max_answer_length: int = field(default=64, metadata={"help": "Longest answer, in tokens."})
     passages_per_bank: int = field(default=4, metadata={"help": "Passages whose adapters are trained together."})
-    judge_model: str | None = field(
-        default=None, metadata={"help": "Grade with this language model; the local grader where absent."}
-    )
-    judge_provider: str | None = field(
-        default=None,
-        metadata={"help": "Inference provider of the Hub that serves the judge; chosen by the Hub if absent."},
-    )
-    judge_base_url: str | None = field(
-        default=None, metadata={"help": "OpenAI-compatible endpoint of the judge, in place of a provider."}
-    )
     output_file: str = field(default="outputs/evaluation.jsonl", metadata={"help": "Where a line per passage goes."})
 
 
@@ -102,25 +91,13 @@ def read_finished(output: Path, settings: dict, num_passages: int) -> list[Passa
 
 
 def main(args: EvaluationArguments) -> None:
-    for name in ("num_passages", "passages_per_bank"):
-        if (value := getattr(args, name)) is not None and value < 1:
-            raise ValueError(f"--{name} {value} must be at least 1.")
-    if args.dataset == "demo":
-        examples = load_demo_passages(args.split or "train")
-    else:
-        examples = load_passages(args.dataset, args.split)
-    examples = examples[: args.num_passages]
+    if args.passages_per_bank < 1:
+        raise ValueError(f"--passages_per_bank {args.passages_per_bank} must be at least 1.")
+    examples = load_dataset_argument(args.dataset, args.split, args.num_passages)
     settings = {name: value for name, value in asdict(args).items() if name not in ("num_passages", "output_file")}
     output = Path(args.output_file)
     results = read_finished(output, settings, len(examples))
-    grader = None
-    if args.judge_model is not None:
-        grader = JudgeGrader(
-            args.judge_model,
-            provider=args.judge_provider,
-            base_url=args.judge_base_url,
-            api_key=os.environ.get("JUDGE_API_KEY"),
-        )
+    grader = args.judge_grader()
     lm = args.load()
     lm.domain.grader = grader or lm.domain.grader
     protocol = single_passage(

@@ -1,0 +1,321 @@
+"""
+What a run leaves on disk, so that nothing it has worked out is worked out twice.
+
+    run.json                            the settings that define the run
+    proposals/round_000.jsonl           every self-edit of the round, before its first bank, with the banks it belongs to
+    journal/round_000/bank_0000.jsonl   rewards of one finished bank, while the round is being scored
+    journal/round_000.jsonl             one scored self-edit a line, once all are
+    selected/round_000.jsonl            what the outer SFT sees
+    evaluation/                         the same folders for the evaluation sets
+
+Files appear whole: each is written beside its place, synced and renamed. Every record names its schema version; a last
+line without its end, as a copy that was cut off has it, is dropped on reading.
+"""
+
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+
+logger = logging.getLogger(__name__)
+
+# What questions are answered by: the model alone, the model with the passage in view, or an adapter.
+BASE, IN_CONTEXT, PASSAGE_ONLY, SELF_EDITS = "base", "passage in context", "passage only", "self-edits"
+CONDITIONS = (BASE, IN_CONTEXT, PASSAGE_ONLY, SELF_EDITS)
+SCHEMA_VERSION = 1
+RUN_FILE = "run.json"
+
+Record = TypeVar("Record")
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """
+    One thing to be trained on and asked about, and the banks that do it.
+
+    Parameters:
+        round (`int`):
+            Round, from 0.
+        condition (`str`):
+            `"self-edits"` for what the policy wrote, or a baseline that trains an adapter too.
+        example (`int`):
+            Place of the example in its dataset.
+        example_id (`str`):
+            The example's own id, or its place.
+        edit (`int`):
+            Which of the example's self-edits.
+        prompt (`str` or `list[dict]`):
+            What the policy saw.
+        completion (`str`):
+            What it wrote.
+        completion_tokens (`int`):
+            Length of that, in tokens.
+        well_formed (`bool`):
+            Whether it can be trained on.
+        tokens (`int`):
+            Tokens that one inner update trains on, all epochs together.
+        banks (`list[int]`):
+            The bank of each repeat; empty when it is malformed.
+    """
+
+    round: int
+    condition: str
+    example: int
+    example_id: str
+    edit: int
+    prompt: str | list[dict]
+    completion: str
+    completion_tokens: int
+    well_formed: bool
+    tokens: int
+    banks: list[int]
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """
+    One adapter's answers (or the model's own, without an adapter) and what they were worth.
+
+    Parameters:
+        condition, example, edit:
+            As in [`Proposal`].
+        repeat (`int`):
+            Which of the independent inner updates.
+        seed (`int`):
+            Seed of the adapter's initial weights and order.
+        reward (`float`, *optional*):
+            Share of the answers that were right, among those that could be graded; `None` when none could.
+        answers (`list[str]`):
+            An answer to each question.
+        verdicts (`list[bool | None]`):
+            The verdict on each answer.
+        loss (`float`, *optional*):
+            Mean training loss of the last epoch, in nats per token.
+        tokens (`int`):
+            Tokens trained on.
+        seconds (`float`):
+            This adapter's share of its bank's training time, by tokens.
+    """
+
+    condition: str
+    example: int
+    edit: int
+    repeat: int
+    seed: int
+    reward: float | None
+    answers: list[str]
+    verdicts: list[bool | None]
+    loss: float | None
+    tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class ScoredSelfEdit:
+    """
+    One self-edit with its reward.
+
+    Parameters:
+        round, condition, example, example_id, edit, prompt, completion, completion_tokens, well_formed:
+            As in [`Proposal`].
+        repeats (`list[dict]`):
+            For each independent inner update its `seed`, `reward`, `answers`, `verdicts` and `loss`.
+        reward (`float`, *optional*):
+            Mean reward of the repeats; 0 when it is malformed, `None` when no answer could be graded.
+        base_reward (`float`, *optional*):
+            Reward of the policy without an inner adapter on the same questions.
+        tokens (`int`):
+            Tokens trained on, all repeats together.
+        seconds (`float`):
+            Training time, all repeats together.
+    """
+
+    round: int
+    condition: str
+    example: int
+    example_id: str
+    edit: int
+    prompt: str | list[dict]
+    completion: str
+    completion_tokens: int
+    well_formed: bool
+    repeats: list[dict]
+    reward: float | None
+    base_reward: float | None
+    tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class SelectedSelfEdit:
+    """
+    One self-edit that the outer SFT learns from.
+
+    Parameters:
+        prompt, completion, example_id, edit, reward:
+            As in [`ScoredSelfEdit`].
+    """
+
+    prompt: str | list[dict]
+    completion: str
+    example_id: str
+    edit: int
+    reward: float
+
+
+class Journal:
+    """
+    The records of one run's rounds (or of its evaluations) in a folder.
+
+    Parameters:
+        directory (`Path`):
+            The run's output directory, or a folder in it.
+
+    Every reading method returns `None` (banks: an empty dictionary) for what is not there yet, and raises `ValueError`
+    for a file that a newer version wrote or that is damaged. Every writing method raises `OSError` with the remedy when
+    the disk is full or closed to it.
+    """
+
+    def __init__(self, directory: Path):
+        self.directory = Path(directory)
+
+    def proposals(self, round_index: int) -> list[Proposal] | None:
+        return _read(self._file("proposals", round_index), Proposal)
+
+    def write_proposals(self, round_index: int, proposals: Sequence[Proposal]) -> None:
+        write_records(self._file("proposals", round_index), map(asdict, proposals))
+
+    def banks(self, round_index: int) -> dict[int, list[TrialResult]]:
+        """The results of every bank of a round that is being scored, by the bank's number."""
+        folder = self._bank_folder(round_index)
+        files = {int(match.group(1)): match.string for match in map(_BANK_FILE.fullmatch, _names(folder)) if match}
+        return {bank: _read(folder / files[bank], TrialResult) for bank in sorted(files)}
+
+    def write_bank(self, round_index: int, bank: int, results: Sequence[TrialResult]) -> None:
+        write_records(self._bank_folder(round_index) / f"bank_{bank:04d}.jsonl", map(asdict, results))
+
+    def scored(self, round_index: int) -> list[ScoredSelfEdit] | None:
+        return _read(self._file("journal", round_index), ScoredSelfEdit)
+
+    def write_scored(self, round_index: int, scored: Sequence[ScoredSelfEdit]) -> None:
+        """Write a round's journal; the files of its banks, which it holds in full, go."""
+        write_records(self._file("journal", round_index), map(asdict, scored))
+        shutil.rmtree(self._bank_folder(round_index), ignore_errors=True)
+
+    def scored_rounds(self) -> list[list[ScoredSelfEdit]]:
+        """All rounds that are scored, from 0 on."""
+        rounds: list[list[ScoredSelfEdit]] = []
+        while (scored := self.scored(len(rounds))) is not None:
+            rounds.append(scored)
+        return rounds
+
+    def selected(self, round_index: int) -> list[SelectedSelfEdit] | None:
+        return _read(self._file("selected", round_index), SelectedSelfEdit)
+
+    def write_selected(self, round_index: int, selected: Sequence[SelectedSelfEdit]) -> None:
+        write_records(self._file("selected", round_index), map(asdict, selected))
+
+    def _file(self, kind: str, round_index: int) -> Path:
+        return self.directory / kind / f"round_{round_index:03d}.jsonl"
+
+    def _bank_folder(self, round_index: int) -> Path:
+        return self.directory / "journal" / f"round_{round_index:03d}"
+
+
+_BANK_FILE = re.compile(r"bank_(\d+)\.jsonl")
+
+
+def _names(folder: Path) -> list[str]:
+    return [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+
+
+def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """
+    Write a JSONL file that is either there in full or not at all.
+
+    Raises:
+        OSError: The disk is full, or the folder cannot be written.
+    """
+    lines = [json.dumps({"schema_version": SCHEMA_VERSION, **record}, ensure_ascii=False) for record in records]
+    write_text(path, "".join(f"{line}\n" for line in lines))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file as [`write_bytes`] does."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """
+    Write a file that is either there in full or not at all: beside its place, synced, then renamed.
+
+    Raises:
+        OSError: The disk is full, or the folder cannot be written.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"{path} could not be written ({error.strerror}); make room or give another output_dir, then go on with "
+            "resume_from_checkpoint=True. What was written before is safe",
+        ) from error
+
+
+def read_records(path: Path) -> list[dict[str, Any]] | None:
+    """
+    The records of a JSONL file, without their schema version; `None` where there is no file.
+
+    Raises:
+        ValueError: A record that a newer version wrote, or a damaged one before the last line.
+    """
+    if not path.is_file():
+        return None
+    # Not splitlines(): a text may hold other line separators, unescaped.
+    *lines, torn = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    if torn:
+        logger.warning("%s: the last line has no end and is dropped.", path)
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            version = record.pop("schema_version")
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise ValueError(f"{path}, line {number}, is not a record of seal-hf ({error!r}); restore it.") from error
+        check_schema_version(version, path)
+        records.append(record)
+    return records
+
+
+def check_schema_version(version: int, path: Path) -> None:
+    """
+    Raises:
+        ValueError: A newer version of seal-hf wrote it.
+    """
+    if version > SCHEMA_VERSION:
+        raise ValueError(
+            f"{path} was written by a newer seal-hf (schema {version}, this one reads up to {SCHEMA_VERSION}); upgrade "
+            "with `pip install --upgrade seal-hf`, or give another output_dir."
+        )
+
+
+def _read(path: Path, record_class: type[Record]) -> list[Record] | None:
+    records = read_records(path)
+    if records is None:
+        return None
+    try:
+        return [record_class(**record) for record in records]
+    except TypeError as error:
+        raise ValueError(f"{path} does not hold records of seal-hf ({error}); restore it.") from error

@@ -1,0 +1,89 @@
+"""The processes of one run: what the first does for all, what all tell each other, and what is said when one is lost."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+
+
+Result = TypeVar("Result")
+
+
+class Processes:
+    """
+    The processes that `accelerate launch` or `torchrun` started, or the only one.
+
+    Parameters:
+        output_dir (`Path`):
+            Where the run's work is kept, for messages.
+    """
+
+    def __init__(self, output_dir: Path):
+        self._state = PartialState()
+        self.count, self.index = self._state.num_processes, self._state.process_index
+        self.is_main = self.index == 0
+        self._output_dir = output_dir
+
+    def on_main(self, function: Callable[..., Result], *args: Any) -> Result:
+        """
+        Call a function in the first process only; its result is returned, or its error raised, in all of them.
+
+        Raises:
+            RuntimeError: Another process has ended.
+        """
+        if self.count == 1:
+            return function(*args)
+        outcome: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                outcome = [function(*args), None]
+            except Exception as error:
+                outcome = [None, error]
+        result, error = self._collective(broadcast_object_list, outcome)
+        if error is not None:
+            raise error
+        return result
+
+    def gather(self, value: Any) -> list[Any]:
+        """
+        What every process has to tell, by rank.
+
+        Raises:
+            RuntimeError: Another process has ended.
+        """
+        return self._collective(gather_object, [value])
+
+    @contextmanager
+    def explaining_termination(self) -> Iterator[None]:
+        """Where the launcher ends this process because another one died, end with a message that says how to go on."""
+        if self.count == 1 or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def end(signum: int, frame: object) -> None:
+            raise SystemExit(f"This process was told to end, probably because another one died. {self._remedy()}")
+
+        former = signal.signal(signal.SIGTERM, end)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, former)
+
+    def _collective(self, function: Callable[[list], list], values: list) -> list:
+        try:
+            return function(values)
+        except RuntimeError as error:
+            if self.count == 1:
+                raise
+            raise RuntimeError(f"Another process of this run has ended. {self._remedy()}") from error
+
+    def _remedy(self) -> str:
+        return (
+            f"Every bank that was scored is in {self._output_dir}; start the run again with "
+            "resume_from_checkpoint=True, with any number of processes."
+        )

@@ -1,0 +1,201 @@
+"""The folder of one run: whose it is, whether it can be gone on with, and the policies that it keeps."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerState
+
+from .journal import RUN_FILE, SCHEMA_VERSION, Journal, check_schema_version, write_text
+from .lora_layout import lora_layout, unwrap
+from .seal_config import SEALConfig
+from .self_adapting_lm import SelfAdaptingLM
+
+
+logger = logging.getLogger(__name__)
+
+STATE_FILE = "trainer_state.json"
+# Fields of SFTConfig that change what a fit learns. How often it logs or saves does not.
+_SFT_SETTINGS = (
+    "learning_rate",
+    "num_train_epochs",
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "warmup_steps",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+    "label_smoothing_factor",
+    "loss_type",
+    "neftune_noise_alpha",
+    "optim",
+    "optim_args",
+    "max_length",
+    "truncation_mode",
+    "completion_only_loss",
+    "bf16",
+    "fp16",
+    "seed",
+)
+# SEALConfig's own fields that do not, or that show elsewhere: in the domain's settings or in every round's records.
+_FREE_FIELDS = (
+    "num_rounds",
+    "adapters_per_batch",
+    "prompt_style",
+    "split_newlines",
+    "logging_steps",
+    "ddp_timeout",
+)
+
+
+def run_settings(
+    args: SEALConfig,
+    lm: SelfAdaptingLM,
+    train_examples: Sequence[Mapping],
+    eval_examples: Sequence[Mapping] | None,
+) -> dict[str, Any]:
+    """
+    What defines a run: two runs with equal settings compute the same.
+
+    The domain is taken by its class, its plain attributes and the prompts that it makes.
+
+    Returns:
+        `dict[str, Any]`: flat and JSON-serializable.
+    """
+    own = [name for name in SEALConfig.__annotations__ if name not in _FREE_FIELDS]
+    settings = {name: getattr(args, name) for name in dict.fromkeys((*own, *_SFT_SETTINGS))}
+    config, policy = unwrap(lm.model).config, lm.model.active_peft_config
+    quantization = getattr(config, "quantization_config", None)
+    settings |= {
+        "model": lm.base_model_id,
+        "model.dtype": lm.model.get_input_embeddings().weight.dtype,
+        "model.revision": getattr(config, "_commit_hash", None),
+        "model.quantization": quantization.to_dict() if quantization is not None else None,
+        "peft.target_modules": lora_layout(lm.model, policy, trained=True).target_modules,
+        "domain": type(lm.domain).__qualname__,
+    }
+    settings |= {f"peft.{name}": getattr(policy, name) for name in ("r", "lora_alpha", "lora_dropout", "use_rslora")}
+    for name, value in vars(lm.domain).items():
+        if not name.startswith("_"):
+            plain = value is None or isinstance(value, _PLAIN)
+            settings[f"domain.{name}"] = value if plain else type(value).__qualname__
+    for name, examples in (("train_dataset", train_examples), ("eval_dataset", eval_examples)):
+        if examples is not None:
+            shown = [[example, lm.domain.prompt(example), lm.domain.questions(example)] for example in examples]
+            settings[name] = f"{len(examples)} examples, {_fingerprint(shown)}"
+    # As it reads when it comes back from the file.
+    return json.loads(json.dumps(settings, default=str, sort_keys=True))
+
+
+_PLAIN = (str, int, float, bool)
+
+
+def _fingerprint(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, default=str, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class RunFolder:
+    """
+    One run's output directory.
+
+    Parameters:
+        output_dir (`str` or `Path`):
+            The directory.
+        settings (`dict[str, Any]`):
+            What defines the run (see [`run_settings`]).
+    """
+
+    def __init__(self, output_dir: str | Path, settings: Mapping[str, Any]):
+        self.path = Path(output_dir)
+        self.journal = Journal(self.path)
+        self.evaluation = Journal(self.path / "evaluation")
+        self._settings = dict(settings)
+
+    def check(self, resume: bool, free_bytes_needed: int) -> None:
+        """
+        Raises:
+            ValueError: The folder holds a run with other settings, one of a newer version, or, where it is not to be
+                resumed, any run.
+            OSError: The folder cannot be written, or the disk has too little room.
+        """
+        run_file = self.path / RUN_FILE
+        if run_file.is_file():
+            self._check_settings(run_file)
+            if not resume and self.journal.proposals(0) is not None:
+                raise ValueError(
+                    f"{self.path} holds a run with these settings; go on with it with resume_from_checkpoint=True, or "
+                    "give another output_dir. Nothing was changed."
+                )
+        existing = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK):
+            raise OSError(f"output_dir={str(self.path)!r} cannot be written, because of {existing}; give another one.")
+        free = shutil.disk_usage(existing).free
+        if free < free_bytes_needed:
+            raise OSError(
+                f"The disk of {self.path} has {free / 1e6:.0f} MB left, but the run needs about "
+                f"{free_bytes_needed / 1e6:.0f} MB for its policies; make room or give another output_dir."
+            )
+
+    def open(self, resume: bool, free_bytes_needed: int) -> None:
+        """Check the folder, and make it this run's."""
+        self.check(resume, free_bytes_needed)
+        run_file = self.path / RUN_FILE
+        if not run_file.is_file():
+            record = {"schema_version": SCHEMA_VERSION, "settings": self._settings}
+            write_text(run_file, json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+    def _check_settings(self, run_file: Path) -> None:
+        try:
+            record = json.loads(run_file.read_text(encoding="utf-8"))
+            check_schema_version(record["schema_version"], run_file)
+            found = record["settings"]
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(
+                f"{run_file} is not a run of seal-hf ({error!r}); give another output_dir, so that nothing is lost."
+            ) from error
+        different = sorted(name for name in {*found, *self._settings} if found.get(name) != self._settings.get(name))
+        if different:
+            shown = ", ".join(
+                f"{name} ({found.get(name)!r} there, {self._settings.get(name)!r} here)" for name in different[:5]
+            )
+            more = f" and {len(different) - 5} more" if len(different) > 5 else ""
+            raise ValueError(
+                f"{self.path} holds a run with other settings: {shown}{more}; give another output_dir, or these settings."
+            )
+
+    def policy(self, round_index: int) -> Path:
+        """Where the policy after a round's SFT is kept; it is there once it is complete."""
+        return self.path / "policy" / f"round_{round_index:03d}"
+
+    def begin_policy(self, round_index: int) -> Path:
+        """An empty folder for a policy that is not complete yet."""
+        partial = self.policy(round_index).with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        return partial
+
+    def finish_policy(self, round_index: int) -> None:
+        """Sync the files of the folder that was begun, and give it its name."""
+        partial = self.policy(round_index).with_suffix(".partial")
+        for file in partial.iterdir():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+        os.replace(partial, self.policy(round_index))
+
+    def save_state(self, state: TrainerState, folder: Path | None = None) -> None:
+        """Write the trainer's state: step count and log history."""
+        record = {"global_step": state.global_step, "epoch": state.epoch, "log_history": state.log_history}
+        write_text((folder or self.path) / STATE_FILE, json.dumps(record, indent=1) + "\n")
+
+    def load_state(self) -> dict[str, Any]:
+        """The furthest state on disk: a policy's own is written before the run's."""
+        files = [self.path / STATE_FILE, *sorted((self.path / "policy").glob(f"round_???/{STATE_FILE}"))]
+        records = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
+        return max(records, key=lambda record: (record["global_step"], len(record["log_history"])), default={})

@@ -1,0 +1,511 @@
+"""
+The outer loop of SEAL: a language model learns to write the self-edits from which it learns best.
+
+Deviations from the paper and its reference implementation:
+
+- The policy is one LoRA adapter that goes on from round to round, in place of weights that are merged after each.
+- All adapters of a bank are trained at once, and all repeats' adapters of one bank share their seed.
+- Answers are graded without a key, by the domain's grader.
+- A completion without any text is malformed and never learned from; its reward is 0.
+- The order of the outer SFT is drawn per round and does not depend on the number of processes.
+"""
+
+import logging
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+
+from datasets import Dataset
+from huggingface_hub import upload_folder
+from peft import LoraConfig, PeftModel
+from transformers import (
+    BitsAndBytesConfig,
+    DefaultFlowCallback,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+)
+from transformers.trainer_utils import TrainOutput
+from trl.trainer.base_trainer import _BaseTrainer
+
+from .domains import Domain, KnowledgeDomain
+from .example_set import ExampleSet
+from .generation import context_length, draw_seed
+from .journal import Journal, ScoredSelfEdit, SelectedSelfEdit
+from .outer_sft import fit_policy, optimizer_steps
+from .policy import prepare_policy, read_policy, restore_policy, write_policy
+from .policy_card import write_policy_card
+from .processes import Processes
+from .rollout import Rollout, Stage, baselines_of
+from .run_folder import RunFolder, run_settings
+from .run_plan import RunPlan, check_lengths, plan_run
+from .run_plot import save_plot
+from .run_report import Evaluation, evaluations, metrics, results_table, round_metrics, save_samples
+from .seal_config import SEALConfig
+from .selection import select_self_edits
+from .self_adapting_lm import SelfAdaptingLM
+
+
+logger = logging.getLogger(__name__)
+
+# First parts of the seeds of a run's streams.
+_TRAINING, _EVALUATION, _SFT = range(3)
+
+
+class SEALTrainer(_BaseTrainer):
+    """
+    Trains a policy to write self-edits (SEAL, section 3.1), round by round: propose, adapt and score, select, fit.
+
+    Everything worked out is on disk in `args.output_dir` at once (see `seal_hf.journal`), and `train(
+    resume_from_checkpoint=True)` goes on where a run ended, however that was, with any number of processes.
+
+    Callbacks see one step for each round's scoring and one for each optimizer step of the outer SFT, `on_substep_end`
+    after every bank, `on_evaluate` after every evaluation and `on_save` after every fit; `should_training_stop` ends the
+    run after the bank or step that is under way.
+
+    Parameters:
+        model (`str`, `PreTrainedModel` or `PeftModel`):
+            The base model: a Hub id, a folder, `"embedded"`, or a loaded one. A `PeftModel` brings its policy adapter.
+        args ([`SEALConfig`], *optional*):
+            The configuration. Defaults to the paper's, with an output directory named after the model.
+        domain ([`Domain`], *optional*):
+            What is learned. Defaults to a [`KnowledgeDomain`] with `args.prompt_style` and `args.split_newlines`.
+        train_dataset (`datasets.Dataset` or `Sequence[Mapping]`):
+            Examples of the domain.
+        eval_dataset (`datasets.Dataset` or `Sequence[Mapping]`, *optional*):
+            Held-out examples, evaluated before the first round and after each.
+        processing_class (`PreTrainedTokenizerBase`, *optional*):
+            The tokenizer. Defaults to the model's.
+        peft_config (`LoraConfig`, *optional*):
+            The policy adapter. Defaults to the paper's: rank 64, alpha 128, all linear layers.
+        quantization_config (`BitsAndBytesConfig`, *optional*):
+            For a model that is loaded by name.
+        callbacks (`list[TrainerCallback]`, *optional*):
+            Added to the default ones.
+
+    Raises:
+        ValueError: A `PeftModel` together with `peft_config` or with another adapter than a plain LoRA, examples that do
+            not fit the model's context, or ids that are not unique.
+        TypeError: A dataset that cannot be indexed.
+
+    Example:
+
+    ```python
+    trainer = SEALTrainer(
+        model="embedded",
+        args=SEALConfig("outputs/seal", num_generations=3, num_evaluations=1),
+        domain=KnowledgeDomain("rewrite"),
+        train_dataset=load_demo_passages("train")[:4],
+        eval_dataset=load_demo_passages("test")[:4],
+    )
+    trainer.train()
+    trainer.save_model()
+    ```
+    """
+
+    _tag_names = ["trl", "seal"]
+    _name = "SEAL"
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | PeftModel,
+        args: SEALConfig | None = None,
+        domain: Domain | None = None,
+        train_dataset: Dataset | Sequence[Mapping] | None = None,
+        eval_dataset: Dataset | Sequence[Mapping] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        peft_config: LoraConfig | None = None,
+        quantization_config: BitsAndBytesConfig | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+    ):
+        if args is None:
+            name = model if isinstance(model, str) else model.config.name_or_path
+            args = SEALConfig(f"{name.split('/')[-1]}-SEAL")
+
+        model, processing_class, base_model_id = prepare_policy(
+            model, args, processing_class, peft_config, quantization_config
+        )
+
+        # Data
+        self.domain = domain or KnowledgeDomain(args.prompt_style, args.split_newlines)
+        if train_dataset is None:
+            raise ValueError("train_dataset is required; give a list or a datasets.Dataset of examples.")
+        self._train = ExampleSet.of(train_dataset, "train_dataset")
+        self._eval = None if eval_dataset is None else ExampleSet.of(eval_dataset, "eval_dataset")
+        if self._eval is not None and (num_shared := self._eval.num_shared_with(self._train)):
+            logger.warning(
+                "%d of %d evaluation examples are in the training set too; their accuracy says nothing about new ones.",
+                num_shared,
+                len(self._eval),
+            )
+
+        inner_config = args.inner_config()
+        if (context := context_length(model)) is not None:
+            inner_config = replace(inner_config, max_length=min(inner_config.max_length, context))
+        self.lm = SelfAdaptingLM(
+            model,
+            processing_class,
+            domain=self.domain,
+            peft_config=args.inner_peft_config(),
+            inner_config=inner_config,
+            base_model_id=base_model_id,
+        )
+        check_lengths(self.lm, args, self._train, "train_dataset")
+        if self._eval is not None:
+            check_lengths(self.lm, args, self._eval, "eval_dataset")
+
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=self._train.examples,
+            eval_dataset=None if self._eval is None else self._eval.examples,
+            processing_class=processing_class,
+            callbacks=callbacks,
+        )
+        # It decides when to log, save and evaluate by step counts, and ends the run at a number that is not known ahead.
+        self.remove_callback(DefaultFlowCallback)
+        self.base_model_id = base_model_id
+        self._rounds_fitted = 0
+        self._processes = Processes(Path(args.output_dir))
+        self._rollout = Rollout(self.lm, args, self._processes, self._after_bank)
+        eval_examples = None if self._eval is None else self._eval.examples
+        self._folder = RunFolder(args.output_dir, run_settings(args, self.lm, self._train.examples, eval_examples))
+
+    def train(self, resume_from_checkpoint: bool | str | None = None) -> TrainOutput:
+        """
+        Run all rounds.
+
+        Parameters:
+            resume_from_checkpoint (`bool` or `str`, *optional*):
+                `True`, or the output directory, to go on with the run that is there (a new one starts where there is
+                none).
+
+        Returns:
+            `TrainOutput`: the step count, the mean SFT loss and the last round's metrics.
+
+        Raises:
+            ValueError: The output directory holds another run, or one that is not to be resumed.
+            OSError: It cannot be written, or is full; what was worked out before is on disk.
+            RuntimeError: Another process has ended.
+        """
+        if isinstance(resume_from_checkpoint, str | os.PathLike) and Path(resume_from_checkpoint).resolve() != (
+            self._folder.path.resolve()
+        ):
+            raise ValueError(
+                f"resume_from_checkpoint={str(resume_from_checkpoint)!r} is not output_dir={self.args.output_dir!r}; a "
+                "run goes on in its own output directory."
+            )
+        with self._processes.explaining_termination():
+            self._open(bool(resume_from_checkpoint))
+            self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
+            if self._evaluate_round(0):
+                for round_index in range(self.args.num_rounds):
+                    if not self._train_round(round_index):
+                        break
+            self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+        losses = [entry["loss"] for entry in self.state.log_history if "loss" in entry]
+        last_round = next((entry for entry in reversed(self.state.log_history) if "reward" in entry), {})
+        return TrainOutput(self.state.global_step, sum(losses) / len(losses) if losses else 0.0, dict(last_round))
+
+    def plan(self, resume_from_checkpoint: bool | None = None) -> RunPlan:
+        """
+        Check everything that `train` checks and work out what it will do, without training or writing anything.
+
+        Parameters:
+            resume_from_checkpoint (`bool`, *optional*):
+                As for [`~SEALTrainer.train`].
+
+        Returns:
+            [`RunPlan`]: counts and the expected time of the whole run; `print` it.
+        """
+        self._processes.on_main(self._folder.check, bool(resume_from_checkpoint), self._bytes_needed())
+        return plan_run(self.lm, self.args, self._train, self._eval, self._processes.count)
+
+    def _train_round(self, round_index: int) -> bool:
+        """One round; `False` where a callback ended the run."""
+        self.control = self.callback_handler.on_epoch_begin(self.args, self.state, self.control)
+        stage = Stage(
+            name=f"round {round_index + 1}/{self.args.num_rounds}: inner updates",
+            journal=self._folder.journal,
+            round=round_index,
+            data=self._train,
+            seed=draw_seed(self.args.seed, _TRAINING, round_index),
+            num_generations=self.args.num_generations,
+            num_repeats=self.args.num_evaluations,
+        )
+        proposals = self._rollout.propose(stage)
+        scored = self._rollout.score(stage, proposals)
+        if scored is None:
+            return False
+        selected = self._select(round_index, scored)
+        if not self._fit(round_index, selected):
+            return False
+        self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
+        return self._evaluate_round(round_index + 1) and not self.control.should_training_stop
+
+    def _select(self, round_index: int, scored: Sequence[ScoredSelfEdit]) -> list[SelectedSelfEdit]:
+        """Choose what is learned, and log the round's rewards."""
+        journal = self._folder.journal
+        selected = self._processes.on_main(journal.selected, round_index)
+        if selected is None:
+            selected = select_self_edits(
+                scored,
+                keep_best=self.args.keep_best,
+                min_reward=self.args.min_reward,
+                drop_zero_std=self.args.drop_zero_std,
+            )
+            self._processes.on_main(journal.write_selected, round_index, selected)
+        if self._is_logged("reward", round_index + 1):
+            return selected
+        num_ungraded = sum(edit.reward is None for edit in scored)
+        if not any(edit.well_formed for edit in scored):
+            logger.warning(
+                "Round %d: all %d self-edits are malformed, so nothing is learned; look at %s and change the prompt "
+                "style, the temperature or max_completion_length.",
+                round_index + 1,
+                len(scored),
+                journal.directory / "proposals",
+            )
+        elif not selected:
+            logger.warning(
+                "Round %d: the selection keeps none of %d self-edits, so the policy stays as it is; lower min_reward or "
+                "turn drop_zero_std off to learn from more.",
+                round_index + 1,
+                len(scored),
+            )
+        if num_ungraded:
+            logger.warning("Round %d: %d self-edits could not be graded.", round_index + 1, num_ungraded)
+        self.state.global_step += 1
+        self.state.epoch = float(round_index)
+        self.log({"round": round_index + 1, **round_metrics(scored, selected)})
+        self.control = self.callback_handler.on_step_end(self.args, self.state, self.control)
+        self._processes.on_main(self._save_round_files, round_index)
+        return selected
+
+    def _save_round_files(self, round_index: int) -> None:
+        save_samples(self._folder.path, round_index)
+        save_plot(self._folder.path)
+        self._folder.save_state(self.state)
+
+    def _fit(self, round_index: int, selected: list[SelectedSelfEdit]) -> bool:
+        """Bring the policy to where the round's SFT leaves it; `False` where a callback ended the run."""
+        folder = self._folder.policy(round_index)
+        if weights := self._processes.on_main(read_policy, folder):
+            restore_policy(self.model, weights)
+            self._rounds_fitted = round_index + 1
+            return True
+        if self.args.sft_on == "all":
+            earlier = self._processes.on_main(lambda: list(map(self._folder.journal.selected, range(round_index))))
+            selected = [*chain.from_iterable(earlier), *selected]
+        steps, num_logs = self.state.global_step, len(self.state.log_history)
+        if selected and not fit_policy(
+            self.model,
+            self.processing_class,
+            selected,
+            self.args,
+            seed=draw_seed(self.args.seed, _SFT, round_index),
+            output_dir=folder.with_suffix(".partial"),
+            on_step=self._after_sft_step,
+            on_log=lambda logs: self.log({"round": round_index + 1, **logs}),
+        ):
+            self.state.global_step = steps
+            del self.state.log_history[num_logs:]
+            return False
+        self.state.epoch = float(round_index + 1)
+        self._processes.on_main(self._keep_policy, round_index)
+        self._rounds_fitted = round_index + 1
+        self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+        return True
+
+    def _keep_policy(self, round_index: int) -> None:
+        partial = self._folder.begin_policy(round_index)
+        write_policy(self.model, partial)
+        self._folder.save_state(self.state, partial)
+        self._folder.finish_policy(round_index)
+        self._folder.save_state(self.state)
+
+    def _evaluate_round(self, num_rounds: int) -> bool:
+        """Evaluate the policy after so many rounds, if there is something to evaluate on; `False` where it was ended."""
+        if self._eval is None:
+            return True
+        evaluation = self._evaluation(self._folder.evaluation, self._eval, num_rounds)
+        if evaluation is None:
+            return False
+        if not self._is_logged("eval_self_edits_accuracy", num_rounds):
+            self._log_evaluation(evaluation, num_rounds, "eval")
+            self._processes.on_main(self._save_evaluation_files)
+        return True
+
+    def _save_evaluation_files(self) -> None:
+        save_plot(self._folder.path)
+        self._folder.save_state(self.state)
+
+    def _evaluation(self, journal: Journal, data: ExampleSet, num_rounds: int) -> Evaluation | None:
+        """The accuracies of a policy that was trained for `num_rounds`; `None` where a callback ended the evaluation."""
+        stage = Stage(
+            name=f"evaluation after {num_rounds} rounds" if num_rounds else "evaluation before round 1",
+            journal=journal,
+            round=num_rounds,
+            data=data,
+            # The same draws in every round, so that rounds differ by their policies alone.
+            seed=draw_seed(self.args.seed, _EVALUATION),
+            num_generations=self.args.num_eval_generations,
+            baselines=baselines_of(self.domain) if num_rounds == 0 else (),
+            must_be_graded=True,
+        )
+        if self._rollout.score(stage, self._rollout.propose(stage)) is None:
+            return None
+        return self._processes.on_main(evaluations, journal)[num_rounds]
+
+    def _log_evaluation(self, evaluation: Evaluation, num_rounds: int, prefix: str) -> dict[str, float]:
+        values = {f"{prefix}_{name}": value for name, value in metrics(evaluation).items()}
+        self.log({"round": num_rounds, **values})
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, values)
+        return values
+
+    def evaluate(
+        self,
+        eval_dataset: Dataset | Sequence[Mapping] | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """
+        Accuracy of the policy as it is now: it writes self-edits, adapts to them and answers closed-book.
+
+        Parameters:
+            eval_dataset (`datasets.Dataset` or `Sequence[Mapping]`, *optional*):
+                Examples. Defaults to the trainer's; what is already on disk for those is not computed again.
+            ignore_keys (`list[str]`, *optional*):
+                Not used; there for the signature of [`~transformers.Trainer.evaluate`].
+            metric_key_prefix (`str`, *optional*, defaults to `"eval"`):
+                Prefix of the metrics' names.
+
+        Returns:
+            `dict[str, float]`: accuracies with their 95 % intervals and paired differences, shares from 0 to 1; empty where
+            a callback ended the evaluation.
+
+        Raises:
+            ValueError: There is no evaluation set.
+            GradingIncomplete: An answer could not be graded.
+        """
+        if eval_dataset is not None:
+            data = ExampleSet.of(eval_dataset, "eval_dataset")
+            with tempfile.TemporaryDirectory() as directory:
+                # Of these examples there is no earlier evaluation, so the baselines are measured too.
+                evaluation = self._evaluation(Journal(Path(directory)), data, 0)
+        elif self._eval is not None:
+            self._open(True)
+            evaluation = self._evaluation(self._folder.evaluation, self._eval, self._rounds_fitted)
+        else:
+            raise ValueError("There is nothing to evaluate on; give eval_dataset to evaluate() or to SEALTrainer.")
+        if evaluation is None:
+            return {}
+        return self._log_evaluation(evaluation, self._rounds_fitted, metric_key_prefix)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """
+        Save the policy as a PEFT adapter, with the tokenizer and a model card.
+
+        Parameters:
+            output_dir (`str`, *optional*):
+                Where to. Defaults to `args.output_dir`.
+        """
+        if self.is_world_process_zero():
+            folder = Path(output_dir or self.args.output_dir)
+            write_policy(self.model, folder)
+            self.processing_class.save_pretrained(folder)
+            self._write_card(folder)
+
+    def push_to_hub(
+        self, commit_message: str | None = "End of training", blocking: bool = True, token: str | None = None, **kwargs
+    ) -> str | None:
+        """
+        Upload the policy, the tokenizer and the card to `args.hub_model_id`; the run's records stay here.
+
+        Parameters:
+            commit_message (`str`, *optional*, defaults to `"End of training"`):
+                Message of the commit.
+            blocking (`bool`, *optional*, defaults to `True`):
+                Whether to wait for the upload.
+            token (`str`, *optional*):
+                Defaults to `args.hub_token`, or the one saved by `hf auth login`.
+
+        Returns:
+            `str`: URL of the commit, in the first process.
+        """
+        if not self.is_world_process_zero():
+            return None
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_model(folder)
+            return upload_folder(
+                repo_id=self.hub_model_id,
+                folder_path=folder,
+                commit_message=commit_message,
+                token=token or self.args.hub_token,
+                run_as_future=not blocking,
+                revision=kwargs.get("revision", self.args.hub_revision),
+            )
+
+    def create_model_card(
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
+        """
+        Write the policy's model card to `args.output_dir`.
+
+        Parameters:
+            model_name (`str`, *optional*):
+                Defaults to `args.hub_model_id`, or the output directory's name.
+            dataset_name (`str`, *optional*):
+                Named in the card.
+            tags (`str` or `list[str]`, *optional*):
+                Added to the card's.
+        """
+        if self.is_world_process_zero():
+            own_tags = [tags] if isinstance(tags, str) else tags or []
+            self._write_card(self._folder.path, model_name, dataset_name, own_tags)
+
+    def _write_card(
+        self, folder: Path, model_name: str | None = None, dataset_name: str | None = None, tags: Sequence[str] = ()
+    ) -> None:
+        names = ("num_generations", "num_evaluations", "keep_best", "min_reward", "temperature", "num_rounds")
+        names += ("inner_learning_rate", "inner_num_train_epochs", "learning_rate", "num_train_epochs", "seed")
+        write_policy_card(
+            folder,
+            model_name or self.args.hub_model_id or self._folder.path.name,
+            self.base_model_id,
+            results_table(self._folder.path),
+            {"dataset": dataset_name, **{name: getattr(self.args, name) for name in names}},
+            [*self._tag_names, *tags],
+        )
+
+    def _open(self, resume: bool) -> None:
+        """Make the output directory this run's, and bring back how far it came."""
+        self._processes.on_main(self._folder.open, resume, self._bytes_needed())
+        if resume:
+            for name, value in self._processes.on_main(self._folder.load_state).items():
+                setattr(self.state, name, value)
+        per_round = len(self._train) * (self.args.keep_best or self.args.num_generations)
+        self.state.max_steps = self.args.num_rounds * (1 + optimizer_steps(per_round, self.args))
+        self.state.num_train_epochs = self.args.num_rounds
+
+    def _bytes_needed(self) -> int:
+        trained = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
+        # fp32 policies of all rounds, and one to be saved at the end; some room for the records.
+        return 4 * trained * (self.args.num_rounds + 1) + 20_000_000
+
+    def _is_logged(self, key: str, round_number: int) -> bool:
+        return any(key in entry and entry.get("round") == round_number for entry in self.state.log_history)
+
+    def _after_bank(self) -> bool:
+        self.control = self.callback_handler.on_substep_end(self.args, self.state, self.control)
+        return self.control.should_training_stop
+
+    def _after_sft_step(self) -> bool:
+        self.state.global_step += 1
+        self.control = self.callback_handler.on_step_end(self.args, self.state, self.control)
+        return self.control.should_training_stop

@@ -1,0 +1,105 @@
+"""
+Teach a model to write its own finetuning data: SEAL on passages with questions.
+
+    python trainers/knowledge.py --config trainers/configs/small.yaml
+    accelerate launch trainers/knowledge.py --config trainers/configs/qwen2.5-7b.yaml
+
+Every field of SEALConfig and of TRL's ModelConfig is an option, on the command line or in the YAML file. With --dry_run
+everything is checked and the plan is printed. The same command with --resume_from_checkpoint true goes on where a run
+ended.
+"""
+
+import logging
+import sys
+from dataclasses import dataclass, field
+
+from arguments import JudgeArguments, load_dataset_argument
+from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
+
+from seal_hf import SEALConfig, SEALTrainer
+from seal_hf.domains import KnowledgeDomain
+from seal_hf.grading import GradingIncomplete, JudgeRefused
+from seal_hf.run_report import results_table
+
+
+@dataclass
+class KnowledgeArguments(JudgeArguments):
+    """Passages to learn from and to evaluate on."""
+
+    dataset_name: str = field(
+        default="demo", metadata={"help": "'demo', a .json, .jsonl or .parquet file, or a dataset on the Hub."}
+    )
+    dataset_train_split: str | None = field(default=None, metadata={"help": "Split to learn from."})
+    dataset_test_split: str | None = field(
+        default=None, metadata={"help": "Split to evaluate on; nothing is evaluated where absent."}
+    )
+    eval_dataset_name: str | None = field(
+        default=None, metadata={"help": "Where the passages to evaluate on are, if not in the same place."}
+    )
+    num_train_passages: int | None = field(default=None, metadata={"help": "Take only the first so many."})
+    num_eval_passages: int | None = field(default=None, metadata={"help": "Take only the first so many."})
+    dry_run: bool = field(default=False, metadata={"help": "Check everything and print the plan, no more."})
+
+
+@dataclass
+class PolicyModelConfig(ModelConfig):
+    """TRL's model options. `--use_peft` with `--lora_...` sets another policy adapter than the paper's."""
+
+    model_name_or_path: str = field(
+        default="embedded", metadata={"help": "Hub id or folder of a causal LM, or 'embedded' for the small one."}
+    )
+    dtype: str | None = field(default="bfloat16", metadata={"help": "Data type of the base model."})
+
+
+def main(script_args: KnowledgeArguments, training_args: SEALConfig, model_args: PolicyModelConfig) -> None:
+    eval_dataset = None
+    if script_args.dataset_test_split is not None or script_args.eval_dataset_name is not None:
+        eval_dataset = load_dataset_argument(
+            script_args.eval_dataset_name or script_args.dataset_name,
+            script_args.dataset_test_split,
+            script_args.num_eval_passages,
+        )
+    options = {
+        "dtype": model_args.dtype,
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+    }
+    training_args.model_init_kwargs = {
+        **{name: value for name, value in options.items() if value is not None},
+        **(training_args.model_init_kwargs or {}),
+    }
+    trainer = SEALTrainer(
+        model=model_args.model_name_or_path,
+        args=training_args,
+        domain=KnowledgeDomain(
+            training_args.prompt_style, training_args.split_newlines, grader=script_args.judge_grader()
+        ),
+        train_dataset=load_dataset_argument(
+            script_args.dataset_name, script_args.dataset_train_split, script_args.num_train_passages
+        ),
+        eval_dataset=eval_dataset,
+        peft_config=get_peft_config(model_args),
+        quantization_config=get_quantization_config(model_args),
+    )
+    resume = training_args.resume_from_checkpoint
+    resume = True if str(resume).lower() == "true" else resume
+    if script_args.dry_run:
+        print(trainer.plan(resume_from_checkpoint=resume))
+        return
+    trainer.train(resume_from_checkpoint=resume)
+    trainer.save_model()
+    if training_args.push_to_hub:
+        trainer.push_to_hub()
+    if trainer.is_world_process_zero():
+        print(f"\n{results_table(training_args.output_dir)}")
+        print(f"The policy adapter, the journal and rewards.png are in {training_args.output_dir}.")
+
+
+if __name__ == "__main__":
+    # The library's own lines only; other libraries print theirs themselves.
+    logging.getLogger("seal_hf").addHandler(logging.StreamHandler())
+    logging.getLogger("seal_hf").setLevel(logging.INFO)
+    try:
+        main(*TrlParser((KnowledgeArguments, SEALConfig, PolicyModelConfig)).parse_args_and_config())
+    except (ValueError, OSError, ImportError, GradingIncomplete, JudgeRefused) as error:
+        sys.exit(f"error: {error}")
