@@ -118,6 +118,15 @@ class RunFolder:
         self.evaluation = Journal(self.path / "evaluation")
         self._settings = dict(settings)
 
+    def check_writable(self) -> None:
+        """
+        Raises:
+            OSError: The folder cannot be written, or made.
+        """
+        existing = self._existing()
+        if not existing.is_dir() or not os.access(existing, os.W_OK):
+            raise OSError(f"output_dir={str(self.path)!r} cannot be written, because of {existing}; give another one.")
+
     def check(self, resume: bool, free_bytes_needed: int) -> None:
         """
         Raises:
@@ -133,15 +142,17 @@ class RunFolder:
                     f"{self.path} holds a run with these settings; go on with it with resume_from_checkpoint=True, or "
                     "give another output_dir. Nothing was changed."
                 )
-        existing = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
-        if not existing.is_dir() or not os.access(existing, os.W_OK):
-            raise OSError(f"output_dir={str(self.path)!r} cannot be written, because of {existing}; give another one.")
-        free = shutil.disk_usage(existing).free
+        self.check_writable()
+        free = shutil.disk_usage(self._existing()).free
         if free < free_bytes_needed:
             raise OSError(
                 f"The disk of {self.path} has {free / 1e6:.0f} MB left, but the run needs about "
                 f"{free_bytes_needed / 1e6:.0f} MB for its policies; make room or give another output_dir."
             )
+
+    def _existing(self) -> Path:
+        """The folder, or the nearest one above it that is there."""
+        return next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
 
     def open(self, resume: bool, free_bytes_needed: int) -> None:
         """Check the folder, and make it this run's."""

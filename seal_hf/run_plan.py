@@ -17,7 +17,7 @@ from .seal_config import SEALConfig
 from .self_adapting_lm import SelfAdaptingLM
 
 
-_PROBE_STEPS = 3
+_PROBE_STEPS = 4
 _PROBE_TOKENS = 8
 
 
@@ -118,9 +118,10 @@ def plan_run(
             num_answers += num_questions * (args.num_eval_generations * (args.num_rounds + 1) + 3)
         num_written = len(train) * args.num_generations * args.num_rounds
         num_written += num_eval * args.num_eval_generations * (args.num_rounds + 1)
-        tokens_per_second, generated_per_second = _probe(lm, train, per_batch)
+        tokens_per_second, prompt_seconds, token_seconds = _probe(lm, train, per_batch)
         generated = num_written * args.max_completion_length + num_answers * args.max_answer_length
-        seconds = (tokens / tokens_per_second + generated / generated_per_second) / num_processes
+        seconds = tokens / tokens_per_second + (num_written + num_answers) * prompt_seconds + generated * token_seconds
+        seconds /= num_processes
     kept_per_round = len(train) * (args.keep_best or args.num_generations)
     return RunPlan(
         num_rounds=args.num_rounds,
@@ -148,8 +149,8 @@ def _passage_tokens(lm: SelfAdaptingLM, data: ExampleSet) -> int:
     )
 
 
-def _probe(lm: SelfAdaptingLM, data: ExampleSet, per_batch: int) -> tuple[float, float]:
-    """Tokens trained on per second, and tokens written per second."""
+def _probe(lm: SelfAdaptingLM, data: ExampleSet, per_batch: int) -> tuple[float, float, float]:
+    """Tokens trained on per second, and the seconds that a prompt and a written token take in a batch."""
     examples = [data.examples[i % len(data)] for i in range(per_batch)]
     marks: list[tuple[int, float]] = []
     stop = threading.Event()
@@ -159,9 +160,15 @@ def _probe(lm: SelfAdaptingLM, data: ExampleSet, per_batch: int) -> tuple[float,
         if step.step >= _PROBE_STEPS:
             stop.set()
 
+    def writing_seconds(num_tokens: int) -> float:
+        start = time.perf_counter()
+        lm.write_batch(examples, 1, temperature=1.0, top_p=1.0, max_completion_length=num_tokens, seed=0)
+        return time.perf_counter() - start
+
     with policy_in_activation_dtype(lm.model):
         lm.adapt([lm.domain.passage_only(example) for example in examples], on_step=on_step, stop=stop)
-        start = time.perf_counter()
-        lm.write_batch(examples, 1, temperature=1.0, top_p=0.95, max_completion_length=_PROBE_TOKENS, seed=0)
-        seconds = time.perf_counter() - start
-    return marks[-1][0] / marks[-1][1], len(examples) * _PROBE_TOKENS / seconds
+        one, more = writing_seconds(1), writing_seconds(1 + _PROBE_TOKENS)
+    # The first step is slower: memory is taken for the first time.
+    (first_tokens, first_seconds), (tokens, seconds) = marks[0], marks[-1]
+    per_token = max(more - one, 0.0) / _PROBE_TOKENS / len(examples)
+    return (tokens - first_tokens) / (seconds - first_seconds), one / len(examples), per_token

@@ -89,6 +89,7 @@ class SEALTrainer(_BaseTrainer):
     Raises:
         ValueError: A `PeftModel` together with `peft_config` or with another adapter than a plain LoRA, examples that do
             not fit the model's context, or ids that are not unique.
+        OSError: The output directory cannot be written, or the model cannot be loaded.
         TypeError: A dataset that cannot be indexed.
 
     Example:
@@ -156,12 +157,15 @@ class SEALTrainer(_BaseTrainer):
         check_lengths(self.lm, args, self._train, "train_dataset")
         if self._eval is not None:
             check_lengths(self.lm, args, self._eval, "eval_dataset")
+        eval_examples = None if self._eval is None else self._eval.examples
+        self._folder = RunFolder(args.output_dir, run_settings(args, self.lm, self._train.examples, eval_examples))
+        self._folder.check_writable()
 
         super().__init__(
             model=model,
             args=args,
             train_dataset=self._train.examples,
-            eval_dataset=None if self._eval is None else self._eval.examples,
+            eval_dataset=eval_examples,
             processing_class=processing_class,
             callbacks=callbacks,
         )
@@ -171,8 +175,6 @@ class SEALTrainer(_BaseTrainer):
         self._rounds_fitted = 0
         self._processes = Processes(Path(args.output_dir))
         self._rollout = Rollout(self.lm, args, self._processes, self._after_bank)
-        eval_examples = None if self._eval is None else self._eval.examples
-        self._folder = RunFolder(args.output_dir, run_settings(args, self.lm, self._train.examples, eval_examples))
 
     def train(self, resume_from_checkpoint: bool | str | None = None) -> TrainOutput:
         """
@@ -212,7 +214,7 @@ class SEALTrainer(_BaseTrainer):
 
     def plan(self, resume_from_checkpoint: bool | None = None) -> RunPlan:
         """
-        Check everything that `train` checks and work out what it will do, without training or writing anything.
+        Check everything that `train` checks and work out what it will do, without training.
 
         Parameters:
             resume_from_checkpoint (`bool`, *optional*):

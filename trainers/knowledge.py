@@ -14,6 +14,7 @@ import sys
 from dataclasses import dataclass, field
 
 from arguments import JudgeArguments, load_dataset_argument
+from transformers.utils import logging as transformers_logging
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from seal_hf import SEALConfig, SEALTrainer
@@ -99,6 +100,7 @@ if __name__ == "__main__":
     # The library's own lines only; other libraries print theirs themselves.
     logging.getLogger("seal_hf").addHandler(logging.StreamHandler())
     logging.getLogger("seal_hf").setLevel(logging.INFO)
+    transformers_logging.disable_progress_bar()
     try:
         main(*TrlParser((KnowledgeArguments, SEALConfig, PolicyModelConfig)).parse_args_and_config())
     except (ValueError, OSError, ImportError, GradingIncomplete, JudgeRefused) as error:
