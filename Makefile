@@ -1,5 +1,7 @@
 # Set-up and the main jobs. What is installed lives in $(VENV); remove it to start afresh.
 #   make demo [PASSAGE=file.txt] [TITLE="..."] [QUESTION="..."]
+#   make train      two rounds of SEAL on a few passages; the same command goes on where it was interrupted
+#   make results    the larger tier, whose table is in the README
 #   make test
 #   TORCH_INDEX=URL takes torch from another package index, such as the one of a CUDA build, into a new $(VENV).
 PYTHON ?= python3
@@ -9,10 +11,16 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test lint
+.PHONY: demo train results test lint
 
 demo: $(VENV)/.core
 	@$(BIN)/python trainers/demo.py $(if $(PASSAGE),--passage "$(PASSAGE)") $(if $(TITLE),--title "$(TITLE)") $(if $(QUESTION),--questions "$(QUESTION)")
+
+train: $(VENV)/.core
+	$(BIN)/python trainers/knowledge.py --config trainers/configs/small.yaml --resume_from_checkpoint true
+
+results: $(VENV)/.core
+	$(BIN)/python trainers/knowledge.py --config trainers/configs/results.yaml --resume_from_checkpoint true
 
 test: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -34,6 +34,12 @@ class ExampleSet:
             raise TypeError(
                 f"{name} must be a list or a datasets.Dataset of examples, not a {type(dataset).__name__}."
             )
+        for place, example in enumerate(dataset):
+            if not isinstance(example, Mapping):
+                raise TypeError(
+                    f"{name}: example {place} must be a mapping such as {{'context': ..., 'questions': ...}}, not a "
+                    f"{type(example).__name__}."
+                )
         examples = [dict(example) for example in dataset]
         if not examples:
             raise ValueError(f"{name} is empty; give at least one example.")

@@ -18,6 +18,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -267,6 +268,8 @@ def write_bytes(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:
+        with suppress(OSError):  # of a disk that takes nothing any more
+            partial.unlink(missing_ok=True)
         raise OSError(
             error.errno,
             f"{path} could not be written ({error.strerror}); make room or give another output_dir, then go on with "
@@ -284,14 +287,16 @@ def read_records(path: Path) -> list[dict[str, Any]] | None:
     if not path.is_file():
         return None
     # Not splitlines(): a text may hold other line separators, unescaped.
-    *lines, torn = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    *lines, torn = path.read_bytes().split(b"\n")
     if torn:
         logger.warning("%s: the last line has no end and is dropped.", path)
     records = []
     for number, line in enumerate(lines, start=1):
         try:
-            record = json.loads(line)
+            record = json.loads(line.decode("utf-8"))
             version = record.pop("schema_version")
+            if not isinstance(version, int):
+                raise TypeError(f"schema_version {version!r}")
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ValueError(f"{path}, line {number}, is not a record of seal-hf ({error!r}); restore it.") from error
         check_schema_version(version, path)

@@ -207,7 +207,8 @@ def lora_layout(model: nn.Module, config: LoraConfig, trained: bool = False) -> 
         )
         if not harmless and value != default and (value or default):
             raise ValueError(
-                f"LoraConfig({option}={value!r}) is not supported by an inner adapter; leave it at {default!r}."
+                f"LoraConfig({option}={value!r}) is not supported by {'a policy' if trained else 'an inner'} adapter; "
+                f"leave it at {default!r}."
             )
     if config.r < 1:
         raise ValueError(f"The LoRA rank r={config.r} must be at least 1.")

@@ -65,32 +65,50 @@ def fit_policy(
         `bool`: whether the fit came to its end. Where it did not, the adapter has the values it had before.
 
     Raises:
-        ValueError: No self-edit fits into `max_length`.
+        ValueError: No self-edit fits into `max_length`, or the tokenizer has no end-of-sequence token for plain prompts.
     """
+    for edit in selected:
+        require_end_token(processing_class, edit.prompt)
     forward = _Forward(on_step, on_log)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     before = [parameter.detach().clone() for parameter in parameters]
-    with _left_as_found(model, processing_class), _without_progress_bars():
-        trainer = SFTTrainer(
-            model=model,
-            args=_sft_arguments(args, seed, output_dir),
-            train_dataset=Dataset.from_list([_training_row(edit) for edit in selected]),
-            processing_class=processing_class,
-            callbacks=[forward],
-        )
-        trainer.remove_callback(PrinterCallback)
-        rows = trainer.train_dataset
-        _report_lengths(rows, len(selected), args.max_length)
-        per_step = trainer.args.per_device_train_batch_size * trainer.args.gradient_accumulation_steps
-        trainer.train_dataset = _arranged(rows, args, seed, per_step * trainer.args.world_size)
-        trainer.train()
-        trainer.accelerator.free_memory()
-    del trainer
+    finished = False
+    try:
+        with _left_as_found(model, processing_class), _without_progress_bars():
+            trainer = SFTTrainer(
+                model=model,
+                args=_sft_arguments(args, seed, output_dir),
+                train_dataset=Dataset.from_list([_training_row(edit) for edit in selected]),
+                processing_class=processing_class,
+                callbacks=[forward],
+            )
+            trainer.remove_callback(PrinterCallback)
+            rows = _within_length(trainer.train_dataset, args.max_length, args.truncation_mode)
+            per_step = trainer.args.per_device_train_batch_size * trainer.args.gradient_accumulation_steps
+            trainer.train_dataset = _arranged(rows, args, seed, per_step * trainer.args.world_size)
+            trainer.train()
+            trainer.accelerator.free_memory()
+        del trainer
+        finished = not forward.stopped
+    finally:
+        # Also where an error or the keyboard ended it, so that the same trainer can go on.
+        if not finished:
+            for parameter, values in zip(parameters, before, strict=True):
+                parameter.data.copy_(values)
     gc.collect()
-    if forward.stopped:
-        for parameter, values in zip(parameters, before, strict=True):
-            parameter.data.copy_(values)
-    return not forward.stopped
+    return finished
+
+
+def require_end_token(processing_class: PreTrainedTokenizerBase, prompt: str | list[dict]) -> None:
+    """
+    Raises:
+        ValueError: The tokenizer has no end-of-sequence token, which marks the end of a completion of a plain prompt.
+    """
+    if isinstance(prompt, str) and processing_class.eos_token is None:
+        raise ValueError(
+            "The tokenizer has no end-of-sequence token, which self-edits to plain prompts end in; set "
+            "`tokenizer.eos_token`."
+        )
 
 
 def optimizer_steps(num_selected: int, args: SEALConfig) -> int:
@@ -132,6 +150,7 @@ def _sft_arguments(args: SEALConfig, seed: int, output_dir: Path) -> SEALConfig:
         "train_sampling_strategy": "sequential",
         "gradient_accumulation_steps": accumulation,
         "per_device_train_batch_size": math.ceil(args.sft_batch_size / (args.world_size * accumulation)),
+        "max_length": None,
         "save_strategy": "no",
         "eval_strategy": "no",
         "load_best_model_at_end": False,
@@ -162,23 +181,32 @@ def _arranged(rows: Dataset, args: SEALConfig, seed: int, slots_per_step: int) -
     return Dataset.from_dict({name: [row[name] for row in slots] for name in ("input_ids", "labels")})
 
 
-def _report_lengths(rows: Dataset, num_selected: int, max_length: int | None) -> None:
-    if len(rows) == 0:
-        raise ValueError(
-            f"None of the {num_selected} kept self-edits fits into max_length={max_length} tokens with its prompt; "
-            "raise max_length."
-        )
+def _within_length(rows: Dataset, max_length: int | None, truncation_mode: str) -> Dataset:
+    """
+    The rows cut to `max_length` tokens as TRL does, without those that have no label left; a warning counts both.
+
+    TRL's own cut does not tell a row that was cut from one that just fits.
+    """
     if max_length is None:
-        return
-    num_cut = sum(len(row["input_ids"]) == max_length for row in rows)
-    if num_cut or len(rows) < num_selected:
+        return rows
+    part = slice(-max_length, None) if truncation_mode == "keep_end" else slice(None, max_length)
+    num_cut = sum(len(row["input_ids"]) > max_length for row in rows)
+    cut = [{name: row[name][part] for name in ("input_ids", "labels")} for row in rows]
+    kept = [row for row in cut if any(label != IGNORED_LABEL for label in row["labels"])]
+    if not kept:
+        raise ValueError(
+            f"None of the {len(rows)} kept self-edits fits into max_length={max_length} tokens with its prompt; raise "
+            "max_length."
+        )
+    if num_cut:
         logger.warning(
             "max_length=%d cuts %d of %d kept self-edits and leaves out %d; raise it to learn them in full.",
             max_length,
-            num_cut,
-            num_selected,
-            num_selected - len(rows),
+            num_cut - (len(rows) - len(kept)),
+            len(rows),
+            len(rows) - len(kept),
         )
+    return Dataset.from_list(kept)
 
 
 @contextmanager

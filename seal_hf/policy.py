@@ -4,8 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
-from safetensors.torch import load_file
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoTokenizer,
     BitsAndBytesConfig,
@@ -61,13 +61,21 @@ def prepare_policy(
             "Both a PeftModel and peft_config were given; give the PeftModel alone to go on with its adapter, or the base "
             "model with peft_config for a new one."
         )
+    else:
+        # PeftModel.from_pretrained freezes its adapter.
+        model.set_adapter(model.active_adapter)
+        model.active_peft_config.inference_mode = False
     return model, processing_class, base_model_id
 
 
 def write_policy(model: PeftModel, folder: Path) -> None:
-    """Write the adapter as a PEFT folder."""
+    """Write the active adapter as a PEFT folder, whatever its name in the model."""
+    folder.mkdir(parents=True, exist_ok=True)
     # Embedding layers are not LoRA's; looking for them would ask the Hub.
-    model.save_pretrained(str(folder), save_embedding_layers=False)
+    weights = get_peft_model_state_dict(model, adapter_name=model.active_adapter, save_embedding_layers=False)
+    weights = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+    save_file(weights, folder / WEIGHTS_NAME, metadata={"format": "pt"})
+    replace(model.active_peft_config, inference_mode=True).save_pretrained(str(folder))
 
 
 def read_policy(folder: Path) -> dict[str, torch.Tensor] | None:
@@ -76,5 +84,5 @@ def read_policy(folder: Path) -> dict[str, torch.Tensor] | None:
 
 
 def restore_policy(model: PeftModel, weights: dict[str, torch.Tensor]) -> None:
-    """Give the model's adapter these weights."""
-    set_peft_model_state_dict(model, weights)
+    """Give the active adapter these weights."""
+    set_peft_model_state_dict(model, weights, adapter_name=model.active_adapter)

@@ -14,6 +14,10 @@ from accelerate.utils import broadcast_object_list, gather_object
 Result = TypeVar("Result")
 
 
+class ProcessEnded(RuntimeError):
+    """Another process of the run has ended, so that this one cannot go on."""
+
+
 class Processes:
     """
     The processes that `accelerate launch` or `torchrun` started, or the only one.
@@ -34,7 +38,7 @@ class Processes:
         Call a function in the first process only; its result is returned, or its error raised, in all of them.
 
         Raises:
-            RuntimeError: Another process has ended.
+            ProcessEnded: Another process has ended.
         """
         if self.count == 1:
             return function(*args)
@@ -54,7 +58,7 @@ class Processes:
         What every process has to tell, by rank.
 
         Raises:
-            RuntimeError: Another process has ended.
+            ProcessEnded: Another process has ended.
         """
         return self._collective(gather_object, [value])
 
@@ -80,7 +84,7 @@ class Processes:
         except RuntimeError as error:
             if self.count == 1:
                 raise
-            raise RuntimeError(f"Another process of this run has ended. {self._remedy()}") from error
+            raise ProcessEnded(f"Another process of this run has ended. {self._remedy()}") from error
 
     def _remedy(self) -> str:
         return (

@@ -113,6 +113,8 @@ class Rollout:
         """Let the policy write the stage's self-edits, unless they are on disk, and compose its banks."""
         recorded = self.processes.on_main(stage.journal.proposals, stage.round)
         if recorded is not None:
+            per_example = stage.num_generations + (PASSAGE_ONLY in stage.baselines)
+            _require_all(stage, "proposals", len(recorded), len(stage.data) * per_example)
             return recorded
         written = self._write(stage)
         return self.processes.on_main(self._record_proposals, stage, written)
@@ -129,12 +131,13 @@ class Rollout:
         """
         recorded = self.processes.on_main(stage.journal.scored, stage.round)
         if recorded is not None:
+            _require_all(stage, "journal", len(recorded), len(proposals) + len(self._plain(stage)))
             return recorded
         banks = self._banks(stage, proposals)
         finished: dict[int, list[TrialResult]] = {}
         # Every process reads its own disk, so that a shared one is not needed.
         for found in self.processes.gather(stage.journal.banks(stage.round)):
-            finished.update(found)
+            finished.update({bank: results for bank, results in found.items() if len(results) == len(banks[bank])})
         costs = {
             bank: sum(trial.tokens + self.args.max_answer_length for trial in trials)
             for bank, trials in banks.items()
@@ -300,17 +303,8 @@ class Rollout:
         by_edit = defaultdict(list)
         for result in results:
             by_edit[result.condition, result.example, result.edit].append(result)
-        rows = [(vars(proposal), proposal.well_formed) for proposal in proposals]
-        # Baselines without an adapter have no proposals; in a training round they are the base reward and no more.
-        if stage.must_be_graded:
-            rows += [
-                (vars(_plain_proposal(stage, condition, place)), True)
-                for condition in (BASE, IN_CONTEXT)
-                if condition in stage.baselines
-                for place in range(len(stage.data.examples))
-            ]
         scored = []
-        for row, well_formed in rows:
+        for row in map(vars, (*proposals, *self._plain(stage))):
             runs = sorted(by_edit[row["condition"], row["example"], row["edit"]], key=lambda run: run.repeat)
             base = by_edit.get((BASE, row["example"], 0))
             rewards = [run.reward for run in runs if run.reward is not None]
@@ -321,7 +315,7 @@ class Rollout:
                         {name: getattr(run, name) for name in ("seed", "reward", "answers", "verdicts", "loss")}
                         for run in runs
                     ],
-                    reward=_mean(rewards) if well_formed else 0.0,
+                    reward=_mean(rewards) if row["well_formed"] else 0.0,
                     base_reward=base[0].reward if base else None,
                     tokens=sum(run.tokens for run in runs),
                     seconds=sum(run.seconds for run in runs),
@@ -329,6 +323,15 @@ class Rollout:
             )
         stage.journal.write_scored(stage.round, scored)
         return scored
+
+    def _plain(self, stage: Stage) -> list[Proposal]:
+        """What is recorded of the baselines without an adapter; in a training round they are the base reward, no more."""
+        return [
+            Proposal(stage.round, condition, place, stage.data.ids[place], 0, "", "", 0, True, 0, [])
+            for condition in (BASE, IN_CONTEXT)
+            if condition in stage.baselines and stage.must_be_graded
+            for place in range(len(stage.data))
+        ]
 
     def _bar(self, stage: Stage, total: int) -> tqdm:
         hidden = self.args.disable_tqdm or not self.processes.is_main or not total
@@ -340,8 +343,12 @@ def baselines_of(domain: object) -> tuple[str, ...]:
     return (BASE, IN_CONTEXT, PASSAGE_ONLY) if isinstance(domain, KnowledgeDomain) else (BASE,)
 
 
-def _plain_proposal(stage: Stage, condition: str, place: int) -> Proposal:
-    return Proposal(stage.round, condition, place, stage.data.ids[place], 0, "", "", 0, True, 0, [])
+def _require_all(stage: Stage, kind: str, found: int, expected: int) -> None:
+    if found != expected:
+        raise ValueError(
+            f"{stage.journal.directory / kind} holds {found} records of round {stage.round + 1}, but {expected} were "
+            "written; restore the file, or remove it to work the round out again."
+        )
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import TrainerState
 
 from .journal import RUN_FILE, SCHEMA_VERSION, Journal, check_schema_version, write_text
@@ -81,11 +82,12 @@ def run_settings(
         "peft.target_modules": lora_layout(lm.model, policy, trained=True).target_modules,
         "domain": type(lm.domain).__qualname__,
     }
+    settings["policy"] = _policy_fingerprint(lm.model)
     settings |= {f"peft.{name}": getattr(policy, name) for name in ("r", "lora_alpha", "lora_dropout", "use_rslora")}
-    for name, value in vars(lm.domain).items():
-        if not name.startswith("_"):
-            plain = value is None or isinstance(value, _PLAIN)
-            settings[f"domain.{name}"] = value if plain else type(value).__qualname__
+    for name, value in _plain_attributes(lm.domain).items():
+        settings[f"domain.{name}"] = value
+    grader = getattr(lm.domain, "grader", None)
+    settings |= {f"domain.grader.{name}": value for name, value in _plain_attributes(grader).items()}
     for name, examples in (("train_dataset", train_examples), ("eval_dataset", eval_examples)):
         if examples is not None:
             shown = [[example, lm.domain.prompt(example), lm.domain.questions(example)] for example in examples]
@@ -94,7 +96,23 @@ def run_settings(
     return json.loads(json.dumps(settings, default=str, sort_keys=True))
 
 
-_PLAIN = (str, int, float, bool)
+def _plain_attributes(owner: object) -> dict[str, Any]:
+    """Public attributes that are plain values, others by their class; none that may be a secret."""
+    attributes = getattr(owner, "__dict__", {})
+    return {
+        name: value if value is None or isinstance(value, str | int | float) else type(value).__qualname__
+        for name, value in attributes.items()
+        if not name.startswith("_") and "key" not in name and "token" not in name
+    }
+
+
+def _policy_fingerprint(model: nn.Module) -> str:
+    """Of the `B` matrices: zero in a new policy, whatever drew its `A`, and another one's in another policy."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            digest.update(parameter.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _fingerprint(value: object) -> str:
@@ -165,12 +183,14 @@ class RunFolder:
     def _check_settings(self, run_file: Path) -> None:
         try:
             record = json.loads(run_file.read_text(encoding="utf-8"))
-            check_schema_version(record["schema_version"], run_file)
-            found = record["settings"]
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            version, found = record["schema_version"], record["settings"]
+            if not isinstance(version, int) or not isinstance(found, dict):
+                raise TypeError("schema_version or settings of another kind")
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{run_file} is not a run of seal-hf ({error!r}); give another output_dir, so that nothing is lost."
             ) from error
+        check_schema_version(version, run_file)
         different = sorted(name for name in {*found, *self._settings} if found.get(name) != self._settings.get(name))
         if different:
             shown = ", ".join(

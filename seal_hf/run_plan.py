@@ -56,8 +56,8 @@ class RunPlan:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.num_rounds} rounds on {self.num_examples} examples, evaluated on {self.num_eval_examples}, "
-            f"{self.num_processes} process{'es' if self.num_processes > 1 else ''}",
+            f"rounds: {self.num_rounds}, examples: {self.num_examples}, evaluated on: {self.num_eval_examples}, "
+            f"processes: {self.num_processes}",
             f"each round: {self.self_edits_per_round} self-edits, {self.adapters_per_round} adapters in banks of "
             f"{self.adapters_per_batch}, {self.optimizer_steps_per_round} steps of outer SFT",
             f"all evaluations: {self.evaluation_adapters} adapters",
@@ -74,10 +74,21 @@ def check_lengths(lm: SelfAdaptingLM, args: SEALConfig, data: ExampleSet, name: 
     Raises:
         ValueError: An example whose prompts do not fit the model's context, named with its length.
     """
-    if (context := context_length(lm.model)) is None:
-        return
+    context = context_length(lm.model)
     for example, example_id in zip(data.examples, data.ids, strict=True):
-        questions = list(lm.domain.questions(example))
+        try:
+            questions = list(lm.domain.questions(example))
+        except KeyError as error:
+            raise ValueError(
+                f"{name}: example {example_id} has no {error}, which {type(lm.domain).__name__} asks for; add it, or drop "
+                "the example."
+            ) from error
+        if not questions:
+            raise ValueError(
+                f"{name}: example {example_id} has no question, so that nothing can be rewarded; add one, or drop it."
+            )
+        if context is None:
+            continue
         if isinstance(lm.domain, KnowledgeDomain):
             questions += lm.domain.questions_in_context(example)
         for prompts, new_tokens, option in (
@@ -168,7 +179,7 @@ def _probe(lm: SelfAdaptingLM, data: ExampleSet, per_batch: int) -> tuple[float,
     with policy_in_activation_dtype(lm.model):
         lm.adapt([lm.domain.passage_only(example) for example in examples], on_step=on_step, stop=stop)
         one, more = writing_seconds(1), writing_seconds(1 + _PROBE_TOKENS)
-    # The first step is slower: memory is taken for the first time.
-    (first_tokens, first_seconds), (tokens, seconds) = marks[0], marks[-1]
+    # The first step is slower, since memory is taken for the first time; it counts only where there is no other.
+    (first_tokens, first_seconds), (tokens, seconds) = marks[0] if len(marks) > 1 else (0, 0.0), marks[-1]
     per_token = max(more - one, 0.0) / _PROBE_TOKENS / len(examples)
     return (tokens - first_tokens) / (seconds - first_seconds), one / len(examples), per_token

@@ -178,11 +178,12 @@ class SEALConfig(SFTConfig):
             "num_eval_generations",
             "num_rounds",
             "sft_batch_size",
+            "per_device_train_batch_size",
             "inner_lora_r",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
-        for name in ("adapters_per_batch", "keep_best"):
+        for name in ("adapters_per_batch", "keep_best", "max_length"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1, or None.")
         if self.min_reward is not None and not (math.isfinite(self.min_reward) and 0 <= self.min_reward <= 1):
@@ -196,8 +197,14 @@ class SEALConfig(SFTConfig):
                 f"gradient_accumulation_steps={self.gradient_accumulation_steps} is not used by SEALTrainer; set "
                 "sft_batch_size, from which it follows for any number of processes."
             )
-        if self.num_train_epochs != int(self.num_train_epochs) or self.num_train_epochs < 1:
+        epochs = self.num_train_epochs
+        if not math.isfinite(epochs) or epochs < 1 or epochs != int(epochs):
             raise ValueError(f"num_train_epochs={self.num_train_epochs} must be a whole number of at least 1.")
+        if self.max_steps > 0:
+            raise ValueError(
+                f"max_steps={self.max_steps} is not used by SEALTrainer, whose fits are as long as what is kept; set "
+                "num_rounds and num_train_epochs."
+            )
         if self.packing or self.padding_free:
             raise ValueError("packing and padding_free are not supported by SEALTrainer; leave them off.")
         Sampling((), self.temperature, self.top_p)  # raises for values out of range

@@ -12,6 +12,7 @@ Deviations from the paper and its reference implementation:
 
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -35,7 +36,7 @@ from .domains import Domain, KnowledgeDomain
 from .example_set import ExampleSet
 from .generation import context_length, draw_seed
 from .journal import Journal, ScoredSelfEdit, SelectedSelfEdit
-from .outer_sft import fit_policy, optimizer_steps
+from .outer_sft import fit_policy, optimizer_steps, require_end_token
 from .policy import prepare_policy, read_policy, restore_policy, write_policy
 from .policy_card import write_policy_card
 from .processes import Processes
@@ -88,7 +89,7 @@ class SEALTrainer(_BaseTrainer):
 
     Raises:
         ValueError: A `PeftModel` together with `peft_config` or with another adapter than a plain LoRA, examples that do
-            not fit the model's context, or ids that are not unique.
+            not fit the model's context, ids that are not unique, a sharded model, or several GPUs in one process.
         OSError: The output directory cannot be written, or the model cannot be loaded.
         TypeError: A dataset that cannot be indexed.
 
@@ -124,7 +125,7 @@ class SEALTrainer(_BaseTrainer):
     ):
         if args is None:
             name = model if isinstance(model, str) else model.config.name_or_path
-            args = SEALConfig(f"{name.split('/')[-1]}-SEAL")
+            args = SEALConfig(f"{Path(name).name or 'model'}-SEAL")
 
         model, processing_class, base_model_id = prepare_policy(
             model, args, processing_class, peft_config, quantization_config
@@ -154,6 +155,7 @@ class SEALTrainer(_BaseTrainer):
             inner_config=inner_config,
             base_model_id=base_model_id,
         )
+        require_end_token(processing_class, self.domain.prompt(self._train.examples[0]))
         check_lengths(self.lm, args, self._train, "train_dataset")
         if self._eval is not None:
             check_lengths(self.lm, args, self._eval, "eval_dataset")
@@ -169,6 +171,16 @@ class SEALTrainer(_BaseTrainer):
             processing_class=processing_class,
             callbacks=callbacks,
         )
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError(
+                "FSDP and DeepSpeed are not supported by SEALTrainer, whose processes each hold the whole model; launch "
+                "with plain data parallelism, and quantize a model that is too large."
+            )
+        if args.n_gpu > 1:
+            raise ValueError(
+                f"{args.n_gpu} GPUs are visible to one process; start one for each with `accelerate launch`, or show it "
+                "one with CUDA_VISIBLE_DEVICES."
+            )
         # It decides when to log, save and evaluate by step counts, and ends the run at a number that is not known ahead.
         self.remove_callback(DefaultFlowCallback)
         self.base_model_id = base_model_id
@@ -191,7 +203,7 @@ class SEALTrainer(_BaseTrainer):
         Raises:
             ValueError: The output directory holds another run, or one that is not to be resumed.
             OSError: It cannot be written, or is full; what was worked out before is on disk.
-            RuntimeError: Another process has ended.
+            ProcessEnded: Another process has ended.
         """
         if isinstance(resume_from_checkpoint, str | os.PathLike) and Path(resume_from_checkpoint).resolve() != (
             self._folder.path.resolve()
@@ -393,8 +405,10 @@ class SEALTrainer(_BaseTrainer):
             ValueError: There is no evaluation set.
             GradingIncomplete: An answer could not be graded.
         """
+        self.control.should_training_stop = False  # a run that a callback ended leaves it set
         if eval_dataset is not None:
             data = ExampleSet.of(eval_dataset, "eval_dataset")
+            check_lengths(self.lm, self.args, data, "eval_dataset")
             with tempfile.TemporaryDirectory() as directory:
                 # Of these examples there is no earlier evaluation, so the baselines are measured too.
                 evaluation = self._evaluation(Journal(Path(directory)), data, 0)
@@ -442,9 +456,10 @@ class SEALTrainer(_BaseTrainer):
             return None
         if self.hub_model_id is None:
             self.init_hf_repo(token=token)
-        with tempfile.TemporaryDirectory() as folder:
+        folder = tempfile.mkdtemp()
+        try:
             self.save_model(folder)
-            return upload_folder(
+            result = upload_folder(
                 repo_id=self.hub_model_id,
                 folder_path=folder,
                 commit_message=commit_message,
@@ -452,6 +467,14 @@ class SEALTrainer(_BaseTrainer):
                 run_as_future=not blocking,
                 revision=kwargs.get("revision", self.args.hub_revision),
             )
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        if blocking:
+            shutil.rmtree(folder, ignore_errors=True)
+        else:
+            result.add_done_callback(lambda _: shutil.rmtree(folder, ignore_errors=True))
+        return result
 
     def create_model_card(
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
@@ -478,7 +501,7 @@ class SEALTrainer(_BaseTrainer):
         names += ("inner_learning_rate", "inner_num_train_epochs", "learning_rate", "num_train_epochs", "seed")
         write_policy_card(
             folder,
-            model_name or self.args.hub_model_id or self._folder.path.name,
+            model_name or self.hub_model_id or self.args.hub_model_id or self._folder.path.name,
             self.base_model_id,
             results_table(self._folder.path),
             {"dataset": dataset_name, **{name: getattr(self.args, name) for name in names}},

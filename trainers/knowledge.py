@@ -20,6 +20,7 @@ from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 from seal_hf import SEALConfig, SEALTrainer
 from seal_hf.domains import KnowledgeDomain
 from seal_hf.grading import GradingIncomplete, JudgeRefused
+from seal_hf.processes import ProcessEnded
 from seal_hf.run_report import results_table
 
 
@@ -83,7 +84,7 @@ def main(script_args: KnowledgeArguments, training_args: SEALConfig, model_args:
         quantization_config=get_quantization_config(model_args),
     )
     resume = training_args.resume_from_checkpoint
-    resume = True if str(resume).lower() == "true" else resume
+    resume = {"true": True, "false": False}.get(str(resume).lower(), resume)
     if script_args.dry_run:
         print(trainer.plan(resume_from_checkpoint=resume))
         return
@@ -103,5 +104,5 @@ if __name__ == "__main__":
     transformers_logging.disable_progress_bar()
     try:
         main(*TrlParser((KnowledgeArguments, SEALConfig, PolicyModelConfig)).parse_args_and_config())
-    except (ValueError, OSError, ImportError, GradingIncomplete, JudgeRefused) as error:
+    except (ValueError, OSError, ImportError, GradingIncomplete, JudgeRefused, ProcessEnded) as error:
         sys.exit(f"error: {error}")
