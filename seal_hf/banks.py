@@ -1,6 +1,6 @@
 """Which adapters are trained together, and which process trains them."""
 
-import logging
+import os
 from collections.abc import Mapping, Sequence
 
 import psutil
@@ -8,8 +8,6 @@ import torch
 
 from .lora_layout import LoraLayout
 
-
-logger = logging.getLogger(__name__)
 
 MAX_ADAPTERS = 16
 # fp32 weights and two AdamW moments, their gradients, and the rows in the dtype of the activations with theirs.
@@ -23,8 +21,10 @@ def adapters_that_fit(layout: LoraLayout, device: torch.device) -> int:
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
+        # What torch keeps for itself is free for it to use again.
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     else:
-        free = psutil.virtual_memory().available
+        free = psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     fitting = int(free * 0.5) // (layout.num_parameters * _BYTES_PER_PARAMETER)
     return max(1, min(MAX_ADAPTERS, fitting))
 

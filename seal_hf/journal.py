@@ -12,16 +12,19 @@ Files appear whole: each is written beside its place, synced and renamed. Every 
 line without its end, as a copy that was cut off has it, is dropped on reading.
 """
 
+import errno
 import json
 import logging
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+
+from safetensors import SafetensorError
 
 
 logger = logging.getLogger(__name__)
@@ -204,10 +207,13 @@ class Journal:
     def scored(self, round_index: int) -> list[ScoredSelfEdit] | None:
         return _read(self._file("journal", round_index), ScoredSelfEdit)
 
-    def write_scored(self, round_index: int, scored: Sequence[ScoredSelfEdit]) -> None:
-        """Write a round's journal; the files of its banks, which it holds in full, go."""
-        write_records(self._file("journal", round_index), map(asdict, scored))
+    def forget_banks(self, round_index: int) -> None:
+        """Remove the files of a round's banks."""
         shutil.rmtree(self._bank_folder(round_index), ignore_errors=True)
+
+    def write_scored(self, round_index: int, scored: Sequence[ScoredSelfEdit]) -> None:
+        """Write a round's journal."""
+        write_records(self._file("journal", round_index), map(asdict, scored))
 
     def scored_rounds(self) -> list[list[ScoredSelfEdit]]:
         """All rounds that are scored, from 0 on."""
@@ -260,19 +266,33 @@ def write_bytes(path: Path, content: bytes) -> None:
         OSError: The disk is full, or the folder cannot be written.
     """
     partial = path.with_name(f"{path.name}.partial")
+    with explaining_failed_write(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        except OSError:
+            with suppress(OSError):  # of a disk that takes nothing any more
+                partial.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def explaining_failed_write(path: Path) -> Iterator[None]:
+    """
+    Raises:
+        OSError: What could not be written inside the block, and the remedy.
+    """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        with suppress(OSError):  # of a disk that takes nothing any more
-            partial.unlink(missing_ok=True)
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise OSError(
-            error.errno,
-            f"{path} could not be written ({error.strerror}); make room or give another output_dir, then go on with "
+            getattr(error, "errno", None) or errno.EIO,
+            f"{path} could not be written ({reason}); make room or give another output_dir, then go on with "
             "resume_from_checkpoint=True. What was written before is safe",
         ) from error
 

@@ -38,6 +38,12 @@ def prepare_policy(
     if isinstance(model, str):
         options = dict(args.model_init_kwargs or {})
         options.setdefault("trust_remote_code", args.trust_remote_code)
+        for name in ("device_map", "quantization_config"):
+            if name in options:
+                raise ValueError(
+                    f"model_init_kwargs has {name!r}: every process holds the whole model on its own device, and a "
+                    "quantization is given as quantization_config to SEALTrainer; leave it out."
+                )
         model, tokenizer, base_model_id = load_causal_lm(
             model, quantization_config=quantization_config, device=args.device, **options
         )
@@ -71,16 +77,20 @@ def prepare_policy(
 def write_policy(model: PeftModel, folder: Path) -> None:
     """Write the active adapter as a PEFT folder, whatever its name in the model."""
     folder.mkdir(parents=True, exist_ok=True)
-    # Embedding layers are not LoRA's; looking for them would ask the Hub.
-    weights = get_peft_model_state_dict(model, adapter_name=model.active_adapter, save_embedding_layers=False)
-    weights = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
-    save_file(weights, folder / WEIGHTS_NAME, metadata={"format": "pt"})
+    save_file(policy_weights(model), folder / WEIGHTS_NAME, metadata={"format": "pt"})
     replace(model.active_peft_config, inference_mode=True).save_pretrained(str(folder))
 
 
 def read_policy(folder: Path) -> dict[str, torch.Tensor] | None:
     """The weights of a policy that [`write_policy`] wrote; `None` where there is none."""
     return load_file(folder / WEIGHTS_NAME) if folder.is_dir() else None
+
+
+def policy_weights(model: PeftModel) -> dict[str, torch.Tensor]:
+    """A copy of the active adapter's weights, on the CPU."""
+    # Embedding layers are not LoRA's; looking for them would ask the Hub.
+    weights = get_peft_model_state_dict(model, adapter_name=model.active_adapter, save_embedding_layers=False)
+    return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in weights.items()}
 
 
 def restore_policy(model: PeftModel, weights: dict[str, torch.Tensor]) -> None:

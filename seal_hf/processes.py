@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
@@ -62,9 +63,18 @@ class Processes:
         """
         return self._collective(gather_object, [value])
 
+    def any(self, flag: bool) -> bool:
+        """
+        Whether the flag is set in any process.
+
+        Raises:
+            ProcessEnded: Another process has ended.
+        """
+        return any(self.gather(flag))
+
     @contextmanager
     def explaining_termination(self) -> Iterator[None]:
-        """Where the launcher ends this process because another one died, end with a message that says how to go on."""
+        """Where this process ends with an error, or is ended because another one died, say how to go on."""
         if self.count == 1 or threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -75,16 +85,22 @@ class Processes:
         former = signal.signal(signal.SIGTERM, end)
         try:
             yield
+        except Exception as error:
+            # DDP and NCCL have errors of their own for a process that is gone.
+            error.add_note(self._remedy())
+            raise
         finally:
             signal.signal(signal.SIGTERM, former)
 
     def _collective(self, function: Callable[[list], list], values: list) -> list:
+        if self.count == 1:
+            return function(values)
         try:
             return function(values)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
-            if self.count == 1:
-                raise
-            raise ProcessEnded(f"Another process of this run has ended. {self._remedy()}") from error
+            raise ProcessEnded("Another process of this run has ended.") from error
 
     def _remedy(self) -> str:
         return (

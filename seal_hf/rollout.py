@@ -19,6 +19,7 @@ from peft.tuners.lora import LoraLayer
 from tqdm.auto import tqdm
 
 from .adapter_bank import activation_dtype
+from .adapters import Adapter
 from .banks import adapters_that_fit, compose_banks, share_banks
 from .domains import KnowledgeDomain
 from .example_set import ExampleSet
@@ -64,8 +65,9 @@ class Stage:
             Inner updates per self-edit.
         baselines (`tuple[str, ...]`):
             Conditions to score beside the self-edits.
-        must_be_graded (`bool`):
-            Whether an answer that could not be graded is an error, rather than left out of the reward.
+        is_evaluation (`bool`):
+            Whether the baselines without an adapter are recorded beside the self-edits, and an answer that could not be
+            graded is an error, rather than left out of the reward.
     """
 
     name: str
@@ -76,7 +78,7 @@ class Stage:
     num_generations: int
     num_repeats: int = 1
     baselines: tuple[str, ...] = (BASE,)
-    must_be_graded: bool = False
+    is_evaluation: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,8 @@ class Rollout:
             _require_all(stage, "proposals", len(recorded), len(stage.data) * per_example)
             return recorded
         written = self._write(stage)
+        # Of an earlier run, on the disk of a machine that this run's folder was not removed from.
+        stage.journal.forget_banks(stage.round)
         return self.processes.on_main(self._record_proposals, stage, written)
 
     def score(self, stage: Stage, proposals: Sequence[Proposal]) -> list[ScoredSelfEdit] | None:
@@ -127,11 +131,12 @@ class Rollout:
             `list[ScoredSelfEdit]`, or `None` where `on_bank` asked to end early.
 
         Raises:
-            GradingIncomplete: An answer could not be graded and `stage.must_be_graded` is set.
+            GradingIncomplete: An answer could not be graded and `stage.is_evaluation` is set.
         """
         recorded = self.processes.on_main(stage.journal.scored, stage.round)
         if recorded is not None:
             _require_all(stage, "journal", len(recorded), len(proposals) + len(self._plain(stage)))
+            stage.journal.forget_banks(stage.round)
             return recorded
         banks = self._banks(stage, proposals)
         finished: dict[int, list[TrialResult]] = {}
@@ -157,7 +162,9 @@ class Rollout:
         if stopped:
             return None
         results = [result for bank in sorted(finished) for result in finished[bank]]
-        return self.processes.on_main(self._record_scored, stage, proposals, results)
+        recorded = self.processes.on_main(self._record_scored, stage, proposals, results)
+        stage.journal.forget_banks(stage.round)
+        return recorded
 
     def _write(self, stage: Stage) -> list[list[Generation]]:
         """The completions of every example, each process writing a share of the batches."""
@@ -250,10 +257,10 @@ class Rollout:
         before, start = bar.n, time.perf_counter()
 
         def on_step(step: InnerStep) -> None:
-            bar.update(before + step.num_tokens - bar.n)
+            bar.update(max(0, before + step.num_tokens - bar.n))
 
         self_edits = [trial.self_edit for trial in trials if trial.self_edit is not None]
-        trained = lm.adapt(self_edits, seed=seed, on_step=on_step) if self_edits else []
+        trained = self._adapt(self_edits, seed, on_step) if self_edits else []
         seconds = time.perf_counter() - start
         num_tokens = sum(adapter.training["num_tokens"] for adapter in trained)
         remaining = iter(trained)
@@ -268,7 +275,7 @@ class Rollout:
         )
         answers = [[next(flat) for _ in own] for own in prompts]
         verdicts = lm.domain.grade([stage.data.examples[trial.example] for trial in trials], answers)
-        if stage.must_be_graded:
+        if stage.is_evaluation:
             verdicts = [require_verdicts(own) for own in verdicts]
         bar.update(before + sum(trial.tokens + self.args.max_answer_length for trial in trials) - bar.n)
         results = []
@@ -292,6 +299,18 @@ class Rollout:
                 )
             )
         return results
+
+    def _adapt(self, self_edits: list[SelfEdit], seed: int, on_step: Callable[[InnerStep], None]) -> list[Adapter]:
+        """Train a bank, in halves where the accelerator's memory does not hold it; the adapters are the same."""
+        try:
+            return self.lm.adapt(self_edits, seed=seed, on_step=on_step)
+        except torch.OutOfMemoryError:
+            if len(self_edits) == 1:
+                raise
+        half = len(self_edits) // 2
+        logger.warning("A bank of %d adapters is too large for the memory; it is trained in halves.", len(self_edits))
+        torch.accelerator.empty_cache()
+        return self._adapt(self_edits[:half], seed, on_step) + self._adapt(self_edits[half:], seed, on_step)
 
     def _questions(self, condition: str, example: Mapping) -> list[str | list[dict]]:
         domain = self.lm.domain
@@ -329,7 +348,7 @@ class Rollout:
         return [
             Proposal(stage.round, condition, place, stage.data.ids[place], 0, "", "", 0, True, 0, [])
             for condition in (BASE, IN_CONTEXT)
-            if condition in stage.baselines and stage.must_be_graded
+            if condition in stage.baselines and stage.is_evaluation
             for place in range(len(stage.data))
         ]
 

@@ -21,6 +21,7 @@ from .self_adapting_lm import SelfAdaptingLM
 logger = logging.getLogger(__name__)
 
 STATE_FILE = "trainer_state.json"
+_STATE_FIELDS = ("global_step", "epoch", "log_history", "best_metric")
 # Fields of SFTConfig that change what a fit learns. How often it logs or saves does not.
 _SFT_SETTINGS = (
     "learning_rate",
@@ -41,6 +42,7 @@ _SFT_SETTINGS = (
     "max_length",
     "truncation_mode",
     "completion_only_loss",
+    "assistant_only_loss",
     "bf16",
     "fp16",
     "seed",
@@ -82,7 +84,7 @@ def run_settings(
         "peft.target_modules": lora_layout(lm.model, policy, trained=True).target_modules,
         "domain": type(lm.domain).__qualname__,
     }
-    settings["policy"] = _policy_fingerprint(lm.model)
+    settings["initial_policy"] = _policy_fingerprint(lm.model)
     settings |= {f"peft.{name}": getattr(policy, name) for name in ("r", "lora_alpha", "lora_dropout", "use_rslora")}
     for name, value in _plain_attributes(lm.domain).items():
         settings[f"domain.{name}"] = value
@@ -160,6 +162,11 @@ class RunFolder:
                     f"{self.path} holds a run with these settings; go on with it with resume_from_checkpoint=True, or "
                     "give another output_dir. Nothing was changed."
                 )
+        elif any(journal.proposals(0) is not None for journal in (self.journal, self.evaluation)):
+            raise ValueError(
+                f"{self.path} holds a run, but not its {RUN_FILE}, so that its settings are not known; restore the file, "
+                "or give another output_dir."
+            )
         self.check_writable()
         free = shutil.disk_usage(self._existing()).free
         if free < free_bytes_needed:
@@ -222,11 +229,17 @@ class RunFolder:
 
     def save_state(self, state: TrainerState, folder: Path | None = None) -> None:
         """Write the trainer's state: step count and log history."""
-        record = {"global_step": state.global_step, "epoch": state.epoch, "log_history": state.log_history}
+        record = {name: getattr(state, name) for name in _STATE_FIELDS}
         write_text((folder or self.path) / STATE_FILE, json.dumps(record, indent=1) + "\n")
+
+    def num_policies(self) -> int:
+        """How many rounds' policies are there."""
+        return len([folder for folder in (self.path / "policy").glob("round_???") if folder.is_dir()])
 
     def load_state(self) -> dict[str, Any]:
         """The furthest state on disk: a policy's own is written before the run's."""
         files = [self.path / STATE_FILE, *sorted((self.path / "policy").glob(f"round_???/{STATE_FILE}"))]
         records = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
-        return max(records, key=lambda record: (record["global_step"], len(record["log_history"])), default={})
+        furthest = max(records, key=lambda record: (record["global_step"], len(record["log_history"])), default={})
+        # transformers' own save_state() writes more to a file of this name.
+        return {name: furthest[name] for name in _STATE_FIELDS if name in furthest}

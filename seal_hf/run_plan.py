@@ -10,6 +10,7 @@ from .example_set import ExampleSet
 from .generation import context_length, encode_prompt
 from .inner_loop import InnerStep
 from .inner_update import tokenize_self_edit
+from .journal import PASSAGE_ONLY
 from .lora_layout import lora_layout
 from .outer_sft import optimizer_steps
 from .rollout import baselines_of, policy_in_activation_dtype
@@ -69,7 +70,9 @@ class RunPlan:
         return "\n".join(lines)
 
 
-def check_lengths(lm: SelfAdaptingLM, args: SEALConfig, data: ExampleSet, name: str) -> None:
+def check_lengths(
+    lm: SelfAdaptingLM, args: SEALConfig, data: ExampleSet, name: str, is_trained_on: bool = False
+) -> None:
     """
     Raises:
         ValueError: An example whose prompts do not fit the model's context, named with its length.
@@ -87,14 +90,20 @@ def check_lengths(lm: SelfAdaptingLM, args: SEALConfig, data: ExampleSet, name: 
             raise ValueError(
                 f"{name}: example {example_id} has no question, so that nothing can be rewarded; add one, or drop it."
             )
-        if context is None:
-            continue
         if isinstance(lm.domain, KnowledgeDomain):
             questions += lm.domain.questions_in_context(example)
+        prompt_length = len(encode_prompt(lm.processing_class, lm.domain.prompt(example)))
+        if is_trained_on and args.max_length is not None and prompt_length >= args.max_length:
+            raise ValueError(
+                f"{name}: example {example_id} has a prompt of {prompt_length} tokens, which leaves no room for a "
+                f"self-edit in the outer SFT's max_length={args.max_length}; raise it, or drop the example."
+            )
         for prompts, new_tokens, option in (
             ([lm.domain.prompt(example)], args.max_completion_length, "max_completion_length"),
             (questions, args.max_answer_length, "max_answer_length"),
         ):
+            if context is None:
+                break
             longest = max(len(encode_prompt(lm.processing_class, prompt)) for prompt in prompts)
             if longest + new_tokens > context:
                 raise ValueError(
@@ -109,9 +118,10 @@ def plan_run(
     """Count the work of a run, and measure this machine for a few steps, whose results are thrown away."""
     per_batch = args.adapters_per_batch or adapters_that_fit(lora_layout(lm.model, lm.peft_config), lm.model.device)
     num_eval = len(evaluation) if evaluation is not None else 0
-    baselines = [name for name in baselines_of(lm.domain) if name == "passage only"]
     adapters_per_round = len(train) * args.num_generations * args.num_evaluations
-    eval_adapters = num_eval * (args.num_eval_generations * (args.num_rounds + 1) + len(baselines))
+    eval_adapters = num_eval * (
+        args.num_eval_generations * (args.num_rounds + 1) + (PASSAGE_ONLY in baselines_of(lm.domain))
+    )
     tokens = seconds = None
     if isinstance(lm.domain, KnowledgeDomain):
         train_tokens = _passage_tokens(lm, train)

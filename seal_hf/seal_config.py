@@ -205,6 +205,9 @@ class SEALConfig(SFTConfig):
                 f"max_steps={self.max_steps} is not used by SEALTrainer, whose fits are as long as what is kept; set "
                 "num_rounds and num_train_epochs."
             )
+        for name in ("load_best_model_at_end", "eos_token", "chat_template_path"):
+            if getattr(self, name):
+                raise ValueError(f"{name}={getattr(self, name)!r} is not supported by SEALTrainer; leave it out.")
         if self.packing or self.padding_free:
             raise ValueError("packing and padding_free are not supported by SEALTrainer; leave them off.")
         Sampling((), self.temperature, self.top_p)  # raises for values out of range

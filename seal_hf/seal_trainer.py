@@ -35,9 +35,9 @@ from trl.trainer.base_trainer import _BaseTrainer
 from .domains import Domain, KnowledgeDomain
 from .example_set import ExampleSet
 from .generation import context_length, draw_seed
-from .journal import Journal, ScoredSelfEdit, SelectedSelfEdit
+from .journal import Journal, ScoredSelfEdit, SelectedSelfEdit, explaining_failed_write
 from .outer_sft import fit_policy, optimizer_steps, require_end_token
-from .policy import prepare_policy, read_policy, restore_policy, write_policy
+from .policy import policy_weights, prepare_policy, read_policy, restore_policy, write_policy
 from .policy_card import write_policy_card
 from .processes import Processes
 from .rollout import Rollout, Stage, baselines_of
@@ -137,7 +137,8 @@ class SEALTrainer(_BaseTrainer):
             raise ValueError("train_dataset is required; give a list or a datasets.Dataset of examples.")
         self._train = ExampleSet.of(train_dataset, "train_dataset")
         self._eval = None if eval_dataset is None else ExampleSet.of(eval_dataset, "eval_dataset")
-        if self._eval is not None and (num_shared := self._eval.num_shared_with(self._train)):
+        num_shared = self._eval.num_shared_with(self._train) if self._eval is not None else 0
+        if num_shared and args.process_index == 0:
             logger.warning(
                 "%d of %d evaluation examples are in the training set too; their accuracy says nothing about new ones.",
                 num_shared,
@@ -156,7 +157,7 @@ class SEALTrainer(_BaseTrainer):
             base_model_id=base_model_id,
         )
         require_end_token(processing_class, self.domain.prompt(self._train.examples[0]))
-        check_lengths(self.lm, args, self._train, "train_dataset")
+        check_lengths(self.lm, args, self._train, "train_dataset", is_trained_on=True)
         if self._eval is not None:
             check_lengths(self.lm, args, self._eval, "eval_dataset")
         eval_examples = None if self._eval is None else self._eval.examples
@@ -212,16 +213,20 @@ class SEALTrainer(_BaseTrainer):
                 f"resume_from_checkpoint={str(resume_from_checkpoint)!r} is not output_dir={self.args.output_dir!r}; a "
                 "run goes on in its own output directory."
             )
-        with self._processes.explaining_termination():
-            self._open(bool(resume_from_checkpoint))
-            self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
-            if self._evaluate_round(0):
-                for round_index in range(self.args.num_rounds):
-                    if not self._train_round(round_index):
-                        break
-            self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+        self.is_in_train = True
+        try:
+            with self._processes.explaining_termination():
+                self._open(bool(resume_from_checkpoint))
+                self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
+                if self._evaluate_round(0):
+                    for round_index in range(self.args.num_rounds):
+                        if not self._train_round(round_index):
+                            break
+                self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+        finally:
+            self.is_in_train = False
         losses = [entry["loss"] for entry in self.state.log_history if "loss" in entry]
-        last_round = next((entry for entry in reversed(self.state.log_history) if "reward" in entry), {})
+        last_round = next((entry for entry in reversed(self.state.log_history) if "num_examples" in entry), {})
         return TrainOutput(self.state.global_step, sum(losses) / len(losses) if losses else 0.0, dict(last_round))
 
     def plan(self, resume_from_checkpoint: bool | None = None) -> RunPlan:
@@ -258,7 +263,7 @@ class SEALTrainer(_BaseTrainer):
         if not self._fit(round_index, selected):
             return False
         self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
-        return self._evaluate_round(round_index + 1) and not self.control.should_training_stop
+        return self._evaluate_round(round_index + 1)
 
     def _select(self, round_index: int, scored: Sequence[ScoredSelfEdit]) -> list[SelectedSelfEdit]:
         """Choose what is learned, and log the round's rewards."""
@@ -272,8 +277,20 @@ class SEALTrainer(_BaseTrainer):
                 drop_zero_std=self.args.drop_zero_std,
             )
             self._processes.on_main(journal.write_selected, round_index, selected)
-        if self._is_logged("reward", round_index + 1):
+        if self._is_logged("num_examples", round_index + 1):
             return selected
+        if self.is_world_process_zero():
+            self._warn_of_little(round_index, scored, selected)
+        self.state.global_step += 1
+        self.state.epoch = float(round_index)
+        self.log({"round": round_index + 1, **round_metrics(scored, selected)})
+        self.control = self.callback_handler.on_step_end(self.args, self.state, self.control)
+        self._processes.on_main(self._save_round_files, round_index)
+        return selected
+
+    def _warn_of_little(
+        self, round_index: int, scored: Sequence[ScoredSelfEdit], selected: Sequence[SelectedSelfEdit]
+    ) -> None:
         num_ungraded = sum(edit.reward is None for edit in scored)
         if not any(edit.well_formed for edit in scored):
             logger.warning(
@@ -281,23 +298,23 @@ class SEALTrainer(_BaseTrainer):
                 "style, the temperature or max_completion_length.",
                 round_index + 1,
                 len(scored),
-                journal.directory / "proposals",
+                self._folder.path / "proposals",
             )
         elif not selected:
             logger.warning(
-                "Round %d: the selection keeps none of %d self-edits, so the policy stays as it is; lower min_reward or "
+                "Round %d: the selection keeps none of %d self-edits, so there is nothing new to learn; lower min_reward or "
                 "turn drop_zero_std off to learn from more.",
                 round_index + 1,
                 len(scored),
             )
         if num_ungraded:
-            logger.warning("Round %d: %d self-edits could not be graded.", round_index + 1, num_ungraded)
-        self.state.global_step += 1
-        self.state.epoch = float(round_index)
-        self.log({"round": round_index + 1, **round_metrics(scored, selected)})
-        self.control = self.callback_handler.on_step_end(self.args, self.state, self.control)
-        self._processes.on_main(self._save_round_files, round_index)
-        return selected
+            logger.warning(
+                "Round %d: %d of %d self-edits could not be graded and are left out; look at the grader. Remove the "
+                "round's files in journal/ and selected/ before its policy is there to score it again.",
+                round_index + 1,
+                num_ungraded,
+                len(scored),
+            )
 
     def _save_round_files(self, round_index: int) -> None:
         save_samples(self._folder.path, round_index)
@@ -314,7 +331,7 @@ class SEALTrainer(_BaseTrainer):
         if self.args.sft_on == "all":
             earlier = self._processes.on_main(lambda: list(map(self._folder.journal.selected, range(round_index))))
             selected = [*chain.from_iterable(earlier), *selected]
-        steps, num_logs = self.state.global_step, len(self.state.log_history)
+        before, steps, num_logs = policy_weights(self.model), self.state.global_step, len(self.state.log_history)
         if selected and not fit_policy(
             self.model,
             self.processing_class,
@@ -329,16 +346,24 @@ class SEALTrainer(_BaseTrainer):
             del self.state.log_history[num_logs:]
             return False
         self.state.epoch = float(round_index + 1)
-        self._processes.on_main(self._keep_policy, round_index)
+        try:
+            self._processes.on_main(self._keep_policy, round_index)
+        except BaseException:
+            restore_policy(self.model, before)  # so that the same trainer can go on once there is room
+            self.state.global_step = steps
+            del self.state.log_history[num_logs:]
+            raise
         self._rounds_fitted = round_index + 1
         self.control = self.callback_handler.on_save(self.args, self.state, self.control)
         return True
 
     def _keep_policy(self, round_index: int) -> None:
-        partial = self._folder.begin_policy(round_index)
-        write_policy(self.model, partial)
+        with explaining_failed_write(self._folder.policy(round_index)):
+            partial = self._folder.begin_policy(round_index)
+            write_policy(self.model, partial)
         self._folder.save_state(self.state, partial)
-        self._folder.finish_policy(round_index)
+        with explaining_failed_write(self._folder.policy(round_index)):
+            self._folder.finish_policy(round_index)
         self._folder.save_state(self.state)
 
     def _evaluate_round(self, num_rounds: int) -> bool:
@@ -349,9 +374,11 @@ class SEALTrainer(_BaseTrainer):
         if evaluation is None:
             return False
         if not self._is_logged("eval_self_edits_accuracy", num_rounds):
-            self._log_evaluation(evaluation, num_rounds, "eval")
+            values = self._log_evaluation(evaluation, "eval", {"round": num_rounds})
+            # After the callbacks, as in transformers.Trainer: EarlyStoppingCallback compares with the best before.
+            self._determine_best_metric(values, None)
             self._processes.on_main(self._save_evaluation_files)
-        return True
+        return not self._processes.any(self.control.should_training_stop)
 
     def _save_evaluation_files(self) -> None:
         save_plot(self._folder.path)
@@ -368,15 +395,15 @@ class SEALTrainer(_BaseTrainer):
             seed=draw_seed(self.args.seed, _EVALUATION),
             num_generations=self.args.num_eval_generations,
             baselines=baselines_of(self.domain) if num_rounds == 0 else (),
-            must_be_graded=True,
+            is_evaluation=True,
         )
         if self._rollout.score(stage, self._rollout.propose(stage)) is None:
             return None
         return self._processes.on_main(evaluations, journal)[num_rounds]
 
-    def _log_evaluation(self, evaluation: Evaluation, num_rounds: int, prefix: str) -> dict[str, float]:
+    def _log_evaluation(self, evaluation: Evaluation, prefix: str, labels: dict[str, int]) -> dict[str, float]:
         values = {f"{prefix}_{name}": value for name, value in metrics(evaluation).items()}
-        self.log({"round": num_rounds, **values})
+        self.log({**labels, **values})
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, values)
         return values
 
@@ -402,24 +429,32 @@ class SEALTrainer(_BaseTrainer):
             a callback ended the evaluation.
 
         Raises:
-            ValueError: There is no evaluation set.
+            ValueError: There is no evaluation set, or the output directory holds a later policy than this trainer.
+            RuntimeError: Called without `eval_dataset` during `train()`, which evaluates after every round itself.
             GradingIncomplete: An answer could not be graded.
         """
-        self.control.should_training_stop = False  # a run that a callback ended leaves it set
+        if not self.is_in_train:
+            self.control.should_training_stop = False  # a run that a callback ended leaves it set
         if eval_dataset is not None:
             data = ExampleSet.of(eval_dataset, "eval_dataset")
             check_lengths(self.lm, self.args, data, "eval_dataset")
             with tempfile.TemporaryDirectory() as directory:
                 # Of these examples there is no earlier evaluation, so the baselines are measured too.
                 evaluation = self._evaluation(Journal(Path(directory)), data, 0)
+        elif self.is_in_train:
+            raise RuntimeError(
+                "evaluate() is called during train(), which evaluates after every round; give eval_dataset."
+            )
         elif self._eval is not None:
-            self._open(True)
+            self._processes.on_main(self._folder.open, True, 0)
+            self._processes.on_main(self._require_latest_policy)
             evaluation = self._evaluation(self._folder.evaluation, self._eval, self._rounds_fitted)
         else:
             raise ValueError("There is nothing to evaluate on; give eval_dataset to evaluate() or to SEALTrainer.")
         if evaluation is None:
             return {}
-        return self._log_evaluation(evaluation, self._rounds_fitted, metric_key_prefix)
+        own = {} if eval_dataset is not None else {"round": self._rounds_fitted}
+        return self._log_evaluation(evaluation, metric_key_prefix, own)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """
@@ -428,8 +463,12 @@ class SEALTrainer(_BaseTrainer):
         Parameters:
             output_dir (`str`, *optional*):
                 Where to. Defaults to `args.output_dir`.
+
+        Raises:
+            ValueError: The output directory holds a later policy than this trainer.
         """
         if self.is_world_process_zero():
+            self._require_latest_policy()
             folder = Path(output_dir or self.args.output_dir)
             write_policy(self.model, folder)
             self.processing_class.save_pretrained(folder)
@@ -520,8 +559,16 @@ class SEALTrainer(_BaseTrainer):
 
     def _bytes_needed(self) -> int:
         trained = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
-        # fp32 policies of all rounds, and one to be saved at the end; some room for the records.
-        return 4 * trained * (self.args.num_rounds + 1) + 20_000_000
+        # fp32 policies of all rounds to come, and one to be saved at the end; some room for the records.
+        policies = max(0, self.args.num_rounds - self._folder.num_policies()) + 1
+        return 4 * trained * policies + 20_000_000
+
+    def _require_latest_policy(self) -> None:
+        if self._rounds_fitted < self._folder.num_policies():
+            raise ValueError(
+                f"{self._folder.path} holds the policy of round {self._folder.num_policies()}, this trainer's is that of "
+                f"round {self._rounds_fitted}; call train(resume_from_checkpoint=True) first, which brings it back."
+            )
 
     def _is_logged(self, key: str, round_number: int) -> bool:
         return any(key in entry and entry.get("round") == round_number for entry in self.state.log_history)
@@ -533,4 +580,4 @@ class SEALTrainer(_BaseTrainer):
     def _after_sft_step(self) -> bool:
         self.state.global_step += 1
         self.control = self.callback_handler.on_step_end(self.args, self.state, self.control)
-        return self.control.should_training_stop
+        return self._processes.any(self.control.should_training_stop)

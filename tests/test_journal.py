@@ -202,12 +202,14 @@ def test_records_of_another_kind_are_refused(tmp_path, change):
         Journal(tmp_path).selected(0)
 
 
-def test_scored_replaces_the_files_of_the_banks(tmp_path):
+def test_banks_of_one_round_are_forgotten(tmp_path):
     journal = Journal(tmp_path)
     for round_index in (2, 3):
         journal.write_bank(round_index, 0, RESULTS)
         journal.write_bank(round_index, 1, RESULTS)
     journal.write_scored(3, SCORED)
+    assert set(journal.banks(3)) == {0, 1}
+    journal.forget_banks(3)
     assert (journal.banks(3), journal.scored(3)) == ({}, SCORED)
     assert sorted(path.name for path in (tmp_path / "journal").iterdir()) == ["round_002", "round_003.jsonl"]
     assert set(journal.banks(2)) == {0, 1}

@@ -299,7 +299,7 @@ def test_state_round_trip(tmp_path):
     assert folder.load_state() == {}
     folder.save_state(trainer_state(6, 2))
     log = [{"loss": 0, "step": 0}, {"loss": 1, "step": 1}]
-    assert folder.load_state() == {"global_step": 6, "epoch": 1.5, "log_history": log}
+    assert folder.load_state() == {"global_step": 6, "epoch": 1.5, "log_history": log, "best_metric": None}
 
 
 @pytest.mark.parametrize(

@@ -553,7 +553,7 @@ def test_selection_that_keeps_nothing(tmp_path, caplog):
         output = trainer.train()
     first, second = warnings_of(caplog)
     assert first.startswith(
-        "Round 1: the selection keeps none of 4 self-edits, so the policy stays as it is; lower min"
+        "Round 1: the selection keeps none of 4 self-edits, so there is nothing new to learn; lower min"
     )
     assert second.startswith("Round 2: the selection keeps none of 4 self-edits")
     assert equal(policy_of(trainer.model), start)
@@ -800,7 +800,10 @@ def test_answers_that_cannot_be_graded_are_left_out_of_the_reward(tmp_path, capl
     trainer = small_trainer(tmp_path, domain=domain, num_eval=0, num_train=3, num_rounds=1, num_evaluations=2)
     with caplog.at_level(logging.WARNING):
         trainer.train()
-    assert warnings_of(caplog) == ["Round 1: 2 self-edits could not be graded."]
+    assert warnings_of(caplog) == [
+        "Round 1: 2 of 6 self-edits could not be graded and are left out; look at the grader. Remove the round's files in "
+        "journal/ and selected/ before its policy is there to score it again."
+    ]
     edits = read(tmp_path / "journal" / "round_000.jsonl")
     for edit in edits:
         verdicts = [repeat["verdicts"] for repeat in edit["repeats"]]

@@ -105,7 +105,7 @@ def test_run_of_another_policy_is_not_gone_on_with(tmp_path):
     before = snapshot(tmp_path)
     with pytest.raises(ValueError) as raised:
         trainer_of(tmp_path, model=other).train(resume_from_checkpoint=True)
-    one_sentence(raised, "holds a run with other settings: policy (")
+    one_sentence(raised, "holds a run with other settings: initial_policy (")
     assert snapshot(tmp_path) == before
     trainer_of(tmp_path, model=tiny_policy_model()).train(resume_from_checkpoint=True)
 

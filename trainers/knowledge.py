@@ -40,6 +40,10 @@ class KnowledgeArguments(JudgeArguments):
     )
     num_train_passages: int | None = field(default=None, metadata={"help": "Take only the first so many."})
     num_eval_passages: int | None = field(default=None, metadata={"help": "Take only the first so many."})
+    chat: bool | None = field(
+        default=None,
+        metadata={"help": "Ask in chat form or in plain text; in chat form where absent and the tokenizer can."},
+    )
     dry_run: bool = field(default=False, metadata={"help": "Check everything and print the plan, no more."})
 
 
@@ -51,6 +55,10 @@ class PolicyModelConfig(ModelConfig):
         default="embedded", metadata={"help": "Hub id or folder of a causal LM, or 'embedded' for the small one."}
     )
     dtype: str | None = field(default="bfloat16", metadata={"help": "Data type of the base model."})
+    lora_r: int = field(default=64, metadata={"help": "Rank of the policy adapter."})
+    lora_alpha: int = field(default=128, metadata={"help": "Alpha of the policy adapter."})
+    # With dropout a fit would depend on the number of processes.
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout of the policy adapter."})
 
 
 def main(script_args: KnowledgeArguments, training_args: SEALConfig, model_args: PolicyModelConfig) -> None:
@@ -70,11 +78,16 @@ def main(script_args: KnowledgeArguments, training_args: SEALConfig, model_args:
         **{name: value for name, value in options.items() if value is not None},
         **(training_args.model_init_kwargs or {}),
     }
+    if script_args.dry_run:
+        training_args.push_to_hub = False  # which would create the repository
     trainer = SEALTrainer(
         model=model_args.model_name_or_path,
         args=training_args,
         domain=KnowledgeDomain(
-            training_args.prompt_style, training_args.split_newlines, grader=script_args.judge_grader()
+            training_args.prompt_style,
+            training_args.split_newlines,
+            grader=script_args.judge_grader(),
+            chat=script_args.chat,
         ),
         train_dataset=load_dataset_argument(
             script_args.dataset_name, script_args.dataset_train_split, script_args.num_train_passages
@@ -86,7 +99,9 @@ def main(script_args: KnowledgeArguments, training_args: SEALConfig, model_args:
     resume = training_args.resume_from_checkpoint
     resume = {"true": True, "false": False}.get(str(resume).lower(), resume)
     if script_args.dry_run:
-        print(trainer.plan(resume_from_checkpoint=resume))
+        plan = trainer.plan(resume_from_checkpoint=resume)
+        if trainer.is_world_process_zero():
+            print(plan)
         return
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
@@ -105,4 +120,4 @@ if __name__ == "__main__":
     try:
         main(*TrlParser((KnowledgeArguments, SEALConfig, PolicyModelConfig)).parse_args_and_config())
     except (ValueError, OSError, ImportError, GradingIncomplete, JudgeRefused, ProcessEnded) as error:
-        sys.exit(f"error: {error}")
+        sys.exit("\n".join([f"error: {error}", *getattr(error, "__notes__", [])]))
