@@ -309,7 +309,8 @@ class Rollout:
                 raise
         half = len(self_edits) // 2
         logger.warning("A bank of %d adapters is too large for the memory; it is trained in halves.", len(self_edits))
-        torch.accelerator.empty_cache()
+        if torch.accelerator.is_available():
+            torch.accelerator.empty_cache()
         return self._adapt(self_edits[:half], seed, on_step) + self._adapt(self_edits[half:], seed, on_step)
 
     def _questions(self, condition: str, example: Mapping) -> list[str | list[dict]]:
