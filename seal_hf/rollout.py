@@ -301,7 +301,7 @@ class Rollout:
         return results
 
     def _adapt(self, self_edits: list[SelfEdit], seed: int, on_step: Callable[[InnerStep], None]) -> list[Adapter]:
-        """Train a bank, in halves where the accelerator's memory does not hold it; the adapters are the same."""
+        """Train a bank, in halves where the memory does not hold it; the adapters are the same up to rounding."""
         try:
             return self.lm.adapt(self_edits, seed=seed, on_step=on_step)
         except torch.OutOfMemoryError:

@@ -100,7 +100,7 @@ def run(output_dir, *, resume=False, record=None, die_rank=0, die_after_banks=No
                 file.write(json.dumps(line) + "\n")
 
     def noted_run_bank(stage, trials, bar):
-        kind = "evaluation" if stage.must_be_graded else "training"
+        kind = "evaluation" if stage.is_evaluation else "training"
         under_way.append([[kind, stage.round, t.condition, t.example, t.edit, t.repeat] for t in trials])
         note("begun")
         return run_bank(stage, trials, bar)
