@@ -104,7 +104,7 @@ def test_demo(model, tmp_path):
         ("demo.py", ["--learning_rate", "-1"], "learning_rate=-1.0 must be a number above 0"),
         ("demo.py", ["--prompt_style", "haiku"], "Unknown prompt_style 'haiku'"),
         ("evaluate.py", ["--dataset", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
-        ("evaluate.py", ["--num_passages", "0"], "number of passages, 0, must be at least 1"),
+        ("evaluate.py", ["--num_passages", "0"], "The number of passages, 0, must be at least 1"),
     ],
 )
 @pytest.mark.slow
