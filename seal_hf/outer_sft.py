@@ -151,6 +151,7 @@ def _sft_arguments(args: SEALConfig, seed: int, output_dir: Path) -> SEALConfig:
         "gradient_accumulation_steps": accumulation,
         "per_device_train_batch_size": math.ceil(args.sft_batch_size / (args.world_size * accumulation)),
         "max_length": None,
+        "model_init_kwargs": None,
         "eval_on_start": False,
         "auto_find_batch_size": False,
         "save_strategy": "no",
