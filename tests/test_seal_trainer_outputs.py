@@ -52,7 +52,7 @@ def test_card_of_the_saved_policy(run, tmp_path):
     run.trainer.save_model(tmp_path)
     card = ModelCard.load(tmp_path / "README.md")
     assert card.data.base_model == BASE_ID
-    assert card.data.library_name == "peft"
+    assert card.data.to_dict()["library_name"] == "peft"
     assert card.data.pipeline_tag == "text-generation"
     assert {"seal", "trl", "lora", f"base_model:adapter:{BASE_ID}"} == set(card.data.tags)
     assert results_table(run.folder).strip() in card.text
