@@ -162,7 +162,7 @@ def test_push_to_hub(hub_calls, tmp_path):
     assert sorted(files) == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
 
     card = ModelCard(files["README.md"].decode())
-    assert (card.data.base_model, card.data.library_name) == ("me/tiny", "peft")
+    assert (card.data.base_model, card.data.to_dict()["library_name"]) == ("me/tiny", "peft")
     assert card.data.pipeline_tag == "text-generation"
     assert {"seal", "lora", "base_model:adapter:me/tiny"} <= set(card.data.tags)
     assert "# me/lighthouse" in card.text
