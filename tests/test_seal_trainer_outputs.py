@@ -26,7 +26,7 @@ from peft import PeftModel
 from tiny_models import tiny_llama
 from transformers import AutoTokenizer
 
-from seal_hf import seal_trainer
+from seal_hf import policy_publishing
 from seal_hf.run_report import results_table
 
 
@@ -97,7 +97,7 @@ def test_push_uploads_the_policy_and_no_records(run, monkeypatch):
         repos.append(token)
         run.trainer.hub_model_id = "me/out"
 
-    monkeypatch.setattr(seal_trainer, "upload_folder", upload_folder)
+    monkeypatch.setattr(policy_publishing, "upload_folder", upload_folder)
     monkeypatch.setattr(run.trainer, "init_hf_repo", init_hf_repo)
     monkeypatch.setattr(run.trainer, "hub_model_id", None)
     assert run.trainer.push_to_hub("Two rounds", token="secret") == "https://huggingface.co/me/out/commit/1"
@@ -127,7 +127,7 @@ def test_push_in_the_background_keeps_its_files_until_they_are_uploaded(run, mon
 
             return pool.submit(upload)
 
-        monkeypatch.setattr(seal_trainer, "upload_folder", upload_folder)
+        monkeypatch.setattr(policy_publishing, "upload_folder", upload_folder)
         monkeypatch.setattr(run.trainer, "hub_model_id", "me/out")
         future = run.trainer.push_to_hub(blocking=False)
         may_start.set_result(None)
