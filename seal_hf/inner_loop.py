@@ -1,11 +1,9 @@
 """
 The inner loop of SEAL: every self-edit finetunes a LoRA adapter of its own, all of them together.
 
-One step of a bank is one forward and one backward pass over a batch in which each adapter has its own rows, so the frozen
-model is read once for all. Three things keep it exact and lean:
+One step of a bank is one forward and one backward pass over a row of tokens in which each adapter has its own, so the
+frozen model is read once for all (see [`seal_hf.packed_forward`]). Two things keep it exact and lean:
 
-- Padding is on the right. Under a causal mask no real token sees it, so no attention mask is needed, and the loss is
-  computed only where a label is (the output embedding sees labelled positions alone).
 - Adapters share the order of length ranks. One stream of uniform numbers per order seed is read by every adapter: in each
   of its epochs it takes its sequences by the ranks of that epoch's numbers, a uniformly random permutation that depends
   on nothing but the seed and the adapter's own sequences. Adapters that read the same number take sequences of about the
@@ -16,17 +14,17 @@ model is read once for all. Three things keep it exact and lean:
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from .adapter_bank import AdapterBank, AdapterRows, LoraStack, activation_dtype, attached, is_packed_for_inference
-from .inner_update import InnerUpdate, TrainingSequence, learning_rate, training_order
-from .lora_layout import unwrap
+from .adapter_bank import AdapterBank, activation_dtype, is_packed_for_inference
+from .inner_update import InnerUpdate, learning_rate, training_order
+from .packed_forward import TrainingForward
+from .packed_lora import LoraLeaves
 
 
 logger = logging.getLogger(__name__)
@@ -77,105 +75,6 @@ class InnerResult:
     stopped: str | None = None
 
 
-# What one more forward and backward pass costs beside its tokens, in tokens: kernel launches and dispatch. Measured for
-# the CPU; a guess for accelerators, where a pass of few tokens leaves most of the chip idle.
-_PASS_COST = {"cpu": 64, "cuda": 1024}
-
-Batch = Sequence[TrainingSequence]  # what one adapter trains on in one step
-
-
-def _passes(batches: Mapping[int, Batch], pass_cost: int) -> list[list[int]]:
-    """
-    Share the adapters of one step out to forward passes, so that a passage does not pad every short line to its length.
-
-    Adapters in order of their longest sequence are cut into runs; the cuts minimize padded tokens plus `pass_cost` per
-    run (dynamic program).
-
-    Returns:
-        `list[list[int]]`: the adapters of each pass.
-    """
-    lengths = {adapter: max(len(sequence.input_ids) for sequence in batch) for adapter, batch in batches.items()}
-    order = sorted(batches, key=lambda adapter: (-lengths[adapter], adapter))
-    best = [(0, 0)]  # least cost of the first n adapters, start of their last run
-    for end in range(1, len(order) + 1):
-        num_rows, candidates = 0, []
-        for start in range(end - 1, -1, -1):
-            num_rows += len(batches[order[start]])
-            candidates.append((best[start][0] + num_rows * lengths[order[start]] + pass_cost, start))
-        best.append(min(candidates))
-    passes, end = [], len(order)
-    while end:
-        start = best[end][1]
-        passes.append(order[start:end])
-        end = start
-    return passes
-
-
-class _Leaves:
-    """The active adapters' weights in the dtype of the activations, and their gradients: a row for each."""
-
-    def __init__(self, bank: AdapterBank, num_active: int):
-        self.bank = bank
-        dtype = activation_dtype(bank.model)
-        self.weights = torch.empty(num_active, bank.layout.num_parameters, dtype=dtype, device=bank.weights.device)
-        self.grad = torch.empty_like(self.weights)
-        # AdamW takes gradients in the dtype of the fp32 weights.
-        self.fp32_grad = self.grad if dtype == torch.float32 else torch.empty_like(self.weights, dtype=torch.float32)
-
-    def refresh(self, adapters: Sequence[int]) -> None:
-        """Take the adapters' weights, in this order, and forget the gradients."""
-        for row, adapter in zip(self.weights, adapters, strict=True):
-            row.copy_(self.bank.weights[adapter])
-        self.grad.zero_()
-
-    def stacks(self, rows: slice) -> dict[str, LoraStack]:
-        """The matrices of some rows by module, with gradients."""
-        gradients = self.bank.layout.views(self.grad[rows])
-        return {
-            name: LoraStack(lora_a.requires_grad_(), lora_b, *gradients[name])
-            for name, (lora_a, lora_b) in self.bank.layout.views(self.weights[rows]).items()
-        }
-
-    def clip(self, max_norms: torch.Tensor) -> torch.Tensor:
-        """Scale each row's gradient to its greatest norm (0: leave it); returns the norms before, `(K,)`."""
-        norms = torch.linalg.vector_norm(self.grad, dim=1, dtype=torch.float32)
-        factors = torch.where(max_norms > 0, (max_norms / (norms + 1e-6)).clamp(max=1.0), 1.0)
-        torch.mul(self.grad, factors[:, None], out=self.fp32_grad)
-        return norms
-
-
-def _backward(bank: AdapterBank, stacks: Mapping[str, LoraStack], batches: Sequence[Batch]) -> torch.Tensor:
-    """
-    One forward and backward pass; the gradients are added to the stacks.
-
-    Returns:
-        `torch.Tensor` of shape `(K,)`: the loss of each adapter, the mean over its labels.
-    """
-    device = bank.weights.device
-    sequences = [sequence for batch in batches for sequence in batch]
-    row_owners = [owner for owner, batch in enumerate(batches) for _ in batch]
-    length = max(len(sequence.input_ids) for sequence in sequences)
-    input_ids = torch.zeros(len(sequences), length, dtype=torch.long)  # (R, L)
-    positions, owners = [], []
-    for row, (sequence, owner) in enumerate(zip(sequences, row_owners, strict=True)):
-        first, end = sequence.first_label, len(sequence.input_ids)
-        input_ids[row, :end] = torch.tensor(sequence.input_ids)
-        # The token at t is predicted at t - 1.
-        positions.append(torch.arange(first - 1, end - 1) + row * length)
-        owners.append(torch.full((end - first,), owner))
-    positions, owners = torch.cat(positions), torch.cat(owners)  # (N,), N labels
-    labels = input_ids.flatten()[positions + 1]
-    shares = (1.0 / torch.bincount(owners))[owners]
-
-    with attached(bank.model, stacks, AdapterRows(row_owners, device), bank.layout.scaling):
-        logits = _labelled_logits(bank.model, input_ids.to(device), positions.to(device))  # (N, V)
-        token_losses = F.cross_entropy(logits.float(), labels.to(device), reduction="none") * shares.to(device)
-        # The adapters do not meet in any product, so the gradient of the sum is each adapter's own.
-        token_losses.sum().backward()
-    losses = torch.zeros(len(batches), device=device)
-    return losses.index_add_(0, owners.to(device), token_losses.detach())
-
-
 def train(
     bank: AdapterBank,
     updates: Sequence[InnerUpdate],
@@ -217,18 +116,15 @@ def train(
             "bitsandbytes packed this model's 4-bit weights for CPU inference, and that form has no backward pass; load "
             "the model again and call keep_trainable(model) before the first forward pass."
         )
-    device = bank.weights.device
-    pass_cost = _PASS_COST.get(device.type, _PASS_COST["cuda"])
     orders = [training_order(update, order_seed) for update in updates]
     results = [InnerResult() for _ in updates]
-    # A parameter group for each adapter: learning rates differ, and one that is done keeps its state out of the way.
-    parameters = [nn.Parameter(row) for row in bank.weights]
-    optimizer = torch.optim.AdamW([{"params": [row]} for row in parameters], lr=0.0, weight_decay=0.0, fused=True)
-    groups = optimizer.param_groups
+    wide = torch.empty_like(bank.weights[0])
+    optimizers = [_RowOptimizer(row, update, wide) for row, update in zip(bank.weights, updates, strict=True)]
     num_steps = max(update.num_steps for update in updates)
-    leaves = None
     start = time.perf_counter()
-    with _frozen(bank.model), torch.enable_grad():
+    with _frozen(bank.model):
+        forward = TrainingForward(bank.model, bank.layout)
+        leaves = LoraLeaves(bank.layout, len(bank), activation_dtype(bank.model), bank.weights.device)
         for step in range(num_steps):
             batches = {
                 adapter: [update.sequences[i] for i in orders[adapter][step]]
@@ -241,17 +137,16 @@ def train(
                 break
             if not batches:
                 break
-            passes = _passes(batches, pass_cost)
-            order = [adapter for adapters in passes for adapter in adapters]
-            if leaves is None or len(leaves.weights) != len(order):
-                leaves = _Leaves(bank, len(order))
-            leaves.refresh(order)
+            passes = forward.cut(batches)
+            order = [adapter for blocks in passes for adapters in blocks for adapter in adapters]
+            for row, adapter in enumerate(order):
+                leaves.weights[row].copy_(bank.weights[adapter])
             losses, end = [], 0
-            for adapters in passes:
-                begin, end = end, end + len(adapters)
-                losses.append(_backward(bank, leaves.stacks(slice(begin, end)), [batches[a] for a in adapters]))
-            max_norms = torch.tensor([updates[adapter].config.max_grad_norm for adapter in order], device=device)
-            norms = leaves.clip(max_norms)
+            for blocks in passes:
+                begin, end = end, end + sum(map(len, blocks))
+                pass_batches = [[batches[adapter] for adapter in adapters] for adapters in blocks]
+                losses.append(forward.backward(leaves.stacks(slice(begin, end)), pass_batches))
+            norms = torch.stack([optimizers[adapter].norm(leaves.grad[row]) for row, adapter in enumerate(order)])
             losses = torch.cat(losses)
             finite = (losses.isfinite() & norms.isfinite()).tolist()
             losses = dict(zip(order, losses.tolist(), strict=True))
@@ -260,8 +155,7 @@ def train(
                 if finite[row]:
                     result.losses.append(losses[adapter])
                     result.num_tokens += sum(len(sequence.input_ids) for sequence in batches[adapter])
-                    groups[adapter]["lr"] = learning_rate(step, update.num_steps, update.config)
-                    parameters[adapter].grad = leaves.fp32_grad[row]
+                    optimizers[adapter].step(leaves.grad[row], norms[row])
                 else:
                     result.stopped = "non-finite"
                     logger.warning(
@@ -272,30 +166,47 @@ def train(
                         update.num_steps,
                         update.config.learning_rate,
                     )
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)  # an adapter without a gradient is passed over
             if on_step is not None:
                 num_tokens = sum(result.num_tokens for result in results)
                 on_step(InnerStep(step + 1, num_steps, losses, num_tokens, time.perf_counter() - start))
     return results
 
 
-def _labelled_logits(model: nn.Module, input_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+class _RowOptimizer:
     """
-    Logits `(N, V)` at the given positions of the flattened batch.
+    AdamW of one adapter, with its own schedule and clipping.
 
-    The selection happens at the output embedding's input, whatever the architecture does around it.
+    Parameters:
+        weights (`torch.Tensor` of shape `(num_parameters,)`, fp32):
+            Its weights, changed in place.
+        update ([`InnerUpdate`]):
+            Its schedule.
+        wide (`torch.Tensor` of shape `(num_parameters,)`, fp32):
+            Room for a gradient, shared by all adapters of a bank.
     """
-    base = unwrap(model)
 
-    def select(module: nn.Module, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-        return (args[0].flatten(0, 1).index_select(0, positions),)
+    def __init__(self, weights: torch.Tensor, update: InnerUpdate, wide: torch.Tensor):
+        self.update, self.wide, self.num_steps = update, wide, 0
+        self.parameter = nn.Parameter(weights)
+        self.optimizer = torch.optim.AdamW([self.parameter], lr=0.0, weight_decay=0.0, fused=True)
 
-    handle = base.get_output_embeddings().register_forward_pre_hook(select)
-    try:
-        return base(input_ids=input_ids, use_cache=False).logits
-    finally:
-        handle.remove()
+    def norm(self, grad: torch.Tensor) -> torch.Tensor:
+        """The norm of a gradient of shape `(num_parameters,)`, in fp32."""
+        return torch.linalg.vector_norm(self.wide.copy_(grad))
+
+    def step(self, grad: torch.Tensor, norm: torch.Tensor) -> None:
+        """Take a step along a gradient of shape `(num_parameters,)` that has this norm."""
+        config = self.update.config
+        if config.max_grad_norm:
+            # a factor of shape (1,), not (), so that the product is in fp32
+            torch.mul(grad, (config.max_grad_norm / (norm[None] + 1e-6)).clamp(max=1.0), out=self.wide)
+        else:
+            self.wide.copy_(grad)
+        self.parameter.grad = self.wide
+        self.optimizer.param_groups[0]["lr"] = learning_rate(self.num_steps, self.update.num_steps, config)
+        self.optimizer.step()
+        self.parameter.grad = None
+        self.num_steps += 1
 
 
 @contextmanager

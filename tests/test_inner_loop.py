@@ -13,15 +13,17 @@ from tiny_models import KINDS, VOCAB_SIZE, tiny_llama, tiny_model, tiny_policy_m
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel, get_scheduler
 
-from seal_hf import inner_loop
+from seal_hf import packed_forward
 from seal_hf.adapter_bank import AdapterBank, is_packed_for_inference
 from seal_hf.inner_loop import InnerStep, train
 from seal_hf.inner_update import SCHEDULES, InnerLoopConfig, InnerUpdate, TrainingSequence, training_order
 from seal_hf.lora_layout import LoraLayout, unwrap
+from seal_hf.packed_forward import TrainingForward
 
 
 ATTENTION = ["q_proj", "v_proj"]
 ORDER_SEED = 3
+NUM_PROBES = 4  # forward passes before the first step
 
 
 def lora_config(target_modules: str | list[str] = "all-linear", **options) -> LoraConfig:
@@ -215,12 +217,14 @@ def test_completion_only_and_full_losses():
     assert (bank.weights[0] - bank.weights[1]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("pass_cost", [0, 10**6])
-def test_cuts_do_not_change_the_adapters(monkeypatch, pass_cost):
+@pytest.mark.parametrize("packs", [True, False], ids=["packed", "by-block"])
+@pytest.mark.parametrize("cost", [0, 10**6])
+def test_cuts_do_not_change_the_adapters(monkeypatch, cost, packs):
     updates = unlike_updates(4)
     expected = AdapterBank.initialize(tiny_llama(), lora_config(), seeds=range(4))
     train(expected, updates)
-    monkeypatch.setitem(inner_loop._PASS_COST, "cpu", pass_cost)
+    monkeypatch.setattr(packed_forward, "_BLOCK_COST" if packs else "_PASS_COST", cost)
+    monkeypatch.setattr(TrainingForward, "_can_pack", lambda self: packs)
     bank = AdapterBank.initialize(tiny_llama(), lora_config(), seeds=range(4))
     train(bank, updates)
     torch.testing.assert_close(bank.weights, expected.weights, rtol=0, atol=2e-5)
@@ -334,7 +338,7 @@ def test_model_is_as_it_was(with_policy, interruption):
     if interruption == "none":
         train(bank, updates, on_step=on_step)
     else:
-        handle = _break_off_in_forward(model, 3) if interruption == "forward" else None
+        handle = _break_off_in_forward(model, NUM_PROBES + 3) if interruption == "forward" else None
         with pytest.raises(_InterruptedError):
             train(bank, updates, on_step=on_step)
         if handle:
@@ -499,63 +503,6 @@ def test_invalid_updates(updates, message):
     bank = AdapterBank.initialize(tiny_llama(), lora_config(), seeds=[0, 1])
     with pytest.raises(ValueError, match=message):
         train(bank, updates)
-
-
-def batches_of_lengths(*lengths: tuple[int, ...]) -> dict[int, list[TrainingSequence]]:
-    return {k: [TrainingSequence(tuple(range(n))) for n in batch] for k, batch in enumerate(lengths)}
-
-
-def padded_cost(passes: list[list[int]], batches: dict[int, list[TrainingSequence]], pass_cost: int) -> int:
-    cost = 0
-    for adapters in passes:
-        lengths = [len(sequence.input_ids) for adapter in adapters for sequence in batches[adapter]]
-        cost += len(lengths) * max(lengths) + pass_cost
-    return cost
-
-
-@pytest.mark.parametrize(
-    ("lengths", "pass_cost", "expected"),
-    [
-        # One pass costs 4 * 100 + 64 = 464; {100, 90} and {10, 10} cost 200 + 64 + 20 + 64 = 348.
-        ([(10,), (100,), (10,), (90,)], 64, [{1, 3}, {0, 2}]),
-        # Apart: 100 + 90 + 10 + 10 = 210 and no charge for passes.
-        ([(10,), (100,), (10,), (90,)], 0, [{1}, {3}, {0, 2}]),
-        ([(10,), (100,), (10,), (90,)], 1000, [{0, 1, 2, 3}]),
-        # Rows of one adapter stay together: 2 * 50 + 4 * 8 + 2 * 64 = 260 against 6 * 50 + 64 = 364.
-        ([(8, 3, 8, 8), (50, 2)], 64, [{1}, {0}]),
-        ([(5, 7)], 64, [{0}]),
-    ],
-)
-def test_cuts_by_hand(lengths, pass_cost, expected):
-    passes = inner_loop._passes(batches_of_lengths(*lengths), pass_cost)
-    if pass_cost:
-        assert sorted(map(sorted, passes)) == sorted(map(sorted, expected))
-    else:  # without a charge the two of length 10 may be together or apart
-        batches = batches_of_lengths(*lengths)
-        assert padded_cost(passes, batches, 0) == padded_cost([sorted(part) for part in expected], batches, 0) == 210
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_cuts_are_a_partition_of_least_cost(seed):
-    generator = random.Random(seed)
-    count = generator.randint(1, 7)
-    batches = batches_of_lengths(
-        *(tuple(generator.randint(2, 80) for _ in range(generator.randint(1, 3))) for _ in range(count))
-    )
-    pass_cost = generator.choice([0, 16, 64, 400])
-    passes = inner_loop._passes(batches, pass_cost)
-    assert sorted(adapter for adapters in passes for adapter in adapters) == list(range(count))
-    cost = padded_cost(passes, batches, pass_cost)
-    assert cost <= padded_cost([list(batches)], batches, pass_cost)
-    # Every way to cut the adapters, in order of their longest sequence, into runs.
-    order = sorted(batches, key=lambda k: -max(len(sequence.input_ids) for sequence in batches[k]))
-    for cuts in itertools.product([False, True], repeat=count - 1):
-        runs = [[order[0]]]
-        for adapter, cut in zip(order[1:], cuts, strict=True):
-            if cut:
-                runs.append([])
-            runs[-1].append(adapter)
-        assert cost <= padded_cost(runs, batches, pass_cost)
 
 
 def test_kinds_are_all_covered():

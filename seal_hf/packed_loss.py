@@ -1,0 +1,76 @@
+"""The loss at the labelled tokens, in pieces, so that the logits of a large vocabulary are never held all at once."""
+
+import torch
+from torch import nn
+
+
+# Logits held at once. More make the matrix products faster, until the memory they take makes them slower.
+_LOGITS = 2**23
+
+
+class PiecewiseCrossEntropy:
+    """
+    Cross entropy behind a frozen output embedding, for gradients of its input alone.
+
+    The buffers are kept: to be given a vocabulary's worth of new memory in every step costs more than the arithmetic.
+
+    Parameters:
+        head (`nn.Linear`):
+            The output embedding, `d` to `V` features.
+    """
+
+    def __init__(self, head: nn.Linear):
+        self.head = head
+        size = max(1, _LOGITS // head.out_features)
+        self.logits = torch.empty(size, head.out_features, dtype=head.weight.dtype, device=head.weight.device)
+        self.wide_logits, self.probabilities = (torch.empty_like(self.logits, dtype=torch.float32) for _ in range(2))
+
+    def __call__(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """
+        The loss of each label.
+
+        Parameters:
+            hidden (`torch.Tensor` of shape `(M, d)`):
+                Inputs of the output embedding.
+            labels (`torch.Tensor` of shape `(M,)`):
+                The tokens to predict.
+
+        Returns:
+            `torch.Tensor` of shape `(M,)`, fp32: the losses in nats.
+        """
+        return _CrossEntropy.apply(hidden, labels, self)
+
+    def piece(self, hidden: torch.Tensor, labels: torch.Tensor, grad_hidden: torch.Tensor) -> torch.Tensor:
+        """The losses `(P, 1)` of at most as many labels as the buffers hold; the gradient goes into `grad_hidden`."""
+        count, weight, bias = len(labels), self.head.weight, self.head.bias
+        logits, wide, probabilities = (part[:count] for part in (self.logits, self.wide_logits, self.probabilities))
+        torch.mm(hidden, weight.mT, out=logits)
+        if bias is not None:
+            logits += bias
+        wide.copy_(logits)
+        torch.softmax(wide, -1, out=probabilities)
+        # log of the sum of exponentials, by the greatest probability, which is never 0
+        normalizer = wide.amax(-1, keepdim=True) - probabilities.amax(-1, keepdim=True).log()
+        losses = normalizer - wide.gather(-1, labels[:, None])
+        probabilities.scatter_add_(-1, labels[:, None], torch.full_like(losses, -1.0))
+        torch.mm(logits.copy_(probabilities), weight, out=grad_hidden)
+        return losses
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """The gradient of a piece is worked out in the forward pass, while its logits are there."""
+
+    @staticmethod
+    def forward(ctx, hidden: torch.Tensor, labels: torch.Tensor, pieces: PiecewiseCrossEntropy) -> torch.Tensor:
+        losses, grad_hidden = [], torch.empty_like(hidden)
+        size = len(pieces.logits)
+        for start in range(0, len(labels), size):
+            piece = slice(start, start + size)
+            losses.append(pieces.piece(hidden[piece], labels[piece], grad_hidden[piece]))
+        ctx.save_for_backward(grad_hidden)
+        return torch.cat(losses).squeeze(-1)
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor):
+        (grad_hidden,) = ctx.saved_tensors
+        return (grad_hidden * grad[:, None]).to(grad_hidden.dtype), None, None
