@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from .adapter_bank import AdapterBank, activation_dtype, is_packed_for_inference
+from .frozen_norm import frozen_norms
 from .inner_update import InnerUpdate, learning_rate, training_order
 from .packed_forward import TrainingForward
 from .packed_lora import LoraLeaves
@@ -122,7 +123,7 @@ def train(
     optimizers = [_RowOptimizer(row, update, wide) for row, update in zip(bank.weights, updates, strict=True)]
     num_steps = max(update.num_steps for update in updates)
     start = time.perf_counter()
-    with _frozen(bank.model):
+    with _frozen(bank.model), frozen_norms(bank.model):
         forward = TrainingForward(bank.model, bank.layout)
         leaves = LoraLeaves(bank.layout, len(bank), activation_dtype(bank.model), bank.weights.device)
         for step in range(num_steps):

@@ -103,8 +103,9 @@ class _BlockAttention(torch.autograd.Function):
     def backward(ctx, grad: torch.Tensor):
         (_, num_tokens, num_heads, dim), num_kv = grad.shape, ctx.num_kv
         grads = [grad.new_empty(1, num_tokens, heads, dim).transpose(1, 2) for heads in (num_heads, num_kv, num_kv)]
+        grad = grad.transpose(1, 2)
         for block, kept in zip(ctx.blocks, ctx.kept, strict=True):
-            grad_block = _by_sequence(grad.transpose(1, 2), block, num_kv)
+            grad_block = _by_sequence(grad, block, num_kv)
             into = [_by_sequence(rows, block, num_kv) for rows in grads]
             if block.length >= _LONG:
                 attended, states = kept
@@ -119,8 +120,13 @@ class _BlockAttention(torch.autograd.Function):
 def _by_sequence(rows: torch.Tensor, block: Block, num_kv: int) -> torch.Tensor:
     """A block's part of `(1, H, N, D)` as a view `(R, H_kv, H / H_kv, L, D)`: heads that share keys are together."""
     _, num_heads, _, dim = rows.shape
-    part = rows[0, :, block.tokens].view(num_kv, num_heads // num_kv, -1, block.length, dim)
-    return part.permute(2, 0, 1, 3, 4)
+    _, of_head, of_token, of_feature = rows.stride()
+    groups = num_heads // num_kv
+    return rows.as_strided(
+        (block.num_adapters * block.num_rows, num_kv, groups, block.length, dim),
+        (block.length * of_token, groups * of_head, of_head, of_token, of_feature),
+        rows.storage_offset() + block.start * of_token,
+    )
 
 
 def _short_attention(

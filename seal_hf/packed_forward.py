@@ -18,14 +18,16 @@ from .lora_layout import LoraLayout, unwrap
 from .packed_attention import PACKED_ATTENTION, PackedAttention, UnsupportedAttention
 from .packed_lora import TrainedLora, trained
 from .packed_loss import PiecewiseCrossEntropy
-from .packing import Batch, PackedRow, cut_into_blocks
+from .packing import Batch, PackedRow, cut_into_blocks, share_out
 
 
 logger = logging.getLogger(__name__)
 
 # What one more block costs beside its tokens, in tokens, and one more forward and backward pass: dispatch and kernel
 # launches. Measured on a CPU.
-_BLOCK_COST, _PASS_COST = 16, 64
+_BLOCK_COST, _PASS_COST = 24, 64
+# Tokens of one pass. With more, the activations outgrow the caches of a CPU; with fewer, a GPU has too little to do.
+_PASS_TOKENS = {"cpu": 1024, "cuda": 16384}
 
 
 class TrainingForward:
@@ -61,9 +63,9 @@ class TrainingForward:
         Returns:
             `list[list[list[int]]]`: for each forward pass its blocks, for each block its adapters.
         """
-        if self.packs:
-            return [cut_into_blocks(batches, _BLOCK_COST)]
-        return [[block] for block in cut_into_blocks(batches, _PASS_COST)]
+        if not self.packs:
+            return [[block] for block in cut_into_blocks(batches, _PASS_COST)]
+        return share_out(batches, cut_into_blocks(batches, _BLOCK_COST), _PASS_TOKENS.get(self.device.type, 16384))
 
     def backward(self, loras: Mapping[str, TrainedLora], batches: Sequence[Sequence[Batch]]) -> torch.Tensor:
         """

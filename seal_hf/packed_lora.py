@@ -111,10 +111,10 @@ def _by_adapter(
         return torch.add(base, product, alpha=scaling)
     result = tokens.new_empty(tokens.shape[0], matrices.shape[2])
     for block in blocks:
-        own = tokens[block.tokens].view(block.num_adapters, -1, tokens.shape[1])
-        into = result[block.tokens].view(block.num_adapters, -1, result.shape[1])
-        added = into if base is None else base[block.tokens].view(into.shape)
-        torch.baddbmm(added, own, matrices[block.adapters], beta=base is not None, alpha=scaling, out=into)
+        into = _of_block(result, block)
+        added = into if base is None else _of_block(base, block)
+        own, theirs = _of_block(tokens, block), matrices[block.adapters]
+        torch.baddbmm(added, own, theirs, beta=base is not None, alpha=scaling, out=into)
     return result
 
 
@@ -127,9 +127,15 @@ def _sum_by_adapter(
         into.add_(sums) if add else into.copy_(sums)
         return
     for block in blocks:
-        rows = (side[block.tokens].view(block.num_adapters, -1, side.shape[1]) for side in (left, right))
-        lefts, rights = rows
+        lefts, rights = _of_block(left, block), _of_block(right, block)
         into[block.adapters].baddbmm_(lefts.mT, rights, beta=add, alpha=scaling)
+
+
+def _of_block(rows: torch.Tensor, block: Block) -> torch.Tensor:
+    """The part of contiguous rows `(N, m)` that is a block's, `(K, T, m)`: one view, since a step takes thousands."""
+    num_tokens, size = block.num_rows * block.length, rows.shape[1]
+    offset = rows.storage_offset() + block.start * size
+    return rows.as_strided((block.num_adapters, num_tokens, size), (num_tokens * size, size, 1), offset)
 
 
 def _ends(blocks: Sequence[Block], device: torch.device) -> torch.Tensor:
@@ -152,8 +158,8 @@ def _add_lora(
             f"An adapted module got an input of shape {tuple(hidden.shape)}, but the bank trains on {num_tokens} tokens; "
             "leave modules that see a choice of tokens, such as routed experts, out of target_modules."
         )
-    hidden = hidden.to(lora.lora_a.dtype).reshape(num_tokens, -1)
-    base = output.reshape(num_tokens, -1)
+    hidden = hidden.to(lora.lora_a.dtype).reshape(num_tokens, -1).contiguous()
+    base = output.reshape(num_tokens, -1).contiguous()
     return _PackedLora.apply(hidden, lora.lora_a, base, lora, blocks, scaling).view(output.shape)
 
 

@@ -84,6 +84,45 @@ def cut_into_blocks(batches: Mapping[int, Batch], block_cost: int) -> list[list[
     return blocks[::-1]
 
 
+def share_out(
+    batches: Mapping[int, Batch], blocks: Sequence[Sequence[int]], most_tokens: int
+) -> list[list[list[int]]]:
+    """
+    Share blocks out to as few passes as hold about `most_tokens` tokens each, of about equal size.
+
+    A block that goes over the end of a pass is split between adapters; an adapter is never split.
+
+    Parameters:
+        batches (`Mapping[int, Sequence[TrainingSequence]]`):
+            What each adapter trains on.
+        blocks (`Sequence[Sequence[int]]`):
+            The adapters of each block.
+        most_tokens (`int`):
+            Tokens of one pass, padding included; by up to half an adapter more, or one whole one that is larger.
+
+    Returns:
+        `list[list[list[int]]]`: for each pass the adapters of its blocks.
+    """
+    sizes = []  # padded tokens of each adapter
+    for block in blocks:
+        num_rows = max(len(batches[adapter]) for adapter in block)
+        sizes.append(num_rows * max(len(sequence.input_ids) for adapter in block for sequence in batches[adapter]))
+    total = sum(size * len(block) for size, block in zip(sizes, blocks, strict=True))
+    num_passes = -(-total // most_tokens)
+    passes: list[list[list[int]]] = [[] for _ in range(num_passes)]
+    num_tokens = 0
+    for size, block in zip(sizes, blocks, strict=True):
+        parts: dict[int, list[int]] = {}
+        for adapter in block:
+            # an adapter belongs where its middle token falls
+            middle = num_tokens + size / 2
+            parts.setdefault(int(middle * num_passes / total), []).append(adapter)
+            num_tokens += size
+        for place, part in parts.items():
+            passes[place].append(part)
+    return [blocks for blocks in passes if blocks]
+
+
 class PackedRow:
     """
     The tokens of some adapters' sequences in one row.

@@ -11,14 +11,15 @@ from tiny_models import KINDS, VOCAB_SIZE, tiny_llama, tiny_model
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, MambaConfig, MambaForCausalLM
 
-from seal_hf import packed_attention, packed_loss
+from seal_hf import packed_attention, packed_forward, packed_loss
+from seal_hf.frozen_norm import frozen_norms
 from seal_hf.inner_update import TrainingSequence
 from seal_hf.lora_layout import lora_layout
 from seal_hf.packed_attention import PackedAttention
 from seal_hf.packed_forward import TrainingForward
 from seal_hf.packed_lora import LoraLeaves
 from seal_hf.packed_loss import PiecewiseCrossEntropy
-from seal_hf.packing import Block, PackedRow, cut_into_blocks
+from seal_hf.packing import Block, PackedRow, cut_into_blocks, share_out
 
 
 CPU = torch.device("cpu")
@@ -258,3 +259,61 @@ def test_module_that_is_used_twice_adds_up_its_gradients():
         other = gradients["apart"][name.replace("layers.0", "layers.1")]
         for a, b, c in zip(found, gradients["apart"][name], other, strict=True):
             torch.testing.assert_close(a, b + c, rtol=1e-3, atol=1e-4)
+
+
+def test_share_out_splits_blocks_between_passes_of_equal_size():
+    batches = {i: [sequence(length)] for i, length in enumerate([30, 30, 10, 10, 10, 10, 10, 10])}
+    blocks = [[0, 1], [2, 3, 4, 5, 6, 7]]
+    assert share_out(batches, blocks, 1000) == [blocks]
+    assert share_out(batches, blocks, 60) == [[[0, 1]], [[2, 3, 4, 5, 6, 7]]]
+    assert share_out(batches, blocks, 40) == [[[0]], [[1], [2, 3]], [[4, 5, 6, 7]]]  # 30, 50 and 40 tokens
+
+
+def test_share_out_never_splits_an_adapter():
+    batches = {0: [sequence(50)] * 3, 1: [sequence(50)]}
+    assert share_out(batches, [[0], [1]], 60) == [[[0]], [[1]]]
+
+
+def test_number_of_passes_does_not_change_the_gradients(monkeypatch):
+    model = tiny_llama()
+    batches = {i: [sequence(5 + i, seed=i)] for i in range(4)}
+    gradients = []
+    for most_tokens in (10**6, 12):
+        monkeypatch.setitem(packed_forward._PASS_TOKENS, "cpu", most_tokens)
+        forward = forward_of(model)
+        passes = forward.cut(batches)
+        assert len(passes) == (1 if most_tokens == 10**6 else 3)
+        order = [adapter for blocks in passes for block in blocks for adapter in block]
+        leaves = LoraLeaves(forward.layout, 4, torch.float32, CPU)
+        leaves.weights.copy_(torch.randn(leaves.weights.shape, generator=torch.Generator().manual_seed(0))[order])
+        end = 0
+        for blocks in passes:
+            begin, end = end, end + sum(map(len, blocks))
+            own = [[batches[adapter] for adapter in block] for block in blocks]
+            forward.backward(leaves.stacks(slice(begin, end)), own)
+        gradients.append(leaves.grad[[order.index(adapter) for adapter in range(4)]])
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "changed"), [("llama", True), ("qwen2", True), ("gemma3", False)])
+def test_frozen_norms(kind, changed):
+    """Gemma's norm scales by one plus the weight, and is left alone."""
+    model = tiny_model(kind).requires_grad_(False)
+    norm = model.model.layers[0].input_layernorm
+    norm.weight.copy_(torch.rand(32))
+    hidden, weights = torch.randn(5, 32, requires_grad=True), torch.randn(5, 32)
+    expected = norm(hidden)
+    (expected_grad,) = torch.autograd.grad((expected * weights).sum(), hidden)
+    with frozen_norms(model):
+        assert ("forward" in vars(norm)) == changed
+        found = norm(hidden)
+        (grad,) = torch.autograd.grad((found * weights).sum(), hidden)
+    assert not any("forward" in vars(module) for module in model.modules())
+    assert torch.equal(found, expected)
+    torch.testing.assert_close(grad, expected_grad)
+
+
+def test_norms_with_trained_weights_are_left_alone():
+    model = tiny_llama()
+    with frozen_norms(model):
+        assert not any("forward" in vars(module) for module in model.modules())
