@@ -7,9 +7,9 @@ products per adapted module. The base model's modules are not replaced: forward 
 attached, and only then.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from copy import copy
 from functools import partial
 
 import torch
@@ -17,7 +17,7 @@ from peft import LoraConfig
 from torch import nn
 
 from .adapters import Adapter
-from .lora_layout import LoraLayout, linear_modules, lora_layout
+from .lora_layout import LoraLayout, hooked, lora_layout
 
 
 class AdapterRows:
@@ -53,112 +53,30 @@ class AdapterRows:
             self.adapted = None if len(place) == self.num_rows else adapted[:, None, None]  # (R, 1, 1)
 
 
-@dataclass(frozen=True, eq=False)
-class LoraStack:
-    """
-    The stacked matrices of one module, in the dtype of the activations.
-
-    Parameters:
-        lora_a (`torch.Tensor` of shape `(K, r, in_features)`):
-            The down projections. Requires gradients where the stack is trained.
-        lora_b (`torch.Tensor` of shape `(K, out_features, r)`):
-            The up projections.
-        grad_a, grad_b (`torch.Tensor`, *optional*):
-            Where the backward pass adds the gradients, of the same shapes.
-    """
-
-    lora_a: torch.Tensor
-    lora_b: torch.Tensor
-    grad_a: torch.Tensor | None = None
-    grad_b: torch.Tensor | None = None
-
-
-class _StackedLora(torch.autograd.Function):
-    """
-    `base + scaling * (hidden @ A^T) @ B^T` for K adapters at once.
-
-    The gradients of `A` and `B` are added straight into the stack's buffers, which are views into one matrix over all
-    modules: clipping and the optimizer then touch one tensor instead of one per module.
-    """
-
-    @staticmethod
-    def forward(
-        ctx,
-        hidden: torch.Tensor,  # (K, T, in)
-        lora_a: torch.Tensor,  # (K, r, in)
-        lora_b: torch.Tensor,  # (K, out, r)
-        base: torch.Tensor | None,  # (K, T, out)
-        stack: LoraStack,
-        scaling: float,
-    ) -> torch.Tensor:
-        low_rank = torch.bmm(hidden, lora_a.mT).mul_(scaling)  # (K, T, r)
-        ctx.save_for_backward(hidden, low_rank, lora_a, lora_b)
-        ctx.stack, ctx.scaling = stack, scaling
-        return torch.bmm(low_rank, lora_b.mT) if base is None else torch.baddbmm(base, low_rank, lora_b.mT)
-
-    @staticmethod
-    def backward(ctx, grad: torch.Tensor):
-        hidden, low_rank, lora_a, lora_b = ctx.saved_tensors
-        ctx.stack.grad_b.baddbmm_(grad.mT, low_rank)
-        grad_low_rank = torch.bmm(grad, lora_b).mul_(ctx.scaling)
-        ctx.stack.grad_a.baddbmm_(grad_low_rank.mT, hidden)
-        grad_hidden = torch.bmm(grad_low_rank, lora_a) if ctx.needs_input_grad[0] else None
-        return grad_hidden, None, None, grad if ctx.needs_input_grad[3] else None, None, None
-
-
 def _add_lora(
-    stack: LoraStack,
+    matrices: tuple[torch.Tensor, torch.Tensor],  # (K, r, in) and (K, out, r)
     rows: AdapterRows,
     scaling: float,
     module: nn.Module,
     args: tuple[torch.Tensor],
     output: torch.Tensor,  # (R, L, out)
 ) -> torch.Tensor:
-    hidden = args[0]
+    hidden, (lora_a, lora_b) = args[0], matrices
     if hidden.dim() != 3 or hidden.shape[0] != rows.num_rows:
         raise ValueError(
             f"An adapted module got an input of shape {tuple(hidden.shape)}, but adapters are attached for a batch of "
             f"{rows.num_rows} rows; call the model with exactly these rows."
         )
-    (_, length, in_features), num_adapters = hidden.shape, rows.num_adapters
-    matrices = (stack.lora_a, stack.lora_b)
-    hidden = hidden.to(stack.lora_a.dtype)
+    length = hidden.shape[1]
+    hidden = hidden.to(lora_a.dtype)
     if rows.in_order:
-        base = output.reshape(num_adapters, -1, output.shape[2])
-        grouped = hidden.reshape(num_adapters, -1, in_features)
-        return _StackedLora.apply(grouped, *matrices, base, stack, scaling).view_as(output)
-    grouped = hidden[rows.grid].reshape(num_adapters, -1, in_features)  # (K, G * L, in)
-    update = _StackedLora.apply(grouped, *matrices, None, stack, scaling)
+        low_rank = torch.bmm(hidden.reshape(rows.num_adapters, -1, hidden.shape[2]), lora_a.mT)
+        base = output.reshape(rows.num_adapters, -1, output.shape[2])
+        return torch.baddbmm(base, low_rank, lora_b.mT, alpha=scaling).view_as(output)
+    grouped = hidden[rows.grid].reshape(rows.num_adapters, -1, hidden.shape[2])  # (K, G * L, in)
+    update = torch.bmm(torch.bmm(grouped, lora_a.mT).mul_(scaling), lora_b.mT)
     update = update.view(-1, length, output.shape[2])[rows.place]  # (R, L, out)
     return output + (update if rows.adapted is None else torch.where(rows.adapted, update, 0.0))
-
-
-@contextmanager
-def attached(model: nn.Module, stacks: Mapping[str, LoraStack], rows: AdapterRows, scaling: float) -> Iterator[None]:
-    """
-    Add stacked LoRA adapters to a model's forward passes inside the `with` block, and remove them however it ends.
-
-    Parameters:
-        model (`PreTrainedModel` or `PeftModel`):
-            The frozen model.
-        stacks (`Mapping[str, LoraStack]`):
-            The matrices of each adapted module, by its name in the base model.
-        rows (`AdapterRows`):
-            Which adapter each row uses.
-        scaling (`float`):
-            LoRA's scaling.
-    """
-    modules = linear_modules(model)
-    handles = []
-    try:
-        if rows.num_adapters:
-            for name, stack in stacks.items():
-                hook = partial(_add_lora, stack, rows, scaling)
-                handles.append(modules[name].register_forward_hook(hook))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def activation_dtype(model: nn.Module) -> torch.dtype:
@@ -244,6 +162,12 @@ class AdapterBank:
     def __len__(self) -> int:
         return self.weights.shape[0]
 
+    def for_inference(self) -> "AdapterBank":
+        """The same adapters in the dtype of the activations, so that to attach them again and again converts nothing."""
+        bank = copy(self)
+        bank.weights = self.weights.to(activation_dtype(self.model))
+        return bank
+
     @contextmanager
     def attach(self, rows: Sequence[int | None]) -> Iterator[None]:
         """
@@ -257,7 +181,14 @@ class AdapterBank:
             raise IndexError(f"The rows ask for adapters {used[0]} to {used[-1]}, but the bank holds {len(self)}.")
         places = {adapter: place for place, adapter in enumerate(used)}
         arranged = AdapterRows([places.get(adapter) for adapter in rows], self.weights.device)
-        selected = self.weights[used].to(activation_dtype(self.model))
-        stacks = {name: LoraStack(*matrices) for name, matrices in self.layout.views(selected).items()}
-        with attached(self.model, stacks, arranged, self.layout.scaling):
+        if used and used[-1] - used[0] < len(used):  # neighbours, of which no copy is needed
+            selected = self.weights[used[0] : used[-1] + 1]
+        else:
+            selected = self.weights.index_select(0, torch.tensor(used, dtype=torch.long, device=self.weights.device))
+        selected = selected.to(activation_dtype(self.model))
+        hooks = {
+            name: partial(_add_lora, matrices, arranged, self.layout.scaling)
+            for name, matrices in self.layout.views(selected).items()
+        }
+        with hooked(self.model, hooks if used else {}):
             yield

@@ -2,65 +2,28 @@
 Batched text generation: many prompts at once, an adapter per row, reproducible samples, text as it is written.
 """
 
-import hashlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import (
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    PreTrainedTokenizerBase,
-    StoppingCriteria,
-    StoppingCriteriaList,
-)
+from transformers import PreTrainedTokenizerBase
 
 from .adapter_bank import AdapterBank
+from .decoding import Decoder
 from .lora_layout import unwrap
+from .sampling import Sampler, Sampling, draw_seed
 
+
+__all__ = ["Generation", "Prompt", "Sampling", "context_length", "draw_seed", "encode_prompt", "generate"]
 
 Prompt = str | list[dict]
-# Tokens that top-p looks at before it sorts the whole vocabulary.
-_NUCLEUS_CANDIDATES = 1024
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """
-    Nucleus sampling with a random stream of its own for every row.
-
-    Parameters:
-        seeds (`tuple[int, ...]`):
-            One per prompt. What a row draws depends on its seed alone, whatever else is in the batch.
-        temperature (`float`, *optional*, defaults to `1.0`):
-            Divides the logits; above 0.
-        top_p (`float`, *optional*, defaults to `0.95`):
-            Smallest total probability of the tokens that are drawn from; above 0, at most 1.
-
-    Raises:
-        ValueError: A value out of its range.
-    """
-
-    seeds: tuple[int, ...]
-    temperature: float = 1.0
-    top_p: float = 0.95
-
-    def __post_init__(self):
-        if not self.temperature > 0:
-            raise ValueError(
-                f"temperature={self.temperature} must be above 0; a small one such as 0.01 is almost greedy."
-            )
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p={self.top_p} must be above 0 and at most 1.")
-
-
-def draw_seed(*parts: int) -> int:
-    """A seed for one random stream, such as `draw_seed(seed, example, edit)`; unrelated to those of other parts."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
+# Prompts and new tokens that a batch holds at most; rows of long texts make smaller batches.
+_TOKENS_PER_BATCH = 2**16
+# Share of a batch's rows that may be done before the others go on without them.
+_DONE = 0.25
 
 
 @dataclass(frozen=True)
@@ -93,7 +56,7 @@ def generate(
     rows: Sequence[int | None] | None = None,
     on_text: Callable[[list[str]], bool | None] | None = None,
     stop: threading.Event | None = None,
-    batch_size: int = 64,
+    batch_size: int = 256,
 ) -> list[Generation]:
     """
     Continue prompts in batches.
@@ -119,8 +82,8 @@ def generate(
             one, a last call gives the rest, so that the new texts always add up to the text returned.
         stop (`threading.Event`, *optional*):
             Checked after every step; once set, what has been written so far is returned.
-        batch_size (`int`, *optional*, defaults to `64`):
-            Most prompts in one batch. Batches are cut in the order given.
+        batch_size (`int`, *optional*, defaults to `256`):
+            Most prompts in one batch; of long texts it holds fewer. With `on_text` batches are cut in the order given.
 
     Returns:
         `list[Generation]`: one per prompt, in order.
@@ -147,18 +110,22 @@ def generate(
             "tokens; shorten the text or ask for fewer new tokens."
         )
     progress = _Progress(tokenizer, len(prompts), on_text, stop)
-    generations: list[Generation] = []
-    for start in range(0, len(prompts), batch_size):
-        batch = slice(start, start + batch_size)
+    generations = [Generation("", 0, False)] * len(prompts)
+    for batch in _batches(token_ids, rows, max_new_tokens, batch_size, in_order=on_text is not None):
         if progress.stopped:
-            generations += [Generation("", 0, False) for _ in token_ids[batch]]
-            continue
-        attached = bank.attach(rows[batch]) if bank is not None else nullcontext()
-        sampler = _Sampler(sampling, batch, model.device) if sampling is not None else None
-        with attached:
-            generations += _generate_batch(
-                model, tokenizer, token_ids[batch], max_new_tokens, sampler, progress, start
-            )
+            break
+        written = _generate_batch(
+            model,
+            tokenizer,
+            [token_ids[place] for place in batch],
+            max_new_tokens,
+            Sampler(sampling, [sampling.seeds[place] for place in batch]) if sampling is not None else None,
+            bank,
+            [rows[place] for place in batch] if rows is not None else [None] * len(batch),
+            progress.start_batch(batch),
+        )
+        for place, generation in zip(batch, written, strict=True):
+            generations[place] = generation
     return generations
 
 
@@ -184,50 +151,83 @@ def context_length(model: nn.Module) -> int | None:
     return getattr(unwrap(model).config.get_text_config(), "max_position_embeddings", None)
 
 
-@torch.no_grad()
+def _batches(
+    token_ids: Sequence[list[int]],
+    rows: Sequence[int | None] | None,
+    max_new_tokens: int,
+    batch_size: int,
+    in_order: bool,
+) -> Iterator[list[int]]:
+    """The places of the prompts of each batch: cut in the order given, or with adapters and equal lengths together."""
+
+    def adapter(place: int) -> int:
+        return -1 if rows is None or rows[place] is None else rows[place]
+
+    places = list(range(len(token_ids)))
+    if not in_order:
+        places.sort(key=lambda place: (adapter(place), -len(token_ids[place])))
+    batch: list[int] = []
+    longest = 0
+    for place in places:
+        longest = max(longest, len(token_ids[place]))
+        if batch and (len(batch) == batch_size or (len(batch) + 1) * (longest + max_new_tokens) > _TOKENS_PER_BATCH):
+            yield sorted(batch, key=adapter)
+            batch, longest = [], len(token_ids[place])
+        batch.append(place)
+    if batch:
+        yield sorted(batch, key=adapter)
+
+
 def _generate_batch(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    token_ids: Sequence[list[int]],
+    prompts: Sequence[list[int]],
     max_new_tokens: int,
-    sampler: "_Sampler | None",
+    sampler: Sampler | None,
+    bank: AdapterBank | None,
+    adapters: Sequence[int | None],
     progress: "_Progress",
-    first_prompt: int,
 ) -> list[Generation]:
-    base = unwrap(model)
-    length = max(len(ids) for ids in token_ids)
-    eos_ids = _eos_token_ids(base, tokenizer)
+    eos_ids = _eos_token_ids(unwrap(model), tokenizer)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(eos_ids, default=None)
     if pad_id is None:
         raise ValueError(
             f"The tokenizer of {tokenizer.name_or_path} has neither a padding nor an end-of-sequence token; set "
             "`tokenizer.pad_token`."
         )
-    # Padding is on the left, so that every row goes on at the last position.
-    input_ids = torch.tensor([[pad_id] * (length - len(ids)) + ids for ids in token_ids], device=model.device)
-    mask = torch.tensor([[0] * (length - len(ids)) + [1] * len(ids) for ids in token_ids], device=model.device)
-    progress.start_batch(first_prompt, length, eos_ids)
-    config = GenerationConfig(
-        do_sample=False,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=sorted(eos_ids) or None,
-        pad_token_id=pad_id,
-        use_cache=True,
-    )
-    with _inference(base, config):
-        output = base.generate(
-            input_ids=input_ids,
-            attention_mask=mask,
-            logits_processor=LogitsProcessorList([sampler] if sampler else []),
-            stopping_criteria=StoppingCriteriaList([progress]),
-        )
-    generations = []
-    for ids in output[:, length:].tolist():
-        end = next((i for i, token in enumerate(ids) if token in eos_ids), None)
-        text = tokenizer.decode(ids[:end], skip_special_tokens=True)
-        generations.append(Generation(text, len(ids) if end is None else end + 1, end is not None))
-    progress.finish_batch([generation.text for generation in generations])
-    return generations
+    written: list[list[int]] = [[] for _ in prompts]
+    ended = [False] * len(prompts)
+    rows = list(range(len(prompts)))  # those that the decoder still holds
+    with _evaluating(model), Decoder(model, pad_id, adapters, bank) as decoder:
+        logits = decoder.read(prompts)
+        for num_tokens in range(1, max_new_tokens + 1):
+            tokens = sampler(logits) if sampler is not None else _likeliest(logits)
+            for row, token in zip(rows, tokens.tolist(), strict=True):
+                if not ended[row]:
+                    written[row].append(token)
+                    ended[row] = token in eos_ids
+            texts_end = [len(ids) - end for ids, end in zip(written, ended, strict=True)]
+            progress.step([ids[:end] for ids, end in zip(written, texts_end, strict=True)])
+            if progress.stopped or all(ended) or num_tokens == max_new_tokens:
+                break
+            going = [place for place, row in enumerate(rows) if not ended[row]]
+            if decoder.is_selectable and len(going) <= (1 - _DONE) * len(rows):
+                decoder.keep(going)
+                tokens, rows = tokens[going], [rows[place] for place in going]
+                if sampler is not None:
+                    sampler.keep(going)
+            logits = decoder.step(tokens)
+    texts = [
+        tokenizer.decode(ids[: len(ids) - end], skip_special_tokens=True)
+        for ids, end in zip(written, ended, strict=True)
+    ]
+    progress.finish_batch(texts)
+    return [Generation(text, len(ids), end) for text, ids, end in zip(texts, written, ended, strict=True)]
+
+
+def _likeliest(logits: torch.Tensor) -> torch.Tensor:
+    """The token `(R,)` of the highest logit; in parts, and not in bf16, for which CPUs have no fast kernel."""
+    return torch.cat([part.float().argmax(-1) for part in logits.split(64)])
 
 
 def _eos_token_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> set[int]:
@@ -237,61 +237,18 @@ def _eos_token_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> set[
 
 
 @contextmanager
-def _inference(model: nn.Module, config: GenerationConfig) -> Iterator[None]:
-    """
-    Evaluation mode and our generation config for one call.
-
-    `generate` fills what a config leaves open from the model's own, which for many models holds a repetition penalty or
-    other settings that would change greedy answers and sampling; so the model's own is set aside.
-    """
-    own_config, training = model.generation_config, [module for module in model.modules() if module.training]
-    model.generation_config = config
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for one call."""
+    training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         yield
     finally:
-        model.generation_config = own_config
         for module in training:
             module.training = True
 
 
-class _Sampler(LogitsProcessor):
-    """
-    Leaves only the token that the row's own stream draws, for the greedy choice that follows.
-
-    `generate` samples all rows from one global stream, so that a sample would change with the batch around it. Here each
-    row draws one uniform number per step, and takes the token at that point of its nucleus' cumulative distribution.
-    """
-
-    def __init__(self, sampling: Sampling, batch: slice, device: torch.device):
-        self.temperature, self.top_p = sampling.temperature, sampling.top_p
-        self.generators = [torch.Generator().manual_seed(seed) for seed in sampling.seeds[batch]]
-        self.device = device
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        draws = torch.stack([torch.rand((), generator=generator) for generator in self.generators]).to(self.device)
-        probabilities = torch.softmax(scores.float() / self.temperature, dim=-1)
-        tokens, held = self._choose(probabilities, draws, min(_NUCLEUS_CANDIDATES, probabilities.shape[-1]))
-        # Only these rows, since the order of equal probabilities, and so the draw, may change with the candidates.
-        wide = held < self.top_p
-        if bool(wide.any()):
-            tokens[wide], _ = self._choose(probabilities[wide], draws[wide], probabilities.shape[-1])
-        return torch.full_like(scores, -torch.inf).scatter_(-1, tokens, 0.0)
-
-    def _choose(
-        self, probabilities: torch.Tensor, draws: torch.Tensor, num_candidates: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The drawn tokens `(R, 1)`, and the total probability `(R,)` of the candidates that they were drawn from."""
-        candidates, tokens = probabilities.topk(num_candidates)
-        cumulative = candidates.cumsum(-1)  # (R, C)
-        # The nucleus ends with the token that brings the total to top_p.
-        last = (cumulative < self.top_p).sum(-1, keepdim=True).clamp(max=num_candidates - 1)
-        points = draws[:, None] * cumulative.gather(-1, last)
-        chosen = torch.searchsorted(cumulative, points, right=True).clamp(max=last)
-        return tokens.gather(-1, chosen), cumulative[:, -1]
-
-
-class _Progress(StoppingCriteria):
+class _Progress:
     """Reports new text after every step, and stops when asked to."""
 
     def __init__(
@@ -304,16 +261,17 @@ class _Progress(StoppingCriteria):
         self.tokenizer, self.num_prompts, self.on_text, self.stop = tokenizer, num_prompts, on_text, stop
         self.stopped = False
 
-    def start_batch(self, first_prompt: int, prompt_length: int, eos_ids: set[int]) -> None:
-        self.first_prompt, self.prompt_length, self.eos_ids = first_prompt, prompt_length, eos_ids
-        self.written: dict[int, str] = {}
+    def start_batch(self, places: Sequence[int]) -> "_Progress":
+        """Go on with the prompts at these places."""
+        self.places, self.lengths, self.written = places, [0] * len(places), [""] * len(places)
+        return self
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs) -> torch.BoolTensor:
-        if self.on_text is not None and self.on_text(self._new_texts(input_ids)):
+    def step(self, token_ids: Sequence[list[int]]) -> None:
+        """Report what the batch's tokens so far add to its texts."""
+        if self.on_text is not None and self.on_text(self._new_texts(token_ids)):
             self.stopped = True
         if self.stop is not None and self.stop.is_set():
             self.stopped = True
-        return torch.full((input_ids.shape[0],), self.stopped, device=input_ids.device)
 
     def finish_batch(self, texts: Sequence[str]) -> None:
         """Report what was held back of texts that end in the middle of a character."""
@@ -321,20 +279,20 @@ class _Progress(StoppingCriteria):
         if self.on_text is not None and any(new_texts) and self.on_text(new_texts):
             self.stopped = True
 
-    def _new_texts(self, input_ids: torch.LongTensor) -> list[str]:
+    def _new_texts(self, token_ids: Sequence[list[int]]) -> list[str]:
         texts = []
-        for ids in input_ids[:, self.prompt_length :].tolist():
-            end = next((i for i, token in enumerate(ids) if token in self.eos_ids), None)
-            text = self.tokenizer.decode(ids[:end], skip_special_tokens=True)
+        for row, ids in enumerate(token_ids):
+            grown = len(ids) > self.lengths[row]
+            self.lengths[row] = len(ids)
+            text = self.tokenizer.decode(ids, skip_special_tokens=True) if grown else ""
             # A character of several tokens decodes to U+FFFD until its last one is there.
             texts.append("" if text.endswith("\ufffd") else text)
         return self._unwritten(texts)
 
     def _unwritten(self, texts: Sequence[str]) -> list[str]:
         new_texts = [""] * self.num_prompts
-        for row, text in enumerate(texts):
-            written = self.written.get(row, "")
-            if len(text) > len(written):
-                new_texts[self.first_prompt + row] = text[len(written) :]
+        for row, (place, text) in enumerate(zip(self.places, texts, strict=True)):
+            new_texts[place] = text[len(self.written[row]) :]
+            if new_texts[place]:
                 self.written[row] = text
         return new_texts

@@ -6,7 +6,8 @@ A bank of adapters is trained and evaluated from one matrix with a row per adapt
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
 import torch
@@ -178,6 +179,27 @@ def linear_modules(model: nn.Module) -> dict[str, nn.Module]:
         if isinstance(inner, nn.Linear) and inner is not output_embedding:
             found[name] = module
     return found
+
+
+@contextmanager
+def hooked(model: nn.Module, hooks: Mapping[str, Callable]) -> Iterator[None]:
+    """
+    Forward hooks on linear modules inside the `with` block, removed however it ends.
+
+    Parameters:
+        model (`PreTrainedModel` or `PeftModel`):
+            The model.
+        hooks (`Mapping[str, Callable]`):
+            For the names of [`linear_modules`] what torch calls with module, arguments and output.
+    """
+    modules, handles = linear_modules(model), []
+    try:
+        for name, hook in hooks.items():
+            handles.append(modules[name].register_forward_hook(hook))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def lora_layout(model: nn.Module, config: LoraConfig, trained: bool = False) -> LoraLayout:

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from .inner_update import TrainingSequence
-from .lora_layout import LoraLayout, unwrap
+from .lora_layout import LoraLayout, hooked, unwrap
 from .packed_attention import PACKED_ATTENTION, PackedAttention, UnsupportedAttention
-from .packed_lora import TrainedLora, trained
+from .packed_lora import TrainedLora, lora_hooks
 from .packed_loss import PiecewiseCrossEntropy
 from .packing import Batch, PackedRow, cut_into_blocks, share_out
 
@@ -81,7 +81,8 @@ class TrainingForward:
             `torch.Tensor` of shape `(K,)`: the loss of each adapter, the mean over its labels.
         """
         row = PackedRow(batches, self.device)
-        with torch.enable_grad(), trained(self.model, loras, row.blocks, self.layout.scaling):
+        hooks = lora_hooks(loras, row.blocks, self.layout.scaling)
+        with torch.enable_grad(), hooked(self.model, hooks):
             token_losses = self._losses(row) * row.shares
             # The adapters do not meet in any product, so the gradient of the sum is each adapter's own.
             token_losses.sum().backward()

@@ -6,15 +6,14 @@ Two products do all of it, each behind one function: [`_by_adapter`] multiplies 
 on CUDA grouped products over the whole row, which follow torch's documentation and were not run on a GPU.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .lora_layout import LoraLayout, linear_modules
+from .lora_layout import LoraLayout
 from .packing import Block
 
 
@@ -163,29 +162,16 @@ def _add_lora(
     return _PackedLora.apply(hidden, lora.lora_a, base, lora, blocks, scaling).view(output.shape)
 
 
-@contextmanager
-def trained(
-    model: nn.Module, stacks: Mapping[str, TrainedLora], blocks: Sequence[Block], scaling: float
-) -> Iterator[None]:
+def lora_hooks(loras: Mapping[str, TrainedLora], blocks: Sequence[Block], scaling: float) -> dict[str, Callable]:
     """
-    Add trainable adapters to a model's forward passes over a packed row inside the `with` block.
+    What [`hooked`] needs to add trainable adapters to forward passes over a packed row.
 
     Parameters:
-        model (`PreTrainedModel` or `PeftModel`):
-            The frozen model.
-        stacks (`Mapping[str, TrainedLora]`):
+        loras (`Mapping[str, TrainedLora]`):
             The matrices of each adapted module (see [`LoraLeaves.stacks`]).
         blocks (`Sequence[Block]`):
             The blocks of the row.
         scaling (`float`):
             LoRA's scaling.
     """
-    modules = linear_modules(model)
-    handles = [
-        modules[name].register_forward_hook(partial(_add_lora, lora, blocks, scaling)) for name, lora in stacks.items()
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return {name: partial(_add_lora, lora, blocks, scaling) for name, lora in loras.items()}

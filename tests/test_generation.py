@@ -133,13 +133,23 @@ NUM_TOKENS = [13, 1, 7, 6, 7]  # UTF-8 bytes and the end
 @contextmanager
 def scripted(model, tokenizer, texts, batch_size=64):
     """Let the model write the given texts and end each with `</s>`, in batches of `batch_size` rows."""
-    scripts = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in texts]
+    eos = model.generation_config.eos_token_id
+    ends = set(eos if isinstance(eos, list) else [eos])
+    scripts = []
+    for text in texts:
+        ids = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
+        scripts.append(ids[: next(i for i, token in enumerate(ids) if token in ends) + 1])
     batches = [scripts[start : start + batch_size] for start in range(0, len(scripts), batch_size)]
     steps = iter([(batch, step) for batch in batches for step in range(max(map(len, batch)))])
+    present = []
 
     def write(module, args, output):
         batch, step = next(steps)
-        tokens = torch.tensor([script[min(step, len(script) - 1)] for script in batch])
+        if step == 0:
+            present[:] = batch
+        if output.shape[0] < len(present):  # all rows that are done have left
+            present[:] = [script for script in present if len(script) > step]
+        tokens = torch.tensor([script[min(step, len(script) - 1)] for script in present])
         return torch.nn.functional.one_hot(tokens, output.shape[-1])[:, None].float()
 
     handle = model.get_output_embeddings().register_forward_hook(write)

@@ -1,0 +1,122 @@
+"""
+Keys and values of a batch during generation, in buffers that have room for tokens to come.
+
+transformers' own cache copies all of them at every step.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+
+# Tokens by which the buffers grow.
+_ROOM = 32
+
+
+class RoomyLayer(DynamicLayer):
+    """
+    Keys and values `(R, H, L, D)` of one layer as views into buffers of at least that length.
+
+    It holds the whole text also where the layer attends to a window of it, which the mask then cuts out.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.buffers: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add the states `(R, H, T, D)` of T tokens; returns those of all tokens so far."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        added, start = (key_states, value_states), self.get_seq_length()
+        end = start + key_states.shape[-2]
+        if self.buffers is None or self.buffers[0].shape[-2] < end:
+            known = (self.keys, self.values)
+            self.buffers = tuple(new.new_empty(*new.shape[:2], end + _ROOM, new.shape[-1]) for new in added)
+            if start:
+                for buffer, states in zip(self.buffers, known, strict=True):
+                    buffer[:, :, :start] = states
+        for buffer, states in zip(self.buffers, added, strict=True):
+            buffer[:, :, start:end] = states
+        self._show(end)
+        return self.keys, self.values
+
+    def fill(self, buffers: tuple[torch.Tensor, torch.Tensor], length: int) -> None:
+        """Start with the first `length` tokens of buffers `(R, H, L, D)`."""
+        self.lazy_initialization(*buffers)
+        self.buffers = buffers
+        self._show(length)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Only keep these rows."""
+        length = self.get_seq_length()
+        self.fill(tuple(buffer.index_select(0, indices) for buffer in self.buffers), length)
+
+    def _show(self, length: int) -> None:
+        self.keys, self.values = (buffer[:, :, :length] for buffer in self.buffers)
+
+
+def roomy_cache(num_layers: int) -> DynamicCache:
+    cache = DynamicCache()
+    cache.layers = [RoomyLayer() for _ in range(num_layers)]
+    return cache
+
+
+def joined(caches: Sequence[DynamicCache]) -> DynamicCache:
+    """
+    The rows of several caches in one, aligned at their last token. The given caches are emptied.
+
+    Columns in front of a shorter row are zero: they are masked, but what is not a number would spread all the same.
+    """
+    if len(caches) == 1:
+        return caches[0]
+    length = max(cache.get_seq_length() for cache in caches)
+    result = roomy_cache(len(caches[0].layers))
+    for layer, parts in zip(result.layers, zip(*(cache.layers for cache in caches), strict=True), strict=True):
+        num_rows = sum(part.keys.shape[0] for part in parts)
+        buffers = tuple(
+            states.new_empty(num_rows, states.shape[1], length + _ROOM, states.shape[-1])
+            for states in (parts[0].keys, parts[0].values)
+        )
+        start = 0
+        for part in parts:
+            end = start + part.keys.shape[0]
+            for buffer, states in zip(buffers, (part.keys, part.values), strict=True):
+                begin = length - states.shape[-2]
+                buffer[start:end, :, :begin] = 0
+                buffer[start:end, :, begin:length] = states
+            part.reset()
+            start = end
+        layer.fill(buffers, length)
+    return result
+
+
+def continued(
+    cache: DynamicCache, rows: torch.Tensor, lengths: torch.Tensor, known: torch.Tensor, width: int
+) -> DynamicCache:
+    """
+    A cache whose rows begin as rows of another do.
+
+    Parameters:
+        cache (`DynamicCache`):
+            What is begun with.
+        rows (`torch.Tensor` of shape `(R,)`):
+            For each new row the row of `cache`.
+        lengths (`torch.Tensor` of shape `(R,)`):
+            The tokens in each of these rows, which are aligned at the last.
+        known (`torch.Tensor` of shape `(R,)`):
+            How many of them, from the first, the new row takes; at most `width`.
+        width (`int`):
+            Columns of the new cache; the rows are aligned at their last token.
+    """
+    result = roomy_cache(len(cache.layers))
+    columns = torch.arange(width, device=rows.device) - (width - known)[:, None]  # (R, W), from the row's first token
+    columns = (columns + cache.get_seq_length() - lengths[:, None]).clamp(min=0)
+    for layer, source in zip(result.layers, cache.layers, strict=True):
+        taken = (states[rows[:, None], :, columns].transpose(1, 2) for states in (source.keys, source.values))
+        layer.fill(tuple(taken), width)
+    return result
