@@ -1,11 +1,13 @@
 """Loads base models: from the Hub, from a folder, quantized, or the embedded one."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import HfHubHTTPError
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
@@ -20,7 +22,7 @@ from .embedded import EMBEDDED, EMBEDDED_MODEL_ID, embedded_model_path
 def load_causal_lm(
     model_name_or_path: str | Path,
     *,
-    load_in_4bit: bool = False,
+    load_in_4bit: bool | None = None,
     dtype: str | torch.dtype = "bfloat16",
     device: str | torch.device | None = None,
     revision: str = "main",
@@ -34,8 +36,9 @@ def load_causal_lm(
     Parameters:
         model_name_or_path (`str` or `Path`):
             A Hub id, a folder, or `"embedded"` for the small model that needs no Hub.
-        load_in_4bit (`bool`, *optional*, defaults to `False`):
-            Quantize the base to NF4 with double quantization (QLoRA); needs the extra `quantization`.
+        load_in_4bit (`bool`, *optional*):
+            Whether to quantize the base to NF4 with double quantization (QLoRA); needs the extra `quantization`. Where
+            absent: on CUDA if that extra is installed, and not elsewhere, since it is slower there than bf16.
         dtype (`str` or `torch.dtype`, *optional*, defaults to `"bfloat16"`):
             Of the weights, or of the activations where these are quantized.
         device (`str` or `torch.device`, *optional*):
@@ -66,23 +69,26 @@ def load_causal_lm(
         dtype = getattr(torch, dtype)
     model_name_or_path = str(model_name_or_path)
     path = str(embedded_model_path()) if model_name_or_path == EMBEDDED else model_name_or_path
-    if load_in_4bit and quantization_config is None:
-        quantization_config = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-        )
+    device = torch.device(device or _default_device())
     shared = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
             raise FileNotFoundError(f"{path} has no config.json.")
+        if load_in_4bit is None:
+            load_in_4bit = _is_quantized_by_default(path, device, shared)
+        if load_in_4bit and quantization_config is None:
+            quantization_config = BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=dtype,
+            )
         tokenizer = AutoTokenizer.from_pretrained(path, **shared)
         model = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype,
             quantization_config=quantization_config,
-            device_map={"": torch.device(device or _default_device())},
+            device_map={"": device},
             **shared,
             **model_kwargs,
         )
@@ -94,6 +100,13 @@ def load_causal_lm(
             f"The cause was: {cause}"
         ) from error
     return model, tokenizer, EMBEDDED_MODEL_ID if model_name_or_path == EMBEDDED else model_name_or_path
+
+
+def _is_quantized_by_default(path: str, device: torch.device, shared: Mapping[str, Any]) -> bool:
+    if device.type != "cuda" or not is_bitsandbytes_available():
+        return False
+    # A checkpoint that is quantized already stays as it is.
+    return getattr(AutoConfig.from_pretrained(path, **shared), "quantization_config", None) is None
 
 
 def _default_device() -> str:

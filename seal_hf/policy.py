@@ -45,7 +45,7 @@ def prepare_policy(
                     "quantization is given as quantization_config to SEALTrainer; leave it out."
                 )
         model, tokenizer, base_model_id = load_causal_lm(
-            model, quantization_config=quantization_config, device=args.device, **options
+            model, load_in_4bit=False, quantization_config=quantization_config, device=args.device, **options
         )
         processing_class = processing_class or tokenizer
     else:

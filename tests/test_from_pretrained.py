@@ -10,7 +10,7 @@ import torch
 from huggingface_hub import ModelCard, RepoUrl
 from peft import LoraConfig, PeftModel
 from tiny_models import tiny_llama, tiny_tokenizer
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from seal_hf import InnerLoopConfig, SelfAdaptingLM, SelfEdit, adapters, loading
 from seal_hf.adapter_bank import AdapterBank
@@ -95,6 +95,20 @@ def test_4_bit(tmp_path):
     assert lm.answer(QUESTIONS, max_answer_length=12) == base_answers
     again = lm.adapt(EDIT)
     assert (again.weights - adapter.weights).abs().max() < 1e-4
+
+
+def test_base_is_quantized_by_default_on_cuda_alone(folder, tmp_path, monkeypatch):
+    def by_default(path: str, device: str) -> bool:
+        return loading._is_quantized_by_default(path, torch.device(device), {})
+
+    monkeypatch.setattr(loading, "is_bitsandbytes_available", lambda: True)
+    assert by_default(folder, "cuda") and not by_default(folder, "cpu")
+    config = AutoConfig.from_pretrained(folder)
+    config.quantization_config = {"quant_method": "gptq", "bits": 4}
+    config.save_pretrained(tmp_path)
+    assert not by_default(str(tmp_path), "cuda")
+    monkeypatch.setattr(loading, "is_bitsandbytes_available", lambda: False)
+    assert not by_default(folder, "cuda")
 
 
 def test_4_bit_without_bitsandbytes(folder, monkeypatch):

@@ -251,7 +251,12 @@ def quantized_model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny-llama")
     model = tiny_llama(hidden_size=64, intermediate_size=128)
     model.save_pretrained(folder)
-    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+    nf4 = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+    )
     return type(model).from_pretrained(folder, quantization_config=nf4, dtype=torch.float32, device_map="cpu").eval()
 
 

@@ -17,7 +17,9 @@ class AdaptationArguments:
     model_name_or_path: str = field(
         default="embedded", metadata={"help": "Hub id or folder of a causal LM, or 'embedded' for the small one."}
     )
-    load_in_4bit: bool = field(default=False, metadata={"help": "Quantize the base to NF4 (QLoRA)."})
+    load_in_4bit: bool | None = field(
+        default=None, metadata={"help": "Quantize the base to NF4 (QLoRA); on CUDA alone where absent."}
+    )
     dtype: str = field(default="bfloat16", metadata={"help": "Data type of the base model."})
     prompt_style: str = field(
         default="rewrite",
