@@ -65,7 +65,8 @@ class Proposal:
         tokens (`int`):
             Tokens that one inner update trains on, all epochs together.
         banks (`list[int]`):
-            The bank of each repeat; empty when it is malformed.
+            The bank of each repeat, or of the first one alone where later repeats depend on the rewards; empty when it
+            is malformed.
     """
 
     round: int
@@ -94,9 +95,10 @@ class TrialResult:
         seed (`int`):
             Seed of the adapter's initial weights and order.
         reward (`float`, *optional*):
-            Share of the answers that were right, among those that could be graded; `None` when none could.
+            Share of the answers that were right, among those that could be graded; `None` when none could. Or the mean
+            of `log_likelihoods`; `None` when one is not finite.
         answers (`list[str]`):
-            An answer to each question.
+            An answer to each question; none where the reward is a likelihood.
         verdicts (`list[bool | None]`):
             The verdict on each answer.
         loss (`float`, *optional*):
@@ -105,6 +107,8 @@ class TrialResult:
             Tokens trained on.
         seconds (`float`):
             This adapter's share of its bank's training time, by tokens.
+        log_likelihoods (`list[float | None]`, *optional*):
+            Of the gold answer to each question, in nats per token, where that is the reward.
     """
 
     condition: str
@@ -118,6 +122,12 @@ class TrialResult:
     loss: float | None
     tokens: int
     seconds: float
+    log_likelihoods: list[float | None] | None = None
+
+    @property
+    def key(self) -> tuple[str, int, int, int]:
+        """Whose result it is, among those of a round."""
+        return self.condition, self.example, self.edit, self.repeat
 
 
 @dataclass(frozen=True)
@@ -129,9 +139,11 @@ class ScoredSelfEdit:
         round, condition, example, example_id, edit, prompt, completion, completion_tokens, well_formed:
             As in [`Proposal`].
         repeats (`list[dict]`):
-            For each independent inner update its `seed`, `reward`, `answers`, `verdicts` and `loss`.
+            For each independent inner update its `seed`, `reward`, `answers`, `verdicts` and `loss`, and
+            `log_likelihoods` where they are the reward.
         reward (`float`, *optional*):
-            Mean reward of the repeats; 0 when it is malformed, `None` when no answer could be graded.
+            Mean reward of the repeats, `None` when no answer could be graded. When it is malformed, 0, or where rewards
+            are likelihoods the base reward: nothing was learned.
         base_reward (`float`, *optional*):
             Reward of the policy without an inner adapter on the same questions.
         tokens (`int`):

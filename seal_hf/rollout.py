@@ -4,14 +4,15 @@ One round over a set of examples: the policy writes self-edits, each trains an a
 What is computed is a function of the policy, the examples and the seed alone: batches of generation are cut by the
 examples, banks are composed from the proposals and recorded with them, and every random stream has a seed of its own.
 So neither the number of processes nor an interruption changes the records (in fp32; in lower precision up to rounding).
+Where only the leaders get another repeat, its banks follow from the rewards of the repeats before, which are on disk.
 """
 
 import logging
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -20,77 +21,34 @@ from tqdm.auto import tqdm
 
 from .adapter_bank import activation_dtype
 from .adapters import Adapter
-from .banks import adapters_that_fit, compose_banks, share_banks
+from .banks import adapters_per_bank, compose_banks, share_banks
 from .domains import KnowledgeDomain
-from .example_set import ExampleSet
 from .generation import Generation, draw_seed
 from .grading import require_verdicts
 from .inner_loop import InnerStep
-from .inner_update import tokenize_self_edit
-from .journal import BASE, IN_CONTEXT, PASSAGE_ONLY, SELF_EDITS, Journal, Proposal, ScoredSelfEdit, TrialResult
+from .journal import BASE, IN_CONTEXT, PASSAGE_ONLY, SELF_EDITS, Proposal, ScoredSelfEdit, TrialResult
 from .lora_layout import lora_layout
 from .processes import Processes
 from .seal_config import SEALConfig
 from .self_adapting_lm import SelfAdaptingLM
 from .self_edit import SelfEdit
+from .trials import (
+    Stage,
+    Trial,
+    first_banks,
+    mean,
+    next_banks,
+    plain_proposals,
+    scored_self_edits,
+    self_edit_of,
+    size_of,
+)
 
 
 logger = logging.getLogger(__name__)
 
 # Rows of one batch of generation.
 _GENERATION_ROWS = 64
-# Examples whose questions are answered without an adapter in one bank.
-_EXAMPLES_PER_PLAIN_BANK = 16
-
-
-@dataclass(frozen=True)
-class Stage:
-    """
-    One round over a set of examples.
-
-    Parameters:
-        name (`str`):
-            For progress bars.
-        journal ([`Journal`]):
-            Where its records go.
-        round (`int`):
-            Round, from 0.
-        data ([`ExampleSet`]):
-            The examples.
-        seed (`int`):
-            Seed of everything random in it.
-        num_generations (`int`):
-            Self-edits per example.
-        num_repeats (`int`):
-            Inner updates per self-edit.
-        baselines (`tuple[str, ...]`):
-            Conditions to score beside the self-edits.
-        is_evaluation (`bool`):
-            Whether the baselines without an adapter are recorded beside the self-edits, and an answer that could not be
-            graded is an error, rather than left out of the reward.
-    """
-
-    name: str
-    journal: Journal
-    round: int
-    data: ExampleSet
-    seed: int
-    num_generations: int
-    num_repeats: int = 1
-    baselines: tuple[str, ...] = (BASE,)
-    is_evaluation: bool = False
-
-
-@dataclass(frozen=True)
-class _Trial:
-    """One row of a bank: an example under a condition, with a self-edit to adapt to or without."""
-
-    condition: str
-    example: int
-    edit: int
-    repeat: int
-    self_edit: SelfEdit | None
-    tokens: int
 
 
 class Rollout:
@@ -135,14 +93,36 @@ class Rollout:
         """
         recorded = self.processes.on_main(stage.journal.scored, stage.round)
         if recorded is not None:
-            _require_all(stage, "journal", len(recorded), len(proposals) + len(self._plain(stage)))
+            _require_all(stage, "journal", len(recorded), len(proposals) + len(plain_proposals(stage)))
             stage.journal.forget_banks(stage.round)
             return recorded
-        banks = self._banks(stage, proposals)
-        finished: dict[int, list[TrialResult]] = {}
         # Every process reads its own disk, so that a shared one is not needed.
-        for found in self.processes.gather(stage.journal.banks(stage.round)):
-            finished.update({bank: results for bank, results in found.items() if len(results) == len(banks[bank])})
+        on_disk = self.processes.gather(stage.journal.banks(stage.round))
+        banks = first_banks(self.lm, stage, proposals)
+        finished: dict[int, list[TrialResult]] = {}
+        while banks:
+            results = self._run_banks(stage, banks, on_disk)
+            if results is None:
+                return None
+            finished.update(results)
+            banks = next_banks(self.lm, stage, proposals, banks, finished)
+        results = [result for bank in sorted(finished) for result in finished[bank]]
+        recorded = self.processes.on_main(self._record_scored, stage, proposals, results)
+        stage.journal.forget_banks(stage.round)
+        return recorded
+
+    def _run_banks(
+        self,
+        stage: Stage,
+        banks: Mapping[int, Sequence[Trial]],
+        on_disk: Sequence[Mapping[int, Sequence[TrialResult]]],
+    ) -> dict[int, list[TrialResult]] | None:
+        """The results of these banks, in every process; `None` where `on_bank` asked to end early."""
+        finished: dict[int, list[TrialResult]] = {}
+        for found in on_disk:
+            for bank in found.keys() & banks.keys():
+                if [result.key for result in found[bank]] == [trial.key for trial in banks[bank]]:
+                    finished[bank] = list(found[bank])
         costs = {
             bank: sum(trial.tokens + self.args.max_answer_length for trial in trials)
             for bank, trials in banks.items()
@@ -159,12 +139,7 @@ class Rollout:
         for results, one_stopped in self.processes.gather((scored, stopped)):
             finished.update(results)
             stopped |= one_stopped
-        if stopped:
-            return None
-        results = [result for bank in sorted(finished) for result in finished[bank]]
-        recorded = self.processes.on_main(self._record_scored, stage, proposals, results)
-        stage.journal.forget_banks(stage.round)
-        return recorded
+        return None if stopped else finished
 
     def _write(self, stage: Stage) -> list[list[Generation]]:
         """The completions of every example, each process writing a share of the batches."""
@@ -194,8 +169,7 @@ class Rollout:
             if PASSAGE_ONLY in stage.baselines:
                 candidates.append((PASSAGE_ONLY, 0, Generation("", 0, True)))
             for condition, edit, generation in candidates:
-                self_edit = self._self_edit(condition, generation.text, example)
-                size = self._size(self_edit)
+                size = size_of(self.lm, self_edit_of(self.lm, condition, generation.text, example))
                 drafts.append(
                     Proposal(
                         round=stage.round,
@@ -207,53 +181,22 @@ class Rollout:
                         completion=generation.text,
                         completion_tokens=generation.num_tokens,
                         well_formed=size is not None,
-                        tokens=size[1] if size else 0,
+                        tokens=size.num_tokens if size else 0,
                         banks=[],
                     )
                 )
                 work += [size] if size else []
-        size = self.args.adapters_per_batch or adapters_that_fit(
-            lora_layout(self.lm.model, self.lm.peft_config), self.lm.model.device
+        layout, num_repeats = lora_layout(self.lm.model, self.lm.peft_config), stage.num_first_repeats
+        size = self.args.adapters_per_batch or adapters_per_bank(
+            self.lm.model, layout, work, num_repeats, self.processes.count
         )
-        composed = iter(compose_banks(work, stage.num_repeats, size)[0])
+        composed = iter(compose_banks(work, num_repeats, size))
         proposals = [replace(draft, banks=next(composed)) if draft.well_formed else draft for draft in drafts]
         stage.journal.write_proposals(stage.round, proposals)
         return proposals
 
-    def _self_edit(self, condition: str, completion: str, example: Mapping) -> SelfEdit | None:
-        if condition == PASSAGE_ONLY:
-            return self.lm.domain.passage_only(example)
-        return self.lm.domain.parse(completion, example)
-
-    def _size(self, self_edit: SelfEdit | None) -> tuple[int, int] | None:
-        """Optimizer steps and tokens of a self-edit; `None` where there is nothing to train on."""
-        if self_edit is None:
-            return None
-        try:
-            update = tokenize_self_edit(self_edit, self.lm.processing_class, self.lm.inner_config)
-        except ValueError:  # no text, or hyperparameters that are not possible: malformed, which is data
-            return None
-        epoch = sum(len(sequence.input_ids) for sequence in update.sequences)
-        return update.num_steps, epoch * update.config.num_train_epochs
-
-    def _banks(self, stage: Stage, proposals: Sequence[Proposal]) -> dict[int, list[_Trial]]:
-        """The trials of each bank: those of the proposals as recorded, then those that need no adapter."""
-        banks = defaultdict(list)
-        for proposal in proposals:
-            self_edit = self._self_edit(proposal.condition, proposal.completion, stage.data.examples[proposal.example])
-            for repeat, bank in enumerate(proposal.banks):
-                banks[bank].append(
-                    _Trial(proposal.condition, proposal.example, proposal.edit, repeat, self_edit, proposal.tokens)
-                )
-        plain = [name for name in stage.baselines if name in (BASE, IN_CONTEXT)]
-        for first in range(0, len(stage.data.examples), _EXAMPLES_PER_PLAIN_BANK):
-            places = range(len(stage.data.examples))[first : first + _EXAMPLES_PER_PLAIN_BANK]
-            if trials := [_Trial(name, place, 0, 0, None, 0) for name in plain for place in places]:
-                banks[max(banks, default=-1) + 1] = trials
-        return dict(banks)
-
-    def _run_bank(self, stage: Stage, trials: Sequence[_Trial], bar: tqdm) -> list[TrialResult]:
-        lm, seed = self.lm, draw_seed(stage.seed, trials[0].repeat)
+    def _run_bank(self, stage: Stage, trials: Sequence[Trial], bar: tqdm) -> list[TrialResult]:
+        seed = draw_seed(stage.seed, trials[0].repeat)
         before, start = bar.n, time.perf_counter()
 
         def on_step(step: InnerStep) -> None:
@@ -265,21 +208,11 @@ class Rollout:
         num_tokens = sum(adapter.training["num_tokens"] for adapter in trained)
         remaining = iter(trained)
         adapters = [next(remaining) if trial.self_edit is not None else None for trial in trials]
-        prompts = [self._questions(trial.condition, stage.data.examples[trial.example]) for trial in trials]
-        flat = iter(
-            lm.answer_prompts(
-                [prompt for own in prompts for prompt in own],
-                [adapter for own, adapter in zip(prompts, adapters, strict=True) for _ in own],
-                max_answer_length=self.args.max_answer_length,
-            )
-        )
-        answers = [[next(flat) for _ in own] for own in prompts]
-        verdicts = lm.domain.grade([stage.data.examples[trial.example] for trial in trials], answers)
-        if stage.is_evaluation:
-            verdicts = [require_verdicts(own) for own in verdicts]
+        examine = self._find_likelihoods if stage.reward == "likelihood" else self._answer_and_grade
+        outcomes = examine(stage, trials, adapters)
         bar.update(before + sum(trial.tokens + self.args.max_answer_length for trial in trials) - bar.n)
         results = []
-        for trial, adapter, own_answers, own_verdicts in zip(trials, adapters, answers, verdicts, strict=True):
+        for trial, adapter, outcome in zip(trials, adapters, outcomes, strict=True):
             training = adapter.training if adapter is not None else {"num_tokens": 0, "losses": ()}
             steps = len(training["losses"]) // training.get("num_train_epochs", 1)
             last_epoch = training["losses"][-steps:] if steps else ()
@@ -290,15 +223,54 @@ class Rollout:
                     edit=trial.edit,
                     repeat=trial.repeat,
                     seed=seed,
-                    reward=_mean([verdict for verdict in own_verdicts if verdict is not None]),
-                    answers=own_answers,
-                    verdicts=own_verdicts,
-                    loss=_mean(last_epoch),
+                    loss=mean(last_epoch),
                     tokens=training["num_tokens"],
                     seconds=seconds * training["num_tokens"] / num_tokens if num_tokens else 0.0,
+                    **outcome,
                 )
             )
         return results
+
+    def _answer_and_grade(
+        self, stage: Stage, trials: Sequence[Trial], adapters: Sequence[Adapter | None]
+    ) -> list[dict[str, Any]]:
+        """What each trial's answers are worth: fields of [`TrialResult`]."""
+        domain, examples = self.lm.domain, [stage.data.examples[trial.example] for trial in trials]
+        prompts = [
+            domain.questions_in_context(example) if trial.condition == IN_CONTEXT else domain.questions(example)
+            for trial, example in zip(trials, examples, strict=True)
+        ]
+        flat = iter(
+            self.lm.answer_prompts(*_flattened(prompts, adapters), max_answer_length=self.args.max_answer_length)
+        )
+        answers = [[next(flat) for _ in own] for own in prompts]
+        verdicts = domain.grade(examples, answers)
+        if stage.is_evaluation:
+            verdicts = [require_verdicts(own) for own in verdicts]
+        return [
+            {
+                "reward": mean([verdict for verdict in own_verdicts if verdict is not None]),
+                "answers": own_answers,
+                "verdicts": own_verdicts,
+            }
+            for own_answers, own_verdicts in zip(answers, verdicts, strict=True)
+        ]
+
+    def _find_likelihoods(
+        self, stage: Stage, trials: Sequence[Trial], adapters: Sequence[Adapter | None]
+    ) -> list[dict[str, Any]]:
+        """How likely each trial's adapter finds the gold answers: fields of [`TrialResult`]."""
+        domain, examples = self.lm.domain, [stage.data.examples[trial.example] for trial in trials]
+        prompts = [domain.questions(example) for example in examples]
+        gold_answers = [answers for example in examples for answers in domain.gold_answers(example)]
+        flat_prompts, flat_adapters = _flattened(prompts, adapters)
+        flat = iter(self.lm.answer_log_likelihoods(flat_prompts, gold_answers, flat_adapters))
+        values = [[next(flat) for _ in own] for own in prompts]
+        # To leave out a question that is not finite would make the others' mean look better than it is.
+        return [
+            {"reward": None if None in own else mean(own), "answers": [], "verdicts": [], "log_likelihoods": own}
+            for own in values
+        ]
 
     def _adapt(self, self_edits: list[SelfEdit], seed: int, on_step: Callable[[InnerStep], None]) -> list[Adapter]:
         """Train a bank, in halves where the memory does not hold it; the adapters are the same up to rounding."""
@@ -313,45 +285,12 @@ class Rollout:
             torch.accelerator.empty_cache()
         return self._adapt(self_edits[:half], seed, on_step) + self._adapt(self_edits[half:], seed, on_step)
 
-    def _questions(self, condition: str, example: Mapping) -> list[str | list[dict]]:
-        domain = self.lm.domain
-        return domain.questions_in_context(example) if condition == IN_CONTEXT else domain.questions(example)
-
     def _record_scored(
         self, stage: Stage, proposals: Sequence[Proposal], results: Sequence[TrialResult]
     ) -> list[ScoredSelfEdit]:
-        by_edit = defaultdict(list)
-        for result in results:
-            by_edit[result.condition, result.example, result.edit].append(result)
-        scored = []
-        for row in map(vars, (*proposals, *self._plain(stage))):
-            runs = sorted(by_edit[row["condition"], row["example"], row["edit"]], key=lambda run: run.repeat)
-            base = by_edit.get((BASE, row["example"], 0))
-            rewards = [run.reward for run in runs if run.reward is not None]
-            scored.append(
-                ScoredSelfEdit(
-                    **{name: value for name, value in row.items() if name not in ("tokens", "banks")},
-                    repeats=[
-                        {name: getattr(run, name) for name in ("seed", "reward", "answers", "verdicts", "loss")}
-                        for run in runs
-                    ],
-                    reward=_mean(rewards) if row["well_formed"] else 0.0,
-                    base_reward=base[0].reward if base else None,
-                    tokens=sum(run.tokens for run in runs),
-                    seconds=sum(run.seconds for run in runs),
-                )
-            )
+        scored = scored_self_edits(stage, proposals, results)
         stage.journal.write_scored(stage.round, scored)
         return scored
-
-    def _plain(self, stage: Stage) -> list[Proposal]:
-        """What is recorded of the baselines without an adapter; in a training round they are the base reward, no more."""
-        return [
-            Proposal(stage.round, condition, place, stage.data.ids[place], 0, "", "", 0, True, 0, [])
-            for condition in (BASE, IN_CONTEXT)
-            if condition in stage.baselines and stage.is_evaluation
-            for place in range(len(stage.data))
-        ]
 
     def _bar(self, stage: Stage, total: int) -> tqdm:
         hidden = self.args.disable_tqdm or not self.processes.is_main or not total
@@ -371,8 +310,14 @@ def _require_all(stage: Stage, kind: str, found: int, expected: int) -> None:
         )
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+def _flattened(
+    prompts: Sequence[Sequence[str | list[dict]]], adapters: Sequence[Adapter | None]
+) -> tuple[list[str | list[dict]], list[Adapter | None]]:
+    """All prompts of a bank, and the adapter of each."""
+    return (
+        [prompt for own in prompts for prompt in own],
+        [adapter for own, adapter in zip(prompts, adapters, strict=True) for _ in own],
+    )
 
 
 @contextmanager

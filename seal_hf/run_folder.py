@@ -198,6 +198,8 @@ class RunFolder:
                 f"{run_file} is not a run of seal-hf ({error!r}); give another output_dir, so that nothing is lost."
             ) from error
         check_schema_version(version, run_file)
+        # Options that a run of an earlier version did not have yet.
+        found = {"repeat_schedule": "all", "reward": "accuracy", **found}
         different = sorted(name for name in {*found, *self._settings} if found.get(name) != self._settings.get(name))
         if different:
             shown = ", ".join(

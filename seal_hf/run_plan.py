@@ -2,20 +2,22 @@
 
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from .banks import adapters_that_fit
+from .banks import adapters_per_bank, work_of
 from .domains import KnowledgeDomain
 from .example_set import ExampleSet
 from .generation import context_length, encode_prompt
 from .inner_loop import InnerStep
-from .inner_update import tokenize_self_edit
+from .inner_update import InnerUpdate, tokenize_self_edit
 from .journal import PASSAGE_ONLY
 from .lora_layout import lora_layout
 from .outer_sft import optimizer_steps
 from .rollout import baselines_of, policy_in_activation_dtype
 from .seal_config import SEALConfig
 from .self_adapting_lm import SelfAdaptingLM
+from .trials import num_trained
 
 
 _PROBE_STEPS = 4
@@ -30,8 +32,10 @@ class RunPlan:
     Parameters:
         num_rounds, num_examples, num_eval_examples, num_processes (`int`):
             As configured.
-        self_edits_per_round, adapters_per_round, adapters_per_batch (`int`):
-            Self-edits written, inner updates trained and inner updates in one bank.
+        self_edits_per_round, adapters_per_round (`int`):
+            Self-edits written and inner updates trained.
+        adapters_per_batch (`int`, *optional*):
+            Most inner updates in one bank; `None` where that follows from self-edits of unknown length.
         evaluation_adapters (`int`):
             Inner updates of all evaluations together.
         inner_tokens (`int`, *optional*):
@@ -49,18 +53,19 @@ class RunPlan:
     num_processes: int
     self_edits_per_round: int
     adapters_per_round: int
-    adapters_per_batch: int
+    adapters_per_batch: int | None
     evaluation_adapters: int
     inner_tokens: int | None
     optimizer_steps_per_round: int
     seconds: float | None
 
     def __str__(self) -> str:
+        banks = "" if self.adapters_per_batch is None else f" in banks of {self.adapters_per_batch}"
         lines = [
             f"rounds: {self.num_rounds}, examples: {self.num_examples}, evaluated on: {self.num_eval_examples}, "
             f"processes: {self.num_processes}",
-            f"each round: {self.self_edits_per_round} self-edits, {self.adapters_per_round} adapters in banks of "
-            f"{self.adapters_per_batch}, {self.optimizer_steps_per_round} steps of outer SFT",
+            f"each round: {self.self_edits_per_round} self-edits, {self.adapters_per_round} adapters{banks}, "
+            f"{self.optimizer_steps_per_round} steps of outer SFT",
             f"all evaluations: {self.evaluation_adapters} adapters",
         ]
         if self.inner_tokens is not None:
@@ -116,32 +121,33 @@ def plan_run(
     lm: SelfAdaptingLM, args: SEALConfig, train: ExampleSet, evaluation: ExampleSet | None, num_processes: int
 ) -> RunPlan:
     """Count the work of a run, and measure this machine for a few steps, whose results are thrown away."""
-    per_batch = args.adapters_per_batch or adapters_that_fit(lora_layout(lm.model, lm.peft_config), lm.model.device)
     num_eval = len(evaluation) if evaluation is not None else 0
-    adapters_per_round = len(train) * args.num_generations * args.num_evaluations
+    per_example = num_trained(args.num_generations, args.num_evaluations, args.keep_for_halving)
+    adapters_per_round = len(train) * per_example
     eval_adapters = num_eval * (
         args.num_eval_generations * (args.num_rounds + 1) + (PASSAGE_ONLY in baselines_of(lm.domain))
     )
     tokens = seconds = None
-    if isinstance(lm.domain, KnowledgeDomain):
-        train_tokens = _passage_tokens(lm, train)
-        eval_tokens = _passage_tokens(lm, evaluation) if evaluation is not None else 0
+    passages = _passages(lm, train) if isinstance(lm.domain, KnowledgeDomain) else []
+    per_batch = args.adapters_per_batch
+    if passages:
+        per_batch = per_batch or _adapters_per_bank(lm, args, passages, num_processes)
         # A rewrite and the passage itself; the passage alone once.
-        tokens = 2 * train_tokens * args.num_generations * args.num_evaluations * args.num_rounds
-        tokens += eval_tokens * (2 * args.num_eval_generations * (args.num_rounds + 1) + 1)
-        num_answers = (
-            sum(len(example["questions"]) for example in train.examples)
-            * args.num_rounds
-            * (args.num_generations * args.num_evaluations + 1)
-        )
+        tokens = 2 * _num_tokens(passages) * per_example * args.num_rounds
+        if evaluation is not None:
+            eval_tokens = _num_tokens(_passages(lm, evaluation))
+            tokens += eval_tokens * (2 * args.num_eval_generations * (args.num_rounds + 1) + 1)
+        num_read = sum(len(example["questions"]) for example in train.examples) * args.num_rounds * (per_example + 1)
+        num_answers = 0 if args.reward == "likelihood" else num_read
         if evaluation is not None:
             num_questions = sum(len(example["questions"]) for example in evaluation.examples)
-            num_answers += num_questions * (args.num_eval_generations * (args.num_rounds + 1) + 3)
+            num_evaluated = num_questions * (args.num_eval_generations * (args.num_rounds + 1) + 3)
+            num_read, num_answers = num_read + num_evaluated, num_answers + num_evaluated
         num_written = len(train) * args.num_generations * args.num_rounds
         num_written += num_eval * args.num_eval_generations * (args.num_rounds + 1)
         tokens_per_second, prompt_seconds, token_seconds = _probe(lm, train, per_batch)
         generated = num_written * args.max_completion_length + num_answers * args.max_answer_length
-        seconds = tokens / tokens_per_second + (num_written + num_answers) * prompt_seconds + generated * token_seconds
+        seconds = tokens / tokens_per_second + (num_written + num_read) * prompt_seconds + generated * token_seconds
         seconds /= num_processes
     kept_per_round = len(train) * (args.keep_best or args.num_generations)
     return RunPlan(
@@ -159,15 +165,30 @@ def plan_run(
     )
 
 
-def _passage_tokens(lm: SelfAdaptingLM, data: ExampleSet) -> int:
-    """Tokens of all passages' inner updates, all epochs."""
-    updates = [
+def _passages(lm: SelfAdaptingLM, data: ExampleSet) -> list[InnerUpdate]:
+    """The inner updates on the passages alone."""
+    return [
         tokenize_self_edit(lm.domain.passage_only(example), lm.processing_class, lm.inner_config)
         for example in data.examples
     ]
-    return sum(
-        len(sequence.input_ids) * update.config.num_train_epochs for update in updates for sequence in update.sequences
-    )
+
+
+def _num_tokens(updates: Sequence[InnerUpdate]) -> int:
+    """Tokens of all updates, all epochs."""
+    return sum(work_of(update).num_tokens for update in updates)
+
+
+def _adapters_per_bank(
+    lm: SelfAdaptingLM, args: SEALConfig, passages: Sequence[InnerUpdate], num_processes: int
+) -> int:
+    """As many as the first round will take if self-edits are as long as their passages."""
+    work = [
+        replace(update, sequences=update.sequences * 2) for update in passages for _ in range(args.num_generations)
+    ]
+    layout, num_repeats = lora_layout(lm.model, lm.peft_config), args.num_evaluations
+    if args.keep_for_halving is not None:
+        num_repeats = 1
+    return adapters_per_bank(lm.model, layout, list(map(work_of, work)), num_repeats, num_processes)
 
 
 def _probe(lm: SelfAdaptingLM, data: ExampleSet, per_batch: int) -> tuple[float, float, float]:

@@ -13,7 +13,18 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
-from .journal import BASE, CONDITIONS, PASSAGE_ONLY, SELF_EDITS, Journal, ScoredSelfEdit, SelectedSelfEdit, write_bytes
+from .journal import (
+    BASE,
+    CONDITIONS,
+    PASSAGE_ONLY,
+    RUN_FILE,
+    SELF_EDITS,
+    Journal,
+    ScoredSelfEdit,
+    SelectedSelfEdit,
+    write_bytes,
+)
+from .selection import rank
 from .statistics import Accuracy, Difference, accuracy, paired_difference
 
 
@@ -116,17 +127,19 @@ def round_metrics(scored: Sequence[ScoredSelfEdit], selected: Sequence[SelectedS
             What the outer SFT sees; those of earlier rounds do not count as kept.
 
     Returns:
-        `dict[str, float]`: without the names that there is no value for.
+        `dict[str, float]`: without the names that there is no value for. `reward/best` is the mean over examples of the
+            reward of the self-edit that [`rank`] puts first.
     """
     kept = _kept(selected)
-    rewards = list(_rewards(scored).values())
+    graded = list(_graded(scored).values())
+    rewards = [[edit.reward for edit in own] for own in graded]
     losses = [repeat["loss"] for edit in scored for repeat in edit.repeats]
     values = {
         "reward": [reward for own in rewards for reward in own],
         "reward_std": [pstdev(own) for own in rewards],
         # Means of repeats that add up to the same can differ by rounding.
         "frac_reward_zero_std": [max(own) - min(own) < 1e-9 for own in rewards],
-        "reward/best": [max(own) for own in rewards],
+        "reward/best": [min(own, key=rank).reward for own in graded],
         "completions/mean_length": [edit.completion_tokens for edit in scored],
         "self_edits/valid_ratio": [edit.well_formed for edit in scored],
         "self_edits/kept_ratio": [_key(edit) in kept for edit in scored],
@@ -144,7 +157,7 @@ def round_metrics(scored: Sequence[ScoredSelfEdit], selected: Sequence[SelectedS
 
 def results_table(output_dir: str | Path) -> str:
     """What a run has come to, as Markdown: a table of its training rounds and one of its evaluations."""
-    journal = Journal(output_dir)
+    journal, shown = Journal(output_dir), nats if is_likelihood(output_dir) else percent
     rows = []
     for index, scored in enumerate(journal.scored_rounds()):
         selected = journal.selected(index)
@@ -156,15 +169,17 @@ def results_table(output_dir: str | Path) -> str:
                 str(len(scored)),
                 str(sum(edit.well_formed for edit in scored)),
                 "–" if selected is None else str(sum(_key(edit) in kept for edit in scored)),
-                percent(values.get("reward")),
-                percent(values.get("reward/best")),
-                percent(base_reward(scored)),
+                shown(values.get("reward")),
+                shown(values.get("reward/best")),
+                shown(base_reward(scored)),
             ]
         )
     parts = []
     if rows:
         header = ["round", "self-edits", "well-formed", "kept", "mean reward", "best-of-k reward", "base reward"]
         parts.append(_markdown(header, rows))
+        if shown is nats:
+            parts.append("Rewards are the mean log-likelihood of the gold answers, in nats per token.")
     if results := evaluations(Journal(Path(output_dir) / "evaluation")):
         parts += _evaluation_table(results)
     return "\n\n".join(parts or ["No round is scored yet."]) + "\n"
@@ -208,13 +223,19 @@ def _shares(scored: Iterable[ScoredSelfEdit], base: Mapping[int, Sequence[bool]]
     return {name: [np.mean(own[place], axis=0).tolist() for place in sorted(own)] for name, own in runs.items()}
 
 
-def _rewards(scored: Iterable[ScoredSelfEdit]) -> dict[int, list[float]]:
-    """The rewards of each example that has one."""
+def _graded(scored: Iterable[ScoredSelfEdit]) -> dict[int, list[ScoredSelfEdit]]:
+    """The self-edits of each example that have a reward."""
     by_example = defaultdict(list)
     for edit in scored:
         if edit.reward is not None:
-            by_example[edit.example].append(edit.reward)
+            by_example[edit.example].append(edit)
     return by_example
+
+
+def is_likelihood(output_dir: str | Path) -> bool:
+    """Whether a run's rewards are log-likelihoods in nats per token, rather than shares of right answers."""
+    file = Path(output_dir) / RUN_FILE
+    return file.is_file() and json.loads(file.read_text(encoding="utf-8"))["settings"].get("reward") == "likelihood"
 
 
 def base_reward(scored: Iterable[ScoredSelfEdit]) -> float | None:
@@ -241,6 +262,10 @@ def _slug(name: str) -> str:
 
 def percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def nats(log_likelihood: float | None) -> str:
+    return "–" if log_likelihood is None else f"{log_likelihood:.3f}"
 
 
 def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -34,11 +34,12 @@ from .domains import Domain, KnowledgeDomain
 from .example_set import ExampleSet
 from .generation import context_length, draw_seed
 from .journal import Journal, ScoredSelfEdit, SelectedSelfEdit, explaining_failed_write
+from .likelihood import check_gold_answers
 from .outer_sft import fit_policy, optimizer_steps, require_end_token
 from .policy import policy_weights, prepare_policy, read_policy, restore_policy, write_policy
 from .policy_publishing import PolicyPublishing
 from .processes import Processes
-from .rollout import Rollout, Stage, baselines_of
+from .rollout import Rollout, baselines_of
 from .run_folder import RunFolder, run_settings
 from .run_plan import RunPlan, check_lengths, plan_run
 from .run_plot import save_plot
@@ -46,6 +47,7 @@ from .run_report import Evaluation, evaluations, metrics, round_metrics, save_sa
 from .seal_config import SEALConfig
 from .selection import select_self_edits
 from .self_adapting_lm import SelfAdaptingLM
+from .trials import Stage
 
 
 logger = logging.getLogger(__name__)
@@ -156,6 +158,8 @@ class SEALTrainer(PolicyPublishing, _BaseTrainer):
         )
         require_end_token(processing_class, self.domain.prompt(self._train.examples[0]))
         check_lengths(self.lm, args, self._train, "train_dataset", is_trained_on=True)
+        if args.reward == "likelihood":
+            check_gold_answers(self.lm, self._train, "train_dataset")
         if self._eval is not None:
             check_lengths(self.lm, args, self._eval, "eval_dataset")
         eval_examples = None if self._eval is None else self._eval.examples
@@ -252,6 +256,8 @@ class SEALTrainer(PolicyPublishing, _BaseTrainer):
             seed=draw_seed(self.args.seed, _TRAINING, round_index),
             num_generations=self.args.num_generations,
             num_repeats=self.args.num_evaluations,
+            keep_for_halving=self.args.keep_for_halving,
+            reward=self.args.reward,
         )
         proposals = self._rollout.propose(stage)
         scored = self._rollout.score(stage, proposals)
@@ -307,11 +313,12 @@ class SEALTrainer(PolicyPublishing, _BaseTrainer):
             )
         if num_ungraded:
             logger.warning(
-                "Round %d: %d of %d self-edits could not be graded and are left out; look at the grader. Remove the "
+                "Round %d: %d of %d self-edits could not be graded and are left out; look at the %s. Remove the "
                 "round's files in journal/ and selected/ before its policy is there to score it again.",
                 round_index + 1,
                 num_ungraded,
                 len(scored),
+                "grader" if self.args.reward == "accuracy" else "inner_learning_rate: likelihoods are not finite",
             )
 
     def _save_round_files(self, round_index: int) -> None:

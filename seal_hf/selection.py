@@ -16,13 +16,16 @@ def select_self_edits(
     """
     Keep each example's best self-edits.
 
+    The best are those with the highest mean reward among those with the most repeats: where repeats are given to the
+    leaders (see [`seal_hf.trials.halved`]), one that was dropped after a lucky first one is not compared with them.
+
     Parameters:
         scored (`Sequence[ScoredSelfEdit]`):
             A round's self-edits. Malformed ones, and those whose answers could not be graded, are never kept.
         keep_best (`int`, *optional*, defaults to `1`):
             How many per example; of equals the first. All where it is `None`.
         min_reward (`float`, *optional*):
-            Least reward of one that is kept.
+            Least reward of one that is kept, among these best.
         drop_zero_std (`bool`, *optional*, defaults to `False`):
             Whether an example whose rewards are all equal is left out.
 
@@ -35,20 +38,22 @@ def select_self_edits(
     selected = []
     for example in sorted(by_example):
         edits = [edit for edit in by_example[example] if edit.reward is not None]
-        if drop_zero_std and len({_rounded(edit.reward) for edit in edits}) <= 1:
+        if drop_zero_std and len({rounded(edit.reward) for edit in edits}) <= 1:
             continue
-        candidates = [
-            edit
-            for edit in edits
-            if edit.well_formed and (min_reward is None or _rounded(edit.reward) >= _rounded(min_reward))
-        ]
-        best = sorted(candidates, key=lambda edit: (-_rounded(edit.reward), edit.edit))[:keep_best]
+        best = sorted((edit for edit in edits if edit.well_formed), key=rank)[:keep_best]
         selected += [
-            SelectedSelfEdit(edit.prompt, edit.completion, edit.example_id, edit.edit, edit.reward) for edit in best
+            SelectedSelfEdit(edit.prompt, edit.completion, edit.example_id, edit.edit, edit.reward)
+            for edit in best
+            if min_reward is None or rounded(edit.reward) >= rounded(min_reward)
         ]
     return selected
 
 
-def _rounded(reward: float) -> float:
-    """Means of repeats that add up to the same can differ by rounding."""
+def rank(edit: ScoredSelfEdit) -> tuple[int, float, int]:
+    """Sorts an example's graded self-edits, the best first."""
+    return -len(edit.repeats), -rounded(edit.reward), edit.edit
+
+
+def rounded(reward: float) -> float:
+    """For comparisons: means of repeats that add up to the same can differ by rounding."""
     return round(reward, 9)

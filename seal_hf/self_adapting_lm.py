@@ -21,6 +21,7 @@ from .domains import Domain, KnowledgeDomain
 from .generation import Generation, Sampling, context_length, draw_seed, generate
 from .inner_loop import InnerStep, train
 from .inner_update import InnerLoopConfig, tokenize_self_edit
+from .likelihood import answer_log_likelihoods
 from .loading import load_causal_lm
 from .lora_layout import lora_layout
 from .self_edit import SelfEdit
@@ -103,7 +104,7 @@ class SelfAdaptingLM:
         cls,
         model_name_or_path: str | Path,
         *,
-        load_in_4bit: bool = False,
+        load_in_4bit: bool | None = None,
         dtype: str | torch.dtype = "bfloat16",
         device: str | torch.device | None = None,
         revision: str = "main",
@@ -116,8 +117,9 @@ class SelfAdaptingLM:
         Parameters:
             model_name_or_path (`str` or `Path`):
                 A Hub id, a folder, or `"embedded"` for the small model that needs no Hub.
-            load_in_4bit (`bool`, *optional*, defaults to `False`):
-                Quantize the base to NF4 with double quantization (QLoRA); needs the extra `quantization`.
+            load_in_4bit (`bool`, *optional*):
+                Whether to quantize the base to NF4 with double quantization (QLoRA); needs the extra `quantization`.
+                Where absent: on CUDA if that extra is installed.
             dtype, device, revision, trust_remote_code:
                 As in [`load_causal_lm`].
             **kwargs:
@@ -417,14 +419,7 @@ class SelfAdaptingLM:
         Raises:
             ValueError: Adapters of different shapes, for another base model, or not one per prompt.
         """
-        if adapters is not None and len(adapters) != len(prompts):
-            raise ValueError(f"{len(adapters)} adapters were given for {len(prompts)} prompts; give one for each.")
-        bank = rows = None
-        if adapters is not None and any(adapter is not None for adapter in adapters):
-            distinct = {id(adapter): adapter for adapter in adapters if adapter is not None}
-            places = {key: place for place, key in enumerate(distinct)}
-            bank = AdapterBank.from_adapters(self.model, self._fitting(list(distinct.values())))
-            rows = [None if adapter is None else places[id(adapter)] for adapter in adapters]
+        bank, rows = self._bank(prompts, adapters)
         generations = generate(
             self.model,
             self.processing_class,
@@ -437,6 +432,34 @@ class SelfAdaptingLM:
         )
         return [generation.text.strip() for generation in generations]
 
+    def answer_log_likelihoods(
+        self,
+        prompts: Sequence[str | list[dict]],
+        gold_answers: Sequence[Sequence[str]],
+        adapters: Sequence[Adapter | None] | None = None,
+    ) -> list[float | None]:
+        """
+        How likely the model finds the gold answers, with an adapter for each prompt (see
+        [`seal_hf.likelihood.answer_log_likelihoods`]).
+
+        Parameters:
+            prompts (`Sequence[str | list[dict]]`):
+                Evaluation prompts.
+            gold_answers (`Sequence[Sequence[str]]`):
+                For each prompt the answers that are right, of which the likeliest counts.
+            adapters (`Sequence[Adapter | None]`, *optional*):
+                As in [`~SelfAdaptingLM.answer_prompts`].
+
+        Returns:
+            `list[float | None]`: one per prompt, in nats per token; `None` where it is not finite.
+
+        Raises:
+            ValueError: Adapters of different shapes, for another base model, or not one per prompt; a prompt without a
+                gold answer.
+        """
+        bank, rows = self._bank(prompts, adapters)
+        return answer_log_likelihoods(self.model, self.processing_class, prompts, gold_answers, bank=bank, rows=rows)
+
     def load_adapter(self, path: str | Path) -> Adapter:
         """
         Load a PEFT LoRA adapter for this base model from a folder or a zip file (see [`Adapter.from_pretrained`]).
@@ -446,6 +469,19 @@ class SelfAdaptingLM:
     def _policy(self) -> Adapter | None:
         """The policy adapter that the model carries."""
         return Adapter.from_peft_model(self.model, self.base_model_id) if isinstance(self.model, PeftModel) else None
+
+    def _bank(
+        self, prompts: Sequence[str | list[dict]], adapters: Sequence[Adapter | None] | None
+    ) -> tuple[AdapterBank | None, list[int | None] | None]:
+        """The adapters stacked, each once, and for every prompt its place among them; `None` where there is none."""
+        if adapters is not None and len(adapters) != len(prompts):
+            raise ValueError(f"{len(adapters)} adapters were given for {len(prompts)} prompts; give one for each.")
+        distinct = {id(adapter): adapter for adapter in adapters or () if adapter is not None}
+        if not distinct:
+            return None, None
+        places = {key: place for place, key in enumerate(distinct)}
+        bank = AdapterBank.from_adapters(self.model, self._fitting(list(distinct.values())))
+        return bank, [None if adapter is None else places[id(adapter)] for adapter in adapters]
 
     def _fitting(self, adapters: Sequence[Adapter]) -> list[Adapter]:
         """The adapters in the form that this model takes: on top of its policy, or on the plain base."""

@@ -79,17 +79,20 @@ def tiny_trainer(output_dir, *, model=None, domain=None, num_train=4, num_eval=3
 SMALLEST = {"num_train": 3, "num_eval": 2, "num_generations": 2, "adapters_per_batch": 2}
 
 
-def run(output_dir, *, resume=False, record=None, die_rank=0, die_after_banks=None, die_after_steps=None) -> None:
+def run(
+    output_dir, *, resume=False, record=None, die_rank=0, die_after_banks=None, die_after_steps=None, options=None
+) -> None:
     """
-    Train on `SMALLEST`, in this process.
+    Train on `SMALLEST`, changed by `options`, in this process.
 
     Every bank's trials are noted in `record`, a line when they begin and one when they are on disk. The process
     `die_rank` kills itself in the middle of the bank after `die_after_banks`, or after so many steps of the outer SFT.
     """
     torch.set_num_threads(1)
-    trainer = tiny_trainer(output_dir, **SMALLEST)
+    trainer = tiny_trainer(output_dir, **{**SMALLEST, **(options or {})})
     rollout, processes = trainer._rollout, trainer._processes
-    run_bank, answer_prompts, on_bank = rollout._run_bank, trainer.lm.answer_prompts, rollout.on_bank
+    run_bank, answer_and_grade, on_bank = rollout._run_bank, rollout._answer_and_grade, rollout.on_bank
+    find_likelihoods = rollout._find_likelihoods
     after_sft_step = trainer._after_sft_step
     under_way, num_finished, num_steps = [], 0, 0
 
@@ -111,9 +114,13 @@ def run(output_dir, *, resume=False, record=None, die_rank=0, die_after_banks=No
         note("finished")
         return on_bank()
 
-    def mortal_answer_prompts(*args, **kwargs):
+    def mortal_answer_and_grade(*args):
         die_if(num_finished == die_after_banks)
-        return answer_prompts(*args, **kwargs)
+        return answer_and_grade(*args)
+
+    def mortal_find_likelihoods(*args):
+        die_if(num_finished == die_after_banks)
+        return find_likelihoods(*args)
 
     def mortal_after_sft_step():
         nonlocal num_steps
@@ -126,7 +133,8 @@ def run(output_dir, *, resume=False, record=None, die_rank=0, die_after_banks=No
             os.kill(os.getpid(), signal.SIGKILL)
 
     rollout._run_bank, rollout.on_bank = noted_run_bank, noted_on_bank
-    trainer.lm.answer_prompts, trainer._after_sft_step = mortal_answer_prompts, mortal_after_sft_step
+    rollout._answer_and_grade, rollout._find_likelihoods = mortal_answer_and_grade, mortal_find_likelihoods
+    trainer._after_sft_step = mortal_after_sft_step
     trainer.train(resume_from_checkpoint=resume)
 
 
@@ -212,4 +220,5 @@ if __name__ == "__main__":
     parser.add_argument("--die_rank", type=int, default=0)
     parser.add_argument("--die_after_banks", type=int)
     parser.add_argument("--die_after_steps", type=int)
+    parser.add_argument("--options", type=json.loads)
     run(**vars(parser.parse_args()))

@@ -204,6 +204,18 @@ def test_what_changes_no_result_may_differ(run, settings, change):
     RunFolder(run.path, settings(**change)).open(True, 0)
 
 
+@pytest.mark.parametrize("option", ["repeat_schedule", "reward"])
+def test_a_run_from_before_an_option_had_its_default(run, settings, option):
+    file = run.path / "run.json"
+    record = json.loads(file.read_text())
+    del record["settings"][option]
+    file.write_text(json.dumps(record))
+    RunFolder(run.path, settings()).open(True, 0)
+    other = {"repeat_schedule": "halving", "reward": "likelihood"}[option]
+    default = {"repeat_schedule": "all", "reward": "accuracy"}[option]
+    assert f"{option} ('{default}' there, '{other}' here)" in refusal(run, settings(**{option: other}))
+
+
 @pytest.mark.parametrize(
     "content",
     [

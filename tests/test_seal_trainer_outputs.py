@@ -8,7 +8,9 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from huggingface_hub import ModelCard
@@ -160,6 +162,24 @@ def test_plan_counts_the_work(tmp_path):
     assert lines[1] == "each round: 12 self-edits, 24 adapters in banks of 4, 4 steps of outer SFT"
     assert lines[2] == "all evaluations: 21 adapters"
     assert tiny_trainer(folder, keep_best=None, num_eval=0).plan().optimizer_steps_per_round == 12
+
+
+def test_plan_counts_what_is_left_out(tmp_path):
+    options = {"num_eval": 0, "num_generations": 5, "num_evaluations": 3}
+    full = tiny_trainer(tmp_path, **options).plan()
+    halving = tiny_trainer(tmp_path, repeat_schedule="halving", reward="likelihood", **options).plan()
+    assert (full.adapters_per_round, halving.adapters_per_round) == (4 * 15, 4 * 10)
+    assert halving.inner_tokens == full.inner_tokens * 10 / 15
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"), [({}, 12), ({"num_generations": 2}, 8), ({"num_generations": 60}, 60)]
+)
+def test_plan_of_banks_that_are_chosen(tmp_path, monkeypatch, options, expected):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=10**12))
+    trainer = tiny_trainer(tmp_path, num_eval=0, adapters_per_batch=None, **options)
+    # 28 tokens a step on average: 74 adapters have 2048, so that 240 take four banks.
+    assert trainer.plan().adapters_per_batch == expected
 
 
 def test_plan_of_a_single_step(tmp_path):
