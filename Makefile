@@ -2,6 +2,7 @@
 #   make demo [PASSAGE=file.txt] [TITLE="..."] [QUESTION="..."]
 #   make train      two rounds of SEAL on a few passages; the same command goes on where it was interrupted
 #   make results    the larger tier, whose table is in the README
+#   make bench      measures the inner loop, writes benchmarks/README.md
 #   make test
 #   TORCH_INDEX=URL takes torch from another package index, such as the one of a CUDA build, into a new $(VENV).
 PYTHON ?= python3
@@ -11,7 +12,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo train results test lint
+.PHONY: demo train results bench test lint
 
 demo: $(VENV)/.core
 	@$(BIN)/python trainers/demo.py $(if $(PASSAGE),--passage "$(PASSAGE)") $(if $(TITLE),--title "$(TITLE)") $(if $(QUESTION),--questions "$(QUESTION)")
@@ -21,6 +22,9 @@ train: $(VENV)/.core
 
 results: $(VENV)/.core
 	$(BIN)/python trainers/knowledge.py --config trainers/configs/results.yaml --resume_from_checkpoint true
+
+bench: $(VENV)/.test
+	$(BIN)/python benchmarks/bench.py
 
 test: $(VENV)/.test
 	$(BIN)/ruff check .

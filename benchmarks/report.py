@@ -1,0 +1,193 @@
+"""From raw figures to ratios, and the table in Markdown."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from machine import training_flops
+
+
+def training_figures(row: Mapping, results: Mapping) -> dict[str, float]:
+    """
+    Medians of one row of the training part, in tokens per second, and what follows from them.
+
+    Returns:
+        `dict[str, float]`: the three speeds and that of the bank's full steps, `over_reference` and `over_peft` (how
+        many times as fast the bank is, its tail included), and the share of the square matrix product's rate,
+        `utilization`, also `full_step_utilization`.
+    """
+    reference = row["tokens_per_sequence"] / statistics.median(row["reference_step_seconds"])
+    peft = statistics.median(row["peft_tokens_per_second"])
+    bank = statistics.median(row["bank_tokens_per_second"])
+    full_step = statistics.median(row["full_step_tokens_per_second"])
+    square = statistics.median(results["gemm"]["square"])
+    return {
+        "reference": reference,
+        "peft": peft,
+        "bank": bank,
+        "full_step": full_step,
+        "over_reference": bank / reference,
+        "over_peft": bank / peft,
+        "utilization": training_flops(results["num_parameters"], bank) / square,
+        "full_step_utilization": training_flops(results["num_parameters"], full_step) / square,
+    }
+
+
+def memory_figures(row: Mapping) -> dict[str, float]:
+    """
+    Growth per added adapter between the two largest banks, in bytes.
+
+    Returns:
+        `dict[str, float]`: `bytes_per_adapter`, and `bytes_per_parameter` without the activations, which are what a bank
+        of rank 1 grows by: the growth that the greater rank adds, over the parameters that it adds.
+    """
+    added = row["adapters"][-1] - row["adapters"][-2]
+    growth = (row["peak_bytes"][-1] - row["peak_bytes"][-2]) / added
+    small = (row["small_rank_peak_bytes"][-1] - row["small_rank_peak_bytes"][-2]) / added
+    parameters = row["parameters_per_adapter"] - row["small_rank_parameters"]
+    return {"bytes_per_adapter": growth, "bytes_per_parameter": (growth - small) / parameters}
+
+
+def answer_figures(row: Mapping) -> dict[str, float]:
+    """Seconds of all adapters in common batches and, projected from a slice, one after another with PEFT."""
+    ours = statistics.median(row["bank_seconds"])
+    peft = statistics.median(row["peft_seconds"]) * row["adapters"] / row["peft_adapters"]
+    return {"bank": ours, "peft": peft, "over_peft": peft / ours}
+
+
+def step_figures(results: Mapping) -> dict[str, float]:
+    """Seconds of a whole expectation step, projected from a part of ours and from slices of the reference way."""
+    step = results["step"]
+    rows = [row for row in results["training"] if row["target_modules"] == "q,v"]
+    answered = next(row for row in results["answers"] if row["target_modules"] == "q,v")
+    step_seconds = statistics.median(rows[0]["reference_step_seconds"])
+    answers = answer_figures(answered)["peft"] * step["adapters"] / answered["adapters"]
+    training = step["training_seconds"] * step["epochs"] / step["epochs_run"]
+    ours = step["repeats"] * (training + step["answer_seconds"])
+    reference = step["repeats"] * (step["steps"] * step_seconds + answers)
+    return {"bank": ours, "reference": reference, "over_reference": reference / ours}
+
+
+def table(results: Mapping) -> str:
+    """The tables in Markdown, one after another."""
+    parts = [_training_table(results), _answers_table(results), _operations_table(results)]
+    if results["memory"]:
+        parts.append(_memory_table(results))
+    return "\n\n".join([*parts, *_sentences(results)])
+
+
+def _training_table(results: Mapping) -> str:
+    lines = [
+        "| training, real tokens per second | K | reference | PEFT | bank | bank / reference | bank / PEFT "
+        "| utilization | bank, full steps | their utilization |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in results["training"]:
+        figures = training_figures(row, results)
+        lines.append(
+            f"| {row['target_modules']} | {row['adapters']} | {figures['reference']:.1f} "
+            f"| {_spread(row['peft_tokens_per_second'])} | {_spread(row['bank_tokens_per_second'])} "
+            f"| {figures['over_reference']:.0f} | {figures['over_peft']:.2f} | {figures['utilization']:.1%} "
+            f"| {_spread(row['full_step_tokens_per_second'])} | {figures['full_step_utilization']:.1%} |"
+        )
+    if quantized := results.get("quantized"):
+        peft, bank = (statistics.median(quantized[f"{way}_tokens_per_second"]) for way in ("peft", "bank"))
+        lines.append(
+            f"| {quantized['target_modules']}, NF4 base | {quantized['adapters']} | | {peft:.0f} | {bank:.0f} | "
+            f"| {bank / peft:.2f} | | | |"
+        )
+    return "\n".join(lines)
+
+
+def _answers_table(results: Mapping) -> str:
+    lines = [
+        "| answers, seconds | adapters | questions | PEFT | common batches | PEFT / common | equal answers "
+        "| PEFT's own |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in results["answers"]:
+        figures = answer_figures(row)
+        lines.append(
+            f"| {row['target_modules']} | {row['adapters']} | {row['questions']} | {figures['peft']:.0f} (from "
+            f"{row['peft_adapters']} adapters) | {_spread(row['bank_seconds'], 1)} | {figures['over_peft']:.2f} "
+            f"| {row['equal_answers']:.0%} | {row['peft_equal_answers']:.0%} |"
+        )
+    return "\n".join(lines)
+
+
+def _operations_table(results: Mapping) -> str:
+    lines = [
+        "| tensor operations per adapter step | K = 1 | K = 16 | ratio | without views, K = 1 | K = 16 | ratio |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in results["operations"]:
+        columns = [
+            f"{row['one'][kind]:.0f} | {row['sixteen'][kind]:.0f} | 1/{row['one'][kind] / row['sixteen'][kind]:.1f}"
+            for kind in ("all", "without_views")
+        ]
+        lines.append(f"| {row['target_modules']} | {' | '.join(columns)} |")
+    return "\n".join(lines)
+
+
+def _memory_table(results: Mapping) -> str:
+    sizes = results["memory"][0]["adapters"]
+    heads = " | ".join(f"K = {size}" for size in sizes)
+    lines = [
+        f"| peak memory, MB | {heads} | growth per adapter | of it parameters | bytes per parameter |",
+        "|---|" + "---|" * (len(sizes) + 3),
+    ]
+    for row in results["memory"]:
+        figures = memory_figures(row)
+        peaks = " | ".join(f"{peak / 1e6:.0f}" for peak in row["peak_bytes"])
+        parameters = figures["bytes_per_parameter"] * row["parameters_per_adapter"]
+        lines.append(
+            f"| {row['target_modules']} | {peaks} | {figures['bytes_per_adapter'] / 1e6:.1f} | {parameters / 1e6:.1f} "
+            f"| {figures['bytes_per_parameter']:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def _sentences(results: Mapping) -> list[str]:
+    machine, gemm, inputs = results["machine"], results["gemm"], results["inputs"]
+    rates = [
+        f"{statistics.median(gemm[name]) / 1e9:.0f} GFLOP/s [{min(gemm[name]) / 1e9:.0f}, "
+        f"{max(gemm[name]) / 1e9:.0f}] at {' x '.join(map(str, gemm[f'{name}_shape']))}"
+        for name in ("square", "model")
+    ]
+    sentences = [f"Matrix products of this machine in bf16: {rates[0]}, {rates[1]}."]
+    if "step" in results:
+        step, figures = results["step"], step_figures(results)
+        sentences.append(
+            f"A whole expectation step (8 passages, 5 self-edits each, 3 repeats, 10 epochs, q,v): "
+            f"{figures['bank'] / 60:.1f} minutes with banks ({step['epochs_run']} epochs of one repeat were run: "
+            f"{step['training_seconds']:.0f} s of training and {step['answer_seconds']:.0f} s of answers, banks: "
+            f"{step['banks']}), "
+            f"{figures['reference'] / 3600:.1f} hours the reference way ({step['repeats']} x {step['steps']} steps and "
+            f"the answers, projected): {figures['over_reference']:.0f} times as long."
+        )
+    else:
+        sentences.append("Memory and the whole expectation step were left out (`--quick`).")
+    if "quantized" not in results:
+        reason = "`--quick`" if results["quick"] else "bitsandbytes is not installed"
+        sentences.append(f"The quantized base was left out ({reason}).")
+    sentences += [
+        f"{inputs['self_edits']} self-edits, {inputs['lines']} lines of {inputs['tokens_per_line']:.0f} tokens on average "
+        f"and passages of {inputs['tokens_per_passage']:.0f}; a sequence has {inputs['tokens_per_sequence']:.0f} tokens.",
+        f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads, "
+        f"{machine['memory_bytes'] / 1e9:.0f} GB; {machine['system']}, Python {machine['python']}; "
+        + ", ".join(f"{name} {version or 'absent'}" for name, version in results["versions"].items())
+        + f"; {results['date']}; `{results['command']}`, {results['seconds'] / 60:.1f} minutes.",
+    ]
+    return sentences
+
+
+def _spread(values: Sequence[float], digits: int = 0) -> str:
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f}"
+    return f"{statistics.median(values):.{digits}f} [{min(values):.{digits}f}, {max(values):.{digits}f}]"
+
+
+def write_readme(results: Mapping, template: Path, readme: Path) -> None:
+    """Fill the tables into the template's place for them."""
+    text = template.read_text(encoding="utf-8").replace("{table}", table(results))
+    readme.write_text(text, encoding="utf-8")

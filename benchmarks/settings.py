@@ -1,0 +1,60 @@
+"""How much of everything is measured."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Settings:
+    """
+    How much is measured.
+
+    Parameters:
+        adapters (`tuple[int, ...]`):
+            Sizes of the banks.
+        targets (`tuple[str, ...]`):
+            Sets of adapted modules, by their names in `ways.TARGETS`.
+        repetitions (`int`):
+            How often the ways take turns.
+        peft_updates (`int`):
+            Self-edits that PEFT trains on in one turn, one epoch each.
+        reference_steps (`int`):
+            Steps of the reference way, after one that is not counted.
+        memory_adapters (`tuple[int, ...]`):
+            Sizes of the banks whose memory is measured; none are where it is empty.
+        answer_repetitions (`int`):
+            How often the two ways to answer take turns.
+        peft_answer_adapters (`int`):
+            Adapters of the largest bank that answer with PEFT, one after another; the time of all is projected.
+        max_answer_length (`int`):
+            Longest answer, in tokens.
+        step_epochs (`int`):
+            Epochs that are run of one repeat of an expectation step; 0 leaves it out.
+        quantized (`bool`):
+            Whether the quantized base is measured.
+    """
+
+    adapters: tuple[int, ...] = (16, 40)
+    targets: tuple[str, ...] = ("q,v", "all-linear")
+    repetitions: int = 3
+    peft_updates: int = 4
+    reference_steps: int = 2
+    memory_adapters: tuple[int, ...] = (1, 8, 32)
+    answer_repetitions: int = 2
+    peft_answer_adapters: int = 8
+    max_answer_length: int = 32
+    step_epochs: int = 4
+    quantized: bool = True
+
+
+QUICK = Settings(
+    adapters=(16,),
+    targets=("q,v",),
+    repetitions=2,
+    peft_updates=3,
+    reference_steps=1,
+    memory_adapters=(),
+    answer_repetitions=1,
+    peft_answer_adapters=2,
+    step_epochs=0,
+    quantized=False,
+)
