@@ -59,6 +59,8 @@ class Decoder:
     def __enter__(self) -> "Decoder":
         self._context.enter_context(torch.no_grad())
         self._context.enter_context(grouped_attention(self.base))
+        handle = self.base.get_output_embeddings().register_forward_pre_hook(_contiguous)
+        self._context.callback(handle.remove)
         self._context.enter_context(self._attached)
         return self
 
@@ -183,6 +185,15 @@ class Decoder:
 
     def _tensor(self, values: Sequence) -> torch.Tensor:
         return torch.tensor(values, device=self.device)
+
+
+def _contiguous(module: nn.Module, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+    """
+    The last token's hidden states without the gaps between them.
+
+    torch multiplies frozen weights with states that have gaps row by row, each with a copy of the weights of its own.
+    """
+    return (args[0].contiguous(),)
 
 
 def _passes(lengths: Sequence[int]) -> Iterator[range]:

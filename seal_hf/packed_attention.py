@@ -7,6 +7,7 @@ attention does the whole row; that path follows torch's documentation and was no
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +31,7 @@ class PackedAttention:
     Attention within each sequence of a packed row, to be handed to the model's forward pass as `packed_attention`.
 
     Parameters:
-        blocks (`Sequence[Block]`):
+        blocks (`tuple[Block, ...]`):
             The blocks of the row.
 
     Attributes:
@@ -38,7 +39,7 @@ class PackedAttention:
             The sliding windows of the layers that have called it.
     """
 
-    def __init__(self, blocks: Sequence[Block]):
+    def __init__(self, blocks: tuple[Block, ...]):
         self.blocks = blocks
         self.windows: set[int | None] = set()
         self._biases: dict[tuple[int, int, int | None], torch.Tensor] = {}
@@ -48,7 +49,7 @@ class PackedAttention:
     ) -> torch.Tensor:
         """Queries `(1, H, N, D)`, keys and values `(1, H_kv, N, D)`; returns `(1, N, H, D)`."""
         self.windows.add(window)
-        if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
+        if _has_varlen_attention(query):
             return _varlen_attention(query, key, value, self.blocks, scale, window)
         groups = query.shape[1] // key.shape[1]
         biases = [
@@ -72,6 +73,16 @@ def _seen(length: int, window: int | None, device: torch.device) -> torch.Tensor
     return distance >= 0 if window is None else (distance >= 0) & (distance < window)
 
 
+def _has_varlen_attention(query: torch.Tensor) -> bool:
+    """Flash attention is for half precision, heads of at most 256 features, and GPUs from Ampere on."""
+    return (
+        query.is_cuda
+        and query.dtype in (torch.float16, torch.bfloat16)
+        and query.shape[-1] <= 256
+        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    )
+
+
 class _BlockAttention(torch.autograd.Function):
     """Attention block by block. The gradients are written into one row each, with no copy of the row per block."""
 
@@ -81,7 +92,7 @@ class _BlockAttention(torch.autograd.Function):
         query: torch.Tensor,  # (1, H, N, D)
         key: torch.Tensor,  # (1, H_kv, N, D)
         value: torch.Tensor,  # (1, H_kv, N, D)
-        blocks: Sequence[Block],
+        blocks: tuple[Block, ...],
         biases: Sequence[torch.Tensor | None],
         scale: float,
         window: int | None,
@@ -179,16 +190,14 @@ def _varlen_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    blocks: Sequence[Block],
+    blocks: tuple[Block, ...],
     scale: float,
     window: int | None,
 ) -> torch.Tensor:
     """As [`PackedAttention`] by one call of flash attention over sequences of any lengths."""
     from torch.nn.attention.varlen import varlen_attn
 
-    lengths = [block.length for block in blocks for _ in range(block.num_adapters * block.num_rows)]
-    ends = torch.tensor([0, *lengths], device=query.device).cumsum(0, dtype=torch.int32)
-    longest = max(lengths)
+    ends, longest = _sequence_ends(blocks, query.device), max(block.length for block in blocks)
     attended = varlen_attn(
         *(rows[0].transpose(0, 1).contiguous() for rows in (query, key, value)),
         ends,
@@ -200,6 +209,13 @@ def _varlen_attention(
         enable_gqa=query.shape[1] != key.shape[1],
     )
     return attended[None]
+
+
+@lru_cache(maxsize=8)  # one transfer to the device for all layers of a pass
+def _sequence_ends(blocks: tuple[Block, ...], device: torch.device) -> torch.Tensor:
+    """Where each sequence ends, after a 0: `(R + 1,)`."""
+    lengths = [block.length for block in blocks for _ in range(block.num_adapters * block.num_rows)]
+    return torch.tensor([0, *lengths], device=device).cumsum(0, dtype=torch.int32)
 
 
 def _packed_attention_forward(

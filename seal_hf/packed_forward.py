@@ -6,6 +6,7 @@ layers mix tokens in other ways than plain causal attention get one padded batch
 right, under a causal mask no real token sees it, so no mask is needed.
 """
 
+import inspect
 import logging
 from collections.abc import Mapping, Sequence
 
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 _BLOCK_COST, _PASS_COST = 24, 64
 # Tokens of one pass. With more, the activations outgrow the caches of a CPU; with fewer, a GPU has too little to do.
 _PASS_TOKENS = {"cpu": 1024, "cuda": 16384}
+# Padded lengths are multiples of 16 bytes in bf16, which grouped products ask for.
+_LENGTH_MULTIPLE = {"cpu": 1, "cuda": 8}
 
 
 class TrainingForward:
@@ -80,7 +83,7 @@ class TrainingForward:
         Returns:
             `torch.Tensor` of shape `(K,)`: the loss of each adapter, the mean over its labels.
         """
-        row = PackedRow(batches, self.device)
+        row = PackedRow(batches, self.device, _LENGTH_MULTIPLE.get(self.device.type, 1))
         hooks = lora_hooks(loras, row.blocks, self.layout.scaling)
         with torch.enable_grad(), hooked(self.model, hooks):
             token_losses = self._losses(row) * row.shares
@@ -140,7 +143,9 @@ class TrainingForward:
     def _can_pack(self) -> bool:
         """Whether sequences in one row do not see each other and give the logits that they give alone."""
         config = self.base.config.get_text_config()
-        if not getattr(self.base, "_supports_attention_backend", False):
+        parameters = inspect.signature(self.base.forward).parameters
+        takes_options = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+        if not (getattr(self.base, "_supports_attention_backend", False) and takes_options):
             return False
         if not set(getattr(config, "layer_types", None) or ()) <= {"full_attention", "sliding_attention"}:
             return False

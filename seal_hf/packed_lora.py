@@ -6,8 +6,8 @@ Two products do all of it, each behind one function: [`_by_adapter`] multiplies 
 on CUDA grouped products over the whole row, which follow torch's documentation and were not run on a GPU.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -75,7 +75,7 @@ class _PackedLora(torch.autograd.Function):
         lora_a: torch.Tensor,  # (K, r, in)
         base: torch.Tensor,  # (N, out)
         lora: TrainedLora,
-        blocks: Sequence[Block],
+        blocks: tuple[Block, ...],
         scaling: float,
     ) -> torch.Tensor:
         low_rank = _by_adapter(hidden, lora_a.mT, blocks)  # (N, r)
@@ -98,12 +98,12 @@ class _PackedLora(torch.autograd.Function):
 def _by_adapter(
     tokens: torch.Tensor,
     matrices: torch.Tensor,
-    blocks: Sequence[Block],
+    blocks: tuple[Block, ...],
     scaling: float = 1.0,
     base: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`base + scaling * tokens @ matrix`, tokens `(N, m)` and for each adapter a matrix `(K, m, n)`."""
-    if tokens.is_cuda and tokens.dtype == torch.bfloat16:
+    if _has_grouped_products(tokens, matrices.shape):
         product = F.grouped_mm(tokens, matrices, offs=_ends(blocks, tokens.device))
         if base is None:
             return product if scaling == 1.0 else product.mul_(scaling)
@@ -118,16 +118,27 @@ def _by_adapter(
 
 
 def _sum_by_adapter(
-    left: torch.Tensor, right: torch.Tensor, blocks: Sequence[Block], scaling: float, into: torch.Tensor, *, add: bool
+    left: torch.Tensor,
+    right: torch.Tensor,
+    blocks: tuple[Block, ...],
+    scaling: float,
+    into: torch.Tensor,
+    *,
+    add: bool,
 ) -> None:
     """Set `into` `(K, m, n)`, or add to it, `scaling * left^T @ right` over each adapter's tokens, `(N, m)` and `(N, n)`."""
-    if left.is_cuda and left.dtype == torch.bfloat16:
+    if _has_grouped_products(left, into.shape):
         sums = F.grouped_mm(left.mT, right, offs=_ends(blocks, left.device)).mul_(scaling)
         into.add_(sums) if add else into.copy_(sums)
         return
     for block in blocks:
         lefts, rights = _of_block(left, block), _of_block(right, block)
         into[block.adapters].baddbmm_(lefts.mT, rights, beta=add, alpha=scaling)
+
+
+def _has_grouped_products(tokens: torch.Tensor, shape: torch.Size) -> bool:
+    """Grouped products are for bf16, and for rows of a multiple of 16 bytes."""
+    return tokens.is_cuda and tokens.dtype == torch.bfloat16 and shape[1] % 8 == 0 and shape[2] % 8 == 0
 
 
 def _of_block(rows: torch.Tensor, block: Block) -> torch.Tensor:
@@ -137,7 +148,8 @@ def _of_block(rows: torch.Tensor, block: Block) -> torch.Tensor:
     return rows.as_strided((block.num_adapters, num_tokens, size), (num_tokens * size, size, 1), offset)
 
 
-def _ends(blocks: Sequence[Block], device: torch.device) -> torch.Tensor:
+@lru_cache(maxsize=8)  # one transfer to the device for all modules of a pass
+def _ends(blocks: tuple[Block, ...], device: torch.device) -> torch.Tensor:
     """Where each adapter's tokens end, `(K,)`."""
     counts = [block.num_rows * block.length for block in blocks for _ in range(block.num_adapters)]
     return torch.tensor(counts, device=device).cumsum(0, dtype=torch.int32)
@@ -145,7 +157,7 @@ def _ends(blocks: Sequence[Block], device: torch.device) -> torch.Tensor:
 
 def _add_lora(
     lora: TrainedLora,
-    blocks: Sequence[Block],
+    blocks: tuple[Block, ...],
     scaling: float,
     module: nn.Module,
     args: tuple[torch.Tensor],
@@ -162,14 +174,14 @@ def _add_lora(
     return _PackedLora.apply(hidden, lora.lora_a, base, lora, blocks, scaling).view(output.shape)
 
 
-def lora_hooks(loras: Mapping[str, TrainedLora], blocks: Sequence[Block], scaling: float) -> dict[str, Callable]:
+def lora_hooks(loras: Mapping[str, TrainedLora], blocks: tuple[Block, ...], scaling: float) -> dict[str, Callable]:
     """
     What [`hooked`] needs to add trainable adapters to forward passes over a packed row.
 
     Parameters:
         loras (`Mapping[str, TrainedLora]`):
             The matrices of each adapted module (see [`LoraLeaves.stacks`]).
-        blocks (`Sequence[Block]`):
+        blocks (`tuple[Block, ...]`):
             The blocks of the row.
         scaling (`float`):
             LoRA's scaling.

@@ -132,6 +132,8 @@ class PackedRow:
             For each block its adapters' sequences. Adapters are counted through in this order.
         device (`torch.device`):
             Where the tensors are made.
+        multiple (`int`, *optional*, defaults to `1`):
+            Padded lengths are multiples of it.
 
     Attributes:
         blocks (`tuple[Block, ...]`):
@@ -150,11 +152,12 @@ class PackedRow:
             Weight of each label in its adapter's loss, which is the mean over its labels.
     """
 
-    def __init__(self, batches: Sequence[Sequence[Batch]], device: torch.device):
+    def __init__(self, batches: Sequence[Sequence[Batch]], device: torch.device, multiple: int = 1):
         blocks, ids, places, positions, owners, counts = [], [], [], [], [], []
         for block_batches in batches:
             num_rows = max(len(batch) for batch in block_batches)
-            length = max(len(sequence.input_ids) for batch in block_batches for sequence in batch)
+            longest = max(len(sequence.input_ids) for batch in block_batches for sequence in batch)
+            length = -(-longest // multiple) * multiple
             blocks.append(Block(len(counts), len(block_batches), num_rows, length, len(ids)))
             for batch in block_batches:
                 for sequence in batch:

@@ -327,3 +327,14 @@ def test_empty_prompt(model, tokenizer):
     with pytest.raises(ValueError, match=r"prompts\[1\] is empty"):
         generate(model, tokenizer, ["Ann", ""], max_new_tokens=5)
     assert generate(model, tiny_tokenizer(bos=True), [""], max_new_tokens=5)[0].num_tokens == 5
+
+
+def test_output_embedding_sees_states_without_gaps():
+    """With gaps torch copies frozen weights for every row; see `decoding._contiguous`."""
+    model, seen = tiny_llama().requires_grad_(False), []
+    head = model.get_output_embeddings()
+    handle = head.register_forward_hook(lambda module, args, output: seen.append(args[0].is_contiguous()))
+    generate(model, tiny_tokenizer(), ["Ann keeps bees", "and moths"], max_new_tokens=3)
+    handle.remove()
+    assert seen and all(seen)
+    assert not head._forward_pre_hooks

@@ -11,7 +11,7 @@ from tiny_models import KINDS, VOCAB_SIZE, tiny_llama, tiny_model
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, MambaConfig, MambaForCausalLM
 
-from seal_hf import packed_attention, packed_forward, packed_loss
+from seal_hf import packed_attention, packed_forward, packed_lora, packed_loss
 from seal_hf.frozen_norm import frozen_norms
 from seal_hf.inner_update import TrainingSequence
 from seal_hf.lora_layout import lora_layout
@@ -112,6 +112,13 @@ def test_second_block_of_a_packed_row_begins_where_the_first_ends():
     assert row.blocks == (Block(0, 1, 1, 5, 0), Block(1, 2, 1, 3, 5))
     assert row.blocks[1].adapters == slice(1, 3) and row.blocks[1].tokens == slice(5, 11)
     assert row.position_ids.tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 0, 1, 2]
+
+
+def test_padded_lengths_are_multiples():
+    row = PackedRow([[[sequence(5)]], [[sequence(8)]]], CPU, multiple=4)
+    assert [block.length for block in row.blocks] == [8, 8]
+    assert row.position_ids.tolist() == [*range(8), *range(8)]
+    assert row.positions.tolist() == [0, 1, 2, 3, 8, 9, 10, 11, 12, 13, 14]
 
 
 @pytest.mark.parametrize("window", [None, 3])
@@ -317,3 +324,35 @@ def test_norms_with_trained_weights_are_left_alone():
     model = tiny_llama()
     with frozen_norms(model):
         assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_grouped_products_equal_those_by_block(monkeypatch):
+    """The products that CUDA uses, which torch has for the CPU too."""
+    model = tiny_llama(dtype=torch.bfloat16)
+    batches = [[[sequence(9, seed=1)], [sequence(7, seed=2)]], [[sequence(4, seed=3)]]]
+    gradients = []
+    for grouped in (False, True):
+        monkeypatch.setattr(packed_lora, "_has_grouped_products", lambda tokens, shape, grouped=grouped: grouped)
+        forward = TrainingForward(
+            model.requires_grad_(False), lora_layout(model, LoraConfig(r=8, target_modules="all-linear"))
+        )
+        leaves = LoraLeaves(forward.layout, 3, torch.bfloat16, CPU)
+        leaves.weights.copy_(0.3 * torch.randn(leaves.weights.shape, generator=torch.Generator().manual_seed(0)))
+        losses = forward.backward(leaves.stacks(slice(0, 3)), batches)
+        gradients.append((losses, leaves.grad.float()))
+    (losses, grads), (other_losses, other_grads) = gradients
+    torch.testing.assert_close(other_losses, losses, rtol=0.02, atol=0.02)
+    assert torch.nn.functional.cosine_similarity(other_grads, grads, dim=1).min() > 0.99
+
+
+def test_forward_pass_without_options_keeps_a_model_from_packing(monkeypatch):
+    model = tiny_llama()
+    own = model.forward
+    monkeypatch.setattr(
+        model,
+        "forward",
+        lambda input_ids, position_ids=None, use_cache=None: own(
+            input_ids=input_ids, position_ids=position_ids, use_cache=use_cache
+        ),
+    )
+    assert not forward_of(model).packs
