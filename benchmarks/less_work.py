@@ -131,14 +131,16 @@ def compare(passages: Sequence[Passage]) -> dict[str, object]:
                 gains[key].append(np.mean(own_gains[key]))
                 updates[key].append(np.mean(own_updates[key]))
         full = np.array(gains["accuracy", "full"])
+        has_gain = np.percentile(full[draws].mean(1), 2.5) > 0
         comparison[split] = {}
         for key in schemes:
             own = np.array(gains[key])
-            share = own[draws].mean(1) / full[draws].mean(1)
+            # Of a gain that may be none there is no share.
+            share = _estimate(own.mean() / full.mean(), own[draws].mean(1) / full[draws].mean(1)) if has_gain else None
             comparison[split][f"{key[0]}, {key[1]}"] = {
                 "updates_saved": 1 - float(np.sum(updates[key]) / np.sum(updates["accuracy", "full"])),
                 "gain": _estimate(own.mean(), own[draws].mean(1)),
-                "share_kept": _estimate(own.mean() / full.mean(), share),
+                "share_kept": share,
             }
     num_edits, num_repeats, _ = passages[0].accuracy.shape
     return {
@@ -278,10 +280,10 @@ def lines_of(name: str, result: dict) -> list[str]:
         lines.append(f"  {split}")
         for scheme, own in schemes.items():
             gain, share = own["gain"], own["share_kept"]
+            kept = f"{share['value']:.0%} [{share['low']:.0%}, {share['high']:.0%}]" if share else "undetermined"
             lines.append(
                 f"    {scheme:20} updates saved {own['updates_saved']:5.0%}   gain {100 * gain['value']:+5.1f} points "
-                f"[{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}]   share kept {share['value']:.0%} "
-                f"[{share['low']:.0%}, {share['high']:.0%}]"
+                f"[{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}]   share kept {kept}"
             )
     return lines
 

@@ -35,7 +35,7 @@ class Settings:
 
     adapters: tuple[int, ...] = (16, 40)
     targets: tuple[str, ...] = ("q,v", "all-linear")
-    repetitions: int = 3
+    repetitions: int = 2
     peft_updates: int = 4
     reference_steps: int = 2
     memory_adapters: tuple[int, ...] = (1, 8, 32)
