@@ -20,6 +20,7 @@ from .adapter_bank import AdapterBank
 from .grouped_attention import grouped_attention
 from .key_values import continued, joined, roomy_cache
 from .lora_layout import unwrap
+from .model_state import head_input_changed
 
 
 # Tokens that one forward pass reads: enough for full speed, while the activations of a small model stay in a CPU's cache.
@@ -59,8 +60,9 @@ class Decoder:
     def __enter__(self) -> "Decoder":
         self._context.enter_context(torch.no_grad())
         self._context.enter_context(grouped_attention(self.base))
-        handle = self.base.get_output_embeddings().register_forward_pre_hook(_contiguous)
-        self._context.callback(handle.remove)
+        # The last token's hidden states have gaps between them, and torch multiplies frozen weights with such states row
+        # by row, each with a copy of the weights of its own.
+        self._context.enter_context(head_input_changed(self.base, torch.Tensor.contiguous))
         self._context.enter_context(self._attached)
         return self
 
@@ -185,15 +187,6 @@ class Decoder:
 
     def _tensor(self, values: Sequence) -> torch.Tensor:
         return torch.tensor(values, device=self.device)
-
-
-def _contiguous(module: nn.Module, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-    """
-    The last token's hidden states without the gaps between them.
-
-    torch multiplies frozen weights with states that have gaps row by row, each with a copy of the weights of its own.
-    """
-    return (args[0].contiguous(),)
 
 
 def _passes(lengths: Sequence[int]) -> Iterator[range]:

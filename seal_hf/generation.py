@@ -4,7 +4,6 @@ Batched text generation: many prompts at once, an adapter per row, reproducible 
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from .adapter_bank import AdapterBank
 from .decoding import Decoder
 from .lora_layout import unwrap
+from .model_state import evaluating
 from .sampling import Sampler, Sampling, draw_seed
 
 
@@ -198,7 +198,7 @@ def _generate_batch(
     written: list[list[int]] = [[] for _ in prompts]
     ended = [False] * len(prompts)
     rows = list(range(len(prompts)))  # those that the decoder still holds
-    with _evaluating(model), Decoder(model, pad_id, adapters, bank) as decoder:
+    with evaluating(model), Decoder(model, pad_id, adapters, bank) as decoder:
         logits = decoder.read(prompts)
         for num_tokens in range(1, max_new_tokens + 1):
             tokens = sampler(logits) if sampler is not None else _likeliest(logits)
@@ -234,18 +234,6 @@ def _eos_token_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> set[
     eos = model.generation_config.eos_token_id
     ids = set(eos) if isinstance(eos, list) else {eos}
     return {token for token in ids | {tokenizer.eos_token_id} if token is not None}
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for one call."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 class _Progress:

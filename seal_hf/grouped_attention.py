@@ -5,8 +5,7 @@ Where there is a mask, transformers first copies keys and values for every query
 Query heads of one key head are instead given to the same kernel as further positions of one head.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -16,22 +15,16 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .model_state import attention_set
+
 
 GROUPED_ATTENTION = "seal_hf_grouped"  # its name among transformers' attention functions
 
 
-@contextmanager
-def grouped_attention(model: PreTrainedModel) -> Iterator[None]:
+def grouped_attention(model: PreTrainedModel) -> AbstractContextManager[None]:
     """Let a model that uses torch's attention use it grouped inside the `with` block; others are left as they are."""
-    config = model.config.get_text_config()
-    if config._attn_implementation != "sdpa":
-        yield
-        return
-    config._attn_implementation = GROUPED_ATTENTION
-    try:
-        yield
-    finally:
-        config._attn_implementation = "sdpa"
+    is_torch = model.config.get_text_config()._attn_implementation == "sdpa"
+    return attention_set(model, GROUPED_ATTENTION) if is_torch else nullcontext()
 
 
 def _grouped_attention_forward(

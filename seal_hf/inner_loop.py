@@ -24,6 +24,7 @@ from torch import nn
 from .adapter_bank import AdapterBank, activation_dtype, is_packed_for_inference
 from .frozen_norm import frozen_norms
 from .inner_update import InnerUpdate, learning_rate, training_order
+from .model_state import evaluating
 from .packed_forward import TrainingForward
 from .packed_lora import LoraLeaves
 
@@ -213,15 +214,12 @@ class _RowOptimizer:
 @contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
     """Evaluation mode and no gradients for the model's own parameters inside the block; both restored after it."""
-    modes = [(module, module.training) for module in model.modules()]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    model.eval()
     for parameter in trainable:
         parameter.requires_grad_(False)
     try:
-        yield
+        with evaluating(model):
+            yield
     finally:
         for parameter in trainable:
             parameter.requires_grad_(True)
-        for module, training in modes:
-            module.training = training

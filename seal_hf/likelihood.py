@@ -8,20 +8,15 @@ answer has no ties, and takes one forward pass over prompt and answer.
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from .adapter_bank import AdapterBank
-from .example_set import ExampleSet
 from .generation import Prompt, context_length, encode_prompt
 from .lora_layout import unwrap
-
-
-if TYPE_CHECKING:
-    from .self_adapting_lm import SelfAdaptingLM
+from .model_state import evaluating, head_input_changed
 
 
 def answer_log_likelihoods(
@@ -115,41 +110,6 @@ def encode_answer(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, answer: st
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def check_gold_answers(lm: "SelfAdaptingLM", data: ExampleSet, name: str) -> None:
-    """
-    Raises:
-        ValueError: A domain without gold answers, an example that lacks one, or one that does not fit the model's
-            context.
-    """
-    context = context_length(lm.model)
-    for example, example_id in zip(data.examples, data.ids, strict=True):
-        try:
-            gold_answers = lm.domain.gold_answers(example)
-        except (AttributeError, NotImplementedError) as error:
-            raise ValueError(
-                f"reward='likelihood' needs the gold answers, which {type(lm.domain).__name__} does not give; implement "
-                "its gold_answers(example), or use reward='accuracy'."
-            ) from error
-        prompts = lm.domain.questions(example)
-        if len(gold_answers) != len(prompts) or not all(
-            answers and all(answer.strip() for answer in answers) for answers in gold_answers
-        ):
-            raise ValueError(
-                f"{name}: example {example_id} has {len(prompts)} questions, but not a gold answer to each, which "
-                "reward='likelihood' needs; add them, or drop the example."
-            )
-        longest = max(
-            len(encode_prompt(lm.processing_class, prompt) + encode_answer(lm.processing_class, prompt, answer))
-            for prompt, answers in zip(prompts, gold_answers, strict=True)
-            for answer in answers
-        )
-        if context is not None and longest > context:
-            raise ValueError(
-                f"{name}: example {example_id} has a question that with its gold answer takes {longest} tokens, more than "
-                f"the model's context of {context}; shorten or drop the question."
-            )
-
-
 @torch.no_grad()
 def _log_likelihoods(model: nn.Module, sequences: Sequence[list[int]], prompt_lengths: Sequence[int]) -> list[float]:
     """Mean log-probability of each sequence's tokens behind its prompt, in nats."""
@@ -164,19 +124,11 @@ def _log_likelihoods(model: nn.Module, sequences: Sequence[list[int]], prompt_le
         owners += [row] * (len(ids) - prompt_length)
     positions, owners = torch.tensor(positions, device=device), torch.tensor(owners, device=device)  # (N,)
 
-    def select(module: nn.Module, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-        return (args[0].flatten(0, 1).index_select(0, positions),)
+    def select(states: torch.Tensor) -> torch.Tensor:
+        return states.flatten(0, 1).index_select(0, positions)
 
-    modes = [module for module in base.modules() if module.training]
-    base.eval()
-    # At the output embedding's input, whatever the architecture does around it.
-    handle = base.get_output_embeddings().register_forward_pre_hook(select)
-    try:
+    with evaluating(base), head_input_changed(base, select):
         logits = base(input_ids=input_ids, use_cache=False).logits  # (N, V)
-    finally:
-        handle.remove()
-        for module in modes:
-            module.training = True
     labels = input_ids.flatten()[positions + 1]
     own = logits.float().log_softmax(-1).gather(-1, labels[:, None]).squeeze(-1)
     sums = torch.zeros(len(sequences), device=device).index_add_(0, owners, own)

@@ -6,6 +6,7 @@ matrix products are several times faster, above all in the backward pass. On CUD
 attention does the whole row; that path follows torch's documentation and was not run on a GPU.
 """
 
+import importlib.util
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -74,9 +75,10 @@ def _seen(length: int, window: int | None, device: torch.device) -> torch.Tensor
 
 
 def _has_varlen_attention(query: torch.Tensor) -> bool:
-    """Flash attention is for half precision, heads of at most 256 features, and GPUs from Ampere on."""
+    """Flash attention is for half precision, heads of at most 256 features, GPUs from Ampere on, and newer torch."""
     return (
         query.is_cuda
+        and importlib.util.find_spec("torch.nn.attention.varlen") is not None
         and query.dtype in (torch.float16, torch.bfloat16)
         and query.shape[-1] <= 256
         and torch.cuda.get_device_capability(query.device) >= (8, 0)
@@ -195,7 +197,7 @@ def _varlen_attention(
     window: int | None,
 ) -> torch.Tensor:
     """As [`PackedAttention`] by one call of flash attention over sequences of any lengths."""
-    from torch.nn.attention.varlen import varlen_attn
+    from torch.nn.attention.varlen import varlen_attn  # not in older versions of torch
 
     ends, longest = _sequence_ends(blocks, query.device), max(block.length for block in blocks)
     attended = varlen_attn(

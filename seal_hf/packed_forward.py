@@ -16,6 +16,7 @@ from torch import nn
 
 from .inner_update import TrainingSequence
 from .lora_layout import LoraLayout, hooked, unwrap
+from .model_state import attention_set, head_input_changed
 from .packed_attention import PACKED_ATTENTION, PackedAttention, UnsupportedAttention
 from .packed_lora import TrainedLora, lora_hooks
 from .packed_loss import PiecewiseCrossEntropy
@@ -68,7 +69,9 @@ class TrainingForward:
         """
         if not self.packs:
             return [[block] for block in cut_into_blocks(batches, _PASS_COST)]
-        return share_out(batches, cut_into_blocks(batches, _BLOCK_COST), _PASS_TOKENS.get(self.device.type, 16384))
+        return share_out(
+            batches, cut_into_blocks(batches, _BLOCK_COST), _PASS_TOKENS.get(self.device.type, _PASS_TOKENS["cuda"])
+        )
 
     def backward(self, loras: Mapping[str, TrainedLora], batches: Sequence[Sequence[Batch]]) -> torch.Tensor:
         """
@@ -98,16 +101,14 @@ class TrainingForward:
         """The loss at each label, `(M,)`, in nats, fp32."""
         hidden = []
 
-        def select(module: nn.Module, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-            labelled = args[0].flatten(0, 1).index_select(0, row.positions)
+        def select(states: torch.Tensor) -> torch.Tensor:
+            labelled = states.flatten(0, 1).index_select(0, row.positions)
             hidden.append(labelled)
-            return (labelled if self.cross_entropy is None else labelled[:0],)
+            # The cross entropy works the logits out itself.
+            return labelled if self.cross_entropy is None else labelled[:0]
 
-        handle = self.base.get_output_embeddings().register_forward_pre_hook(select)
-        try:
+        with head_input_changed(self.base, select):
             logits = self._logits(row)
-        finally:
-            handle.remove()
         if self.cross_entropy is None:
             return F.cross_entropy(logits.float(), row.labels, reduction="none")
         return self.cross_entropy(hidden[0], row.labels)
@@ -118,18 +119,13 @@ class TrainingForward:
         return self.base(input_ids=row.input_ids.view(-1, row.blocks[0].length), use_cache=False).logits
 
     def _packed_logits(self, row: PackedRow, attention: PackedAttention) -> torch.Tensor:
-        config = self.base.config.get_text_config()
-        own = config._attn_implementation
-        config._attn_implementation = PACKED_ATTENTION
-        try:
+        with attention_set(self.base, PACKED_ATTENTION):
             return self.base(
                 input_ids=row.input_ids[None],
                 position_ids=row.position_ids[None],
                 use_cache=False,
                 packed_attention=attention,
             ).logits
-        finally:
-            config._attn_implementation = own
 
     def _plain_head(self) -> nn.Linear | None:
         head, outputs = self.base.get_output_embeddings(), []

@@ -137,8 +137,9 @@ def _sum_by_adapter(
 
 
 def _has_grouped_products(tokens: torch.Tensor, shape: torch.Size) -> bool:
-    """Grouped products are for bf16, and for rows of a multiple of 16 bytes."""
-    return tokens.is_cuda and tokens.dtype == torch.bfloat16 and shape[1] % 8 == 0 and shape[2] % 8 == 0
+    """Grouped products are for bf16 and rows of a multiple of 16 bytes, and not in older versions of torch."""
+    aligned = shape[1] % 8 == 0 and shape[2] % 8 == 0
+    return tokens.is_cuda and tokens.dtype == torch.bfloat16 and aligned and hasattr(F, "grouped_mm")
 
 
 def _of_block(rows: torch.Tensor, block: Block) -> torch.Tensor:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from .banks import adapters_per_bank, work_of
 from .domains import KnowledgeDomain
 from .example_set import ExampleSet
-from .generation import context_length, encode_prompt
 from .inner_loop import InnerStep
 from .inner_update import InnerUpdate, tokenize_self_edit
 from .journal import PASSAGE_ONLY
@@ -73,48 +72,6 @@ class RunPlan:
         if self.seconds is not None:
             lines.append(f"about {self.seconds / 60:.0f} minutes by a short probe of this machine, without the SFT")
         return "\n".join(lines)
-
-
-def check_lengths(
-    lm: SelfAdaptingLM, args: SEALConfig, data: ExampleSet, name: str, is_trained_on: bool = False
-) -> None:
-    """
-    Raises:
-        ValueError: An example whose prompts do not fit the model's context, named with its length.
-    """
-    context = context_length(lm.model)
-    for example, example_id in zip(data.examples, data.ids, strict=True):
-        try:
-            questions = list(lm.domain.questions(example))
-        except KeyError as error:
-            raise ValueError(
-                f"{name}: example {example_id} has no {error}, which {type(lm.domain).__name__} asks for; add it, or drop "
-                "the example."
-            ) from error
-        if not questions:
-            raise ValueError(
-                f"{name}: example {example_id} has no question, so that nothing can be rewarded; add one, or drop it."
-            )
-        if isinstance(lm.domain, KnowledgeDomain):
-            questions += lm.domain.questions_in_context(example)
-        prompt_length = len(encode_prompt(lm.processing_class, lm.domain.prompt(example)))
-        if is_trained_on and args.max_length is not None and prompt_length >= args.max_length:
-            raise ValueError(
-                f"{name}: example {example_id} has a prompt of {prompt_length} tokens, which leaves no room for a "
-                f"self-edit in the outer SFT's max_length={args.max_length}; raise it, or drop the example."
-            )
-        for prompts, new_tokens, option in (
-            ([lm.domain.prompt(example)], args.max_completion_length, "max_completion_length"),
-            (questions, args.max_answer_length, "max_answer_length"),
-        ):
-            if context is None:
-                break
-            longest = max(len(encode_prompt(lm.processing_class, prompt)) for prompt in prompts)
-            if longest + new_tokens > context:
-                raise ValueError(
-                    f"{name}: example {example_id} has a prompt of {longest} tokens, which with {option}={new_tokens} "
-                    f"exceeds the model's context of {context}; shorten or drop the example, or lower {option}."
-                )
 
 
 def plan_run(

@@ -31,17 +31,17 @@ from transformers.trainer_utils import TrainOutput
 from trl.trainer.base_trainer import _BaseTrainer
 
 from .domains import Domain, KnowledgeDomain
+from .example_checks import check_gold_answers, check_lengths
 from .example_set import ExampleSet
 from .generation import context_length, draw_seed
 from .journal import Journal, ScoredSelfEdit, SelectedSelfEdit, explaining_failed_write
-from .likelihood import check_gold_answers
 from .outer_sft import fit_policy, optimizer_steps, require_end_token
 from .policy import policy_weights, prepare_policy, read_policy, restore_policy, write_policy
 from .policy_publishing import PolicyPublishing
 from .processes import Processes
 from .rollout import Rollout, baselines_of
 from .run_folder import RunFolder, run_settings
-from .run_plan import RunPlan, check_lengths, plan_run
+from .run_plan import RunPlan, plan_run
 from .run_plot import save_plot
 from .run_report import Evaluation, evaluations, metrics, round_metrics, save_samples
 from .seal_config import SEALConfig

@@ -12,9 +12,10 @@ from tokenizers import AddedToken
 from seal_hf import InnerLoopConfig, SelfAdaptingLM, SelfEdit
 from seal_hf.adapter_bank import AdapterBank
 from seal_hf.domains import Domain, KnowledgeDomain
+from seal_hf.example_checks import check_gold_answers
 from seal_hf.example_set import ExampleSet
 from seal_hf.generation import encode_prompt, generate
-from seal_hf.likelihood import answer_log_likelihoods, check_gold_answers, encode_answer
+from seal_hf.likelihood import answer_log_likelihoods, encode_answer
 
 
 CONFIG = LoraConfig(r=3, lora_alpha=6, target_modules=["q_proj", "v_proj", "down_proj"])
