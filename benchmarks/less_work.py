@@ -15,7 +15,8 @@ choice has; work is counted in inner updates. The gain is estimated in three way
 - `other repeat`: chosen by all repeats but one, and measured on that one. All schemes have one repeat less.
 
 Repeats are exchangeable, so that each figure is the mean over all orders of them. Intervals are 95 %, by resampling
-passages (1000 times); a share's resamples have numerator and denominator of the same passages.
+passages (1000 times); a share's resamples have numerator and denominator of the same passages. No share is given where
+the full procedure's own gain is not above 0.
 """
 
 import argparse
@@ -113,7 +114,13 @@ def splits(passage: Passage, kind: str) -> Iterator[tuple[Callable[[Scores], np.
 
 
 def compare(passages: Sequence[Passage]) -> dict[str, object]:
-    """Work, gain and share of the full procedure's gain of every scheme, in each of the three ways."""
+    """
+    Work, gain and share of the full procedure's gain of every scheme, in each of the three ways.
+
+    Returns:
+        `dict[str, object]`: sizes, and under `"estimates"` for each way and scheme `updates_saved` (a share), `gain` (share
+        of right answers) and `share_kept`, `None` where the full procedure's gain may be none.
+    """
     kinds = ["accuracy"] + ["likelihood"] * (passages[0].likelihood is not None)
     schemes = [(kind, scheme) for kind in kinds for scheme in ("full", "halving", "single")]
     draws = np.random.default_rng(0).integers(len(passages), size=(NUM_RESAMPLES, len(passages)))

@@ -77,74 +77,86 @@ def table(results: Mapping) -> str:
 
 
 def _training_table(results: Mapping) -> str:
-    lines = [
-        "| training, real tokens per second | K | reference | PEFT | bank | bank / reference | bank / PEFT "
-        "| utilization | bank, full steps | their utilization |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for row in results["training"]:
         figures = training_figures(row, results)
-        lines.append(
-            f"| {row['target_modules']} | {row['adapters']} | {figures['reference']:.1f} "
-            f"| {_spread(row['peft_tokens_per_second'])} | {_spread(row['bank_tokens_per_second'])} "
-            f"| {figures['over_reference']:.0f} | {figures['over_peft']:.2f} | {figures['utilization']:.1%} "
-            f"| {_spread(row['full_step_tokens_per_second'])} | {figures['full_step_utilization']:.1%} |"
+        rows.append(
+            [
+                row["target_modules"],
+                row["adapters"],
+                f"{figures['reference']:.1f}",
+                _spread(row["peft_tokens_per_second"]),
+                _spread(row["bank_tokens_per_second"]),
+                f"{figures['over_reference']:.0f}",
+                f"{figures['over_peft']:.2f}",
+                f"{figures['utilization']:.1%}",
+                _spread(row["full_step_tokens_per_second"]),
+                f"{figures['full_step_utilization']:.1%}",
+            ]
         )
     if quantized := results.get("quantized"):
         peft, bank = (statistics.median(quantized[f"{way}_tokens_per_second"]) for way in ("peft", "bank"))
-        lines.append(
-            f"| {quantized['target_modules']}, NF4 base | {quantized['adapters']} | | {peft:.0f} | {bank:.0f} | "
-            f"| {bank / peft:.2f} | | | |"
-        )
-    return "\n".join(lines)
+        name = f"{quantized['target_modules']}, NF4 base"
+        speeds = ["", f"{peft:.0f}", f"{bank:.0f}", "", f"{bank / peft:.2f}"]
+        rows.append([name, quantized["adapters"], *speeds, "", "", ""])
+    heads = ["training, real tokens per second", "K", "reference", "PEFT", "bank", "bank / reference", "bank / PEFT"]
+    return _markdown([*heads, "utilization", "bank, full steps", "their utilization"], rows)
 
 
 def _answers_table(results: Mapping) -> str:
-    lines = [
-        "| answers, seconds | adapters | questions | PEFT | common batches | PEFT / common | equal answers "
-        "| PEFT's own |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for row in results["answers"]:
         figures = answer_figures(row)
-        lines.append(
-            f"| {row['target_modules']} | {row['adapters']} | {row['questions']} | {figures['peft']:.0f} (from "
-            f"{row['peft_adapters']} adapters) | {_spread(row['bank_seconds'], 1)} | {figures['over_peft']:.2f} "
-            f"| {row['equal_answers']:.0%} | {row['peft_equal_answers']:.0%} |"
+        rows.append(
+            [
+                row["target_modules"],
+                row["adapters"],
+                row["questions"],
+                f"{figures['peft']:.0f} (from {row['peft_adapters']} adapters)",
+                _spread(row["bank_seconds"], 1),
+                f"{figures['over_peft']:.2f}",
+                f"{row['equal_answers']:.0%}",
+                f"{row['peft_equal_answers']:.0%}",
+            ]
         )
-    return "\n".join(lines)
+    heads = ["answers, seconds", "adapters", "questions", "PEFT", "common batches", "PEFT / common"]
+    return _markdown([*heads, "equal answers", "PEFT's own"], rows)
 
 
 def _operations_table(results: Mapping) -> str:
-    lines = [
-        "| tensor operations per adapter step | K = 1 | K = 16 | ratio | without views, K = 1 | K = 16 | ratio |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for row in results["operations"]:
-        columns = [
-            f"{row['one'][kind]:.0f} | {row['sixteen'][kind]:.0f} | 1/{row['one'][kind] / row['sixteen'][kind]:.1f}"
-            for kind in ("all", "without_views")
-        ]
-        lines.append(f"| {row['target_modules']} | {' | '.join(columns)} |")
-    return "\n".join(lines)
+        cells = [row["target_modules"]]
+        for kind in ("all", "without_views"):
+            one, sixteen = row["one"][kind], row["sixteen"][kind]
+            cells += [f"{one:.0f}", f"{sixteen:.0f}", f"1/{one / sixteen:.1f}"]
+        rows.append(cells)
+    heads = ["tensor operations per adapter step", "K = 1", "K = 16", "ratio"]
+    return _markdown([*heads, "without views, K = 1", "K = 16", "ratio"], rows)
 
 
 def _memory_table(results: Mapping) -> str:
-    sizes = results["memory"][0]["adapters"]
-    heads = " | ".join(f"K = {size}" for size in sizes)
-    lines = [
-        f"| peak memory, MB | {heads} | growth per adapter | of it parameters | bytes per parameter |",
-        "|---|" + "---|" * (len(sizes) + 3),
-    ]
+    rows = []
     for row in results["memory"]:
         figures = memory_figures(row)
-        peaks = " | ".join(f"{peak / 1e6:.0f}" for peak in row["peak_bytes"])
         parameters = figures["bytes_per_parameter"] * row["parameters_per_adapter"]
-        lines.append(
-            f"| {row['target_modules']} | {peaks} | {figures['bytes_per_adapter'] / 1e6:.1f} | {parameters / 1e6:.1f} "
-            f"| {figures['bytes_per_parameter']:.1f} |"
+        rows.append(
+            [
+                row["target_modules"],
+                *(f"{peak / 1e6:.0f}" for peak in row["peak_bytes"]),
+                f"{figures['bytes_per_adapter'] / 1e6:.1f}",
+                f"{parameters / 1e6:.1f}",
+                f"{figures['bytes_per_parameter']:.1f}",
+            ]
         )
-    return "\n".join(lines)
+    sizes = [f"K = {size}" for size in results["memory"][0]["adapters"]]
+    heads = ["peak memory, MB", *sizes, "growth per adapter", "of it parameters", "bytes per parameter"]
+    return _markdown(heads, rows)
+
+
+def _markdown(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    lines = ["|" + "".join(f" {cell} |" if cell != "" else " |" for cell in row) for row in (heads, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(heads), *lines[1:]])
 
 
 def _sentences(results: Mapping) -> list[str]:
@@ -158,7 +170,8 @@ def _sentences(results: Mapping) -> list[str]:
     if "step" in results:
         step, figures = results["step"], step_figures(results)
         sentences.append(
-            f"A whole expectation step (8 passages, 5 self-edits each, 3 repeats, 10 epochs, q,v): "
+            f"A whole expectation step ({step['adapters']} self-edits, {step['repeats']} repeats, {step['epochs']} epochs, "
+            f"q,v): "
             f"{figures['bank'] / 60:.1f} minutes with banks ({step['epochs_run']} epochs of one repeat were run: "
             f"{step['training_seconds']:.0f} s of training and {step['answer_seconds']:.0f} s of answers, banks: "
             f"{step['banks']}), "

@@ -159,6 +159,50 @@ class AdapterBank:
             )
         return cls(model, layouts.pop(), torch.stack([adapter.weights for adapter in adapters]))
 
+    @classmethod
+    def for_rows(
+        cls, model: nn.Module, adapters: Sequence[Adapter | None], *, policy: Adapter | None, base_model_id: str
+    ) -> tuple["AdapterBank", list[int | None]]:
+        """
+        Stack the adapters of a batch's rows, each once, in the form that the model takes.
+
+        Parameters:
+            model (`PreTrainedModel` or `PeftModel`):
+                The model.
+            adapters (`Sequence[Adapter | None]`):
+                For each row its adapter, at least one of them not `None`.
+            policy ([`Adapter`], *optional*):
+                The policy adapter that the model carries; where there is none, adapters that were trained on top of one
+                include it.
+            base_model_id (`str`):
+                Identity of the base model.
+
+        Returns:
+            `tuple[AdapterBank, list[int | None]]`: the bank, and for each row the place in it.
+
+        Raises:
+            ValueError: An adapter of another base model or policy, or adapters that differ in modules, rank or scaling.
+        """
+        distinct = {id(adapter): adapter for adapter in adapters if adapter is not None}
+        for adapter in distinct.values():
+            if adapter.base_model_id != base_model_id:
+                raise ValueError(
+                    f"This adapter adapts {adapter.base_model_id}, but the loaded base model is {base_model_id}; load "
+                    f"{adapter.base_model_id} to use it."
+                )
+            if policy is not None and (
+                adapter.policy is None or not torch.equal(adapter.policy.weights, policy.weights)
+            ):
+                trained_on = "the plain base model" if adapter.policy is None else "another policy adapter"
+                raise ValueError(
+                    f"This adapter was trained on {trained_on}, but this model carries a policy adapter; use it with "
+                    f"SelfAdaptingLM.from_pretrained({base_model_id!r})."
+                )
+        stacked = [adapter if policy is not None else adapter.on_base() for adapter in distinct.values()]
+        places = {key: place for place, key in enumerate(distinct)}
+        rows = [None if adapter is None else places[id(adapter)] for adapter in adapters]
+        return cls.from_adapters(model, stacked), rows
+
     def __len__(self) -> int:
         return self.weights.shape[0]
 

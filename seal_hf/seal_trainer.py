@@ -12,7 +12,6 @@ Deviations from the paper and its reference implementation:
 
 import logging
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -34,29 +33,27 @@ from .domains import Domain, KnowledgeDomain
 from .example_checks import check_gold_answers, check_lengths
 from .example_set import ExampleSet
 from .generation import context_length, draw_seed
-from .journal import Journal, ScoredSelfEdit, SelectedSelfEdit, explaining_failed_write
+from .journal import ScoredSelfEdit, SelectedSelfEdit, explaining_failed_write
 from .outer_sft import fit_policy, optimizer_steps, require_end_token
 from .policy import policy_weights, prepare_policy, read_policy, restore_policy, write_policy
+from .policy_evaluation import PolicyEvaluation
 from .policy_publishing import PolicyPublishing
 from .processes import Processes
-from .rollout import Rollout, baselines_of
+from .rollout import Rollout
 from .run_folder import RunFolder, run_settings
 from .run_plan import RunPlan, plan_run
 from .run_plot import save_plot
-from .run_report import Evaluation, evaluations, metrics, round_metrics, save_samples
+from .run_report import round_metrics, save_samples
 from .seal_config import SEALConfig
 from .selection import select_self_edits
 from .self_adapting_lm import SelfAdaptingLM
-from .trials import Stage
+from .trials import SFT, TRAINING, Stage
 
 
 logger = logging.getLogger(__name__)
 
-# First parts of the seeds of a run's streams.
-_TRAINING, _EVALUATION, _SFT = range(3)
 
-
-class SEALTrainer(PolicyPublishing, _BaseTrainer):
+class SEALTrainer(PolicyEvaluation, PolicyPublishing, _BaseTrainer):
     """
     Trains a policy to write self-edits (SEAL, section 3.1), round by round: propose, adapt and score, select, fit.
 
@@ -253,7 +250,7 @@ class SEALTrainer(PolicyPublishing, _BaseTrainer):
             journal=self._folder.journal,
             round=round_index,
             data=self._train,
-            seed=draw_seed(self.args.seed, _TRAINING, round_index),
+            seed=draw_seed(self.args.seed, TRAINING, round_index),
             num_generations=self.args.num_generations,
             num_repeats=self.args.num_evaluations,
             keep_for_halving=self.args.keep_for_halving,
@@ -342,7 +339,7 @@ class SEALTrainer(PolicyPublishing, _BaseTrainer):
             self.processing_class,
             selected,
             self.args,
-            seed=draw_seed(self.args.seed, _SFT, round_index),
+            seed=draw_seed(self.args.seed, SFT, round_index),
             output_dir=folder.with_suffix(".partial"),
             on_step=self._after_sft_step,
             on_log=lambda logs: self.log({"round": round_index + 1, **logs}),
@@ -370,96 +367,6 @@ class SEALTrainer(PolicyPublishing, _BaseTrainer):
         with explaining_failed_write(self._folder.policy(round_index)):
             self._folder.finish_policy(round_index)
         self._folder.save_state(self.state)
-
-    def _evaluate_round(self, num_rounds: int) -> bool:
-        """Evaluate the policy after so many rounds, if there is something to evaluate on; `False` where it was ended."""
-        if self._eval is None:
-            return True
-        evaluation = self._evaluation(self._folder.evaluation, self._eval, num_rounds)
-        if evaluation is None:
-            return False
-        if not self._is_logged("eval_self_edits_accuracy", num_rounds):
-            values = self._log_evaluation(evaluation, "eval", {"round": num_rounds})
-            # After the callbacks, as in transformers.Trainer: EarlyStoppingCallback compares with the best before.
-            self._determine_best_metric(values, None)
-            self._processes.on_main(self._save_evaluation_files)
-        return not self._processes.any(self.control.should_training_stop)
-
-    def _save_evaluation_files(self) -> None:
-        save_plot(self._folder.path)
-        self._folder.save_state(self.state)
-
-    def _evaluation(self, journal: Journal, data: ExampleSet, num_rounds: int) -> Evaluation | None:
-        """The accuracies of a policy that was trained for `num_rounds`; `None` where a callback ended the evaluation."""
-        stage = Stage(
-            name=f"evaluation after {num_rounds} rounds" if num_rounds else "evaluation before round 1",
-            journal=journal,
-            round=num_rounds,
-            data=data,
-            # The same draws in every round, so that rounds differ by their policies alone.
-            seed=draw_seed(self.args.seed, _EVALUATION),
-            num_generations=self.args.num_eval_generations,
-            baselines=baselines_of(self.domain) if num_rounds == 0 else (),
-            is_evaluation=True,
-        )
-        if self._rollout.score(stage, self._rollout.propose(stage)) is None:
-            return None
-        return self._processes.on_main(evaluations, journal)[num_rounds]
-
-    def _log_evaluation(self, evaluation: Evaluation, prefix: str, labels: dict[str, int]) -> dict[str, float]:
-        values = {f"{prefix}_{name}": value for name, value in metrics(evaluation).items()}
-        self.log({**labels, **values})
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, values)
-        return values
-
-    def evaluate(
-        self,
-        eval_dataset: Dataset | Sequence[Mapping] | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> dict[str, float]:
-        """
-        Accuracy of the policy as it is now: it writes self-edits, adapts to them and answers closed-book.
-
-        Parameters:
-            eval_dataset (`datasets.Dataset` or `Sequence[Mapping]`, *optional*):
-                Examples. Defaults to the trainer's; what is already on disk for those is not computed again.
-            ignore_keys (`list[str]`, *optional*):
-                Not used; there for the signature of [`~transformers.Trainer.evaluate`].
-            metric_key_prefix (`str`, *optional*, defaults to `"eval"`):
-                Prefix of the metrics' names.
-
-        Returns:
-            `dict[str, float]`: accuracies with their 95 % intervals and paired differences, shares from 0 to 1; empty where
-            a callback ended the evaluation.
-
-        Raises:
-            ValueError: There is no evaluation set, or the output directory holds a later policy than this trainer.
-            RuntimeError: Called without `eval_dataset` during `train()`, which evaluates after every round itself.
-            GradingIncomplete: An answer could not be graded.
-        """
-        if not self.is_in_train:
-            self.control.should_training_stop = False  # a run that a callback ended leaves it set
-        if eval_dataset is not None:
-            data = ExampleSet.of(eval_dataset, "eval_dataset")
-            check_lengths(self.lm, self.args, data, "eval_dataset")
-            with tempfile.TemporaryDirectory() as directory:
-                # Of these examples there is no earlier evaluation, so the baselines are measured too.
-                evaluation = self._evaluation(Journal(Path(directory)), data, 0)
-        elif self.is_in_train:
-            raise RuntimeError(
-                "evaluate() is called during train(), which evaluates after every round; give eval_dataset."
-            )
-        elif self._eval is not None:
-            self._processes.on_main(self._folder.open, True, 0)
-            self._processes.on_main(self._require_latest_policy)
-            evaluation = self._evaluation(self._folder.evaluation, self._eval, self._rounds_fitted)
-        else:
-            raise ValueError("There is nothing to evaluate on; give eval_dataset to evaluate() or to SEALTrainer.")
-        if evaluation is None:
-            return {}
-        own = {} if eval_dataset is not None else {"round": self._rounds_fitted}
-        return self._log_evaluation(evaluation, metric_key_prefix, own)
 
     def _open(self, resume: bool) -> None:
         """Make the output directory this run's, and bring back how far it came."""

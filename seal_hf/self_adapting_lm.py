@@ -473,31 +473,9 @@ class SelfAdaptingLM:
     def _bank(
         self, prompts: Sequence[str | list[dict]], adapters: Sequence[Adapter | None] | None
     ) -> tuple[AdapterBank | None, list[int | None] | None]:
-        """The adapters stacked, each once, and for every prompt its place among them; `None` where there is none."""
+        """The adapters stacked, and for every prompt its place among them; `None` where there is none."""
         if adapters is not None and len(adapters) != len(prompts):
             raise ValueError(f"{len(adapters)} adapters were given for {len(prompts)} prompts; give one for each.")
-        distinct = {id(adapter): adapter for adapter in adapters or () if adapter is not None}
-        if not distinct:
+        if all(adapter is None for adapter in adapters or ()):
             return None, None
-        places = {key: place for place, key in enumerate(distinct)}
-        bank = AdapterBank.from_adapters(self.model, self._fitting(list(distinct.values())))
-        return bank, [None if adapter is None else places[id(adapter)] for adapter in adapters]
-
-    def _fitting(self, adapters: Sequence[Adapter]) -> list[Adapter]:
-        """The adapters in the form that this model takes: on top of its policy, or on the plain base."""
-        policy = self._policy()
-        for adapter in adapters:
-            if adapter.base_model_id != self.base_model_id:
-                raise ValueError(
-                    f"This adapter adapts {adapter.base_model_id}, but the loaded base model is {self.base_model_id}; "
-                    f"load {adapter.base_model_id} to use it."
-                )
-            if policy is not None and (
-                adapter.policy is None or not torch.equal(adapter.policy.weights, policy.weights)
-            ):
-                trained_on = "the plain base model" if adapter.policy is None else "another policy adapter"
-                raise ValueError(
-                    f"This adapter was trained on {trained_on}, but this model carries a policy adapter; use it with "
-                    f"SelfAdaptingLM.from_pretrained({self.base_model_id!r})."
-                )
-        return list(adapters) if policy is not None else [adapter.on_base() for adapter in adapters]
+        return AdapterBank.for_rows(self.model, adapters, policy=self._policy(), base_model_id=self.base_model_id)

@@ -14,6 +14,8 @@ from .self_adapting_lm import SelfAdaptingLM
 from .self_edit import SelfEdit
 
 
+# First parts of the seeds of a run's streams.
+TRAINING, EVALUATION, SFT = range(3)
 # Examples whose questions are answered without an adapter in one bank.
 _EXAMPLES_PER_PLAIN_BANK = 16
 
