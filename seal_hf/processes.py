@@ -1,9 +1,12 @@
 """The processes of one run: what the first does for all, what all tell each other, and what is said when one is lost."""
 
+import atexit
+import gc
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,6 +36,8 @@ class Processes:
         self.count, self.index = self._state.num_processes, self._state.process_index
         self.is_main = self.index == 0
         self._output_dir = output_dir
+        if self.count > 1:
+            _leave_in_order()
 
     def on_main(self, function: Callable[..., Result], *args: Any) -> Result:
         """
@@ -107,3 +112,19 @@ class Processes:
             f"Every bank that was scored is in {self._output_dir}; start the run again with "
             "resume_from_checkpoint=True, with any number of processes."
         )
+
+
+@cache
+def _leave_in_order() -> None:
+    """
+    Have this process end gloo's threads before the interpreter ends.
+
+    A thread that still holds the tensors of the last collective aborts the process when it lets go of them later
+    (pytorch/pytorch#179291).
+    """
+
+    @atexit.register
+    def leave() -> None:
+        if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
+            gc.collect()  # DistributedDataParallel's share in the group, which would keep the threads
+            torch.distributed.destroy_process_group()

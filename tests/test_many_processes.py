@@ -74,6 +74,8 @@ def test_two_processes_come_to_what_one_comes_to(single, tmp_path):
     output_dir, record = tmp_path / "run", tmp_path / "record"
     done = launch(TORCHRUN, output_dir, "--record", record)
     assert done.returncode == 0, done.stderr
+    # A thread of gloo's that outlives the interpreter may abort a run that went well.
+    assert done.stdout.count("exit with") == 2 and "gloo" not in done.stdout
     assert_shared(record)
     assert sorted(noted_trials(record)) == sorted(single.trials)
     assert_same_results(output_dir, single.results)
