@@ -1,8 +1,44 @@
+# ruff: noqa: E402 (Hugging Face's libraries read their settings at import, so these come first)
+import atexit
+import os
+import shutil
+import socket
+import tempfile
+
+
+def reserved_port() -> socket.socket:
+    """A port of 127.0.0.1 that refuses connections, and that only the test Hub takes while this socket is open."""
+    holder = socket.socket()
+    if hasattr(socket, "SO_REUSEPORT"):
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    holder.bind(("127.0.0.1", 0))
+    return holder
+
+
+HUB_PORT = reserved_port()
+HUB_FOLDER = tempfile.mkdtemp(prefix="seal-hf-tests-")
+atexit.register(shutil.rmtree, HUB_FOLDER, ignore_errors=True)
+for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE"):
+    os.environ.pop(name, None)
+os.environ |= {
+    "HF_ENDPOINT": f"http://127.0.0.1:{HUB_PORT.getsockname()[1]}",
+    "HF_HUB_CACHE": f"{HUB_FOLDER}/cache",
+    "HF_XET_CACHE": f"{HUB_FOLDER}/xet cache",
+    "HF_TOKEN_PATH": f"{HUB_FOLDER}/no token",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_XET": "1",  # until a test asks for it: `xet_or_lfs`
+    "HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "1",
+    "HF_XET_CLIENT_RETRY_BASE_DELAY": "10ms",
+}
+
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub import constants
+from huggingface_hub.utils import _xet
 
 from seal_hf.embedded import embedded_model_path
 
@@ -15,6 +51,53 @@ torch.set_num_threads(1)
 def embedded_path():
     """Folder of the embedded model, prepared once in the cache of the user who runs the tests."""
     return embedded_model_path()
+
+
+# FastAPI and uvicorn, which the modules of the test Hub import, are for tests that need it.
+
+
+@pytest.fixture(scope="session")
+def hub_server():
+    """The test Hub on the reserved port. Tests take `hub`, which is this one emptied."""
+    from hub_server import Hub
+
+    server = Hub(Path(HUB_FOLDER) / "hub", port=HUB_PORT.getsockname()[1])
+    assert constants.ENDPOINT == server.url, "huggingface_hub was imported before this file"
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def hub(hub_server, monkeypatch):
+    """The test Hub, running and empty, for clients with empty caches that do not wait before they try again."""
+    hub_server.clear()
+    hub_server.start()
+    shutil.rmtree(f"{HUB_FOLDER}/cache", ignore_errors=True)
+    _xet.XET_CONNECTION_INFO_CACHE.clear()
+    for module in ("utils._http", "file_download"):
+        monkeypatch.setattr(f"huggingface_hub.{module}.time", SimpleNamespace(sleep=lambda seconds: None))
+    yield hub_server
+    hub_server.reset_faults()
+    assert hub_server.errors == [], "the test Hub itself failed"
+
+
+@pytest.fixture
+def token():
+    """The token of "tester", who may write and is in "seal-org". It is nowhere on this machine but in the tests."""
+    from hub_server import TESTER
+
+    return TESTER.token
+
+
+@pytest.fixture(params=["xet", "lfs"])
+def xet_or_lfs(request, hub, monkeypatch):
+    """Runs a test twice, with files that go over Xet and over LFS, in this process and in those that it starts."""
+    if request.param == "xet":
+        # One folder for all tests: hf_xet remembers which chunks it stored and does not store them again.
+        hub.use_xet(Path(HUB_FOLDER) / "xet storage")
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", False)
+        monkeypatch.delenv("HF_HUB_DISABLE_XET")
+    return request.param
 
 
 @contextmanager
