@@ -2,43 +2,21 @@
 One trained LoRA adapter, apart from the model, and its files in PEFT's format.
 """
 
-import json
+import shutil
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from huggingface_hub import HfApi, ModelCardData
+from huggingface_hub import constants
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import nn
 
+from .adapter_files import adapter_folder, read_training, read_weights, write_adapter_files, written_whole
+from .hub_transfer import is_hub_id, upload
 from .lora_layout import LoraLayout, lora_layout
-
-
-WEIGHTS_NAME = "adapter_model.safetensors"
-CONFIG_NAME = "adapter_config.json"
-_CARD = """---
-{metadata}
----
-
-# {repo_id}
-
-A LoRA adapter that teaches [{base}](https://huggingface.co/{base}) one self-edit
-([SEAL](https://huggingface.co/papers/2506.10943)).{policy}
-
-```python
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
-
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "{repo_id}")
-```
-"""
-_CARD_POLICY = " It was trained on top of a policy adapter, whose ranks are part of this one."
+from .model_card import AdapterCard, with_base_license, write_model_card
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +35,10 @@ class Adapter:
             The policy adapter that this inner adapter was trained on top of. Saved files hold both, so that they fit the
             base model alone.
         training (`Mapping[str, object]`, *optional*):
-            How it was trained: hyperparameters, seed, number of steps and tokens, losses.
+            How it was trained: hyperparameters, seed, number of steps and tokens, losses, and on which base (revision,
+            quantization).
+        source (`str`, *optional*):
+            Where it was loaded from; of a repository with its commit, as `me/name@0123abc`.
     """
 
     layout: LoraLayout
@@ -65,6 +46,7 @@ class Adapter:
     base_model_id: str
     policy: "Adapter | None" = None
     training: Mapping[str, object] = field(default_factory=dict)
+    source: str | None = None
 
     @classmethod
     def from_peft_model(cls, model: PeftModel, base_model_id: str) -> "Adapter":
@@ -76,74 +58,49 @@ class Adapter:
         return cls(layout, layout.weights_from_state_dict(state_dict, source), base_model_id)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, model: nn.Module, base_model_id: str) -> "Adapter":
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        model: nn.Module,
+        base_model_id: str,
+        *,
+        revision: str | None = None,
+        subfolder: str | None = None,
+        token: str | None = None,
+    ) -> "Adapter":
         """
-        Load a PEFT LoRA adapter from a folder or a zip of one (safetensors only). The model is not changed.
+        Load a PEFT LoRA adapter (safetensors only). The model is not changed.
 
         Parameters:
-            path (`str` or `Path`):
-                A folder with `adapter_config.json` and `adapter_model.safetensors`, or a zip file of such a folder.
+            source (`str` or `Path`):
+                A folder with `adapter_config.json` and `adapter_model.safetensors`, a zip file of such a folder, or a
+                repository on the Hub.
             model (`PreTrainedModel`):
                 The base model that it shall be used on.
             base_model_id (`str`):
                 The model's identity, compared with the one the adapter names.
+            revision (`str`, *optional*):
+                Branch, tag or commit of the repository. Defaults to `main`.
+            subfolder (`str`, *optional*):
+                Where in the folder or repository the adapter is.
+            token (`str`, *optional*):
+                Defaults to the one saved by `hf auth login`.
 
         Raises:
             FileNotFoundError: No such folder, or no adapter in it.
+            HubError: No such repository, one that the token may not see, or no Hub.
             ValueError: An adapter for another base or of other shapes, a pickle in place of safetensors, not a LoRA
                 adapter, or a model that carries a policy adapter.
         """
-        path = Path(path)
-        if not path.exists():
-            raise FileNotFoundError(f"There is no adapter at {path}; give a folder or a zip file of a PEFT adapter.")
-        if path.is_file():
-            with tempfile.TemporaryDirectory() as folder:
-                _extract_adapter(path, Path(folder))
-                return cls._from_folder(Path(folder), str(path), model, base_model_id)
-        return cls._from_folder(path, str(path), model, base_model_id)
-
-    @classmethod
-    def _from_folder(cls, folder: Path, source: str, model: nn.Module, base_model_id: str) -> "Adapter":
         if isinstance(model, PeftModel):
             raise ValueError(
                 f"{source} is an adapter for a plain base model, but this model carries a policy adapter; load the base."
             )
-        config_file, weights_file = folder / CONFIG_NAME, folder / WEIGHTS_NAME
-        if not config_file.is_file():
-            raise FileNotFoundError(
-                f"{source} has no {CONFIG_NAME}, so it is not a PEFT adapter; give the folder that holds it."
-            )
-        if not weights_file.is_file():
-            if pickles := [file.name for file in folder.iterdir() if file.suffix in {".bin", ".pt", ".pth", ".pkl"}]:
-                raise ValueError(
-                    f"{source} holds {pickles[0]}, a pickle, which can run code when it is loaded; save the adapter as "
-                    f"safetensors ({WEIGHTS_NAME})."
-                )
-            raise FileNotFoundError(f"{source} has no {WEIGHTS_NAME}; save the adapter again as safetensors.")
-        try:
-            fields = json.loads(config_file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(
-                f"{source}: {CONFIG_NAME} is not valid JSON ({error}); save the adapter again."
-            ) from error
-        if not isinstance(fields, dict):
-            raise ValueError(f"{source}: {CONFIG_NAME} is not a JSON object; save the adapter again.")
-        if fields.get("peft_type") != "LORA":
-            raise ValueError(f"{source} is a {fields.get('peft_type')} adapter; only LoRA adapters can be loaded.")
-        named_base = fields.get("base_model_name_or_path")
-        if named_base != base_model_id:
-            raise ValueError(
-                f"{source} adapts {named_base}, but the loaded base model is {base_model_id}; load {named_base} to use it."
-            )
-        config = LoraConfig.from_pretrained(str(folder))
-        layout = lora_layout(model, config, trained=True)
-        try:
-            state_dict = load_file(weights_file)
-        except SafetensorError as error:
-            raise ValueError(
-                f"{source}: {WEIGHTS_NAME} is not a safetensors file ({error}); save the adapter again."
-            ) from error
-        return cls(layout, layout.weights_from_state_dict(state_dict, source), base_model_id)
+        with adapter_folder(source, base_model_id, revision, subfolder, token) as (folder, found):
+            # Shapes before weights.
+            layout = lora_layout(model, LoraConfig.from_pretrained(str(folder)), trained=True)
+            weights = layout.weights_from_state_dict(read_weights(folder, found), found)
+            return cls(layout, weights, base_model_id, training=read_training(folder, found), source=found)
 
     def on_base(self) -> "Adapter":
         """
@@ -178,19 +135,31 @@ class Adapter:
             offset = end
         return Adapter(layout, weights, self.base_model_id, training=self.training)
 
-    def save_pretrained(self, save_directory: str | Path) -> Path:
+    def save_pretrained(self, save_directory: str | Path, card: AdapterCard | None = None) -> Path:
         """
-        Write a PEFT folder (`adapter_config.json`, `adapter_model.safetensors`) that `PeftModel.from_pretrained` loads.
+        Write a PEFT folder (`adapter_config.json`, `adapter_model.safetensors`) that `PeftModel.from_pretrained` loads,
+        with a model card and `seal_training.json`, how it was trained.
+
+        Parameters:
+            save_directory (`str` or `Path`):
+                Where to.
+            card ([`AdapterCard`], *optional*):
+                What the card shall tell of the passage and the accuracy.
 
         Returns:
             `Path`: the folder.
+
+        Raises:
+            OSError: The disk is full, or the folder cannot be written.
         """
-        adapter = self.on_base()
         folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(adapter.layout.state_dict(adapter.weights), folder / WEIGHTS_NAME, metadata={"format": "pt"})
+        self._save(folder, folder.absolute().name, card)
+        return folder
+
+    def _save(self, folder: Path, name: str, card: AdapterCard | None) -> None:
+        adapter = self.on_base()
         alpha = adapter.layout.lora_alpha
-        LoraConfig(
+        config = LoraConfig(
             task_type="CAUSAL_LM",
             base_model_name_or_path=adapter.base_model_id,
             r=adapter.layout.r,
@@ -198,8 +167,18 @@ class Adapter:
             use_rslora=adapter.layout.use_rslora,
             target_modules=list(adapter.layout.target_modules),
             inference_mode=True,
-        ).save_pretrained(str(folder))
-        return folder
+        )
+        settings = {
+            "r": self.layout.r,
+            "lora_alpha": self.layout.lora_alpha,
+            "target_modules": ", ".join(self.layout.target_modules),
+            **{key: value for key, value in self.training.items() if key != "losses"},
+        }
+        if self.training.get("losses"):
+            settings["last loss"] = f"{self.training['losses'][-1]:.4f}"
+        with written_whole(folder) as partial:
+            write_adapter_files(partial, config, adapter.layout.state_dict(adapter.weights), self.training)
+            write_model_card(partial, name, self.base_model_id, settings, card, on_policy=self.policy is not None)
 
     def push_to_hub(
         self,
@@ -208,9 +187,13 @@ class Adapter:
         private: bool | None = None,
         token: str | None = None,
         commit_message: str = "Upload adapter",
+        revision: str | None = None,
+        card: AdapterCard | None = None,
     ) -> str:
         """
         Upload the adapter as a PEFT repository with a model card.
+
+        Where the upload fails, the adapter stays in a folder that the error names; `hf upload` takes it from there.
 
         Parameters:
             repo_id (`str`):
@@ -221,58 +204,39 @@ class Adapter:
                 Defaults to the one saved by `hf auth login`.
             commit_message (`str`, *optional*, defaults to `"Upload adapter"`):
                 Message of the commit.
+            revision (`str`, *optional*):
+                The branch, made where there is none. Defaults to `main`.
+            card ([`AdapterCard`], *optional*):
+                What the card shall tell of the passage and the accuracy.
 
         Returns:
             `str`: the repository's URL.
 
         Raises:
             ValueError: The base model is not a Hub id, so that the card could not name it.
-            huggingface_hub.errors.HfHubHTTPError: The Hub refused the upload.
+            HubError: The Hub refused the upload or could not be reached.
+            OSError: The disk is full.
         """
-        if Path(self.base_model_id).exists():
+        if not is_hub_id(self.base_model_id):
             raise ValueError(
                 f"The base model {self.base_model_id} is a local folder, which a card on the Hub cannot name; load the "
                 "base by its Hub id, or pass base_model_id=... to SelfAdaptingLM."
             )
-        card = ModelCardData(
-            base_model=self.base_model_id,
-            library_name="peft",
-            pipeline_tag="text-generation",
-            tags=["seal", "lora", f"base_model:adapter:{self.base_model_id}"],
+        card = with_base_license(card or AdapterCard(), self.base_model_id, token)
+        folder = Path(tempfile.mkdtemp(prefix=f"{repo_id.rsplit('/', 1)[-1]}-"))
+        try:
+            self._save(folder, repo_id, card)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        upload(
+            folder,
+            repo_id,
+            commit_message=commit_message,
+            private=private,
+            revision=revision,
+            safe=f"The adapter is in {folder}; `hf upload {repo_id} {folder}` uploads it from there.",
+            token=token,
         )
-        api = HfApi(token=token)
-        url = api.create_repo(repo_id, private=private, exist_ok=True)
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
-            (Path(folder) / "README.md").write_text(
-                _CARD.format(
-                    metadata=card.to_yaml(),
-                    base=self.base_model_id,
-                    repo_id=url.repo_id,
-                    policy="" if self.policy is None else _CARD_POLICY,
-                ),
-                encoding="utf-8",
-            )
-            api.upload_folder(repo_id=url.repo_id, folder_path=folder, commit_message=commit_message)
-        return str(url)
-
-
-def _extract_adapter(archive: Path, folder: Path) -> None:
-    """Write the files that lie beside the archive's only `adapter_config.json` into `folder`, flat."""
-    if not zipfile.is_zipfile(archive):
-        raise ValueError(f"{archive} is neither a folder nor a zip file; give a PEFT adapter as one of the two.")
-    with zipfile.ZipFile(archive) as files:
-        configs = [name for name in files.namelist() if name.rsplit("/", 1)[-1] == CONFIG_NAME]
-        if len(configs) != 1:
-            raise ValueError(f"{archive} holds {len(configs)} files named {CONFIG_NAME}; a zip must hold one adapter.")
-        parent = configs[0][: -len(CONFIG_NAME)]
-        for name in files.namelist():
-            # Only plain names directly beside the config: a path in an archive never decides where a file is written.
-            base_name = name[len(parent) :]
-            if not name.startswith(parent) or base_name in {"", ".", ".."} or "/" in base_name or "\\" in base_name:
-                continue
-            try:
-                content = files.read(name)
-            except (zipfile.BadZipFile, zlib.error, RuntimeError) as error:  # RuntimeError: encrypted
-                raise ValueError(f"{archive} is damaged or encrypted ({error}); make the zip file again.") from error
-            (folder / base_name).write_bytes(content)
+        shutil.rmtree(folder)
+        return f"{constants.ENDPOINT}/{repo_id}"

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import HfHubHTTPError
+from peft import PeftModel
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -17,6 +18,7 @@ from transformers import (
 from transformers.utils import is_bitsandbytes_available
 
 from .embedded import EMBEDDED, EMBEDDED_MODEL_ID, embedded_model_path
+from .lora_layout import unwrap
 
 
 def load_causal_lm(
@@ -100,6 +102,21 @@ def load_causal_lm(
             f"The cause was: {cause}"
         ) from error
     return model, tokenizer, EMBEDDED_MODEL_ID if model_name_or_path == EMBEDDED else model_name_or_path
+
+
+def base_facts(model: PreTrainedModel | PeftModel) -> dict[str, str | None]:
+    """Which base a model is, for those who want to train the same again: its commit on the Hub, dtype and quantization."""
+    config = unwrap(model).config
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is not None:
+        settings = quantization if isinstance(quantization, dict) else quantization.to_dict()
+        kind = settings.get("bnb_4bit_quant_type") if settings.get("load_in_4bit") else settings.get("quant_method")
+        quantization = f"{kind}{', double quantization' if settings.get('bnb_4bit_use_double_quant') else ''}"
+    return {
+        "base_revision": getattr(config, "_commit_hash", None),
+        "base_dtype": str(model.get_input_embeddings().weight.dtype).removeprefix("torch."),
+        "quantization": quantization,
+    }
 
 
 def _is_quantized_by_default(path: str, device: torch.device, shared: Mapping[str, Any]) -> bool:

@@ -14,7 +14,7 @@ from transformers import (
     set_seed,
 )
 
-from .adapters import WEIGHTS_NAME
+from .adapter_files import WEIGHTS_NAME
 from .loading import load_causal_lm
 from .seal_config import SEALConfig
 

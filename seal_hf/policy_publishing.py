@@ -7,9 +7,11 @@ from pathlib import Path
 
 from huggingface_hub import upload_folder
 
+from .journal import SELF_EDITS
+from .loading import base_facts
+from .model_card import AdapterCard, with_base_license, write_model_card
 from .policy import write_policy
-from .policy_card import write_policy_card
-from .run_report import results_table
+from .run_report import evaluations, results_table
 
 
 class PolicyPublishing:
@@ -98,11 +100,22 @@ class PolicyPublishing:
         names = ("num_generations", "num_evaluations", "repeat_schedule", "reward", "keep_best", "min_reward")
         names += ("temperature", "num_rounds")
         names += ("inner_learning_rate", "inner_num_train_epochs", "learning_rate", "num_train_epochs", "seed")
-        write_policy_card(
+        measured = evaluations(self._folder.evaluation)
+        accuracies = dict(measured[0].accuracies) if measured else {}
+        if len(measured) > 1:
+            accuracies.pop(SELF_EDITS)
+            accuracies[f"{SELF_EDITS} before training"] = measured[0].accuracies[SELF_EDITS]
+            accuracies[f"{SELF_EDITS} after round {measured[-1].round}"] = measured[-1].accuracies[SELF_EDITS]
+        settings = {name: getattr(self.args, name) for name in names}
+        card = AdapterCard(accuracies=accuracies, dataset=dataset_name, tags=tags)
+        if self.args.push_to_hub:
+            card = with_base_license(card, self.base_model_id, self.args.hub_token)
+        write_model_card(
             folder,
             model_name or self.hub_model_id or self.args.hub_model_id or self._folder.path.name,
             self.base_model_id,
-            results_table(self._folder.path),
-            {"dataset": dataset_name, **{name: getattr(self.args, name) for name in names}},
-            [*self._tag_names, *tags],
+            {"dataset": dataset_name, **settings, **base_facts(self.model)},
+            card,
+            is_policy=True,
+            results=results_table(self._folder.path),
         )

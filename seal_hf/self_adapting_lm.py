@@ -22,7 +22,7 @@ from .generation import Generation, Sampling, context_length, draw_seed, generat
 from .inner_loop import InnerStep, train
 from .inner_update import InnerLoopConfig, tokenize_self_edit
 from .likelihood import answer_log_likelihoods
-from .loading import load_causal_lm
+from .loading import base_facts, load_causal_lm
 from .lora_layout import lora_layout
 from .self_edit import SelfEdit
 
@@ -334,6 +334,7 @@ class SelfAdaptingLM:
                 policy=policy,
                 training={
                     **asdict(update.config),
+                    **base_facts(self.model),
                     "seed": seed,
                     "num_steps": len(result.losses),
                     "num_tokens": result.num_tokens,
@@ -460,11 +461,21 @@ class SelfAdaptingLM:
         bank, rows = self._bank(prompts, adapters)
         return answer_log_likelihoods(self.model, self.processing_class, prompts, gold_answers, bank=bank, rows=rows)
 
-    def load_adapter(self, path: str | Path) -> Adapter:
+    def load_adapter(
+        self,
+        source: str | Path,
+        *,
+        revision: str | None = None,
+        subfolder: str | None = None,
+        token: str | None = None,
+    ) -> Adapter:
         """
-        Load a PEFT LoRA adapter for this base model from a folder or a zip file (see [`Adapter.from_pretrained`]).
+        Load a PEFT LoRA adapter for this base model from a folder, a zip file or the Hub (see
+        [`Adapter.from_pretrained`]).
         """
-        return Adapter.from_pretrained(path, self.model, self.base_model_id)
+        return Adapter.from_pretrained(
+            source, self.model, self.base_model_id, revision=revision, subfolder=subfolder, token=token
+        )
 
     def _policy(self) -> Adapter | None:
         """The policy adapter that the model carries."""

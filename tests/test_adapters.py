@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from tiny_models import VOCAB_SIZE, tiny_llama, tiny_policy_model
 
 from seal_hf.adapter_bank import AdapterBank
-from seal_hf.adapters import CONFIG_NAME, WEIGHTS_NAME, Adapter
+from seal_hf.adapter_files import CONFIG_NAME, WEIGHTS_NAME
+from seal_hf.adapters import Adapter
 from seal_hf.lora_layout import lora_layout
 
 
@@ -101,7 +102,7 @@ def test_exported_adapter_in_a_fresh_process(tmp_path):
 def test_round_trip(tmp_path, options):
     adapter, model = random_adapter(**options), tiny_llama()
     folder = adapter.save_pretrained(tmp_path / "adapter")
-    assert sorted(file.name for file in folder.iterdir()) == [CONFIG_NAME, WEIGHTS_NAME]
+    assert sorted(file.name for file in folder.iterdir()) == ["README.md", CONFIG_NAME, WEIGHTS_NAME]
     torch.testing.assert_close(peft_logits(folder), attached_logits(model, adapter), rtol=0, atol=1e-5)
     archives = [zip_folder(folder, tmp_path / "flat.zip"), zip_folder(folder, tmp_path / "top.zip", "my adapter/")]
     for path in (folder, str(folder), *archives):
