@@ -198,14 +198,12 @@ def save_samples(output_dir: str | Path, round_index: int) -> Path:
     scored, selected = journal.scored(round_index), journal.selected(round_index)
     if scored is None:
         raise ValueError(f"round_index={round_index} is not scored in {output_dir}; give a round that is.")
-    kept = _kept(selected or ())
     rows = []
-    for edit in scored:
+    for edit, kept in zip(scored, kept_flags(scored, selected), strict=True):
         first = edit.repeats[0] if edit.repeats else {}
         text = edit.prompt if isinstance(edit.prompt, str) else json.dumps(edit.prompt, ensure_ascii=False)
         row = vars(edit) | {"prompt": text, "self_edit": edit.completion, "gain": _gain(edit)}
-        row |= {"kept": None if selected is None else _key(edit) in kept}
-        rows.append(row | {"answers": first.get("answers"), "verdicts": first.get("verdicts")})
+        rows.append(row | {"kept": kept, "answers": first.get("answers"), "verdicts": first.get("verdicts")})
     table = pa.Table.from_pylist(rows, schema=_SAMPLE_SCHEMA)
     file = io.BytesIO()
     parquet.write_table(table, file)
@@ -254,6 +252,12 @@ def _key(edit: ScoredSelfEdit | SelectedSelfEdit) -> tuple:
 
 def _kept(selected: Iterable[SelectedSelfEdit]) -> set[tuple]:
     return set(map(_key, selected))
+
+
+def kept_flags(scored: Iterable[ScoredSelfEdit], selected: Iterable[SelectedSelfEdit] | None) -> list[bool | None]:
+    """Whether each of a round's self-edits was selected; `None` while the selection is not on disk."""
+    kept = None if selected is None else _kept(selected)
+    return [None if kept is None else _key(edit) in kept for edit in scored]
 
 
 def _slug(name: str) -> str:
