@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from huggingface_hub import constants
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from torch import nn
 
@@ -224,19 +223,20 @@ class Adapter:
             )
         card = with_base_license(card or AdapterCard(), self.base_model_id, token)
         folder = Path(tempfile.mkdtemp(prefix=f"{repo_id.rsplit('/', 1)[-1]}-"))
+        safe = f"The adapter is in {folder}; `hf upload {repo_id} {folder}` uploads it from there."
         try:
             self._save(folder, repo_id, card)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        upload(
+        commit = upload(
             folder,
             repo_id,
             commit_message=commit_message,
             private=private,
             revision=revision,
-            safe=f"The adapter is in {folder}; `hf upload {repo_id} {folder}` uploads it from there.",
+            safe=safe,
             token=token,
         )
         shutil.rmtree(folder)
-        return f"{constants.ENDPOINT}/{repo_id}"
+        return str(commit.repo_url)

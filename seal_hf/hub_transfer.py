@@ -178,6 +178,53 @@ def _explain_status(error: HfHubHTTPError, repo_id: str, log_in: str) -> tuple[s
     return answer, "mend what it names and try again", True
 
 
+def require_writable(repo_id: str, *, private: bool | None = None, token: str | None = None, safe: str = "") -> str:
+    """
+    Make a model repository where there is none, and make sure that this token may write to it.
+
+    Parameters:
+        repo_id, private, token, safe:
+            As for [`upload`].
+
+    Returns:
+        `str`: the repository with its namespace.
+
+    Raises:
+        HubError: The Hub refused or could not be reached, or the repository is public and `private` is set.
+    """
+    with explaining_hub_errors(f"The check of {repo_id}", repo_id, safe):
+        api = hub_api(token)
+        repo_id = _repository_to_write(api, repo_id, "model", private)
+        api.auth_check(repo_id, write=True)
+    return repo_id
+
+
+def _repository_to_write(
+    api: HfApi, repo_id: str, repo_type: str, private: bool | None, space_sdk: str | None = None
+) -> str:
+    url = api.create_repo(repo_id, repo_type=repo_type, private=private, space_sdk=space_sdk, exist_ok=True)
+    if private and not api.repo_info(url.repo_id, repo_type=repo_type).private:
+        raise HubError(
+            f"{url.repo_id} is there already and is public, but private=True was asked for; make it private in its "
+            f"settings ({url}/settings) or give another name. Nothing was uploaded.",
+            is_refusal=True,
+        )
+    return url.repo_id
+
+
+def with_namespace(repo_id: str, token: str | None = None) -> str:
+    """
+    A repository's name with its namespace, the token's own where it has none.
+
+    Raises:
+        HubError: No valid token, or no Hub.
+    """
+    if "/" in repo_id:
+        return repo_id
+    with explaining_hub_errors(f"The upload to {repo_id}", repo_id):
+        return f"{hub_api(token).whoami()['name']}/{repo_id}"
+
+
 def upload(
     folder: str | Path,
     repo_id: str,
@@ -217,7 +264,7 @@ def upload(
         space_sdk (`str`, *optional*):
             Of a new Space.
         safe (`str`, *optional*):
-            A sentence on where the work is, for the message of an error. Defaults to naming `folder`.
+            A sentence on where the work is, for the message of an error. Defaults to one that names `folder`.
         token (`str`, *optional*):
             Defaults to the one saved by `hf auth login`.
 
@@ -227,17 +274,10 @@ def upload(
     Raises:
         HubError: The Hub refused or could not be reached, or the repository is public and `private` is set.
     """
-    safe = safe or f"Everything is still in {folder}."
+    safe = f"Everything is still in {folder}." if safe is None else safe
     with explaining_hub_errors(f"The upload to {repo_id}", repo_id, safe):
         api = hub_api(token)
-        url = api.create_repo(repo_id, repo_type=repo_type, private=private, space_sdk=space_sdk, exist_ok=True)
-        repo_id = url.repo_id
-        if private and not api.repo_info(repo_id, repo_type=repo_type).private:
-            raise HubError(
-                f"{repo_id} is there already and is public, but private=True was asked for; make it private in its "
-                f"settings ({url}/settings) or give another name. Nothing was uploaded. {safe}",
-                is_refusal=True,
-            )
+        repo_id = _repository_to_write(api, repo_id, repo_type, private, space_sdk)
         if revision is not None:
             api.create_branch(repo_id, branch=revision, repo_type=repo_type, exist_ok=True)
         for wait in (*_CONFLICT_WAITS, None):

@@ -52,7 +52,7 @@ class AdapterCard:
 
 def with_base_license(card: AdapterCard, base_model_id: str, token: str | None = None) -> AdapterCard:
     """The card with the base model's licence, where it names none and the Hub tells it."""
-    if card.license is not None:
+    if card.license is not None or not is_hub_id(base_model_id):
         return card
     try:
         base = hub_api(token).model_info(base_model_id).card_data

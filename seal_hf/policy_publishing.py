@@ -1,21 +1,42 @@
-"""What leaves a run: the policy in a folder or on the Hub, with its card."""
+"""What leaves a run: the policy in a folder or on the Hub, with its card, and what comes back to go on with."""
 
+import logging
 import shutil
 import tempfile
+import time
 from collections.abc import Sequence
+from concurrent.futures import Future
 from pathlib import Path
 
-from huggingface_hub import upload_folder
+from transformers.trainer_utils import HubStrategy
 
-from .journal import SELF_EDITS
+from .hub_transfer import HubError, download, require_writable, upload
+from .journal import RUN_FILE, SELF_EDITS
 from .loading import base_facts
 from .model_card import AdapterCard, with_base_license, write_model_card
 from .policy import write_policy
-from .run_report import evaluations, results_table
+from .policy_pushes import BackgroundPushes
+from .run_folder import LAST_CHECKPOINT, RUN_FILES, STAGED_PREFIX, link_tree
+from .run_report import evaluations, results_table, save_samples
+
+
+logger = logging.getLogger(__name__)
+
+# Seconds between attempts to push the last state.
+_RETRY_WAITS = (2.0, 10.0, 30.0)
 
 
 class PolicyPublishing:
-    """The part of [`SEALTrainer`] that saves and uploads its policy; in place of `transformers.Trainer`'s."""
+    """
+    The part of [`SEALTrainer`] that saves and uploads its policy; in place of `transformers.Trainer`'s.
+
+    Attributes:
+        failed_push (`str`, *optional*):
+            Why the state at the end of `train` is not on the Hub, and what to do; `None` where it is, or need not be.
+    """
+
+    failed_push: str | None = None
+    _pushes: BackgroundPushes | None = None
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """
@@ -35,11 +56,38 @@ class PolicyPublishing:
             self.processing_class.save_pretrained(folder)
             self._write_card(folder)
 
+    def init_hf_repo(self, token: str | None = None) -> None:
+        """
+        Make the repository `args.hub_model_id` where there is none; what pushes of the run need, before it starts.
+
+        A Hub that cannot be reached does not keep the run from starting: its pushes are tried all the same.
+
+        Raises:
+            HubError: The Hub refuses the token, its right to write or the name, or the repository is public where
+                `args.hub_private_repo` is set.
+        """
+        if not self.is_world_process_zero():
+            return
+        name = self.args.hub_model_id or self._folder.path.absolute().name
+        try:
+            self.hub_model_id = require_writable(
+                name,
+                private=self.args.hub_private_repo,
+                token=token or self.args.hub_token,
+                safe="Nothing was trained.",
+            )
+        except HubError as error:
+            if error.is_refusal:
+                raise
+            self.hub_model_id = name
+            logger.warning("%s Training starts all the same, and pushes are tried as it goes on.", error)
+
     def push_to_hub(
         self, commit_message: str | None = "End of training", blocking: bool = True, token: str | None = None, **kwargs
-    ) -> str | None:
+    ) -> str | Future | None:
         """
-        Upload the policy, the tokenizer and the card to `args.hub_model_id`; the run's records stay here.
+        Upload the policy, the tokenizer and the card to `args.hub_model_id`, and with `hub_strategy="checkpoint"` the run's
+        records.
 
         Parameters:
             commit_message (`str`, *optional*, defaults to `"End of training"`):
@@ -50,31 +98,125 @@ class PolicyPublishing:
                 Defaults to `args.hub_token`, or the one saved by `hf auth login`.
 
         Returns:
-            `str`: URL of the commit, in the first process.
+            `str`: URL of the commit, in the first process; or a `Future` of it.
+
+        Raises:
+            HubError: The Hub refused or could not be reached; everything is in the output directory.
         """
         if not self.is_world_process_zero():
             return None
         if self.hub_model_id is None:
             self.init_hf_repo(token=token)
-        folder = tempfile.mkdtemp()
-        try:
-            self.save_model(folder)
-            result = upload_folder(
-                repo_id=self.hub_model_id,
-                folder_path=folder,
-                commit_message=commit_message,
-                token=token or self.args.hub_token,
-                run_as_future=not blocking,
-                revision=kwargs.get("revision", self.args.hub_revision),
-            )
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-        if blocking:
-            shutil.rmtree(folder, ignore_errors=True)
-        else:
-            result.add_done_callback(lambda _: shutil.rmtree(folder, ignore_errors=True))
+        revision = kwargs.get("revision", self.args.hub_revision)
+        pushes = BackgroundPushes(lambda staged: self._upload(staged, commit_message, token, revision))
+        future = pushes.push(self._stage())
+        if not blocking:
+            return future
+        result = future.result()
         return result
+
+    def _push_round(self) -> None:
+        """Push what there is after a round's fit, in the background."""
+        if self._pushes_rounds():
+            self.callback_handler.on_push_begin(self.args, self.state, self.control)
+            if self._pushes is None:
+                self._pushes = BackgroundPushes(
+                    lambda staged: self._upload(staged, f"Training in progress, round {self._rounds_fitted}")
+                )
+            try:
+                staged = self._stage()
+            except OSError as error:  # a full disk
+                logger.warning("The policy was not pushed: %s. Training goes on, and it is tried again.", error)
+            else:
+                self._pushes.push(staged)
+
+    def _push_end(self) -> None:
+        """Bring the run's last state to the Hub, or tell loudly that it is not there, in `failed_push`."""
+        if not self._pushes_rounds():
+            return
+        if self._pushes is not None:
+            self._pushes.wait()
+        for wait in (*_RETRY_WAITS, None):
+            try:
+                self._upload(self._stage(), "End of training")
+                self.failed_push = None
+                return
+            except Exception as error:  # whatever it is, the run itself has ended well
+                if wait is None or getattr(error, "is_refusal", False):
+                    self.failed_push = (
+                        f"The policy is not on the Hub as {self.hub_model_id}. {error} Call trainer.push_to_hub() later, "
+                        "or start the run again with resume_from_checkpoint=True, which pushes at its end."
+                    )
+                    logger.error(self.failed_push)
+                    return
+                logger.warning("%s It is tried again in %g s.", error, wait)
+                time.sleep(wait)
+
+    def _pushes_rounds(self) -> bool:
+        return self.args.push_to_hub and self.args.hub_strategy != HubStrategy.END and self.is_world_process_zero()
+
+    def _upload(
+        self, staged: Path, commit_message: str | None, token: str | None = None, revision: str | None = None
+    ) -> str:
+        try:
+            commit = upload(
+                staged,
+                self.hub_model_id,
+                commit_message=commit_message or "Upload policy",
+                private=self.args.hub_private_repo,
+                revision=revision or self.args.hub_revision,
+                # Banks' files make room for their round's.
+                delete_patterns=[f"{LAST_CHECKPOINT}/*"] if (staged / LAST_CHECKPOINT).is_dir() else (),
+                safe=f"Everything is in {self.args.output_dir}.",
+                token=token or self.args.hub_token,
+            )
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+        return commit.commit_url
+
+    def _stage(self) -> Path:
+        """A folder beside the run's files with all that a push uploads, as it is now."""
+        self._folder.path.mkdir(parents=True, exist_ok=True)
+        staged = Path(tempfile.mkdtemp(prefix=STAGED_PREFIX, dir=self._folder.path))
+        try:
+            self.save_model(str(staged))
+            if self.args.hub_strategy == HubStrategy.CHECKPOINT:
+                self._folder.link_to(staged / LAST_CHECKPOINT)
+            elif self.args.hub_strategy == HubStrategy.ALL_CHECKPOINTS:
+                for number in range(self._folder.num_policies()):
+                    link_tree(self._folder.policy(number), staged / f"round_{number + 1:03d}")
+        except BaseException:
+            shutil.rmtree(staged, ignore_errors=True)
+            raise
+        return staged
+
+    def _fetch_last_checkpoint(self) -> None:
+        """
+        Bring the run that `hub_strategy="checkpoint"` pushed to the output directory, where that holds none.
+
+        Raises:
+            ValueError: No `hub_model_id`, or no run in the repository.
+            HubError: The repository cannot be read.
+        """
+        if self._folder.holds_a_run():
+            logger.info("%s holds a run already, which goes on from there.", self._folder.path)
+            return
+        repo_id = self.args.hub_model_id
+        if repo_id is None:
+            raise ValueError(
+                f"resume_from_checkpoint={LAST_CHECKPOINT!r} needs hub_model_id, the repository it is in."
+            )
+        files = [f"{LAST_CHECKPOINT}/{pattern}" for pattern in RUN_FILES]
+        folder, commit = download(repo_id, files, revision=self.args.hub_revision, token=self.args.hub_token)
+        if not (folder / LAST_CHECKPOINT / RUN_FILE).is_file():
+            raise ValueError(
+                f"{repo_id} has no {LAST_CHECKPOINT}/{RUN_FILE} at {commit}, so there is no run to go on with; only "
+                'hub_strategy="checkpoint" pushes one.'
+            )
+        self._folder.copy_from(folder / LAST_CHECKPOINT)
+        for number in range(len(self._folder.journal.scored_rounds())):
+            save_samples(self._folder.path, number)
+        logger.info("The run of %s at %s is now in %s.", repo_id, commit, self._folder.path)
 
     def create_model_card(
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None

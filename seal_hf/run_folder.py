@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,14 @@ from typing import Any
 from torch import nn
 from transformers import TrainerState
 
-from .journal import RUN_FILE, SCHEMA_VERSION, Journal, check_schema_version, write_text
+from .journal import (
+    RUN_FILE,
+    SCHEMA_VERSION,
+    Journal,
+    check_schema_version,
+    explaining_failed_write,
+    write_text,
+)
 from .lora_layout import lora_layout, unwrap
 from .seal_config import SEALConfig
 from .self_adapting_lm import SelfAdaptingLM
@@ -21,6 +29,17 @@ from .self_adapting_lm import SelfAdaptingLM
 logger = logging.getLogger(__name__)
 
 STATE_FILE = "trainer_state.json"
+# The folder of a repository in which a run is pushed whole, under transformers' name.
+LAST_CHECKPOINT = "last-checkpoint"
+STAGED_PREFIX = ".push-"
+_RUN_FOLDERS = ("proposals", "journal", "selected", "evaluation", "policy")
+# What belongs to a run, as patterns; every file of it is only ever replaced whole.
+RUN_FILES = (
+    RUN_FILE,
+    STATE_FILE,
+    "rewards.png",
+    *(f"{folder}/*{suffix}" for folder in _RUN_FOLDERS for suffix in (".json", ".jsonl", ".safetensors")),
+)
 _STATE_FIELDS = ("global_step", "epoch", "log_history", "best_metric")
 # Fields of SFTConfig that change what a fit learns. How often it logs or saves does not.
 _SFT_SETTINGS = (
@@ -234,6 +253,29 @@ class RunFolder:
         record = {name: getattr(state, name) for name in _STATE_FIELDS}
         write_text((folder or self.path) / STATE_FILE, json.dumps(record, indent=1) + "\n")
 
+    def holds_a_run(self) -> bool:
+        """Whether there is anything of a run, with or without its settings."""
+        return any((self.path / name).exists() for name in (RUN_FILE, *_RUN_FOLDERS))
+
+    def link_to(self, folder: Path) -> None:
+        """A copy of the run as it is now: hard links, since no file of it is ever changed in place."""
+        for name in (*_RUN_FOLDERS, RUN_FILE, STATE_FILE, "rewards.png"):
+            link_tree(self.path / name, folder / name)
+
+    def copy_from(self, folder: Path) -> None:
+        """Make a copy of a run this folder's. Its settings come last, so that half of it is no run."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self.path, prefix=STAGED_PREFIX) as partial:
+            with explaining_failed_write(self.path):
+                shutil.copytree(folder, partial, dirs_exist_ok=True)
+                for path in sorted(Path(partial).iterdir(), key=lambda path: path.name == RUN_FILE):
+                    os.replace(path, self.path / path.name)
+
+    def remove_staged(self) -> None:
+        """Remove what pushes of a process that was killed have left."""
+        for folder in self.path.glob(f"{STAGED_PREFIX}*"):
+            shutil.rmtree(folder, ignore_errors=True)
+
     def num_policies(self) -> int:
         """How many rounds' policies are there."""
         return len([folder for folder in (self.path / "policy").glob("round_???") if folder.is_dir()])
@@ -245,3 +287,18 @@ class RunFolder:
         furthest = max(records, key=lambda record: (record["global_step"], len(record["log_history"])), default={})
         # transformers' own save_state() writes more to a file of this name.
         return {name: furthest[name] for name in _STATE_FIELDS if name in furthest}
+
+
+def link_tree(source: Path, target: Path) -> None:
+    """Hard links to a file or to all files of a folder, copies on another file system; none to a half-written one."""
+    files = [source] if source.is_file() else [path for path in source.rglob("*") if path.is_file()]
+    for file in files:
+        relative = file.relative_to(source)
+        if any(part.endswith(".partial") for part in relative.parts):
+            continue
+        linked = target / relative
+        linked.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(file, linked)
+        except OSError:
+            shutil.copy2(file, linked)

@@ -188,6 +188,9 @@ class SEALConfig(SFTConfig):
         if not torch.accelerator.is_available():
             self.use_cpu = True
         super().__post_init__()
+        # transformers would make a public Space of the metrics of a run that is pushed.
+        if self.trackio_static_space_id is None:
+            self.trackio_static_space_id = False
         for name in (
             "num_generations",
             "max_completion_length",

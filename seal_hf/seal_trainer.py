@@ -40,7 +40,7 @@ from .policy_evaluation import PolicyEvaluation
 from .policy_publishing import PolicyPublishing
 from .processes import Processes
 from .rollout import Rollout
-from .run_folder import RunFolder, run_settings
+from .run_folder import LAST_CHECKPOINT, RunFolder, run_settings
 from .run_plan import RunPlan, plan_run
 from .run_plot import save_plot
 from .run_report import round_metrics, save_samples
@@ -195,7 +195,8 @@ class SEALTrainer(PolicyEvaluation, PolicyPublishing, _BaseTrainer):
         Parameters:
             resume_from_checkpoint (`bool` or `str`, *optional*):
                 `True`, or the output directory, to go on with the run that is there (a new one starts where there is
-                none).
+                none). `"last-checkpoint"`: with the run that `hub_strategy="checkpoint"` pushed to `hub_model_id`, where
+                the output directory holds none.
 
         Returns:
             `TrainOutput`: the step count, the mean SFT loss and the last round's metrics.
@@ -205,8 +206,11 @@ class SEALTrainer(PolicyEvaluation, PolicyPublishing, _BaseTrainer):
             OSError: It cannot be written, or is full; what was worked out before is on disk.
             ProcessEnded: Another process has ended.
         """
-        if isinstance(resume_from_checkpoint, str | os.PathLike) and Path(resume_from_checkpoint).resolve() != (
-            self._folder.path.resolve()
+        from_hub = resume_from_checkpoint == LAST_CHECKPOINT
+        if (
+            isinstance(resume_from_checkpoint, str | os.PathLike)
+            and not from_hub
+            and Path(resume_from_checkpoint).resolve() != self._folder.path.resolve()
         ):
             raise ValueError(
                 f"resume_from_checkpoint={str(resume_from_checkpoint)!r} is not output_dir={self.args.output_dir!r}; a "
@@ -215,12 +219,15 @@ class SEALTrainer(PolicyEvaluation, PolicyPublishing, _BaseTrainer):
         self.is_in_train = True
         try:
             with self._processes.explaining_termination():
+                if from_hub:
+                    self._processes.on_main(self._fetch_last_checkpoint)
                 self._open(bool(resume_from_checkpoint))
                 self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
                 if self._evaluate_round(0):
                     for round_index in range(self.args.num_rounds):
                         if not self._train_round(round_index):
                             break
+                self._processes.on_main(self._push_end)
                 self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
         finally:
             self.is_in_train = False
@@ -357,6 +364,7 @@ class SEALTrainer(PolicyEvaluation, PolicyPublishing, _BaseTrainer):
             raise
         self._rounds_fitted = round_index + 1
         self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+        self._processes.on_main(self._push_round)
         return True
 
     def _keep_policy(self, round_index: int) -> None:
@@ -371,6 +379,7 @@ class SEALTrainer(PolicyEvaluation, PolicyPublishing, _BaseTrainer):
     def _open(self, resume: bool) -> None:
         """Make the output directory this run's, and bring back how far it came."""
         self._processes.on_main(self._folder.open, resume, self._bytes_needed())
+        self._processes.on_main(self._folder.remove_staged)
         if resume:
             for name, value in self._processes.on_main(self._folder.load_state).items():
                 setattr(self.state, name, value)

@@ -20,7 +20,7 @@ import pyarrow as pa
 from huggingface_hub import constants
 from pyarrow import compute, parquet
 
-from .hub_transfer import HubError, download, explaining_hub_errors, hub_api, is_hub_id, upload
+from .hub_transfer import HubError, download, is_hub_id, upload, with_namespace
 from .journal import RUN_FILE, check_schema_version
 from .self_edit_card import write_self_edit_card
 from .self_edit_table import evaluation_table, read_table, training_table
@@ -110,10 +110,8 @@ def push_self_edits(
     """
     safe = f"Everything is still in {output_dir}."
     with tempfile.TemporaryDirectory() as folder:
-        if "/" not in repo_id:
-            _settings(Path(output_dir))  # whose errors need no Hub
-            with explaining_hub_errors(f"The upload to {repo_id}", repo_id, safe):
-                repo_id = f"{hub_api(token).whoami()['name']}/{repo_id}"
+        _settings(Path(output_dir))  # whose errors need no Hub
+        repo_id = with_namespace(repo_id, token)
         save_self_edits(output_dir, folder, include_evaluation=include_evaluation, name=repo_id)
         upload(
             folder,

@@ -87,6 +87,10 @@ def hub_app(hub: "Hub") -> FastAPI:
         repo = hub.open(request, type, f"{owner}/{sent['name']}", to="write")
         del hub.repos[repo.type, repo.id]
 
+    @app.get(repo_path + "/auth-check/write")
+    async def check_right_to_write(repo: Writable):
+        return {}
+
     @app.put(repo_path + "/settings")
     async def settings(repo: Writable, sent: Sent):
         repo.private = sent["visibility"] == "private" if "visibility" in sent else repo.private

@@ -1,6 +1,5 @@
 """What SEALTrainer gives away: the saved policy and its card, uploads, plans and reported metrics."""
 
-import concurrent.futures
 import hashlib
 import json
 import shutil
@@ -28,7 +27,6 @@ from peft import PeftModel
 from tiny_models import tiny_llama
 from transformers import AutoTokenizer
 
-from seal_hf import policy_publishing
 from seal_hf.run_report import results_table
 
 
@@ -81,59 +79,6 @@ def test_card_names_no_base_that_the_hub_would_refuse(bf16_run, tmp_path):
         assert card.data.base_model is None
         assert not any(tag.startswith("base_model:") for tag in card.data.tags)
         assert "huggingface.co/)" not in card.text and f"huggingface.co/{tmp_path}" not in card.text
-
-
-PUSHED = {"README.md", "adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json"}
-PUSHED.add("chat_template.jinja")
-
-
-def test_push_uploads_the_policy_and_no_records(run, monkeypatch):
-    calls, repos = [], []
-
-    def upload_folder(folder_path, **options):
-        files = {path.relative_to(folder_path).as_posix() for path in Path(folder_path).rglob("*") if path.is_file()}
-        calls.append((files, (Path(folder_path) / "README.md").read_text(), options))
-        return "https://huggingface.co/me/out/commit/1"
-
-    def init_hf_repo(token=None):
-        repos.append(token)
-        run.trainer.hub_model_id = "me/out"
-
-    monkeypatch.setattr(policy_publishing, "upload_folder", upload_folder)
-    monkeypatch.setattr(run.trainer, "init_hf_repo", init_hf_repo)
-    monkeypatch.setattr(run.trainer, "hub_model_id", None)
-    assert run.trainer.push_to_hub("Two rounds", token="secret") == "https://huggingface.co/me/out/commit/1"
-    ((files, card, options),) = calls
-    assert files == PUSHED
-    assert repos == ["secret"]
-    assert (
-        options["repo_id"] == "me/out" and options["commit_message"] == "Two rounds" and options["token"] == "secret"
-    )
-    assert "secret" not in card
-    assert '"me/out")' in card  # the example loads it from where it is now
-
-    run.trainer.push_to_hub()
-    assert len(repos) == 1  # the repository is known
-
-
-def test_push_in_the_background_keeps_its_files_until_they_are_uploaded(run, monkeypatch):
-    may_start = concurrent.futures.Future()
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-
-        def upload_folder(folder_path, run_as_future, **options):
-            assert run_as_future
-
-            def upload():
-                may_start.result(timeout=60)
-                return {path.name for path in Path(folder_path).rglob("*")}
-
-            return pool.submit(upload)
-
-        monkeypatch.setattr(policy_publishing, "upload_folder", upload_folder)
-        monkeypatch.setattr(run.trainer, "hub_model_id", "me/out")
-        future = run.trainer.push_to_hub(blocking=False)
-        may_start.set_result(None)
-        assert future.result(timeout=60) == PUSHED
 
 
 def test_plan_counts_the_work(tmp_path):
@@ -205,14 +150,14 @@ import sys
 from outer_loop import tiny_trainer
 trainer = tiny_trainer(
     sys.argv[1], num_train=2, num_eval=2, num_generations=2, num_rounds=1, report_to=["tensorboard", "trackio"],
-    project="bees", run_name="first",
+    project="bees", run_name="first", push_to_hub=True, hub_model_id="tester/bees", hub_token=sys.argv[2],
 )
 trainer.train()
 """
 
 
 @pytest.mark.slow
-def test_metrics_go_to_tensorboard_and_trackio(tmp_path, monkeypatch):
+def test_metrics_of_a_run_that_is_pushed_stay_on_this_machine(hub, token, tmp_path, monkeypatch):
     pytest.importorskip("trackio")
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -220,13 +165,15 @@ def test_metrics_go_to_tensorboard_and_trackio(tmp_path, monkeypatch):
     for name in ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL", "TRACKIO_BUCKET_ID", "TENSORBOARD_LOGGING_DIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=":")
     folder = tmp_path / "run"
     done = subprocess.run(
-        [sys.executable, "-c", REPORTING_RUN, str(folder)], capture_output=True, text=True, cwd=tmp_path
+        [sys.executable, "-c", REPORTING_RUN, str(folder), token], capture_output=True, text=True, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
+    assert list(hub.repos) == [("model", "tester/bees")]
+    assert all(file.is_dir() or token.encode() not in file.read_bytes() for file in tmp_path.rglob("*"))
+    assert token not in done.stdout + done.stderr
     log = json.loads((folder / "trainer_state.json").read_text())["log_history"]
     reward = next(entry for entry in log if "reward" in entry)
     accuracies = [(entry["step"], entry["eval_self_edits_accuracy"]) for entry in log if "eval_num_passages" in entry]

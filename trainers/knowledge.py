@@ -14,6 +14,7 @@ import sys
 from dataclasses import dataclass, field
 
 from arguments import JudgeArguments, load_dataset_argument
+from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging as transformers_logging
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
@@ -105,11 +106,13 @@ def main(script_args: KnowledgeArguments, training_args: SEALConfig, model_args:
         return
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
-    if training_args.push_to_hub:
+    if training_args.push_to_hub and training_args.hub_strategy == HubStrategy.END:
         trainer.push_to_hub()
     if trainer.is_world_process_zero():
         print(f"\n{results_table(training_args.output_dir)}")
         print(f"The policy adapter, the journal and rewards.png are in {training_args.output_dir}.")
+    if trainer.failed_push is not None:
+        sys.exit(f"error: {trainer.failed_push}")
 
 
 if __name__ == "__main__":
