@@ -40,7 +40,7 @@ from seal_hf import Adapter, InnerLoopConfig, SelfAdaptingLM
 from seal_hf.domains import KnowledgeDomain, load_demo_passages
 from seal_hf.embedded import EMBEDDED, EMBEDDED_MODEL_ID
 from seal_hf.generation import context_length, encode_prompt
-from seal_hf.hub_transfer import HubError, explaining_hub_errors
+from seal_hf.hub_errors import HubError, explaining_hub_errors
 
 
 logger = logging.getLogger("seal_hf.app")

@@ -16,7 +16,8 @@ from peft import LoraConfig
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from .hub_transfer import HubError, download, explaining_hub_errors, hub_api, is_hub_id
+from .hub_errors import HubError, explaining_hub_errors
+from .hub_transfer import download, hub_api, is_hub_id
 
 
 WEIGHTS_NAME = "adapter_model.safetensors"

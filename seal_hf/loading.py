@@ -107,9 +107,9 @@ def load_causal_lm(
 def base_facts(model: PreTrainedModel | PeftModel) -> dict[str, str | None]:
     """Which base a model is, for those who want to train the same again: its commit on the Hub, dtype and quantization."""
     config = unwrap(model).config
-    quantization = getattr(config, "quantization_config", None)
-    if quantization is not None:
-        settings = quantization if isinstance(quantization, dict) else quantization.to_dict()
+    found, quantization = getattr(config, "quantization_config", None), "none"
+    if found is not None:
+        settings = found if isinstance(found, dict) else found.to_dict()
         kind = settings.get("bnb_4bit_quant_type") if settings.get("load_in_4bit") else settings.get("quant_method")
         quantization = f"{kind}{', double quantization' if settings.get('bnb_4bit_use_double_quant') else ''}"
     return {

@@ -11,7 +11,8 @@ import httpx2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-from .hub_transfer import HubError, hub_api, is_hub_id
+from .hub_errors import HubError
+from .hub_transfer import hub_api, is_hub_id
 from .journal import write_text
 from .statistics import Accuracy
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from transformers.trainer_utils import HubStrategy
 
-from .hub_transfer import HubError, download, require_writable, upload
+from .hub_errors import HubError
+from .hub_transfer import download, require_writable, upload
 from .journal import RUN_FILE, SELF_EDITS
 from .loading import base_facts
 from .model_card import AdapterCard, with_base_license, write_model_card
@@ -248,7 +249,9 @@ class PolicyPublishing:
             accuracies.pop(SELF_EDITS)
             accuracies[f"{SELF_EDITS} before training"] = measured[0].accuracies[SELF_EDITS]
             accuracies[f"{SELF_EDITS} after round {measured[-1].round}"] = measured[-1].accuracies[SELF_EDITS]
-        settings = {name: getattr(self.args, name) for name in names}
+        policy = self.model.active_peft_config
+        settings = {"r": policy.r, "lora_alpha": policy.lora_alpha}
+        settings |= {name: getattr(self.args, name) for name in names}
         card = AdapterCard(accuracies=accuracies, dataset=dataset_name, tags=tags)
         if self.args.push_to_hub:
             card = with_base_license(card, self.base_model_id, self.args.hub_token)

@@ -9,7 +9,8 @@ from typing import Any
 import pyarrow as pa
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from .hub_transfer import is_hub_id, without_tokens
+from .hub_errors import without_tokens
+from .hub_transfer import is_hub_id
 from .run_report import is_likelihood, results_table
 
 

@@ -20,7 +20,8 @@ import pyarrow as pa
 from huggingface_hub import constants
 from pyarrow import compute, parquet
 
-from .hub_transfer import HubError, download, is_hub_id, upload, with_namespace
+from .hub_errors import HubError
+from .hub_transfer import download, is_hub_id, upload, with_namespace
 from .journal import RUN_FILE, check_schema_version
 from .self_edit_card import write_self_edit_card
 from .self_edit_table import evaluation_table, read_table, training_table

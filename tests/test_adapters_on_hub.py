@@ -21,8 +21,7 @@ from tiny_models import tiny_llama, tiny_policy_model, tiny_tokenizer
 
 from seal_hf import Adapter, AdapterBank, SelfAdaptingLM, SelfEdit
 from seal_hf.adapter_files import CONFIG_NAME, TRAINING_NAME, WEIGHTS_NAME
-from seal_hf.hub_transfer import HubError
-from seal_hf.model_card import AdapterCard
+from seal_hf.hub import AdapterCard, HubError, list_adapters
 from seal_hf.statistics import accuracy
 
 
@@ -109,6 +108,8 @@ def test_card(base, adapter, hub, token):
     assert hashlib.sha256(PASSAGE.encode()).hexdigest() in card.text
     assert f'"{REPO}")' in card.text
     assert [model.id for model in list_models(filter=f"base_model:adapter:{BASE}")] == [REPO]
+    assert list_adapters(BASE) == list_adapters(BASE, author="tester") == [REPO]
+    assert list_adapters(BASE, author="other") == list_adapters("them/other") == []
 
     adapter.push_to_hub(REPO, token=token, card=AdapterCard(passage=PASSAGE, publish_passage=True, license="cc0-1.0"))
     card = ModelCard.load(REPO)
@@ -122,7 +123,11 @@ def test_card_of_an_adapter_on_a_policy_and_of_what_was_trained(base, hub, token
     trained.push_to_hub(REPO, token=token)
     text = ModelCard.load(REPO).text
     assert "on top of a policy adapter" in text
-    assert "- r: 32\n" in text and "- base_dtype: float32\n" in text and "- num_train_epochs: 10\n" in text
+    assert (
+        "- r: 32\n" in text
+        and "- base_dtype: float32\n- quantization: none\n" in text
+        and "- num_train_epochs: 10\n" in text
+    )
     loaded = base.load_adapter(REPO)
     assert loaded.layout.r == 32 + 3 and loaded.training["num_steps"] == 10
 

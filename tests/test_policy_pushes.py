@@ -15,7 +15,7 @@ from safetensors.torch import load
 from tiny_models import tiny_llama
 from transformers import TrainerCallback
 
-from seal_hf.hub_transfer import HubError
+from seal_hf.hub_errors import HubError
 from seal_hf.policy_pushes import BackgroundPushes
 from seal_hf.seal_config import SEALConfig
 

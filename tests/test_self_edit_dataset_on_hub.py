@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import DatasetCard, HfApi, constants, snapshot_download
 from written_runs import CHAT, COLUMNS, expected_rows, scored, two_rounds, write_run
 
-from seal_hf.hub_transfer import HubError
+from seal_hf.hub_errors import HubError
 from seal_hf.self_edit_dataset import load_self_edits, main, push_self_edits
 
 
