@@ -6,8 +6,10 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
+from importlib.util import find_spec
 from pathlib import Path
 
+from huggingface_hub import constants
 from transformers.trainer_utils import HubStrategy
 
 from .hub_errors import HubError
@@ -16,7 +18,7 @@ from .journal import RUN_FILE, SELF_EDITS
 from .loading import base_facts
 from .model_card import AdapterCard, with_base_license, write_model_card
 from .policy import write_policy
-from .policy_pushes import BackgroundPushes
+from .policy_pushes import BackgroundPushes, upload_large_files
 from .run_folder import LAST_CHECKPOINT, RUN_FILES, STAGED_PREFIX, link_tree
 from .run_report import evaluations, results_table, save_samples
 
@@ -30,6 +32,12 @@ _RETRY_WAITS = (2.0, 10.0, 30.0)
 class PolicyPublishing:
     """
     The part of [`SEALTrainer`] that saves and uploads its policy; in place of `transformers.Trainer`'s.
+
+    With `push_to_hub`, `hub_strategy` says what is pushed: with `"end"` only what `push_to_hub()` is called for; with
+    `"every_save"` (the default) policy, tokenizer and card after every round, evaluation included, and at the end; with
+    `"checkpoint"` also the run's records, under `last-checkpoint/`, with which `train(
+    resume_from_checkpoint="last-checkpoint")` goes on elsewhere; with `"all_checkpoints"` also every round's policy, as
+    `round_001/` and so on.
 
     Attributes:
         failed_push (`str`, *optional*):
@@ -84,7 +92,14 @@ class PolicyPublishing:
             logger.warning("%s Training starts all the same, and pushes are tried as it goes on.", error)
 
     def push_to_hub(
-        self, commit_message: str | None = "End of training", blocking: bool = True, token: str | None = None, **kwargs
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        model_name: str | None = None,
+        dataset_name: str | None = None,
+        tags: str | list[str] | None = None,
     ) -> str | Future | None:
         """
         Upload the policy, the tokenizer and the card to `args.hub_model_id`, and with `hub_strategy="checkpoint"` the run's
@@ -97,44 +112,66 @@ class PolicyPublishing:
                 Whether to wait for the upload.
             token (`str`, *optional*):
                 Defaults to `args.hub_token`, or the one saved by `hf auth login`.
+            revision (`str`, *optional*):
+                The branch. Defaults to `args.hub_revision`, or `main`.
+            model_name, dataset_name, tags (*optional*):
+                For the card, as for [`~SEALTrainer.create_model_card`].
 
         Returns:
-            `str`: URL of the commit, in the first process; or a `Future` of it.
+            `str`: URL of the commit, in the first process; or a `Future` of it, which is cancelled where a later push took
+            its place.
 
         Raises:
             HubError: The Hub refused or could not be reached; everything is in the output directory.
         """
         if not self.is_world_process_zero():
             return None
-        if self.hub_model_id is None:
-            self.init_hf_repo(token=token)
-        revision = kwargs.get("revision", self.args.hub_revision)
-        pushes = BackgroundPushes(lambda staged: self._upload(staged, commit_message, token, revision))
-        future = pushes.push(self._stage())
-        if not blocking:
-            return future
-        result = future.result()
-        return result
+        if self.hub_model_id is None:  # without args.push_to_hub; the upload makes the repository
+            self.hub_model_id = self.args.hub_model_id or self._folder.path.absolute().name
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+
+        def upload_state(staged: Path) -> str:
+            url = self._upload(staged, commit_message, token, revision)
+            self.failed_push = None
+            return url
+
+        staged = self._stage()
+        self._write_card(staged, model_name, dataset_name, [tags] if isinstance(tags, str) else tags or [])
+        future = self._background_pushes().push(staged, upload_state)
+        return future.result() if blocking else future
 
     def _push_round(self) -> None:
-        """Push what there is after a round's fit, in the background."""
-        if self._pushes_rounds():
-            self.callback_handler.on_push_begin(self.args, self.state, self.control)
-            if self._pushes is None:
-                self._pushes = BackgroundPushes(
-                    lambda staged: self._upload(staged, f"Training in progress, round {self._rounds_fitted}")
-                )
+        """Push what there is after a round's fit and evaluation, in the background."""
+        if not self._pushes_rounds() or self._rounds_fitted < self._folder.num_policies():
+            return  # a resumed run passes by rounds that it has
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        try:
+            staged = self._stage()
+        except OSError as error:  # a full disk
+            logger.warning("The policy was not pushed: %s. Training goes on, and it is tried again.", error)
+            return
+        message = f"Training in progress, round {self._rounds_fitted}"
+
+        def upload_round(staged: Path) -> str:
             try:
-                staged = self._stage()
-            except OSError as error:  # a full disk
-                logger.warning("The policy was not pushed: %s. Training goes on, and it is tried again.", error)
-            else:
-                self._pushes.push(staged)
+                return self._upload(staged, message)
+            except Exception as error:
+                logger.warning("%s Training goes on, and it is tried again.", error)
+                raise
+
+        self._background_pushes().push(staged, upload_round)
+
+    def _background_pushes(self) -> BackgroundPushes:
+        if self._pushes is None:
+            self._pushes = BackgroundPushes()
+        return self._pushes
 
     def _push_end(self) -> None:
         """Bring the run's last state to the Hub, or tell loudly that it is not there, in `failed_push`."""
         if not self._pushes_rounds():
             return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        logger.info("Pushing the run's last state to %s.", self.hub_model_id)
         if self._pushes is not None:
             self._pushes.wait()
         for wait in (*_RETRY_WAITS, None):
@@ -159,17 +196,23 @@ class PolicyPublishing:
     def _upload(
         self, staged: Path, commit_message: str | None, token: str | None = None, revision: str | None = None
     ) -> str:
+        options = {
+            "private": self.args.hub_private_repo,
+            "safe": f"Everything is in {self.args.output_dir}.",
+            "token": token or self.args.hub_token,
+        }
+        revision = revision or self.args.hub_revision
         try:
+            if constants.HF_HUB_DISABLE_XET or find_spec("hf_xet") is None:
+                upload_large_files(staged, self.hub_model_id, revision=revision, **options)
             commit = upload(
                 staged,
                 self.hub_model_id,
                 commit_message=commit_message or "Upload policy",
-                private=self.args.hub_private_repo,
-                revision=revision or self.args.hub_revision,
+                revision=revision,
                 # Banks' files make room for their round's.
                 delete_patterns=[f"{LAST_CHECKPOINT}/*"] if (staged / LAST_CHECKPOINT).is_dir() else (),
-                safe=f"Everything is in {self.args.output_dir}.",
-                token=token or self.args.hub_token,
+                **options,
             )
         finally:
             shutil.rmtree(staged, ignore_errors=True)

@@ -1,14 +1,19 @@
 """Pushes of a run's state to the Hub while it goes on: one at a time, in the background, the latest state wins."""
 
-import logging
 import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 
+from huggingface_hub import CommitOperationAdd
 
-logger = logging.getLogger(__name__)
+from .hub_errors import explaining_hub_errors
+from .hub_transfer import hub_api, require_writable
+
+
+# What git would not take goes to the Hub apart from the commit: by its kind, or from this size in bytes.
+_LARGE_KINDS, _LARGE_SIZE = (".safetensors", ".png"), 5_000_000
 
 
 class BackgroundPushes:
@@ -18,38 +23,39 @@ class BackgroundPushes:
 
     The thread does not keep the program from ending.
 
-    Parameters:
-        upload (`Callable[[Path], object]`):
-            Uploads one folder.
-
     Attributes:
         failure (`Exception`, *optional*):
             Why the last push failed; `None` where it arrived.
     """
 
-    def __init__(self, upload: Callable[[Path], object]):
+    def __init__(self):
         self.failure: Exception | None = None
-        self._upload = upload
         self._lock = threading.Lock()
-        self._waiting: tuple[Path, Future] | None = None
+        self._waiting: tuple[Path, Callable[[Path], object], Future] | None = None
         self._thread: threading.Thread | None = None
 
-    def push(self, staged: Path) -> Future:
+    def push(self, staged: Path, upload: Callable[[Path], object]) -> Future:
         """
         Upload a folder, which is removed afterwards, as soon as the push under way is done.
+
+        Parameters:
+            staged (`Path`):
+                The folder.
+            upload (`Callable[[Path], object]`):
+                Uploads it.
 
         Returns:
             `Future`: what the upload returns or raises; cancelled where a later push took its place.
         """
         future: Future = Future()
         with self._lock:
-            superseded, self._waiting = self._waiting, (staged, future)
+            superseded, self._waiting = self._waiting, (staged, upload, future)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="push to the Hub", daemon=True)
                 self._thread.start()
         if superseded is not None:
             shutil.rmtree(superseded[0], ignore_errors=True)
-            superseded[1].cancel()
+            superseded[-1].cancel()
         return future
 
     def wait(self, timeout: float | None = None) -> None:
@@ -64,17 +70,45 @@ class BackgroundPushes:
                 if self._waiting is None:
                     self._thread = None
                     return
-                (staged, future), self._waiting = self._waiting, None
+                (staged, upload, future), self._waiting = self._waiting, None
             try:
-                result = self._upload(staged)
-            except (
-                Exception
-            ) as error:  # whatever it is, the run goes on; it is said, kept, and the push is tried again
+                if not future.set_running_or_notify_cancel():
+                    continue
+                result = upload(staged)
+            except Exception as error:  # whatever it is: it is kept, and who asked for the push says it
                 self.failure = error
-                logger.warning("%s Training goes on, and it is tried again.", error)
                 future.set_exception(error)
             else:
                 self.failure = None
                 future.set_result(result)
             finally:
                 shutil.rmtree(staged, ignore_errors=True)
+
+
+def upload_large_files(
+    folder: Path, repo_id: str, *, private: bool | None, revision: str | None, safe: str, token: str | None
+) -> None:
+    """
+    Upload a folder's large files over LFS, one after another in this thread; the commit that follows finds them there.
+
+    huggingface_hub 2.4 sends several at once from a pool whose threads keep the program from ending for as long as the Hub
+    does not answer. Over Xet it has no such pool.
+
+    Parameters:
+        folder (`Path`):
+            Where they are.
+        repo_id, private, revision, safe, token:
+            As for [`~hub_transfer.upload`].
+
+    Raises:
+        HubError: The Hub refused or could not be reached.
+    """
+    repo_id = require_writable(repo_id, private=private, token=token, safe=safe)
+    with explaining_hub_errors(f"The upload to {repo_id}", repo_id, safe):
+        api = hub_api(token)
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+            if file.suffix in _LARGE_KINDS or file.stat().st_size >= _LARGE_SIZE:
+                operation = CommitOperationAdd(file.relative_to(folder).as_posix(), file)
+                api.preupload_lfs_files(repo_id, [operation], revision=revision, num_threads=1)

@@ -227,6 +227,8 @@ class SEALTrainer(PolicyEvaluation, PolicyPublishing, _BaseTrainer):
                     for round_index in range(self.args.num_rounds):
                         if not self._train_round(round_index):
                             break
+                        if round_index + 1 < self.args.num_rounds:
+                            self._processes.on_main(self._push_round)
                 self._processes.on_main(self._push_end)
                 self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
         finally:
@@ -364,7 +366,6 @@ class SEALTrainer(PolicyEvaluation, PolicyPublishing, _BaseTrainer):
             raise
         self._rounds_fitted = round_index + 1
         self.control = self.callback_handler.on_save(self.args, self.state, self.control)
-        self._processes.on_main(self._push_round)
         return True
 
     def _keep_policy(self, round_index: int) -> None:

@@ -1,17 +1,23 @@
 """A run that pushes itself to the Hub as it goes on, over real HTTP, what is said where that fails, and going on elsewhere."""
 
+import asyncio
+import importlib
+import json
 import re
 import threading
+import time
 import traceback
+from pathlib import Path
 
 import pytest
 import torch
 from hub_server import OTHER, READER, Repo
 from huggingface_hub import ModelCard
 from observing import small_trainer
-from outer_loop import results
+from outer_loop import in_child, results
 from peft import PeftModel
 from safetensors.torch import load
+from test_many_processes import TORCHRUN, launch
 from tiny_models import tiny_llama
 from transformers import TrainerCallback
 
@@ -98,8 +104,14 @@ def test_strategies(pushing, hub, token):
     trainer = pushing("end", hub_strategy="end")
     trainer.train()
     assert set(hub.files(REPO)) == {".gitattributes"}
-    assert trainer.push_to_hub("Two rounds").startswith(hub.url)
+    counted = CountPushes()
+    trainer.add_callback(counted)
+    assert trainer.push_to_hub("Two rounds", dataset_name="me/bees").startswith(hub.url)
+    assert counted.number == 1 and b"- dataset: me/bees" in hub.files(REPO)["README.md"]
     assert set(hub.files(REPO)) == POLICY and titles(hub)[-1] == "Two rounds"
+    trainer.processing_class.chat_template = "{{ messages }}"
+    assert trainer.push_to_hub(blocking=False).result(timeout=60).startswith(hub.url)
+    assert hub.files(REPO)["chat_template.jinja"] == b"{{ messages }}"
 
     trainer = pushing("all", hub_strategy="all_checkpoints", hub_model_id="tester/all", hub_private_repo=True)
     trainer.train()
@@ -109,13 +121,6 @@ def test_strategies(pushing, hub, token):
         kept = trainer._folder.policy(number - 1) / "adapter_model.safetensors"
         assert files[f"round_{number:03d}/adapter_model.safetensors"] == kept.read_bytes()
         assert f"round_{number:03d}/adapter_config.json" in files
-
-
-def test_push_in_the_background(pushing, hub):
-    trainer = pushing(hub_strategy="end")
-    trainer.train()
-    assert trainer.push_to_hub(blocking=False).result(timeout=60).startswith(hub.url)
-    assert set(hub.files(REPO)) == POLICY
 
 
 def test_a_run_goes_on_elsewhere(pushing, hub, token):
@@ -133,7 +138,10 @@ def test_a_run_goes_on_elsewhere(pushing, hub, token):
     there.train(resume_from_checkpoint="last-checkpoint")
     assert results(there._folder.path) == results(unbroken._folder.path)
     assert_last_policy(hub, there)
-    assert "last-checkpoint/policy/round_001/adapter_model.safetensors" in hub.files(REPO)
+    files = hub.files(REPO)
+    assert "last-checkpoint/policy/round_001/adapter_model.safetensors" in files
+    # The last evaluation is part of what every push after it holds.
+    assert "last-checkpoint/evaluation/journal/round_002.jsonl" in files
     # What is here already goes on from here.
     hub.log.clear()
     again = pushing("there", hub_strategy="end")
@@ -186,8 +194,8 @@ def test_a_hub_that_fails_for_a_while(pushing, hub, caplog):
     ids=["refused", "down", "cut"],
 )
 def test_a_hub_that_fails_to_the_end(pushing, hub, caplog, token, fault, message, tmp_path):
-    trainer = pushing(num_rounds=1)
     fault(hub)
+    trainer = pushing(num_rounds=1)
     output = trainer.train()
     assert output.global_step > 0 and (tmp_path / "run" / "policy" / "round_000").is_dir()
     assert f"The policy is not on the Hub as {REPO}." in trainer.failed_push
@@ -201,10 +209,70 @@ def test_a_hub_that_fails_to_the_end(pushing, hub, caplog, token, fault, message
     with pytest.raises(HubError, match=message) as raised:
         trainer.push_to_hub()
     assert token not in "".join(traceback.format_exception(raised.value)) and token not in caplog.text
+    assert "Training goes on" not in str(raised.value) + caplog.records[-1].getMessage()
     hub.reset_faults()
     hub.start()
     trainer.push_to_hub()
+    assert trainer.failed_push is None
     assert_last_policy(hub, trainer)
+
+
+def test_a_push_that_the_configuration_does_not_name(pushing, hub, caplog):
+    trainer = pushing(num_rounds=1, push_to_hub=False)
+    trainer.train()
+    hub.stop()
+    with pytest.raises(HubError, match="could not be reached") as raised:
+        trainer.push_to_hub()
+    assert "Nothing was trained" not in str(raised.value) and "Training" not in caplog.text
+    hub.start()
+    trainer.push_to_hub()
+    assert_last_policy(hub, trainer)
+
+
+def broken_run(folder, token, stalled):
+    """A run with an error in its second round, once the file `stalled` is there."""
+
+    class Break(TrainerCallback):
+        def on_epoch_begin(self, args, state, control, **kwargs):
+            if state.epoch:
+                while not stalled.exists():
+                    time.sleep(0.01)
+                raise MemoryError("of this test")
+
+    options = {"push_to_hub": True, "hub_model_id": REPO, "hub_token": token, "hub_strategy": "checkpoint"}
+    small_trainer(folder, callbacks=[Break()], **options).train()
+
+
+@pytest.mark.slow
+def test_an_error_ends_the_program_while_a_push_stalls(hub, token, tmp_path, monkeypatch):
+    routes, stalled, released, answered = hub.routes, tmp_path / "stalled", threading.Event(), []
+
+    async def stalling(scope, receive, send):
+        if not scope["path"].startswith("/_lfs/"):
+            return await routes(scope, receive, send)
+        stalled.touch()
+        answered.append(await asyncio.to_thread(released.wait, 60))
+
+    monkeypatch.setattr(hub, "routes", stalling)
+    log = tmp_path / "log"
+    try:
+        assert in_child(log, broken_run, tmp_path / "run", token, stalled) == 1
+        assert answered == [] and "MemoryError: of this test" in log.read_text()
+    finally:
+        released.set()
+    assert token not in log.read_text()
+
+
+@pytest.mark.parametrize("strategy", ["every_save", "end"])
+def test_the_script_tells_last_what_is_not_on_the_hub(pushing, hub, monkeypatch, capsys, strategy):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "trainers"))
+    knowledge = importlib.import_module("knowledge")
+    trainer = pushing(num_rounds=1, hub_strategy=strategy)
+    monkeypatch.setattr(knowledge, "SEALTrainer", lambda **options: trainer)
+    hub.answer(403, "/commit/", "POST")
+    with pytest.raises(SystemExit, match=f"error: .*may not write to {REPO}.*Everything is in {trainer._folder.path}"):
+        knowledge.main(knowledge.KnowledgeArguments(), trainer.args, knowledge.PolicyModelConfig())
+    assert "| self-edits after round 1" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -269,10 +337,11 @@ def test_the_latest_of_those_that_wait_is_pushed(tmp_path):
     folders = [tmp_path / name for name in ("first", "second", "third")]
     for folder in folders:
         folder.mkdir()
-    pushes = BackgroundPushes(upload)
-    first = pushes.push(folders[0])
+    pushes = BackgroundPushes()
+    first = pushes.push(folders[0], upload)
     assert begun.wait(60)
-    second, third = pushes.push(folders[1]), pushes.push(folders[2])
+    assert not first.cancel()  # it is under way
+    second, third = pushes.push(folders[1], upload), pushes.push(folders[2], upload)
     assert second.cancelled() and not folders[1].exists() and folders[0].exists()
     pushes.wait(0.01)
     may_go_on.set()
@@ -280,3 +349,13 @@ def test_the_latest_of_those_that_wait_is_pushed(tmp_path):
     assert uploaded == ["first", "third"] and first.result() == "first"
     assert isinstance(pushes.failure, HubError) and isinstance(third.exception(), HubError)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_two_processes_push_once(hub, token, tmp_path):
+    options = {"push_to_hub": True, "hub_model_id": REPO, "hub_token": token, "hub_strategy": "checkpoint"}
+    done = launch(TORCHRUN, tmp_path / "run", "--options", json.dumps({**options, "num_rounds": 1, "num_eval": 0}))
+    assert done.returncode == 0, done.stderr
+    assert titles(hub) == ["initial commit", "End of training"]
+    assert POLICY < set(hub.files(REPO)) and "last-checkpoint/run.json" in hub.files(REPO)
+    assert token not in done.stdout + done.stderr

@@ -21,6 +21,7 @@ from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 from seal_hf import SEALConfig, SEALTrainer
 from seal_hf.domains import KnowledgeDomain
 from seal_hf.grading import GradingIncomplete, JudgeRefused
+from seal_hf.hub import HubError
 from seal_hf.processes import ProcessEnded
 from seal_hf.run_report import results_table
 
@@ -106,13 +107,17 @@ def main(script_args: KnowledgeArguments, training_args: SEALConfig, model_args:
         return
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
+    failed_push = trainer.failed_push
     if training_args.push_to_hub and training_args.hub_strategy == HubStrategy.END:
-        trainer.push_to_hub()
+        try:
+            trainer.push_to_hub()
+        except HubError as error:
+            failed_push = str(error)
     if trainer.is_world_process_zero():
         print(f"\n{results_table(training_args.output_dir)}")
         print(f"The policy adapter, the journal and rewards.png are in {training_args.output_dir}.")
-    if trainer.failed_push is not None:
-        sys.exit(f"error: {trainer.failed_push}")
+    if failed_push is not None:
+        sys.exit(f"error: {failed_push}")
 
 
 if __name__ == "__main__":
