@@ -3,10 +3,11 @@
 #   make train      two rounds of SEAL on a few passages; the same command goes on where it was interrupted
 #   make results    the larger tier, whose table is in the README
 #   make bench      measures the inner loop, writes benchmarks/README.md
-#   make test
+#   make test [JOBS=4]   processes at a time, 1 GB each
 #   TORCH_INDEX=URL takes torch from another package index, such as the one of a CUDA build, into a new $(VENV).
 PYTHON ?= python3
 VENV ?= .venv
+JOBS ?= 2
 BIN := $(VENV)/bin
 TORCH := $(shell grep '^torch==' constraints.txt)
 export HF_HUB_DISABLE_TELEMETRY ?= 1
@@ -29,7 +30,7 @@ bench: $(VENV)/.test
 test: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest --doctest-modules seal_hf tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal --doctest-modules seal_hf tests
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check --fix .

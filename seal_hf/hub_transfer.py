@@ -4,12 +4,13 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import httpx2
-from huggingface_hub import CommitInfo, HfApi, snapshot_download
+from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, constants, get_session, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 
 from .hub_errors import CONFLICTS, HubError, explaining_hub_errors
 
@@ -20,6 +21,10 @@ logger = logging.getLogger(__name__)
 _CONFLICT_WAITS = (0.5, 1.0, 2.0, 4.0)
 # What a folder may hold beside the files to upload.
 _NEVER_UPLOADED = ["*.partial", "**/*.partial", "*.partial/**", "**/*.partial/**", ".cache/**"]
+# What git would not take goes to the Hub apart from the commit: binary files, or from this size in bytes.
+_LARGE_SIZE = 5_000_000
+# Seconds for which a Hub that has the request may be silent. huggingface_hub has a limit for downloads only.
+_SILENCE = httpx2.Timeout(100.0)
 
 
 def is_hub_id(name: str) -> bool:
@@ -45,7 +50,14 @@ def clean_token(token: str | None) -> str | None:
 
 
 def hub_api(token: str | None = None) -> HfApi:
-    """The Hub's client with this token, or the one saved by `hf auth login`."""
+    """
+    The Hub's client with this token, or the one saved by `hf auth login`.
+
+    It gives up on a Hub that falls silent, unless `huggingface_hub.set_client_factory` has set other limits.
+    """
+    session = get_session()
+    if session.timeout == httpx2.Timeout(None):
+        session.timeout = _SILENCE
     return HfApi(token=clean_token(token))
 
 
@@ -151,6 +163,8 @@ def upload(
         repo_id = _repository_to_write(api, repo_id, repo_type, private, space_sdk)
         if revision is not None:
             api.create_branch(repo_id, branch=revision, repo_type=repo_type, exist_ok=True)
+        if constants.HF_HUB_DISABLE_XET or find_spec("hf_xet") is None:
+            _upload_large_files(api, Path(folder), repo_id, repo_type, revision, path_in_repo)
         for wait in (*_CONFLICT_WAITS, None):
             try:
                 return api.upload_folder(
@@ -168,6 +182,28 @@ def upload(
                     raise
                 time.sleep(wait)
     raise AssertionError("the last attempt returns or raises")
+
+
+def _upload_large_files(
+    api: HfApi, folder: Path, repo_id: str, repo_type: str, revision: str | None, path_in_repo: str | None
+) -> None:
+    """
+    Upload a folder's large files over LFS, one after another in this thread; the commit that follows finds them there.
+
+    huggingface_hub 2.4 sends several at once from a pool whose threads keep the program from ending for as long as the Hub
+    does not answer. Over Xet it has no such pool.
+    """
+    names = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
+    for name in filter_repo_objects(sorted(names), ignore_patterns=_NEVER_UPLOADED):
+        if _is_large(folder / name):
+            operation = CommitOperationAdd(f"{path_in_repo}/{name}" if path_in_repo else name, folder / name)
+            api.preupload_lfs_files(repo_id, [operation], repo_type=repo_type, revision=revision, num_threads=1)
+
+
+def _is_large(file: Path) -> bool:
+    with file.open("rb") as opened:
+        # Git tells by a zero byte among the first 8000 that a file is binary.
+        return file.stat().st_size >= _LARGE_SIZE or b"\0" in opened.read(8000)
 
 
 def download(

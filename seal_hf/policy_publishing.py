@@ -6,10 +6,8 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
-from importlib.util import find_spec
 from pathlib import Path
 
-from huggingface_hub import constants
 from transformers.trainer_utils import HubStrategy
 
 from .hub_errors import HubError
@@ -18,7 +16,7 @@ from .journal import RUN_FILE, SELF_EDITS
 from .loading import base_facts
 from .model_card import AdapterCard, with_base_license, write_model_card
 from .policy import write_policy
-from .policy_pushes import BackgroundPushes, upload_large_files
+from .policy_pushes import BackgroundPushes
 from .run_folder import LAST_CHECKPOINT, RUN_FILES, STAGED_PREFIX, link_tree
 from .run_report import evaluations, results_table, save_samples
 
@@ -196,23 +194,17 @@ class PolicyPublishing:
     def _upload(
         self, staged: Path, commit_message: str | None, token: str | None = None, revision: str | None = None
     ) -> str:
-        options = {
-            "private": self.args.hub_private_repo,
-            "safe": f"Everything is in {self.args.output_dir}.",
-            "token": token or self.args.hub_token,
-        }
-        revision = revision or self.args.hub_revision
         try:
-            if constants.HF_HUB_DISABLE_XET or find_spec("hf_xet") is None:
-                upload_large_files(staged, self.hub_model_id, revision=revision, **options)
             commit = upload(
                 staged,
                 self.hub_model_id,
                 commit_message=commit_message or "Upload policy",
-                revision=revision,
+                private=self.args.hub_private_repo,
+                revision=revision or self.args.hub_revision,
                 # Banks' files make room for their round's.
                 delete_patterns=[f"{LAST_CHECKPOINT}/*"] if (staged / LAST_CHECKPOINT).is_dir() else (),
-                **options,
+                safe=f"Everything is in {self.args.output_dir}.",
+                token=token or self.args.hub_token,
             )
         finally:
             shutil.rmtree(staged, ignore_errors=True)

@@ -6,15 +6,6 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd
-
-from .hub_errors import explaining_hub_errors
-from .hub_transfer import hub_api, require_writable
-
-
-# What git would not take goes to the Hub apart from the commit: by its kind, or from this size in bytes.
-_LARGE_KINDS, _LARGE_SIZE = (".safetensors", ".png"), 5_000_000
-
 
 class BackgroundPushes:
     """
@@ -83,32 +74,3 @@ class BackgroundPushes:
                 future.set_result(result)
             finally:
                 shutil.rmtree(staged, ignore_errors=True)
-
-
-def upload_large_files(
-    folder: Path, repo_id: str, *, private: bool | None, revision: str | None, safe: str, token: str | None
-) -> None:
-    """
-    Upload a folder's large files over LFS, one after another in this thread; the commit that follows finds them there.
-
-    huggingface_hub 2.4 sends several at once from a pool whose threads keep the program from ending for as long as the Hub
-    does not answer. Over Xet it has no such pool.
-
-    Parameters:
-        folder (`Path`):
-            Where they are.
-        repo_id, private, revision, safe, token:
-            As for [`~hub_transfer.upload`].
-
-    Raises:
-        HubError: The Hub refused or could not be reached.
-    """
-    repo_id = require_writable(repo_id, private=private, token=token, safe=safe)
-    with explaining_hub_errors(f"The upload to {repo_id}", repo_id, safe):
-        api = hub_api(token)
-        if revision is not None:
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
-        for file in sorted(file for file in folder.rglob("*") if file.is_file()):
-            if file.suffix in _LARGE_KINDS or file.stat().st_size >= _LARGE_SIZE:
-                operation = CommitOperationAdd(file.relative_to(folder).as_posix(), file)
-                api.preupload_lfs_files(repo_id, [operation], revision=revision, num_threads=1)

@@ -99,11 +99,13 @@ def hub_app(hub: "Hub") -> FastAPI:
 
     @app.get("/api/{kind}")
     async def list_repos(request: Request, kind: str):
+        if kind not in TYPES:  # as huggingface_hub with telemetry asks for /api/agent-harnesses
+            raise HubError(404, "Not Found")
         user, query = hub.user(request), request.query_params
         rows = [
             described(repo, repo.at("main"))
             for (type, repo_id), repo in hub.repos.items()
-            if type == TYPES.get(kind) and (not repo.private or (user is not None and user.owns(repo_id)))
+            if type == TYPES[kind] and (not repo.private or (user is not None and user.owns(repo_id)))
         ]
         wanted_tags = set(query.getlist("filter"))
         rows = [
