@@ -141,8 +141,8 @@ class KnowledgeDomain(Domain):
         self.grader = LexicalGrader() if grader is None else grader
         self.chat = chat
         self._prompt_template = _load_prompt_template(prompt_style)
-        self._answer_template = _read_prompt_file("answer")
-        self._answer_in_context_template = _read_prompt_file("answer-in-context")
+        self._answer_template = read_prompt_file("answer")
+        self._answer_in_context_template = read_prompt_file("answer-in-context")
 
     def prompt(self, example: Mapping[str, Any]) -> str | list[dict]:
         """
@@ -276,13 +276,14 @@ class KnowledgeDomain(Domain):
         return [{"role": "user", "content": fill_template(body if is_cue else template, values).strip()}]
 
 
-def _read_prompt_file(name: str) -> str:
+def read_prompt_file(name: str) -> str:
+    """The text of a prompt of this package, by its name."""
     return (resources.files(__package__) / "prompts" / f"{name}.txt").read_text(encoding="utf-8")
 
 
 def _load_prompt_template(prompt_style: str) -> str:
     if prompt_style in PROMPT_STYLES:
-        return _read_prompt_file(prompt_style)
+        return read_prompt_file(prompt_style)
     if "{context}" in prompt_style:
         return prompt_style
     if not prompt_style.endswith(".txt"):

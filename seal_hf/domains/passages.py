@@ -41,7 +41,7 @@ def load_passages(path_or_id: str | Path, split: str | None = None) -> list[dict
     """
     path = Path(path_or_id)
     if path.suffix in FILE_TYPES or path.exists() or not _looks_like_hub_id(str(path_or_id)):
-        located_rows = _read_file(path)
+        located_rows = read_rows(path)
         if split is not None:
             located_rows = [(where, row) for where, row in located_rows if _is_of_split(row, split)]
             if not located_rows:
@@ -117,7 +117,14 @@ def _looks_like_hub_id(name: str) -> bool:
     return name.count("/") <= 1 and not name.startswith((".", "/", "~")) and not name.endswith("/")
 
 
-def _read_file(path: Path) -> list[tuple[str, Any]]:
+def read_rows(path: Path) -> list[tuple[str, Any]]:
+    """
+    The rows of a `.json`, `.jsonl` or `.parquet` file as they are, each with the name of its place for messages.
+
+    Raises:
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file is empty, malformed or of another type.
+    """
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; check the path, or give the id of a dataset on the Hub.")
     readers = {".json": _read_json, ".jsonl": _read_jsonl, ".parquet": _read_parquet}

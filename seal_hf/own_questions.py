@@ -1,0 +1,199 @@
+"""
+Questions that a model asks itself about a passage, where nobody gives any.
+
+A question is kept if two readings of it agree on an answer: of the sentence it was written about, and of the whole passage
+(round-trip consistency, Alberti et al. 2019, https://arxiv.org/abs/1906.05416). Since a small model writes and reads
+badly, the answer must moreover be likely, and either be the one that the question was written for or occur in what the
+model answers to the domain's own prompt with the passage in view.
+"""
+
+import math
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .domains.grounding import is_about, is_grounded, says
+from .domains.own_questions import parse_question, question_prompts, reading_prompts
+from .generation import Sampling, draw_seed, generate
+from .grading.lexical import normalize
+from .self_adapting_lm import SelfAdaptingLM
+
+
+# Tried on demo passages with the embedded model: below this, its answers are mostly wrong.
+MIN_ANSWER_LIKELIHOOD = 0.55
+_TEMPERATURE, _TOP_P = 0.6, 0.9
+_ATTEMPTS, _DRAFTS_PER_ANSWER, _QUESTIONS_PER_SENTENCE = 2, 3, 2
+
+
+@dataclass
+class _Draft:
+    """A question, the sentence it was written about, the answers it was written for, and the answer read there."""
+
+    question: str
+    sentence: str
+    wanted: list[str] = field(default_factory=list)
+    answer: str = ""
+    likelihood: float = 0.0
+
+    @property
+    def is_wanted(self) -> bool:
+        return any(_is_same(self.answer, answer) for answer in self.wanted)
+
+
+def own_questions(
+    lm: SelfAdaptingLM,
+    example: Mapping[str, Any],
+    num_questions: int = 5,
+    *,
+    seed: int = 0,
+    max_question_length: int = 28,
+    max_answer_length: int = 16,
+    on_text: Callable[[list[str]], bool | None] | None = None,
+    stop: threading.Event | None = None,
+) -> list[dict[str, str]]:
+    """
+    Let the model write questions about a passage and answer them from it.
+
+    The model carries its policy adapter, if it has one, and no inner adapter.
+
+    Parameters:
+        lm ([`SelfAdaptingLM`]):
+            The model. Its domain must have `questions_in_context`, as [`KnowledgeDomain`] has.
+        example (`Mapping[str, Any]`):
+            A passage, `{"title": ..., "context": ...}`. Questions it may hold are not looked at.
+        num_questions (`int`, *optional*, defaults to `5`):
+            Most questions to return.
+        seed (`int`, *optional*, defaults to `0`):
+            Prompt `i` draws its question from the stream of `(seed, 0, i)`; if no question is kept, once more from
+            `(seed, 1, i)`.
+        max_question_length (`int`, *optional*, defaults to `28`):
+            Longest question, in tokens; a longer one is dropped.
+        max_answer_length (`int`, *optional*, defaults to `16`):
+            Longest answer, in tokens; a question whose answer is longer is dropped.
+        on_text (`Callable[[list[str]], bool | None]`, *optional*):
+            Called with the new text of all candidates at every token while questions are written; returning `True` ends
+            the writing, and what there is gets read.
+        stop (`threading.Event`, *optional*):
+            Once set, the work ends without questions.
+
+    Returns:
+        `list[dict[str, str]]`: `{"question": ..., "answer": ...}`, at most `num_questions` and perhaps none: those
+        that the passage bears out, at most two of a sentence, no two with the same answer, in the order of the passage.
+
+    Raises:
+        ValueError: `num_questions` below 1, an empty passage, or one that does not fit the model's context.
+    """
+    if num_questions < 1:
+        raise ValueError(f"num_questions={num_questions} must be at least 1.")
+    passage = {"title": example.get("title") or "", "context": example["context"]}
+    if not passage["context"].strip():
+        raise ValueError("The passage is empty; give it some text to ask about.")
+    for attempt in range(_ATTEMPTS):
+        drafts = _write(lm, passage, num_questions, (seed, attempt), max_question_length, on_text, stop)
+        for draft, answer in zip(drafts, _read(lm, passage, drafts, False, max_answer_length, stop), strict=True):
+            draft.answer = answer
+        drafts = _few_of_each_answer([draft for draft in drafts if is_grounded(draft.question, draft.answer, passage)])
+        answers = _read(lm, passage, drafts, True, max_answer_length, stop)
+        drafts = [draft for draft, answer in zip(drafts, answers, strict=True) if _is_same(draft.answer, answer)]
+        drafts = _confirmed(lm, passage, drafts, stop)
+        # What was cut short looks like an answer.
+        if stop is not None and stop.is_set():
+            return []
+        if drafts:
+            break
+    chosen = _choose(drafts, num_questions)
+    chosen.sort(key=lambda draft: passage["context"].find(draft.sentence))
+    return [{"question": draft.question, "answer": draft.answer} for draft in chosen]
+
+
+def _write(
+    lm: SelfAdaptingLM,
+    passage: Mapping[str, str],
+    num_questions: int,
+    seeds: tuple[int, ...],
+    max_question_length: int,
+    on_text: Callable[[list[str]], bool | None] | None,
+    stop: threading.Event | None,
+) -> list[_Draft]:
+    """The questions that the model writes, each once for a sentence, without those that are not about the passage."""
+    prompts = question_prompts(passage, num_questions)
+    generations = generate(
+        lm.model,
+        lm.processing_class,
+        [prompt.prompt for prompt in prompts],
+        max_new_tokens=max_question_length,
+        sampling=Sampling(tuple(draw_seed(*seeds, place) for place in range(len(prompts))), _TEMPERATURE, _TOP_P),
+        on_text=on_text,
+        stop=stop,
+    )
+    drafts: dict[tuple, _Draft] = {}
+    for prompt, generation in zip(prompts, generations, strict=True):
+        question = parse_question(generation.text)
+        if question and is_about(question, passage):
+            draft = drafts.setdefault((prompt.sentence, normalize(question)), _Draft(question, prompt.sentence))
+            draft.wanted.append(prompt.answer)
+    return list(drafts.values())
+
+
+def _read(
+    lm: SelfAdaptingLM,
+    passage: Mapping[str, str],
+    drafts: Sequence[_Draft],
+    whole: bool,
+    max_answer_length: int,
+    stop: threading.Event | None,
+) -> list[str]:
+    """The answers that the model finds in the sentences, or in the whole passage; empty where one is too long."""
+    generations = generate(
+        lm.model, lm.processing_class, _prompts(passage, drafts, whole), max_new_tokens=max_answer_length, stop=stop
+    )
+    lines = [generation.text.strip().partition("\n") for generation in generations]
+    return [
+        line.strip() if end or generation.finished else ""
+        for (line, end, _), generation in zip(lines, generations, strict=True)
+    ]
+
+
+def _few_of_each_answer(drafts: Sequence[_Draft]) -> list[_Draft]:
+    """Some drafts of every answer, so that a favourite of the model's does not take all the time."""
+    found: dict[tuple, list[_Draft]] = {}
+    for draft in sorted(drafts, key=lambda draft: not draft.is_wanted):
+        found.setdefault(normalize(draft.answer), []).append(draft)
+    return [draft for others in found.values() for draft in others[:_DRAFTS_PER_ANSWER]]
+
+
+def _confirmed(
+    lm: SelfAdaptingLM, passage: Mapping[str, str], drafts: Sequence[_Draft], stop: threading.Event | None
+) -> list[_Draft]:
+    """The drafts whose answer is likely and has a second reason to be believed."""
+    questions = [{"question": draft.question} for draft in drafts]
+    texts = lm.answer_prompts(
+        lm.domain.questions_in_context({**passage, "questions": questions}), max_answer_length=32, stop=stop
+    )
+    drafts = [draft for draft, text in zip(drafts, texts, strict=True) if says(text, draft.answer) or draft.is_wanted]
+    likelihoods = lm.answer_log_likelihoods(_prompts(passage, drafts, False), [[draft.answer] for draft in drafts])
+    for draft, likelihood in zip(drafts, likelihoods, strict=True):
+        draft.likelihood = 0.0 if likelihood is None else math.exp(likelihood)
+    return [draft for draft in drafts if draft.likelihood >= MIN_ANSWER_LIKELIHOOD]
+
+
+def _choose(drafts: Sequence[_Draft], num_questions: int) -> list[_Draft]:
+    """The best of every sentence, then the second of every sentence, without an answer given already."""
+    chosen: list[_Draft] = []
+    for most in range(1, _QUESTIONS_PER_SENTENCE + 1):
+        for draft in sorted(drafts, key=lambda draft: (not draft.is_wanted, -draft.likelihood)):
+            num_others = sum(other.sentence == draft.sentence for other in chosen)
+            is_new = not any(says(draft.answer, o.answer) or says(o.answer, draft.answer) for o in chosen)
+            if is_new and num_others < most:
+                chosen.append(draft)
+    return chosen[:num_questions]
+
+
+def _prompts(passage: Mapping[str, str], drafts: Sequence[_Draft], whole: bool) -> list[str]:
+    notes = [passage["context"] if whole else draft.sentence for draft in drafts]
+    return reading_prompts(passage, notes, [draft.question for draft in drafts])
+
+
+def _is_same(answer: str, other: str) -> bool:
+    return normalize(answer) == normalize(other)
