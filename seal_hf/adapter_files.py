@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import tempfile
 import zipfile
 import zlib
@@ -23,6 +24,8 @@ from .hub_transfer import download, hub_api, is_hub_id
 WEIGHTS_NAME = "adapter_model.safetensors"
 CONFIG_NAME = "adapter_config.json"
 TRAINING_NAME = "seal_training.json"
+# An archive may become this much larger than it is; an untrained half of an adapter is all zeros.
+_UNPACKED_BYTES, _UNPACKED_RATIO = 2**26, 20
 _PICKLES = (".bin", ".pt", ".pth", ".pkl")
 
 
@@ -63,9 +66,9 @@ def adapter_folder(
         raise ValueError(f"subfolder={subfolder!r} was given with the zip file {path}, which must hold one adapter.")
     with tempfile.TemporaryDirectory() as extracted:
         folder = Path(extracted)
-        _extract(path, folder)
+        names = _extract(path, folder)
         _check(folder, str(path), base_model_id)
-        _require_weights(folder, str(path), [file.name for file in folder.iterdir()])
+        _require_weights(folder, str(path), names)
         yield folder, str(path)
 
 
@@ -121,8 +124,9 @@ def _require_weights(folder: Path, source: str, names: list[str]) -> None:
     raise FileNotFoundError(f"{source} has no {WEIGHTS_NAME}; save the adapter again as safetensors.")
 
 
-def _extract(archive: Path, folder: Path) -> None:
-    """Write the files that lie beside the archive's only `adapter_config.json` into `folder`, flat."""
+def _extract(archive: Path, folder: Path) -> list[str]:
+    """Write the adapter's files that lie beside the archive's only `adapter_config.json` into `folder`, flat; returns the
+    names of all that the archive holds."""
     if not zipfile.is_zipfile(archive):
         raise ValueError(f"{archive} is neither a folder nor a zip file; give a PEFT adapter as one of the two.")
     with zipfile.ZipFile(archive) as files:
@@ -130,16 +134,19 @@ def _extract(archive: Path, folder: Path) -> None:
         if len(configs) != 1:
             raise ValueError(f"{archive} holds {len(configs)} files named {CONFIG_NAME}; a zip must hold one adapter.")
         parent = configs[0][: -len(CONFIG_NAME)]
-        for name in files.namelist():
-            # Only plain names directly beside the config: a path in an archive never decides where a file is written.
-            base_name = name[len(parent) :]
-            if not name.startswith(parent) or base_name in {"", ".", ".."} or "/" in base_name or "\\" in base_name:
-                continue
+        # Only these files, from beside the config: a path in an archive never decides where a file is written.
+        wanted = [parent + name for name in (CONFIG_NAME, WEIGHTS_NAME, TRAINING_NAME)]
+        infos = [info for info in files.infolist() if info.filename in wanted]
+        # A zip file states how large its files become, and zipfile reads no more of them than that.
+        if sum(info.file_size for info in infos) > _UNPACKED_BYTES + _UNPACKED_RATIO * archive.stat().st_size:
+            raise ValueError(f"{archive} unpacks to far more than it holds; make the zip file again.")
+        for info in infos:
             try:
-                content = files.read(name)
-            except (zipfile.BadZipFile, zlib.error, RuntimeError) as error:  # RuntimeError: encrypted
+                with files.open(info) as source, (folder / info.filename[len(parent) :]).open("wb") as target:
+                    shutil.copyfileobj(source, target)
+            except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: encrypted
                 raise ValueError(f"{archive} is damaged or encrypted ({error}); make the zip file again.") from error
-            (folder / base_name).write_bytes(content)
+        return [name[len(parent) :] for name in files.namelist()]
 
 
 def read_weights(folder: Path, source: str) -> dict[str, torch.Tensor]:
