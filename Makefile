@@ -1,5 +1,6 @@
 # Set-up and the main jobs. What is installed lives in $(VENV); remove it to start afresh.
 #   make demo [PASSAGE=file.txt] [TITLE="..."] [QUESTION="..."]
+#   make app [MODEL=user/name] [PORT=7860]   the web app
 #   make train      two rounds of SEAL on a few passages; the same command goes on where it was interrupted
 #   make results    the larger tier, whose table is in the README
 #   make bench      measures the inner loop, writes benchmarks/README.md
@@ -13,10 +14,13 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo train results bench test lint
+.PHONY: demo app train results bench test lint
 
 demo: $(VENV)/.core
 	@$(BIN)/python trainers/demo.py $(if $(PASSAGE),--passage "$(PASSAGE)") $(if $(TITLE),--title "$(TITLE)") $(if $(QUESTION),--questions "$(QUESTION)")
+
+app: $(VENV)/.app
+	$(BIN)/python app.py $(if $(MODEL),--model_name_or_path "$(MODEL)") $(if $(PORT),--port "$(PORT)")
 
 train: $(VENV)/.core
 	$(BIN)/python trainers/knowledge.py --config trainers/configs/small.yaml --resume_from_checkpoint true
@@ -45,6 +49,10 @@ $(VENV)/.torch: constraints.txt
 
 $(VENV)/.core: $(VENV)/.torch pyproject.toml
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.app: $(VENV)/.core
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[app]"
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.core

@@ -1,0 +1,207 @@
+"""What programs can call: the named endpoints, which are also the MCP tools."""
+
+from pathlib import Path
+
+import gradio as gr
+
+from . import checks
+from .following import follow
+from .jobs import FAILED, STOPPED, Job
+from .sessions import Draft, Session
+from .settings import MOST_SELF_EDITS, PRESETS, Settings, preset_for
+from .workbench import Workbench, push_token
+
+
+def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
+    """
+    Add the endpoints to the page that is being built; they have no widget that is shown.
+
+    Parameters:
+        workbench ([`Workbench`]):
+            Does the work.
+        may_push, on_space (`bool`):
+            As in [`build_adapters_tab`].
+    """
+
+    async def propose(
+        title: str, passage: str, num_generations: int = 4, prompt_style: str = "", seed: int = 0, session: str = ""
+    ) -> dict:
+        """
+        Let the model write self-edits: finetuning data of its own, from a passage.
+
+        Args:
+            title: What the passage is about; may be empty.
+            passage: The text to learn.
+            num_generations: How many self-edits, 1 to 8.
+            prompt_style: rewrite, implications, implications-long, implications-very-long, self-qa or none; empty for the
+                one that fits the model.
+            seed: The same seed gives the same self-edits.
+            session: The "session" of an earlier answer, to go on with it; empty for a new one.
+
+        Returns:
+            The session's id, a secret that the other tools need, and the self-edits.
+        """
+        with _sentences():
+            current = workbench.sessions.open(session)
+            preset = PRESETS[preset_for(workbench.lm)]
+            values = {"num_generations": num_generations, "seed": seed}
+            settings = Settings.of(**{**vars(preset), **values, "prompt_style": prompt_style or preset.prompt_style})
+            await _finish(workbench.propose(current, title, passage, [], settings))
+            return {"session": current.id, "self_edits": [draft.text for draft in current.drafts]}
+
+    async def adapt(session: str, self_edits: list[str] = [], questions: list[dict] = []) -> dict:  # noqa: B006
+        """
+        Train an adapter on each self-edit, all together, and keep the one that answers questions about the passage best.
+
+        Args:
+            session: The session of propose.
+            self_edits: Texts to learn in place of those that were proposed; empty for all of them as they are.
+            questions: Objects with "question" and "answer" that decide which is best; empty for the model's own.
+
+        Returns:
+            The adapters with their rewards (the share of right answers), which of them is best, and the questions.
+        """
+        with _sentences():
+            current = workbench.sessions.open(session)
+            if self_edits:
+                current.drafts = [Draft(str(text)) for text in self_edits[:MOST_SELF_EDITS]]
+            chosen = [number for number, draft in enumerate(current.drafts) if draft.use]
+            rows = [(item.get("question"), item.get("answer")) for item in questions]
+            settings = Settings(**current.settings) if current.settings else Settings()
+            events = await _finish(workbench.adapt(current, chosen, settings, checks.checked_questions(rows)))
+            learned = next((event for event in events if event["event"] == "learned"), None)
+            if learned is None:
+                raise ValueError("It was stopped before the first step, so nothing was learned.")
+            return {
+                "adapters": [_described(current, adapter_id) for adapter_id in learned["adapters"]],
+                "best": learned["adapters"][learned["best"]],
+                "questions": learned.get("questions", []),
+            }
+
+    async def ask(session: str, question: str, adapter: str = "") -> dict:
+        """
+        Answer a question without the passage, by the base model and by the adapted one.
+
+        Args:
+            session: The session of propose or load_adapter.
+            question: The question.
+            adapter: Id of one of the session's adapters; empty for the chosen one.
+
+        Returns:
+            Both answers.
+        """
+        with _sentences():
+            events = await _finish(workbench.ask(workbench.sessions.open(session), question, adapter or None))
+            answered = next(event for event in events if event["event"] == "answered")
+            return {"base": answered["base"][0], "adapted": answered["adapted"][0]}
+
+    def load_adapter(session: str, repo_id: str, file: str | None) -> dict:
+        """
+        Load a LoRA adapter of this base model, from the Hugging Face Hub or from a zip file.
+
+        Args:
+            session: An earlier session; empty for a new one.
+            repo_id: Its repository, such as user/name; empty where there is a file.
+            file: A zip file of a PEFT adapter.
+
+        Returns:
+            The session's id and the adapter.
+        """
+        with _sentences():
+            current = workbench.sessions.open(session)
+            kept = workbench.load_adapter(current, Path(file) if file else repo_id)
+            return {"session": current.id, "adapter": _described(current, kept.id)}
+
+    def download_adapter(session: str, adapter: str) -> str:
+        """
+        An adapter of the session as a zip file in PEFT's format.
+
+        Args:
+            session: The session.
+            adapter: Id of one of its adapters; empty for the chosen one.
+
+        Returns:
+            The file.
+        """
+        with _sentences():
+            return str(workbench.zip_file(workbench.sessions.open(session), adapter or None))
+
+    def push_adapter(session: str, adapter: str, name: str, private: bool, visitors_token: str | None = None) -> str:
+        """
+        Upload an adapter to the Hugging Face Hub, into the caller's own account.
+
+        Args:
+            session: The session.
+            adapter: Id of one of its adapters; empty for the chosen one.
+            name: Name of the repository, without the account.
+            private: Whether only the account sees it.
+
+        Returns:
+            The repository's address.
+        """
+        with _sentences():
+            token = push_token(on_space, visitors_token)
+            current = workbench.sessions.open(session)
+            return workbench.push(current, adapter or None, name, private=private, publish_passage=False, token=token)
+
+    def push_adapter_of_visitor(
+        session: str, adapter: str, name: str, private: bool, oauth: gr.OAuthToken | None
+    ) -> str:
+        return push_adapter(session, adapter, name, private, oauth and oauth.token)
+
+    push_adapter_of_visitor.__doc__ = push_adapter.__doc__
+
+    for endpoint in (propose, adapt, ask):
+        gr.api(endpoint, concurrency_limit=None)
+    # Files go through components, which take none but uploaded ones.
+    with gr.Row(visible=False):
+        session, name, file, found, zipped = gr.Textbox(), gr.Textbox(), gr.File(), gr.JSON(), gr.File()
+        repository, private, address = gr.Textbox(), gr.Checkbox(True), gr.Textbox()
+        load, download, push = gr.Button(), gr.Button(), gr.Button()
+    load.click(load_adapter, [session, name, file], found, api_name="load_adapter", concurrency_limit=4)
+    download.click(download_adapter, [session, name], zipped, api_name="download_adapter", concurrency_limit=4)
+    if may_push:
+        push.click(
+            push_adapter_of_visitor if on_space else push_adapter,
+            [session, name, repository, private],
+            address,
+            api_name="push_adapter",
+            concurrency_limit=4,
+        )
+
+
+class _sentences:  # noqa: N801
+    """Errors that a caller can do something about, as Gradio's own, which alone are told."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, ValueError | OSError):
+            raise gr.Error(str(error)) from error
+
+
+async def _finish(job: Job) -> list[dict]:
+    """All events of a job, when it has ended."""
+    found = []
+    async for _, events in follow(job):
+        found += events
+    end = found[-1]
+    if end["state"] == FAILED:
+        raise ValueError(end["error"])
+    if end["state"] == STOPPED and job.kind == "ask":
+        raise ValueError("It was stopped.")
+    return found
+
+
+def _described(current: Session, adapter_id: str) -> dict:
+    kept = current.adapter(adapter_id)
+    return {
+        "id": kept.id,
+        "name": kept.name,
+        "reward": kept.reward,
+        "base_reward": kept.base_reward,
+        "num_questions": kept.num_questions,
+        "own_questions": kept.own_questions,
+        "bytes": kept.num_bytes,
+    }

@@ -1,0 +1,298 @@
+"""
+Work in the background, one piece at a time on the device, each with a log on disk that a page can follow.
+
+A job outlives the page that started it: its events go to a file, and whoever knows the job's owner can read them from the
+start. It is stopped by a file too, so that both also work where the device is another process (ZeroGPU).
+"""
+
+import contextvars
+import json
+import logging
+import secrets
+import shutil
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+
+logger = logging.getLogger(__name__)
+
+QUEUED, RUNNING, DONE, STOPPED, FAILED = "queued", "running", "done", "stopped", "failed"
+ENDED = (DONE, STOPPED, FAILED)
+EVENTS_NAME = "events.jsonl"
+_STOP_NAME = "stop"
+
+
+class JobRefused(ValueError):
+    """A job that cannot be taken on now; the message says why and what to do."""
+
+
+class StopFile:
+    """A `threading.Event` that is a file: `set` and `is_set`, also from another process."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def set(self) -> None:
+        self.path.touch()
+
+    def is_set(self) -> bool:
+        return self.path.exists()
+
+
+@dataclass(frozen=True)
+class Job:
+    """
+    One piece of work.
+
+    Parameters:
+        id (`str`):
+            Its name, which cannot be guessed.
+        owner (`str`):
+            The session that it belongs to; no other may see it.
+        kind (`str`):
+            What it does, such as `"propose"`.
+        key (`str`):
+            What it works on. The same click twice has the same key.
+        folder (`Path`):
+            Where its events and files are.
+        seconds (`float`):
+            How long it is expected to take.
+    """
+
+    id: str
+    owner: str
+    kind: str
+    key: str
+    folder: Path
+    seconds: float
+
+    @property
+    def stop(self) -> StopFile:
+        """Set to end the work early."""
+        return StopFile(self.folder / _STOP_NAME)
+
+    def emit(self, event: str, **values: object) -> None:
+        """Append an event to the log; the values must be JSON."""
+        line = json.dumps({"event": event, "time": time.time(), **values}, ensure_ascii=False)
+        with (self.folder / EVENTS_NAME).open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+
+class JobLog:
+    """
+    Reads a job's events from the start, as they come.
+
+    Attributes:
+        state (`str`):
+            `"queued"`, `"running"`, `"done"`, `"stopped"` or `"failed"`, by the events read so far.
+        error (`str`, *optional*):
+            Why it failed, in a sentence.
+    """
+
+    def __init__(self, job: Job):
+        self.job, self.state, self.error = job, QUEUED, None
+        self._offset = 0
+
+    @property
+    def has_ended(self) -> bool:
+        return self.state in ENDED
+
+    def read(self) -> list[dict]:
+        """The events since the last call."""
+        path = self.job.folder / EVENTS_NAME
+        try:
+            with path.open("rb") as file:
+                file.seek(self._offset)
+                written = file.read()
+        except FileNotFoundError:  # its session has just been dropped
+            self.state = STOPPED
+            return []
+        whole, _, _ = written.rpartition(b"\n")
+        self._offset += len(whole) + bool(whole)
+        events = [json.loads(line) for line in whole.splitlines()]
+        for event in events:
+            if event["event"] == "state":
+                self.state, self.error = event["state"], event.get("error")
+        return events
+
+
+class Pausable(Protocol):
+    """Long work beside the jobs that gives them the device while they need it."""
+
+    def pause(self) -> None: ...
+    def resume(self) -> None: ...
+
+
+@dataclass
+class _Entry:
+    job: Job
+    work: Callable[[Job], None]
+    context: contextvars.Context
+    state: str = QUEUED
+    started: float | None = None
+    ended: threading.Event = field(default_factory=threading.Event)
+
+
+class Jobs:
+    """
+    Runs jobs in the order in which they came.
+
+    Parameters:
+        explain (`Callable[[Exception], str]`):
+            Turns an error into a sentence for the page.
+        num_workers (`int`, *optional*, defaults to `1`):
+            Jobs at a time; more than one only where each has a device of its own.
+        max_waiting (`int`, *optional*, defaults to `32`):
+            Jobs that may wait.
+    """
+
+    def __init__(self, explain: Callable[[Exception], str], *, num_workers: int = 1, max_waiting: int = 32):
+        self._explain, self._max_waiting = explain, max_waiting
+        self._waiting: deque[_Entry] = deque()
+        self._running: list[_Entry] = []
+        self._entries: dict[str, _Entry] = {}
+        self._background: Pausable | None = None
+        self._changed = threading.Condition()
+        for number in range(num_workers):
+            threading.Thread(target=self._serve, name=f"device {number}", daemon=True).start()
+
+    def submit(
+        self, owner: str, kind: str, key: str, folder: Path, work: Callable[[Job], None], *, seconds: float
+    ) -> Job:
+        """
+        Take on a job.
+
+        Parameters:
+            owner, kind, key, seconds:
+                As in [`Job`].
+            folder (`Path`):
+                Where a folder for it is made.
+            work (`Callable[[Job], None]`):
+                Does it. It looks at `job.stop`, and an exception becomes the job's error.
+
+        Returns:
+            [`Job`]: the new one, or the one under way where the same was asked for twice.
+
+        Raises:
+            JobRefused: The owner has another job of this kind under way, or too many are waiting.
+        """
+        with self._changed:
+            for entry in self._entries.values():
+                if entry.job.owner == owner and entry.job.kind == kind and entry.state not in ENDED:
+                    if entry.job.key == key:
+                        return entry.job
+                    raise JobRefused(
+                        "The same with other input is still under way: wait until it has ended, or press Stop."
+                    )
+            if len(self._waiting) >= self._max_waiting:
+                raise JobRefused(f"{len(self._waiting)} others are waiting already: try again in a few minutes.")
+            job_id = secrets.token_urlsafe(12)
+            job = Job(job_id, owner, kind, key, folder / job_id, seconds)
+            job.folder.mkdir(parents=True)
+            job.emit("state", state=QUEUED)
+            entry = _Entry(job, work, contextvars.copy_context())
+            self._entries[job_id] = entry
+            self._waiting.append(entry)
+            self._changed.notify()
+        return job
+
+    def find(self, job_id: str, owner: str) -> Job | None:
+        """A job by its id, if it is this owner's."""
+        entry = self._entries.get(job_id)
+        return entry.job if entry is not None and entry.job.owner == owner else None
+
+    def active(self, owner: str, kind: str | None = None) -> list[Job]:
+        """The owner's jobs that have not ended, oldest first."""
+        with self._changed:
+            return [
+                entry.job
+                for entry in self._entries.values()
+                if entry.job.owner == owner and kind in (None, entry.job.kind) and entry.state not in ENDED
+            ]
+
+    def queue_place(self, job: Job) -> tuple[int, float]:
+        """How many are before it (0 where it runs or has ended), and how many seconds they will probably take."""
+        with self._changed:
+            waiting = [entry.job.id for entry in self._waiting]
+            if job.id not in waiting:
+                return 0, 0.0
+            before = list(self._waiting)[: waiting.index(job.id)]
+            now = time.monotonic()
+            left = sum(max(1.0, entry.job.seconds - (now - entry.started)) for entry in self._running)
+            return len(before) + len(self._running), left + sum(entry.job.seconds for entry in before)
+
+    def wait(self, job: Job, timeout: float | None = None) -> bool:
+        """Wait for its end; whether it came."""
+        entry = self._entries.get(job.id)
+        return entry is None or entry.ended.wait(timeout)
+
+    def stop(self, job: Job) -> None:
+        """Ask a job to end; one that waits ends at once. A second time, or after the end, nothing happens."""
+        with self._changed:
+            entry = self._entries.get(job.id)
+            if entry is None or entry.state in ENDED:
+                return
+            job.stop.set()
+            if entry in self._waiting:
+                self._waiting.remove(entry)
+                self._end(entry, STOPPED)
+
+    def forget(self, owner: str) -> None:
+        """Stop all jobs of an owner, wait for them and remove their folders."""
+        jobs = [entry.job for entry in list(self._entries.values()) if entry.job.owner == owner]
+        for job in jobs:
+            self.stop(job)
+        for job in jobs:
+            self.wait(job)
+            with self._changed:
+                self._entries.pop(job.id, None)
+            shutil.rmtree(job.folder, ignore_errors=True)
+
+    @contextmanager
+    def background(self, work: Pausable) -> Iterator[None]:
+        """Long work that is paused, inside the block, whenever a job has the device."""
+        with self._changed:
+            if self._background is not None:
+                raise JobRefused("Another training run is under way: try again when it has ended.")
+            self._background = work
+            if self._running:
+                work.pause()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._background = None
+
+    def _serve(self) -> None:
+        while True:
+            with self._changed:
+                while not self._waiting:
+                    self._changed.wait()
+                entry = self._waiting.popleft()
+                self._running.append(entry)
+                entry.state, entry.started = RUNNING, time.monotonic()
+                if self._background is not None:
+                    self._background.pause()
+                entry.job.emit("state", state=RUNNING)
+            state, error = DONE, None
+            try:
+                entry.context.run(entry.work, entry.job)
+                state = STOPPED if entry.job.stop.is_set() else DONE
+            except Exception as failure:  # a job's error is its owner's to read, and never the end of the queue
+                state, error = FAILED, self._explain(failure)
+            with self._changed:
+                self._running.remove(entry)
+                if self._background is not None and not self._running and not self._waiting:
+                    self._background.resume()
+                self._end(entry, state, error)
+
+    def _end(self, entry: _Entry, state: str, error: str | None = None) -> None:
+        entry.state = state
+        entry.job.emit("state", state=state, **({"error": error} if error else {}))
+        entry.ended.set()

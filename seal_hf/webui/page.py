@@ -1,0 +1,124 @@
+"""The page: its looks, its tabs and whose session it shows."""
+
+import secrets
+
+import gradio as gr
+
+from . import checks
+from .about_tab import build_about_tab
+from .adapters_tab import build_adapters_tab
+from .api import build_api
+from .ask_tab import build_ask_tab
+from .teach_tab import build_teach_tab
+from .train_tab import build_train_tab
+from .training import TrainingRuns
+from .workbench import Workbench
+
+
+TITLE = "Teach a language model a passage"
+_INTRODUCTION = """# {title}
+
+It writes its own finetuning data about your text (*self-edits*), trains small adapters on them, keeps the one that has
+learned most, and then answers **without seeing the text**. This is [SEAL](https://huggingface.co/papers/2506.10943) with
+{model}.
+"""
+
+THEME = gr.themes.Base(
+    primary_hue=gr.themes.colors.teal,
+    secondary_hue=gr.themes.colors.slate,
+    neutral_hue=gr.themes.colors.slate,
+    radius_size=gr.themes.sizes.radius_md,
+    # Fonts of the visitor's own machine: nothing is fetched from elsewhere.
+    font=["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"],
+    font_mono=["ui-monospace", "SFMono-Regular", "Menlo", "monospace"],
+).set(
+    body_background_fill="*neutral_50",
+    body_background_fill_dark="*neutral_950",
+    block_shadow="none",
+    block_shadow_dark="none",
+    button_primary_background_fill="*primary_700",
+    button_primary_background_fill_hover="*primary_800",
+    button_primary_background_fill_dark="*primary_600",
+    button_primary_background_fill_hover_dark="*primary_500",
+    button_primary_text_color="white",
+)
+CSS = """
+.gradio-container {max-width: 1280px !important; width: 100% !important; margin: 0 auto !important}
+#introduction {max-width: 46rem; margin-bottom: .25rem}
+#introduction h1 {font-size: 1.6rem; letter-spacing: -.01em}
+.step h3 {margin: .25rem 0 0; font-size: 1.05rem}
+.quiet, .quiet p {color: var(--body-text-color-subdued); font-size: .85rem}
+.status {min-height: 1.5rem}
+.examples {gap: .4rem}
+.examples button {font-weight: 400}
+.cards {gap: .75rem}
+.card {border: 1px solid var(--border-color-primary); border-radius: var(--radius-lg); padding: .6rem .75rem;
+  background: var(--block-background-fill); flex: 1 1 46% !important; gap: .35rem}
+.card .block, .card .block > label {border: none !important; padding: 0 !important; background: none !important}
+.card span[data-testid=block-info] {padding: 0 0 .2rem; font-weight: 600}
+.card textarea {font-size: .86rem; line-height: 1.45}
+.table * {font-family: var(--font) !important}
+.table td, .table th {font-size: .86rem}
+#empty {border: 1px dashed var(--border-color-primary); border-radius: var(--radius-lg); padding: 1.25rem 1.5rem;
+  color: var(--body-text-color-subdued)}
+@media (max-width: 640px) {
+  .card {flex-basis: 100% !important}
+  #introduction h1 {font-size: 1.3rem}
+  .gradio-container {padding: .6rem !important}
+}
+"""
+
+
+def build_page(workbench: Workbench, runs: TrainingRuns, *, may_push: bool, on_space: bool) -> gr.Blocks:
+    """
+    The whole page.
+
+    Parameters:
+        workbench ([`Workbench`]):
+            The model and its visitors.
+        runs ([`TrainingRuns`]):
+            The outer loop.
+        may_push (`bool`):
+            Whether adapters may go to the Hub from here.
+        on_space (`bool`):
+            Whether this is a Space, where visitors sign in.
+
+    Returns:
+        `gr.Blocks`: to be launched with [`THEME`] and [`CSS`].
+    """
+    workbench.is_training = runs.is_running
+    with gr.Blocks(title=TITLE, fill_width=True, delete_cache=(600, 3600), analytics_enabled=False) as page:
+        # The browser keeps the session's id, so that a page that is loaded again finds its work.
+        remembered = gr.BrowserState("", storage_key="seal-session", secret=secrets.token_hex(16))
+        session = gr.State("")
+        gr.Markdown(_INTRODUCTION.format(title=TITLE, model=workbench.lm.base_model_id), elem_id="introduction")
+        with gr.Tabs() as tabs:
+            with gr.Tab("Teach", id="teach"):
+                attach_teach, panel, learned = build_teach_tab(workbench, session, tabs)
+            with gr.Tab("Ask", id="ask") as ask_tab:
+                attach_ask = build_ask_tab(workbench, session, panel.questions, checks.checked_questions)
+            with gr.Tab("Adapters", id="adapters") as adapters_tab:
+                attach_adapters = build_adapters_tab(workbench, session, may_push=may_push, on_space=on_space)
+            with gr.Tab("Train", id="train"):
+                attach_train = build_train_tab(runs, session)
+            with gr.Tab("About", id="about") as about_tab:
+                attach_about = build_about_tab(workbench)
+        if on_space:
+            gr.DuplicateButton()
+        build_api(workbench, may_push=may_push, on_space=on_space)
+
+        def open_session(session_id: str) -> tuple[str, str]:
+            current = workbench.sessions.open(session_id)
+            return current.id, current.id
+
+        loaded = page.load(
+            open_session, remembered, [remembered, session], api_visibility="private", show_progress="hidden"
+        )
+        for attach in (attach_teach, attach_ask, attach_adapters, attach_train):
+            attach(loaded)
+        for tab, attach in ((ask_tab, attach_ask), (adapters_tab, attach_adapters), (about_tab, attach_about)):
+            attach(tab.select(lambda: None, api_visibility="private", queue=False))
+        for event in learned:
+            attach_ask(event)
+            attach_adapters(event)
+    return page.queue(max_size=64, default_concurrency_limit=16)

@@ -1,0 +1,454 @@
+"""
+The outer loop beside the page: `trainers/knowledge.py` as a process of its own, the very command that the page shows.
+
+A run outlives the page, its crash never touches the app, and what the page shows is read from what the run has on disk.
+"""
+
+import atexit
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import yaml
+
+from ..domains import load_demo_passages, load_passages
+from ..domains.knowledge import PROMPT_STYLES
+from ..journal import SELF_EDITS, Journal, TrialResult
+from ..run_report import Evaluation, evaluations, kept_flags
+from .jobs import DONE, FAILED, RUNNING, STOPPED, JobRefused, Jobs
+
+
+CONFIG_NAME, LOG_NAME = "config.yaml", "log.txt"
+_GRACE = 20  # seconds that a run has to end by itself
+_LOG_LINES = 30
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """
+    A run. The defaults take some minutes with the small model on two CPU cores.
+
+    Parameters:
+        num_train_passages, num_eval_passages (`int`):
+            How many passages are learned from, and how many others the policy is evaluated on (0: none).
+        num_rounds, num_generations, prompt_style, temperature, max_completion_length, inner_num_train_epochs,
+        inner_learning_rate, num_train_epochs, seed:
+            As in [`SEALConfig`].
+
+    Raises:
+        ValueError: A value out of its range.
+    """
+
+    num_train_passages: int = 2
+    num_eval_passages: int = 2
+    num_rounds: int = 1
+    num_generations: int = 3
+    prompt_style: str = "rewrite"
+    temperature: float = 0.6
+    max_completion_length: int = 256
+    inner_num_train_epochs: int = 20
+    inner_learning_rate: float = 1e-3
+    num_train_epochs: int = 4
+    seed: int = 42
+
+    def __post_init__(self):
+        if self.prompt_style not in PROMPT_STYLES:
+            raise ValueError(f"There is no prompt style {self.prompt_style!r}: choose {', '.join(PROMPT_STYLES)}.")
+        for name, (label, least, most) in TRAINING_RANGES.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+                raise ValueError(f"{label}: {value} is out of range; choose from {least} to {most}.")
+            if isinstance(least, int) and value != int(value):
+                raise ValueError(f"{label}: {value} is not a whole number; choose from {least} to {most}.")
+
+
+TRAINING_RANGES = {
+    "num_train_passages": ("Passages to learn from", 1, 200),
+    "num_eval_passages": ("Passages to evaluate on", 0, 200),
+    "num_rounds": ("Rounds", 1, 10),
+    "num_generations": ("Self-edits per passage", 2, 8),
+    "temperature": ("Temperature", 0.05, 2.0),
+    "max_completion_length": ("Longest self-edit (tokens)", 16, 1024),
+    "inner_num_train_epochs": ("Epochs of the inner loop", 1, 50),
+    "inner_learning_rate": ("Learning rate of the inner loop", 1e-6, 1e-1),
+    "num_train_epochs": ("Epochs of the outer SFT", 1, 20),
+    "seed": ("Seed", 0, 2**31 - 1),
+}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One self-edit of a run: its round (from 1), passage, number (from 1), text, reward, and whether it was kept."""
+
+    round: int
+    passage: str
+    number: int
+    text: str
+    reward: float | None
+    kept: bool | None
+
+
+@dataclass(frozen=True)
+class TrainingSnapshot:
+    """
+    How far a run is.
+
+    Parameters:
+        state (`str`):
+            `"running"`, `"done"`, `"stopped"` or `"failed"`.
+        is_paused (`bool`):
+            Whether somebody's job has the device.
+        phase (`str`):
+            What it does, in words.
+        folder (`Path`):
+            Where the run is.
+        candidates (`list[Candidate]`):
+            All self-edits so far.
+        evaluations (`list[Evaluation]`):
+            Of the policy on held-out passages.
+        error (`str`, *optional*):
+            Why it failed.
+        log (`str`):
+            The last lines that it wrote.
+    """
+
+    state: str
+    is_paused: bool
+    phase: str
+    folder: Path
+    candidates: list[Candidate]
+    evaluations: list[Evaluation]
+    error: str | None
+    log: str
+
+
+@dataclass
+class _Run:
+    folder: Path
+    process: subprocess.Popen | None = None
+    is_paused: bool = False
+    is_stopped: bool = False
+
+    def pause(self) -> None:
+        self.is_paused = True
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self.is_paused = False
+        self._signal(signal.SIGCONT)
+
+    def end(self, number: signal.Signals) -> None:
+        self._signal(number)
+        self._signal(signal.SIGCONT)  # one that is paused takes no other signal
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self.process is not None and self.process.poll() is None:
+            os.killpg(self.process.pid, number)
+
+
+class TrainingRuns:
+    """
+    One run a session, and one at a time.
+
+    Parameters:
+        jobs ([`Jobs`]):
+            Whose work pauses a run.
+        folder (`Path`):
+            Where the runs are.
+        script (`Path`, *optional*):
+            `trainers/knowledge.py`; nothing can be started without.
+        model_name_or_path (`str`):
+            As the app got it.
+        load_in_4bit (`bool`, *optional*):
+            As the app got it.
+    """
+
+    def __init__(
+        self,
+        jobs: Jobs,
+        folder: Path,
+        script: Path | None,
+        model_name_or_path: str,
+        load_in_4bit: bool | None = None,
+    ):
+        self._jobs, self._folder, self._script = jobs, folder.absolute(), script
+        self._model, self._load_in_4bit = model_name_or_path, load_in_4bit
+        self._runs: dict[str, _Run] = {}
+        self._lock = threading.Lock()
+        atexit.register(self.close)
+
+    @property
+    def can_start(self) -> bool:
+        """Whether runs can be started here."""
+        return self._script is not None and hasattr(signal, "SIGSTOP")
+
+    def config(self, settings: TrainingSettings, output_dir: Path | str, dataset: str = "demo") -> dict[str, object]:
+        """What the YAML file of a run holds."""
+        values = asdict(settings)
+        evaluated = bool(values["num_eval_passages"])
+        if not evaluated:
+            del values["num_eval_passages"]
+        own = dataset != "demo"
+        return {
+            "model_name_or_path": self._model,
+            **({"load_in_4bit": True} if self._load_in_4bit else {}),
+            "output_dir": str(output_dir),
+            "dataset_name": dataset,
+            **({} if own else {"dataset_train_split": "train"}),
+            **({"eval_dataset_name": "demo"} if evaluated and own else {}),
+            **({"dataset_test_split": "test"} if evaluated else {}),
+            **values,
+            "inner_target_modules": ["all-linear"],
+            "num_evaluations": 1,
+            # One passage after another, so that there is something to see.
+            "adapters_per_batch": settings.num_generations,
+            "sft_batch_size": 4,
+            "gradient_checkpointing": False,
+            "report_to": "none",
+        }
+
+    def yaml(self, settings: TrainingSettings, dataset: str = "demo") -> str:
+        """The YAML file for the same run elsewhere."""
+        return yaml.safe_dump(self.config(settings, "outputs/seal", dataset), sort_keys=False, allow_unicode=True)
+
+    def start(self, owner: str, settings: TrainingSettings, dataset_file: Path | None = None) -> None:
+        """
+        Start a run in place of the session's former one.
+
+        Parameters:
+            owner (`str`):
+                The session.
+            settings ([`TrainingSettings`]):
+                The run.
+            dataset_file (`Path`, *optional*):
+                Passages with questions, as JSON or JSONL. Defaults to the demo passages.
+
+        Raises:
+            ValueError: A file that holds no passages, or too few of them.
+            JobRefused: A run is under way, or none can be started here.
+        """
+        self._require_script()
+        with self._lock:
+            if self.is_running(owner):
+                return
+            folder = self._folder_of(owner)
+            dataset = "demo"
+            num_passages = len(load_demo_passages("train"))
+            if dataset_file is not None:
+                try:
+                    num_passages = len(load_passages(dataset_file))
+                except ValueError as error:
+                    # The folder of an upload says nothing to who made it.
+                    raise ValueError(str(error).replace(f"{dataset_file.parent}/", "")) from error
+            if settings.num_train_passages > num_passages:
+                raise ValueError(
+                    f"There are {num_passages} passages, but {settings.num_train_passages} are to be learned from: "
+                    "lower the number or give more."
+                )
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            if dataset_file is not None:
+                dataset = str(folder / f"passages{dataset_file.suffix}")
+                shutil.copyfile(dataset_file, dataset)
+            text = yaml.safe_dump(self.config(settings, folder / "run", dataset), sort_keys=False, allow_unicode=True)
+            (folder / CONFIG_NAME).write_text(text, encoding="utf-8")
+            self._launch(owner, folder)
+
+    def resume(self, owner: str) -> None:
+        """
+        Go on with the session's run where it ended.
+
+        Raises:
+            JobRefused: There is none, or another run is under way.
+        """
+        self._require_script()
+        with self._lock:
+            if self.is_running(owner):
+                return
+            folder = self._folder_of(owner)
+            if not (folder / CONFIG_NAME).is_file():
+                raise JobRefused("There is no run to go on with: start one.")
+            self._launch(owner, folder)
+
+    def stop(self, owner: str) -> None:
+        """Ask the session's run to end; what it has worked out stays. A second time nothing more happens."""
+        run = self._runs.get(owner)
+        if run is None or run.is_stopped or run.process is None or run.process.poll() is not None:
+            return
+        run.is_stopped = True
+        run.end(signal.SIGTERM)
+        timer = threading.Timer(_GRACE, run.end, [signal.SIGKILL])
+        timer.daemon = True
+        timer.start()
+
+    def close(self) -> None:
+        """End all runs, which can be resumed; their processes would outlive this one."""
+        for run in list(self._runs.values()):
+            run.end(signal.SIGTERM)
+
+    def snapshot(self, owner: str) -> TrainingSnapshot | None:
+        """How far the session's run is; `None` where there is none."""
+        folder = self._folder_of(owner)
+        if not (folder / CONFIG_NAME).is_file():
+            return None
+        config = yaml.safe_load((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+        run = self._runs.get(owner)
+        log = _read(folder / LOG_NAME)
+        state, error = STOPPED, None
+        if (
+            run is not None
+            and run.process is not None
+            and (code := run.process.poll()) is not None
+            and not run.is_stopped
+        ):
+            state = DONE if code == 0 else FAILED
+        elif self.is_running(owner):
+            state = RUNNING
+        if state == FAILED:
+            lines = [line for line in log.splitlines() if line.strip()]
+            error = next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1] if lines else "")
+            error = error.removeprefix("error: ") or "The run ended without a word."
+        output_dir = folder / "run"
+        candidates = _candidates(Journal(output_dir), config, _titles(config))
+        found = evaluations(Journal(output_dir / "evaluation"))
+        return TrainingSnapshot(
+            state=state,
+            is_paused=run is not None and run.is_paused,
+            phase=_phase(config, output_dir, len(found)),
+            folder=folder,
+            candidates=candidates,
+            evaluations=found,
+            error=error,
+            log="\n".join(log.splitlines()[-_LOG_LINES:]),
+        )
+
+    def _require_script(self) -> None:
+        if not self.can_start:
+            raise JobRefused(
+                "A run cannot be started here: copy the file and the command below, and start it on your own machine."
+            )
+
+    def _folder_of(self, owner: str) -> Path:
+        # The session's id is a secret, which no folder's name should tell.
+        return self._folder / hashlib.sha256(owner.encode()).hexdigest()[:16]
+
+    def is_running(self, owner: str) -> bool:
+        """Whether the session's run is under way."""
+        run = self._runs.get(owner)
+        return run is not None and run.process is not None and run.process.poll() is None
+
+    def _launch(self, owner: str, folder: Path) -> None:
+        run = _Run(folder)
+        started = threading.Event()
+        refused: list[Exception] = []
+
+        def serve() -> None:
+            try:
+                with self._jobs.background(run):
+                    with (folder / LOG_NAME).open("ab") as log:
+                        run.process = subprocess.Popen(
+                            [
+                                sys.executable,
+                                str(self._script),
+                                "--config",
+                                str(folder / CONFIG_NAME),
+                                "--resume_from_checkpoint",
+                                "true",
+                            ],
+                            stdout=log,
+                            stderr=subprocess.STDOUT,
+                            stdin=subprocess.DEVNULL,
+                            start_new_session=True,
+                        )
+                    if run.is_paused:
+                        run.pause()
+                    started.set()
+                    run.process.wait()
+            except (JobRefused, OSError) as error:
+                refused.append(error)
+            finally:
+                started.set()
+
+        threading.Thread(target=serve, name="training run", daemon=True).start()
+        started.wait()
+        if refused:
+            raise refused[0]
+        self._runs[owner] = run
+
+
+def _titles(config: Mapping[str, object]) -> list[str]:
+    name = str(config["dataset_name"])
+    passages = load_demo_passages("train") if name == "demo" else load_passages(name)
+    return [row.get("title") or f"{row['context'][:40]} …" for row in passages]
+
+
+def _candidates(journal: Journal, config: Mapping[str, object], titles: list[str]) -> list[Candidate]:
+    """All self-edits of a run's rounds, with what is known of each."""
+    found = []
+    for round_index in range(int(config["num_rounds"])):
+        proposals = journal.proposals(round_index)
+        if proposals is None:
+            break
+        scored = journal.scored(round_index)
+        if scored is not None:
+            rewards = {(edit.example, edit.edit): edit.reward for edit in scored}
+            flags = kept_flags(scored, journal.selected(round_index))
+            kept = {(edit.example, edit.edit): flag for edit, flag in zip(scored, flags, strict=True)}
+        else:
+            rewards = {(one.example, one.edit): one.reward for one in _results(journal, round_index)}
+            kept = {}
+        found += [
+            Candidate(
+                round_index + 1,
+                titles[proposal.example],
+                proposal.edit + 1,
+                proposal.completion,
+                rewards.get((proposal.example, proposal.edit)),
+                kept.get((proposal.example, proposal.edit)),
+            )
+            for proposal in proposals
+        ]
+    return found
+
+
+def _results(journal: Journal, round_index: int) -> list[TrialResult]:
+    """What the finished banks of a round have found of its self-edits."""
+    return [
+        one for results in journal.banks(round_index).values() for one in results or () if one.condition == SELF_EDITS
+    ]
+
+
+def _phase(config: Mapping[str, object], output_dir: Path, num_evaluations: int) -> str:
+    """What a run is at, by what it has on disk."""
+    num_rounds, evaluates = int(config["num_rounds"]), "num_eval_passages" in config
+    training, evaluation = Journal(output_dir), Journal(output_dir / "evaluation")
+    for round_index in range(num_rounds + 1):
+        if evaluates and num_evaluations <= round_index:
+            when = f"after round {round_index}" if round_index else "before the first round"
+            return f"Evaluating {when}: {_progress(evaluation, round_index)}"
+        if round_index == num_rounds:
+            break
+        if training.scored(round_index) is None:
+            return f"Round {round_index + 1} of {num_rounds}: {_progress(training, round_index)}"
+        if not (output_dir / "policy" / f"round_{round_index:03d}").is_dir():
+            return f"Round {round_index + 1} of {num_rounds}: learning to write like the kept self-edits"
+    return f"All {num_rounds} rounds are done" if num_rounds > 1 else "The round is done"
+
+
+def _progress(journal: Journal, round_index: int) -> str:
+    proposals = journal.proposals(round_index)
+    if proposals is None:
+        return "writing self-edits"
+    count = sum(proposal.condition == SELF_EDITS for proposal in proposals)
+    return f"{len(_results(journal, round_index))} of {count} self-edits trained and scored"
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
