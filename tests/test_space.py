@@ -4,7 +4,6 @@ import base64
 import contextlib
 import hashlib
 import importlib.util
-import inspect
 import json
 import os
 import pickle
@@ -14,7 +13,6 @@ import subprocess
 import sys
 import time
 import tomllib
-import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,14 +24,21 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 from tiny_models import tiny_llama, tiny_tokenizer
 
-from seal_hf import SelfAdaptingLM
 from seal_hf.embedded import EMBEDDED_MODEL_ID
 
 
-gr = pytest.importorskip("gradio")
+pytest.importorskip("gradio")
+
+from web_page import PASSAGE, QUESTIONS, QUICK, tiny_lm  # noqa: E402
+
+from seal_hf.webui import device  # noqa: E402
+from seal_hf.webui.jobs import DONE, JobLog  # noqa: E402
+from seal_hf.webui.page import build_page  # noqa: E402
+from seal_hf.webui.training import TrainingRuns  # noqa: E402
+from seal_hf.webui.workbench import Workbench, push_token  # noqa: E402
+
 
 ROOT = Path(__file__).parents[1]
-PASSAGE = "The Orrick Skerry Lighthouse was built in 1874.\nHalda Tremmery drew it."
 
 
 def imported(path, name):
@@ -43,27 +48,6 @@ def imported(path, name):
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
-
-
-def with_tiny_model(app):
-    app.INNER_LOOP["num_train_epochs"] = 2
-    app.SAMPLING["max_completion_length"] = 24
-    app.lm = SelfAdaptingLM(
-        tiny_llama(),
-        tiny_tokenizer(),
-        domain=app.KnowledgeDomain(app.PROMPT_STYLE),
-        peft_config=app.LoraConfig(**app.LORA),
-        inner_config=app.InnerLoopConfig(**app.INNER_LOOP),
-        base_model_id="tester/tiny",
-    )
-    return app
-
-
-@pytest.fixture
-def app(monkeypatch):
-    monkeypatch.setitem(sys.modules, "spaces", None)  # an import error, as on a machine without it
-    yield with_tiny_model(imported(ROOT / "app.py", "tested_app"))
-    del sys.modules["tested_app"]
 
 
 @pytest.fixture(scope="module")
@@ -87,147 +71,45 @@ def front_matter(card):
     return yaml.safe_load(re.match(r"---\n(.*?)\n---\n", card, re.S)[1])
 
 
-# --- the app ---
-
-
-def test_settings_are_the_demos(app, monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "trainers"))
-    from arguments import AdaptationArguments
-
-    settings = imported(ROOT / "app.py", "fresh_app")
-    demo = AdaptationArguments()
-    own = {
-        **settings.SAMPLING,
-        **settings.INNER_LOOP,
-        "prompt_style": settings.PROMPT_STYLE,
-        "lora_r": settings.LORA["r"],
-        "lora_alpha": settings.LORA["lora_alpha"],
-        "target_modules": settings.LORA["target_modules"],
-        "split_newlines": inspect.signature(app.KnowledgeDomain).parameters["split_newlines"].default,
-    }
-    assert own == {name: getattr(demo, name) for name in own}
-
-
-def test_learns_and_answers(app):
-    *_, last = app.learn("Lighthouse", PASSAGE, 3)
-    assert len(last.texts) == 3 and all(last.texts)
-    assert len(last.losses) == last.num_steps > 0
-    with zipfile.ZipFile(last.file) as archive:
-        assert {"adapter_config.json", "adapter_model.safetensors"} <= set(archive.namelist())
-    session = {"title": "Lighthouse", "file": last.file}
-    base, adapted = app.ask("Who drew it?", session)
-    assert base == app.lm.answer("Who drew it?", title="Lighthouse")
-    assert adapted == app.lm.answer("Who drew it?", title="Lighthouse", adapter=app.lm.load_adapter(last.file))
-    assert not app.device_lock.locked()
-    app.forget(session)
-    assert not Path(last.file).exists()
-    with pytest.raises(gr.Error, match="learn a passage first"):
-        app.ask("Who drew it?", session)
-
-
-def test_a_visitor_who_leaves_frees_the_device(app):
-    app.lm.inner_config = app.InnerLoopConfig(num_train_epochs=100_000)
-    app.REFRESH = 0.05
-    learning = app.learn("", PASSAGE, 1)
-    for progress in learning:
-        if progress.losses:
-            break
-    assert app.device_lock.locked()
-    learning.close()
-    assert not app.device_lock.locked()
-    assert not list(Path(app.adapter_folder.name).iterdir())
-
-
-@pytest.mark.parametrize(
-    ("title", "passage", "number", "message"),
-    [
-        ("", "", 1, "There is no passage yet"),
-        ("", " \n", 1, "There is no passage yet"),
-        ("t" * 201, PASSAGE, 1, "201 characters"),
-        ("", "x" * 2041, 1, "2041 tokens.*at most 2040"),
-        ("Title", "x" * 2040, 1, "2040 tokens.*at most 2035"),
-        ("", PASSAGE, 5, "from 1 to 4"),
-    ],
-)
-def test_what_cannot_be_learned(app, title, passage, number, message):
-    with pytest.raises(gr.Error, match=message):
-        list(app.learn(title, passage, number))
-
-
-def test_passage_beyond_the_context(app):
-    app.lm.model.config.max_position_embeddings = 1024
-    with pytest.raises(gr.Error) as refusal:
-        app.checked_example("", "x" * 1500)
-    most = int(re.search(r"at most (\d+)", str(refusal.value))[1])
-    assert app.checked_example("", "x" * most)
-    app.lm.propose("x" * most, 1, **app.SAMPLING)  # the library takes what the app does
-    with pytest.raises(gr.Error):
-        app.checked_example("", "x" * (most + 1))
-
-
-def test_failure_is_one_sentence(app, monkeypatch, caplog):
-    monkeypatch.setattr(app.lm, "adapt", lambda *args, **kwargs: 1 / 0)
-    with pytest.raises(gr.Error, match="Something went wrong on our side") as failure:
-        list(app.learn("", PASSAGE, 1))
-    assert "division" not in str(failure.value) and "division" in caplog.text
-    monkeypatch.setattr(app.lm, "adapt", lambda *args, **kwargs: (_ for _ in ()).throw(app.torch.OutOfMemoryError()))
-    with pytest.raises(gr.Error, match="out of memory"):
-        list(app.learn("", PASSAGE, 1))
-    assert not app.device_lock.locked()
-
-
-@pytest.mark.parametrize(
-    ("question", "message"), [("", "no question"), (None, "no question"), ("x" * 257, "257 tokens")]
-)
-def test_what_cannot_be_asked(app, tmp_path, question, message):
-    file = tmp_path / "adapter.zip"
-    file.touch()
-    with pytest.raises(gr.Error, match=message):
-        app.ask(question, {"title": "", "file": str(file)})
-
-
 # --- ZeroGPU ---
 
 
-def test_duration(app):
-    def seconds(num_tokens, num_generations, epochs=20):
-        app.INNER_LOOP["num_train_epochs"], app.SAMPLING["max_completion_length"] = epochs, 256
-        return app.study_seconds({"title": "", "context": "x" * num_tokens}, num_generations)
-
-    assert seconds(10, 1, epochs=1) == 30  # the least
-    assert seconds(1000, 1) == int(10 + 256 / 80 + 1256 * 20 / 500) == 63
-    assert seconds(1000, 4) == 73
-    assert seconds(2000, 4) == 113  # the longest passage fits
-    assert seconds(2000, 4, epochs=200) == 120  # the most
-
-
-def test_gpu_work_is_pickled(monkeypatch):
+def test_gpu_work_is_plain_data_and_asks_for_its_time(monkeypatch, tmp_path):
     """As on ZeroGPU, which sends arguments to a worker and results back."""
     durations = []
 
     def gpu(duration):
         def decorate(function):
-            def call(*args):
-                args = pickle.loads(pickle.dumps(args))
-                durations.append(duration(*args) if callable(duration) else duration)
-                return pickle.loads(pickle.dumps(function(*args)))
+            def call(*arguments):
+                arguments = pickle.loads(pickle.dumps(arguments))
+                durations.append(duration(*arguments))
+                return pickle.loads(pickle.dumps(function(*arguments)))
 
-            def stream(*args):
-                args = pickle.loads(pickle.dumps(args))
-                durations.append(duration(*args))
-                for item in function(*args):
-                    yield pickle.loads(pickle.dumps(item))
-
-            return stream if inspect.isgeneratorfunction(function) else call
+            return call
 
         return decorate
 
-    monkeypatch.setitem(sys.modules, "spaces", SimpleNamespace(GPU=gpu))
-    app = with_tiny_model(imported(ROOT / "app.py", "zero_gpu_app"))
-    *_, last = app.learn("Lighthouse", PASSAGE, 2)
-    base, adapted = app.ask("Who drew it?", {"title": "Lighthouse", "file": last.file})
-    assert base == app.lm.answer("Who drew it?", title="Lighthouse") and isinstance(adapted, str)
-    assert durations == [30, 30]
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "spaces", SimpleNamespace(GPU=gpu))
+        importlib.reload(device)
+        workbench = Workbench(tiny_lm(), tmp_path)
+        session = workbench.sessions.open()
+        for job in (
+            lambda: workbench.propose(session, "Lighthouse", PASSAGE, [], QUICK),
+            lambda: workbench.adapt(session, [0, 1], QUICK, QUESTIONS),
+            lambda: workbench.ask(session, "Who drew it?"),
+        ):
+            log = JobLog(started := job())
+            workbench.jobs.wait(started, 60)
+            log.read()
+            assert (log.state, log.error) == (DONE, None)
+    importlib.reload(device)
+    assert len(session.adapters) == 2 and session.asked
+    assert len(durations) == 3 and all(30 <= seconds <= 120 for seconds in durations)
+
+
+def test_no_more_than_two_minutes_of_a_gpu_are_asked_for():
+    assert [device._reserved(seconds) for seconds in (1, 15, 40, 60, 1000)] == [30, 30, 80, 120, 120]
 
 
 # --- pushing ---
@@ -247,55 +129,41 @@ def recorded_authorization(monkeypatch):
         yield seen
 
 
-@pytest.fixture
-def session(app):
-    *_, last = app.learn("Lighthouse", PASSAGE, 1)
-    return {"title": "Lighthouse", "file": last.file}
-
-
-def test_a_visitor_pushes_with_their_own_token(app, session, hub, token, monkeypatch):
-    monkeypatch.setattr(app, "ON_SPACE", True)
+def test_a_visitor_pushes_with_their_own_token(hub, token, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_TOKEN", "hf_ownersecret")
-    visitor = gr.OAuthToken(token=token, scope="contribute-repos", expires_at=int(time.time()) + 600)
+    workbench = Workbench(tiny_lm(), tmp_path)
+    session = workbench.sessions.open()
+    workbench.jobs.wait(workbench.propose(session, "Lighthouse", PASSAGE, [], QUICK))
+    workbench.jobs.wait(workbench.adapt(session, [0], QUICK, QUESTIONS))
     with recorded_authorization(monkeypatch) as requests:
-        said = app.push_as_visitor(session, "lighthouse-adapter", True, visitor)
+        url = workbench.push(
+            session, None, "lighthouse-adapter", private=True, publish_passage=False, token=push_token(True, token)
+        )
     assert requests and all(authorization in (None, f"Bearer {token}") for _, authorization in requests)
     assert f"Bearer {token}" in [authorization for _, authorization in requests]
     repo_id = f"{HfApi(token=token).whoami()['name']}/lighthouse-adapter"
-    assert repo_id in said
+    assert url.endswith(repo_id)
     info = HfApi(token=token).model_info(repo_id)
     assert info.private and "adapter_model.safetensors" in [file.rfilename for file in info.siblings]
 
 
-@pytest.mark.parametrize("visitor", [None, gr.OAuthToken(token="", scope="", expires_at=0)])
-def test_without_a_sign_in_nothing_is_asked_of_the_hub(app, session, hub, monkeypatch, visitor):
-    monkeypatch.setattr(app, "ON_SPACE", True)
+@pytest.mark.parametrize("visitor", [None, ""])
+def test_without_a_sign_in_the_owners_token_is_not_used(monkeypatch, visitor):
     monkeypatch.setenv("HF_TOKEN", "hf_ownersecret")
-    with recorded_authorization(monkeypatch) as requests, pytest.raises(gr.Error, match="not signed in.*Sign in with"):
-        app.push_as_visitor(session, "lighthouse-adapter", True, visitor)
-    assert not requests
+    with pytest.raises(ValueError, match="not signed in.*Sign in with"):
+        push_token(True, visitor)
+    assert push_token(False, None) == "hf_ownersecret"
 
 
-def test_refused_push_names_the_next_step(app, session, hub, monkeypatch):
-    monkeypatch.setattr(app, "ON_SPACE", True)
-    expired = gr.OAuthToken(token="hf_expired", scope="", expires_at=0)
-    with pytest.raises(gr.Error, match="sign in again.*can still be downloaded") as refusal:
-        app.push_as_visitor(session, "lighthouse-adapter", True, expired)
-    assert "hf_expired" not in str(refusal.value)
-
-
-@pytest.mark.parametrize("name", ["", None, "other/name", "../name", "a b", "<b>"])
-def test_names_that_cannot_be_pushed_to(app, session, name):
-    with pytest.raises(gr.Error, match="Give a name"):
-        app.push(session, name, True, "hf_any")
-
-
-def test_a_page_for_others_cannot_push_with_this_machines_token(app):
-    """Nothing on a page that other machines reach leads to the token of the user who started it."""
+def test_a_page_that_others_reach_has_no_way_to_push(tmp_path):
+    """Nothing on it leads to the token of the user who started it."""
+    workbench = Workbench(tiny_lm(), tmp_path)
     for may_push in (True, False):
-        functions = [function.fn for function in app.build_page(may_push).fns.values()]
-        assert (app.push_locally in functions) is may_push
-        assert app.push_as_visitor not in functions
+        page = build_page(
+            workbench, TrainingRuns(workbench.jobs, tmp_path, None, "tiny"), may_push=may_push, on_space=False
+        )
+        names = [function.fn.__name__ for function in page.fns.values() if function.fn]
+        assert ("push_adapter" in names, "on_push" in names) == (may_push, may_push)
 
 
 # --- deploy.py ---
@@ -470,20 +338,23 @@ def test_the_space_boots_from_what_was_deployed(hub, token, tmp_path):
         assert f"served by {folder / 'seal_hf'}" in log.read_text()
         components = httpx2.get(f"{url}/config").json()["components"]
         buttons = {component["props"].get("value") for component in components if component["type"] == "button"}
-        assert {"Sign in with Hugging Face", "Duplicate Space", "Push to the Hub"} <= buttons
+        assert {"Sign in with Hugging Face", "Duplicate Space", "Push"} <= buttons
 
         stranger = Client(url, verbose=False)
-        stranger.predict("Lighthouse", PASSAGE, 2, api_name="/learn")
-        answers = stranger.predict("Who drew it?", api_name="/ask")
-        assert len(answers) == 2 and all(isinstance(answer, str) for answer in answers)
+        session = stranger.predict("Lighthouse", PASSAGE, 2, api_name="/propose")["session"]
+        stranger.predict(session, [], QUESTIONS, api_name="/adapt")
+        answers = stranger.predict(session, "Who drew it?", api_name="/ask")
+        assert set(answers) == {"base", "adapted"}
         with pytest.raises(Exception, match="not signed in"):
-            stranger.predict("booted-adapter", True, api_name="/push")
+            stranger.predict(session, "", "booted-adapter", True, api_name="/push_adapter")
         # Another visitor has no adapter until they learn one, and pushes it into their own account.
         visitor = Client(url, verbose=False, headers={"Cookie": signed_in("secret", token, user)})
         with pytest.raises(Exception, match="learn a passage first"):
-            visitor.predict("Who drew it?", api_name="/ask")
-        visitor.predict("Lighthouse", PASSAGE, 1, api_name="/learn")
-        assert f"{user}/booted-adapter" in visitor.predict("booted-adapter", True, api_name="/push")
+            visitor.predict("", "Who drew it?", api_name="/ask")
+        own = visitor.predict("Lighthouse", PASSAGE, 1, api_name="/propose")["session"]
+        visitor.predict(own, [], QUESTIONS, api_name="/adapt")
+        url_of_push = visitor.predict(own, "", "booted-adapter", True, api_name="/push_adapter")
+        assert url_of_push.endswith(f"{user}/booted-adapter")
         assert api.model_info(f"{user}/booted-adapter").private
     finally:
         child.terminate()

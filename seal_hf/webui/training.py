@@ -212,6 +212,7 @@ class TrainingRuns:
             "sft_batch_size": 4,
             "gradient_checkpointing": False,
             "report_to": "none",
+            "disable_tqdm": True,
         }
 
     def yaml(self, settings: TrainingSettings, dataset: str = "demo") -> str:
