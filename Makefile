@@ -3,7 +3,7 @@
 #   make app [MODEL=user/name] [PORT=7860]   the web app
 #   make train      two rounds of SEAL on a few passages; the same command goes on where it was interrupted
 #   make results    the larger tier, whose table is in the README
-#   make bench      measures the inner loop, writes benchmarks/README.md
+#   make bench      measures the inner loop and the app, writes benchmarks/README.md
 #   make test [JOBS=4]   processes at a time, 1 GB each
 #   TORCH_INDEX=URL takes torch from another package index, such as the one of a CUDA build, into a new $(VENV).
 PYTHON ?= python3
@@ -30,6 +30,7 @@ results: $(VENV)/.core
 
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/bench.py
+	$(BIN)/python benchmarks/app_load.py
 
 test: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -56,6 +56,7 @@ CSS = """
   background: var(--block-background-fill); flex: 1 1 46% !important; gap: .35rem}
 .card .block, .card .block > label {border: none !important; padding: 0 !important; background: none !important}
 .card span[data-testid=block-info] {padding: 0 0 .2rem; font-weight: 600}
+.card .form {border: none; background: none}
 .card textarea {font-size: .86rem; line-height: 1.45}
 .table * {font-family: var(--font) !important}
 .table td, .table th {font-size: .86rem}
