@@ -11,7 +11,9 @@ from ..run_report import Evaluation
 from .following import escape, percent
 from .jobs import DONE, FAILED, RUNNING, STOPPED, JobRefused
 from .passage_panel import STYLES
-from .training import TRAINING_RANGES, Candidate, TrainingRuns, TrainingSettings, TrainingSnapshot
+from .training import TrainingRuns, TrainingSnapshot
+from .training_records import Candidate
+from .training_settings import TRAINING_RANGES, TrainingSettings
 from .widgets import read_only_table
 
 

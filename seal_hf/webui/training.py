@@ -12,87 +12,22 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import yaml
 
 from ..domains import load_demo_passages, load_passages
-from ..domains.knowledge import PROMPT_STYLES
-from ..journal import SELF_EDITS, Journal, TrialResult
-from ..run_report import Evaluation, evaluations, kept_flags
+from ..journal import Journal
+from ..run_report import Evaluation, evaluations
 from .jobs import DONE, FAILED, RUNNING, STOPPED, JobRefused, Jobs
+from .training_records import Candidate, candidates, phase, titles
+from .training_settings import TrainingSettings
 
 
 CONFIG_NAME, LOG_NAME = "config.yaml", "log.txt"
 _GRACE = 20  # seconds that a run has to end by itself
 _LOG_LINES = 30
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """
-    A run. The defaults take some minutes with the small model on two CPU cores.
-
-    Parameters:
-        num_train_passages, num_eval_passages (`int`):
-            How many passages are learned from, and how many others the policy is evaluated on (0: none).
-        num_rounds, num_generations, prompt_style, temperature, max_completion_length, inner_num_train_epochs,
-        inner_learning_rate, num_train_epochs, seed:
-            As in [`SEALConfig`].
-
-    Raises:
-        ValueError: A value out of its range.
-    """
-
-    num_train_passages: int = 2
-    num_eval_passages: int = 2
-    num_rounds: int = 1
-    num_generations: int = 3
-    prompt_style: str = "rewrite"
-    temperature: float = 0.6
-    max_completion_length: int = 256
-    inner_num_train_epochs: int = 20
-    inner_learning_rate: float = 1e-3
-    num_train_epochs: int = 4
-    seed: int = 42
-
-    def __post_init__(self):
-        if self.prompt_style not in PROMPT_STYLES:
-            raise ValueError(f"There is no prompt style {self.prompt_style!r}: choose {', '.join(PROMPT_STYLES)}.")
-        for name, (label, least, most) in TRAINING_RANGES.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
-                raise ValueError(f"{label}: {value} is out of range; choose from {least} to {most}.")
-            if isinstance(least, int) and value != int(value):
-                raise ValueError(f"{label}: {value} is not a whole number; choose from {least} to {most}.")
-
-
-TRAINING_RANGES = {
-    "num_train_passages": ("Passages to learn from", 1, 200),
-    "num_eval_passages": ("Passages to evaluate on", 0, 200),
-    "num_rounds": ("Rounds", 1, 10),
-    "num_generations": ("Self-edits per passage", 2, 8),
-    "temperature": ("Temperature", 0.05, 2.0),
-    "max_completion_length": ("Longest self-edit (tokens)", 16, 1024),
-    "inner_num_train_epochs": ("Epochs of the inner loop", 1, 50),
-    "inner_learning_rate": ("Learning rate of the inner loop", 1e-6, 1e-1),
-    "num_train_epochs": ("Epochs of the outer SFT", 1, 20),
-    "seed": ("Seed", 0, 2**31 - 1),
-}
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One self-edit of a run: its round (from 1), passage, number (from 1), text, reward, and whether it was kept."""
-
-    round: int
-    passage: str
-    number: int
-    text: str
-    reward: float | None
-    kept: bool | None
 
 
 @dataclass(frozen=True)
@@ -131,7 +66,6 @@ class TrainingSnapshot:
 
 @dataclass
 class _Run:
-    folder: Path
     process: subprocess.Popen | None = None
     is_paused: bool = False
     is_stopped: bool = False
@@ -221,7 +155,7 @@ class TrainingRuns:
 
     def start(self, owner: str, settings: TrainingSettings, dataset_file: Path | None = None) -> None:
         """
-        Start a run in place of the session's former one.
+        Start a run, which becomes the session's current one.
 
         Parameters:
             owner (`str`):
@@ -239,7 +173,6 @@ class TrainingRuns:
         with self._lock:
             if self.is_running(owner):
                 return
-            folder = self._folder_of(owner)
             dataset = "demo"
             num_passages = len(load_demo_passages("train"))
             if dataset_file is not None:
@@ -253,14 +186,19 @@ class TrainingRuns:
                     f"There are {num_passages} passages, but {settings.num_train_passages} are to be learned from: "
                     "lower the number or give more."
                 )
-            shutil.rmtree(folder, ignore_errors=True)
+            # A new one each time: what an earlier run has worked out stays.
+            folder = self._folder_of(owner) / f"run_{len(self._folders(owner)) + 1:03d}"
             folder.mkdir(parents=True)
             if dataset_file is not None:
                 dataset = str(folder / f"passages{dataset_file.suffix}")
                 shutil.copyfile(dataset_file, dataset)
             text = yaml.safe_dump(self.config(settings, folder / "run", dataset), sort_keys=False, allow_unicode=True)
             (folder / CONFIG_NAME).write_text(text, encoding="utf-8")
-            self._launch(owner, folder)
+            try:
+                self._launch(owner, folder)
+            except (JobRefused, OSError):
+                shutil.rmtree(folder)
+                raise
 
     def resume(self, owner: str) -> None:
         """
@@ -273,10 +211,9 @@ class TrainingRuns:
         with self._lock:
             if self.is_running(owner):
                 return
-            folder = self._folder_of(owner)
-            if not (folder / CONFIG_NAME).is_file():
+            if not (folders := self._folders(owner)):
                 raise JobRefused("There is no run to go on with: start one.")
-            self._launch(owner, folder)
+            self._launch(owner, folders[-1])
 
     def stop(self, owner: str) -> None:
         """Ask the session's run to end; what it has worked out stays. A second time nothing more happens."""
@@ -296,9 +233,9 @@ class TrainingRuns:
 
     def snapshot(self, owner: str) -> TrainingSnapshot | None:
         """How far the session's run is; `None` where there is none."""
-        folder = self._folder_of(owner)
-        if not (folder / CONFIG_NAME).is_file():
+        if not (folders := self._folders(owner)):
             return None
+        folder = folders[-1]
         config = yaml.safe_load((folder / CONFIG_NAME).read_text(encoding="utf-8"))
         run = self._runs.get(owner)
         log = _read(folder / LOG_NAME)
@@ -317,14 +254,13 @@ class TrainingRuns:
             error = next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1] if lines else "")
             error = error.removeprefix("error: ") or "The run ended without a word."
         output_dir = folder / "run"
-        candidates = _candidates(Journal(output_dir), config, _titles(config))
         found = evaluations(Journal(output_dir / "evaluation"))
         return TrainingSnapshot(
             state=state,
             is_paused=run is not None and run.is_paused,
-            phase=_phase(config, output_dir, len(found)),
+            phase=phase(config, output_dir, len(found)),
             folder=folder,
-            candidates=candidates,
+            candidates=candidates(Journal(output_dir), config, titles(config)),
             evaluations=found,
             error=error,
             log="\n".join(log.splitlines()[-_LOG_LINES:]),
@@ -340,13 +276,17 @@ class TrainingRuns:
         # The session's id is a secret, which no folder's name should tell.
         return self._folder / hashlib.sha256(owner.encode()).hexdigest()[:16]
 
+    def _folders(self, owner: str) -> list[Path]:
+        """The session's runs, the last one last."""
+        return sorted(file.parent for file in self._folder_of(owner).glob(f"run_*/{CONFIG_NAME}"))
+
     def is_running(self, owner: str) -> bool:
         """Whether the session's run is under way."""
         run = self._runs.get(owner)
         return run is not None and run.process is not None and run.process.poll() is None
 
     def _launch(self, owner: str, folder: Path) -> None:
-        run = _Run(folder)
+        run = _Run()
         started = threading.Event()
         refused: list[Exception] = []
 
@@ -382,73 +322,6 @@ class TrainingRuns:
         if refused:
             raise refused[0]
         self._runs[owner] = run
-
-
-def _titles(config: Mapping[str, object]) -> list[str]:
-    name = str(config["dataset_name"])
-    passages = load_demo_passages("train") if name == "demo" else load_passages(name)
-    return [row.get("title") or f"{row['context'][:40]} …" for row in passages]
-
-
-def _candidates(journal: Journal, config: Mapping[str, object], titles: list[str]) -> list[Candidate]:
-    """All self-edits of a run's rounds, with what is known of each."""
-    found = []
-    for round_index in range(int(config["num_rounds"])):
-        proposals = journal.proposals(round_index)
-        if proposals is None:
-            break
-        scored = journal.scored(round_index)
-        if scored is not None:
-            rewards = {(edit.example, edit.edit): edit.reward for edit in scored}
-            flags = kept_flags(scored, journal.selected(round_index))
-            kept = {(edit.example, edit.edit): flag for edit, flag in zip(scored, flags, strict=True)}
-        else:
-            rewards = {(one.example, one.edit): one.reward for one in _results(journal, round_index)}
-            kept = {}
-        found += [
-            Candidate(
-                round_index + 1,
-                titles[proposal.example],
-                proposal.edit + 1,
-                proposal.completion,
-                rewards.get((proposal.example, proposal.edit)),
-                kept.get((proposal.example, proposal.edit)),
-            )
-            for proposal in proposals
-        ]
-    return found
-
-
-def _results(journal: Journal, round_index: int) -> list[TrialResult]:
-    """What the finished banks of a round have found of its self-edits."""
-    return [
-        one for results in journal.banks(round_index).values() for one in results or () if one.condition == SELF_EDITS
-    ]
-
-
-def _phase(config: Mapping[str, object], output_dir: Path, num_evaluations: int) -> str:
-    """What a run is at, by what it has on disk."""
-    num_rounds, evaluates = int(config["num_rounds"]), "num_eval_passages" in config
-    training, evaluation = Journal(output_dir), Journal(output_dir / "evaluation")
-    for round_index in range(num_rounds + 1):
-        if evaluates and num_evaluations <= round_index:
-            when = f"after round {round_index}" if round_index else "before the first round"
-            return f"Evaluating {when}: {_progress(evaluation, round_index)}"
-        if round_index == num_rounds:
-            break
-        if training.scored(round_index) is None:
-            return f"Round {round_index + 1} of {num_rounds}: {_progress(training, round_index)}"
-        if not (output_dir / "policy" / f"round_{round_index:03d}").is_dir():
-            return f"Round {round_index + 1} of {num_rounds}: learning to write like the kept self-edits"
-    return f"All {num_rounds} rounds are done" if num_rounds > 1 else "The round is done"
-
-
-def _progress(journal: Journal, round_index: int) -> str:
-    proposals = journal.proposals(round_index)
-    if proposals is None:
-        return "writing self-edits"
-    count = sum(proposal.condition == SELF_EDITS for proposal in proposals)
-    return f"{len(_results(journal, round_index))} of {count} self-edits trained and scored"
 
 
 def _read(path: Path) -> str:

@@ -1,0 +1,258 @@
+"""The outer loop beside the page: what runs, what is shown of it, and how it is stopped, paused and gone on with."""
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny_models import tiny_llama, tiny_tokenizer
+
+
+pytest.importorskip("gradio")
+
+from seal_hf.webui import train_tab  # noqa: E402
+from seal_hf.webui.jobs import DONE, FAILED, RUNNING, STOPPED, JobRefused, Jobs  # noqa: E402
+from seal_hf.webui.training import CONFIG_NAME, TrainingRuns  # noqa: E402
+from seal_hf.webui.training_records import Candidate  # noqa: E402
+from seal_hf.webui.training_settings import TrainingSettings  # noqa: E402
+
+
+SCRIPT = Path(__file__).parent.parent / "trainers" / "knowledge.py"
+QUICK = TrainingSettings(
+    num_train_passages=2,
+    num_eval_passages=1,
+    num_generations=2,
+    max_completion_length=16,
+    inner_num_train_epochs=1,
+    num_train_epochs=1,
+)
+PASSAGES = [
+    {"title": name, "context": f"{name} keeps bees.", "questions": [{"question": "Who?", "answer": name}]}
+    for name in ("Ann", "Bob", "Cleo")
+]
+
+
+@pytest.fixture
+def jobs():
+    return Jobs(str)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    tiny_llama(initializer_range=0.3).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def passages(tmp_path):
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps(PASSAGES))
+    return file
+
+
+def stub(tmp_path, text):
+    """A script in the trainer's place."""
+    file = tmp_path / "stub.py"
+    file.write_text(text)
+    return file
+
+
+def wait_for(runs, owner, *states, seconds=60):
+    for _ in range(seconds * 20):
+        if (snapshot := runs.snapshot(owner)).state in states:
+            return snapshot
+        time.sleep(0.05)
+    raise AssertionError(f"still {snapshot.state}: {snapshot.log}")
+
+
+@pytest.mark.slow
+def test_a_run_is_shown_from_start_to_end(jobs, model, passages, tmp_path):
+    runs = TrainingRuns(jobs, tmp_path / "runs", SCRIPT, str(model))
+    assert runs.snapshot("ann") is None
+    runs.start("ann", QUICK, passages)
+    runs.start("ann", QUICK, passages)  # the same click twice
+    with pytest.raises(JobRefused, match="Another training run is under way"):
+        runs.start("bob", QUICK, passages)
+    snapshot = wait_for(runs, "ann", DONE, FAILED, seconds=120)
+    assert (snapshot.state, snapshot.error) == (DONE, None), snapshot.log
+    assert snapshot.phase == "The round is done"
+    assert {(one.round, one.passage, one.number) for one in snapshot.candidates} == {
+        (1, name, number) for name in ("Ann", "Bob") for number in (1, 2)
+    }
+    assert all(one.reward is not None and one.kept is not None and one.text for one in snapshot.candidates)
+    assert [evaluation.round for evaluation in snapshot.evaluations] == [0, 1]
+    run = snapshot.folder / "run"
+    assert (run / "adapter_model.safetensors").is_file() and (run / "rewards.png").is_file()
+    assert runs.snapshot("bob") is None
+
+    process = runs._runs["ann"].process
+    runs.resume("ann")  # nothing is left to do
+    assert runs._runs["ann"].process is not process
+    assert wait_for(runs, "ann", DONE, FAILED).candidates == snapshot.candidates
+
+
+@pytest.mark.slow
+def test_the_command_that_is_shown_is_accepted_by_the_script(jobs, model, tmp_path):
+    runs = TrainingRuns(jobs, tmp_path / "runs", SCRIPT, str(model))
+    file = tmp_path / "config.yaml"
+    file.write_text(runs.yaml(QUICK))
+    command = train_tab._COMMAND.replace("accelerate launch ", "").replace("config.yaml", str(file)).split()
+    result = subprocess.run(
+        [sys.executable, *command, "--dry_run"], cwd=SCRIPT.parent.parent, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert "examples: 2, evaluated on: 1" in result.stdout
+
+
+def test_stop_ends_it_and_resume_goes_on(jobs, tmp_path):
+    runs = TrainingRuns(
+        jobs, tmp_path / "runs", stub(tmp_path, "import time\nprint('on', flush=True)\ntime.sleep(60)"), "m"
+    )
+    with pytest.raises(JobRefused, match="There is no run to go on with"):
+        runs.resume("ann")
+    runs.start("ann", QUICK)
+    assert runs.snapshot("ann").state == RUNNING and runs.is_running("ann")
+    runs.stop("ann")
+    runs.stop("ann")
+    assert wait_for(runs, "ann", STOPPED).error is None
+    runs.resume("ann")
+    assert wait_for(runs, "ann", RUNNING).state == RUNNING
+    runs.stop("ann")
+    wait_for(runs, "ann", STOPPED)
+    assert not runs.is_running("ann")
+
+
+def test_a_job_on_the_device_pauses_it(jobs, tmp_path):
+    script = stub(tmp_path, "import time\nfor i in range(10**6):\n print(i, flush=True)\n time.sleep(0.01)")
+    runs = TrainingRuns(jobs, tmp_path / "runs", script, "m")
+    runs.start("ann", QUICK)
+    log = runs.snapshot("ann").folder / "log.txt"
+    while not log.stat().st_size:
+        time.sleep(0.01)
+    going = threading.Event()
+    job = jobs.submit("bob", "ask", "", tmp_path / "jobs", lambda job: going.wait(30), seconds=1)
+    while not runs.snapshot("ann").is_paused:
+        time.sleep(0.01)
+    time.sleep(0.1)  # for what it had begun to write
+    size = log.stat().st_size
+    time.sleep(0.3)
+    assert log.stat().st_size == size
+    going.set()
+    jobs.wait(job)
+    for _ in range(200):
+        if log.stat().st_size > size:
+            break
+        time.sleep(0.02)
+    assert log.stat().st_size > size and not runs.snapshot("ann").is_paused
+    # One that is paused can be stopped.
+    waiting = threading.Event()
+    job = jobs.submit("bob", "ask", "again", tmp_path / "jobs", lambda job: waiting.wait(30), seconds=1)
+    while not runs.snapshot("ann").is_paused:
+        time.sleep(0.01)
+    runs.stop("ann")
+    wait_for(runs, "ann", STOPPED)
+    waiting.set()
+    jobs.wait(job)
+
+
+def test_a_run_that_fails_says_why_and_frees_the_place(jobs, tmp_path):
+    script = stub(tmp_path, "import sys\nprint('loading')\nsys.exit('error: There is no room on the disk.')")
+    runs = TrainingRuns(jobs, tmp_path / "runs", script, "m")
+    runs.start("ann", QUICK)
+    snapshot = wait_for(runs, "ann", FAILED)
+    assert snapshot.error == "There is no room on the disk."
+    assert "There is no room" in train_tab.status_text(snapshot) and "Resume" in train_tab.status_text(snapshot)
+    for _ in range(100):  # until the place is free
+        try:
+            runs.start("bob", QUICK)
+            break
+        except JobRefused:
+            time.sleep(0.02)
+    wait_for(runs, "bob", FAILED)
+    first = runs.snapshot("bob").folder
+    for _ in range(100):
+        try:
+            runs.start("bob", QUICK)
+            break
+        except JobRefused:
+            time.sleep(0.02)
+    assert runs.snapshot("bob").folder != first and (first / CONFIG_NAME).is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.json", "{", "a.json, line 1: malformed JSON"),
+        ("a.json", "[]", "a.json is empty"),
+        ("a.jsonl", '{"context": "Ann"}', "no questions"),
+        ("a.txt", "Ann", "a.txt is not a passage file"),
+        ("a.json", json.dumps(PASSAGES[:1]), "There are 1 passages, but 2"),
+    ],
+)
+def test_a_bad_file_is_refused_in_a_sentence_before_anything_starts(jobs, tmp_path, name, content, message):
+    file = tmp_path / name
+    file.write_text(content)
+    runs = TrainingRuns(jobs, tmp_path / "runs", stub(tmp_path, ""), "m")
+    with pytest.raises(ValueError, match=message) as refusal:
+        runs.start("ann", QUICK, file)
+    assert str(tmp_path) not in str(refusal.value)
+    assert runs.snapshot("ann") is None
+
+
+def test_without_the_script_the_command_remains(jobs, tmp_path):
+    runs = TrainingRuns(jobs, tmp_path / "runs", None, "user/model", load_in_4bit=True)
+    with pytest.raises(JobRefused, match="start it on your own machine"):
+        runs.start("ann", QUICK)
+    config = yaml.safe_load(runs.yaml(TrainingSettings(num_eval_passages=0), "mine.json"))
+    assert config["model_name_or_path"] == "user/model" and config["load_in_4bit"] is True
+    assert config["dataset_name"] == "mine.json" and "dataset_test_split" not in config
+    assert "num_eval_passages" not in config and "eval_dataset_name" not in config
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"num_rounds": 0}, "Rounds: 0 is out of range; choose from 1 to 10"),
+        ({"num_train_passages": 2.5}, "Passages to learn from: 2.5 is not a whole number"),
+        ({"temperature": None}, "Temperature: None is out of range"),
+        ({"prompt_style": "haiku"}, "no prompt style 'haiku'"),
+    ],
+)
+def test_settings_are_checked(values, message):
+    with pytest.raises(ValueError, match=message):
+        TrainingSettings(**values)
+
+
+def test_the_end_of_the_app_ends_its_runs(jobs, tmp_path):
+    runs = TrainingRuns(jobs, tmp_path / "runs", stub(tmp_path, "import time\ntime.sleep(60)"), "m")
+    runs.start("ann", QUICK)
+    process = runs._runs["ann"].process
+    runs.close()
+    assert process.wait(20) == -signal.SIGTERM
+    assert (runs.snapshot("ann").folder / CONFIG_NAME).is_file()
+
+
+def test_tables_tell_what_there_is():
+    candidates = [
+        Candidate(1, "Ann", 1, "a", 1.0, True),
+        Candidate(1, "Ann", 2, "b", 0.5, False),
+        Candidate(1, "Bob", 1, "c", 0.0, True),
+        Candidate(1, "Bob", 2, "d", 0.0, False),
+        Candidate(2, "Ann", 1, "e", 0.5, None),
+        Candidate(2, "Ann", 2, "f", None, None),
+    ]
+    assert train_tab.round_rows(candidates) == [
+        ["1", "4 of 4", "38 %", "50 %", "2"],
+        ["2", "1 of 2", "50 %", "50 %", "–"],
+    ]
+    points = train_tab.reward_points(candidates)
+    assert points["self-edit"].tolist() == ["kept", "rejected", "kept", "rejected", "not selected yet"]
+    assert points["round"].round().tolist() == [1, 1, 1, 1, 2]
+    assert [row[0] for row in train_tab.edit_rows(candidates)] == ["2", "2", "1", "1", "1", "1"]
