@@ -151,6 +151,8 @@ def checked_self_edits(
         raise ValueError("No self-edit is chosen: tick “Use it” on at least one.")
     self_edits = []
     for number in chosen:
+        if not 0 <= number < len(drafts):
+            raise ValueError(f"There is no self-edit {number + 1}: choose from 1 to {len(drafts)}.")
         text = clean(drafts[number].text)
         self_edit = lm.domain.parse(text, example) if has_words(text) else None
         if self_edit is None:
