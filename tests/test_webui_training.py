@@ -254,5 +254,5 @@ def test_tables_tell_what_there_is():
     ]
     points = train_tab.reward_points(candidates)
     assert points["self-edit"].tolist() == ["kept", "rejected", "kept", "rejected", "not selected yet"]
-    assert points["round"].round().tolist() == [1, 1, 1, 1, 2]
+    assert points["number"].tolist() == [1, 2, 3, 4, 5]
     assert [row[0] for row in train_tab.edit_rows(candidates)] == ["2", "2", "1", "1", "1", "1"]

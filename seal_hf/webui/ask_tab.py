@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Callable
 
 import gradio as gr
 
-from .following import append, ended_text, escape, follow, is_waiting, percent, waiting_text
+from .following import append, cumulative, ended_text, escape, follow, is_waiting, percent, waiting_text
 from .jobs import DONE, Job
 from .sessions import Session
 from .widgets import read_only_table
@@ -110,6 +110,7 @@ def build_ask_tab(
             shown = rows or answer_rows(asked, texts, [[None] * len(asked)] * 2)
             yield {table: gr.update(value=shown, visible=bool(shown)), status: text}
 
+    @cumulative
     async def on_ask(session_id: str, text: str) -> AsyncIterator[dict]:
         current = workbench.sessions.open(session_id)
         try:
@@ -120,6 +121,7 @@ def build_ask_tab(
         async for shown in watch_question(current, job):
             yield shown
 
+    @cumulative
     async def on_score(session_id: str, rows: list) -> AsyncIterator[dict]:
         current = workbench.sessions.open(session_id)
         try:
@@ -130,6 +132,7 @@ def build_ask_tab(
         async for shown in watch_table(job):
             yield shown
 
+    @cumulative
     async def on_probe(session_id: str) -> AsyncIterator[dict]:
         current = workbench.sessions.open(session_id)
         try:
@@ -145,6 +148,7 @@ def build_ask_tab(
         for kind in ("ask", "score", "probe"):
             workbench.stop(current, kind)
 
+    @cumulative
     async def on_show(session_id: str) -> AsyncIterator[dict]:
         current = workbench.sessions.open(session_id)
         kept = current.adapters.get(current.chosen or "")

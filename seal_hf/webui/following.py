@@ -1,7 +1,8 @@
 """How a page follows a job, and what it says of it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import wraps
 
 from .jobs import DONE, FAILED, QUEUED, STOPPED, Job, JobLog
 from .workbench import Workbench
@@ -29,6 +30,19 @@ async def follow(job: Job) -> AsyncIterator[tuple[JobLog, list[dict]]]:
             wait = _REFRESH
         await asyncio.sleep(wait)
         quiet += wait
+
+
+def cumulative(handler: Callable[..., AsyncIterator[dict]]) -> Callable[..., AsyncIterator[dict]]:
+    """A handler whose every state of the widgets holds the earlier ones too: a page skips one that another follows at once."""
+
+    @wraps(handler)
+    async def whole(*arguments: object) -> AsyncIterator[dict]:
+        state: dict = {}
+        async for update in handler(*arguments):
+            state |= update
+            yield dict(state)
+
+    return whole
 
 
 def waiting_text(workbench: Workbench, job: Job) -> str:

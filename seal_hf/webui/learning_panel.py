@@ -7,7 +7,7 @@ import gradio as gr
 import pandas as pd
 
 from . import checks
-from .following import duration, ended_text, escape, follow, is_waiting, percent, waiting_text
+from .following import cumulative, duration, ended_text, escape, follow, is_waiting, percent, waiting_text
 from .jobs import Job
 from .passage_panel import PassagePanel, read_settings
 from .sessions import Session
@@ -172,6 +172,7 @@ def build_learning_panel(
             answers: table,
         }
 
+    @cumulative
     async def on_learn(session_id: str, rows: list, number: int | None, *values: object) -> AsyncIterator[dict]:
         current = workbench.sessions.open(session_id)
         edited, values = values[: 2 * MOST_SELF_EDITS], values[2 * MOST_SELF_EDITS :]

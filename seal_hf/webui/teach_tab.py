@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable
 import gradio as gr
 
 from . import checks
-from .following import append, ended_text, escape, follow, is_waiting, waiting_text
+from .following import append, cumulative, ended_text, escape, follow, is_waiting, waiting_text
 from .jobs import Job
 from .learning_panel import build_learning_panel
 from .passage_panel import NAMES, PassagePanel, build_passage_panel, read_settings
@@ -126,6 +126,7 @@ def build_teach_tab(
                 num_words = sum(len(text.split()) for text in written)
                 yield {**shown, write_status: f"Writing all at once … {num_words} words"}
 
+    @cumulative
     async def on_write(session_id: str, title: str, passage: str, rows: list, *values: object) -> AsyncIterator[dict]:
         current = workbench.sessions.open(session_id)
         try:
@@ -136,6 +137,7 @@ def build_teach_tab(
         async for shown in watch_writing(current, job):
             yield shown
 
+    @cumulative
     async def on_load(session_id: str) -> AsyncIterator[dict]:
         current = workbench.sessions.open(session_id)
         if current.example is None:

@@ -17,6 +17,7 @@ from .training_settings import TRAINING_RANGES, TrainingSettings
 from .widgets import read_only_table
 
 
+_LONGEST_TEXT = 300  # characters of a self-edit that the table shows; the run's files have all
 _REFRESH = 1.0  # seconds between two states of the page
 _EMPTY = (
     "The model learns to **write better self-edits**: each round it writes some for every passage, learns each, scores it "
@@ -77,8 +78,8 @@ def build_train_tab(runs: TrainingRuns, session: gr.State) -> Callable[[gr.event
             gr.Markdown("### The run", elem_classes="step")
             status = gr.Markdown(_EMPTY, elem_id="train-status", elem_classes="status")
             plot = gr.ScatterPlot(
-                x="round", y="reward", color="self-edit", title="Reward of every self-edit", height=260,
-                x_title="round", y_title="share of right answers", y_lim=[0, 1], visible=False, elem_id="train-plot",
+                x="number", y="reward", color="self-edit", title="Reward of every self-edit", height=260,
+                x_title="self-edit, in the order of the rounds", y_title="share of right answers", y_lim=[0, 1], visible=False, elem_id="train-plot",
             )  # fmt: skip
             means = read_only_table(
                 ["Round", "Scored", "Mean reward", "Mean of the best", "Kept"], [16, 21, 21, 21, 21],
@@ -212,23 +213,15 @@ def any_reward(candidates: list[Candidate]) -> bool:
 
 
 def reward_points(candidates: list[Candidate]) -> pd.DataFrame:
-    """A point for every scored self-edit, those of one round beside each other."""
+    """A point for every scored self-edit, round after round."""
     names = {True: "kept", False: "rejected", None: "not selected yet"}
-    per_round: dict[int, list[Candidate]] = {}
-    for candidate in candidates:
-        per_round.setdefault(candidate.round, []).append(candidate)
     return pd.DataFrame(
         [
-            {
-                "round": candidate.round + 0.7 * ((place + 0.5) / len(members) - 0.5),
-                "reward": candidate.reward,
-                "self-edit": names[candidate.kept],
-            }
-            for members in per_round.values()
-            for place, candidate in enumerate(members)
+            {"number": number, "reward": candidate.reward, "self-edit": names[candidate.kept]}
+            for number, candidate in enumerate(candidates, 1)
             if candidate.reward is not None
         ],
-        columns=["round", "reward", "self-edit"],
+        columns=["number", "reward", "self-edit"],
     )
 
 
@@ -275,7 +268,7 @@ def edit_rows(candidates: list[Candidate]) -> list[list[str]]:
             str(candidate.number),
             percent(candidate.reward),
             kept[candidate.kept],
-            candidate.text,
+            candidate.text[:_LONGEST_TEXT] + " …" * (len(candidate.text) > _LONGEST_TEXT),
         ]
         for candidate in sorted(candidates, key=lambda candidate: -candidate.round)
     ]
