@@ -186,7 +186,7 @@ class Sessions:
 
     def open(self, session_id: str | None = None) -> Session:
         """The session with this id, empty where it has been forgotten; a new one where the id is none that was given out."""
-        self.sweep()
+        self.sweep(0 if session_id in self._sessions else 1)
         with self._lock:
             if not _ID.fullmatch(session_id or ""):
                 session_id = secrets.token_urlsafe(24)
@@ -199,12 +199,12 @@ class Sessions:
             session.used = time.monotonic()
             return session
 
-    def sweep(self) -> None:
-        """Forget the sessions that nobody has used for too long, and the oldest where there are too many."""
+    def sweep(self, num_new: int = 0) -> None:
+        """Forget the sessions that nobody has used for too long, and the oldest where so many more would be too many."""
         now = time.monotonic()
         with self._lock:
             idle = sorted(self._sessions.values(), key=lambda session: session.used)
-            surplus = len(idle) - self._most + 1
+            surplus = len(idle) - self._most + num_new
             gone = [
                 session
                 for place, session in enumerate(idle)

@@ -1,0 +1,372 @@
+"""What the page can do, on a tiny model: learned, asked, kept, refused; and what is left when something fails."""
+
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import HfApi, hf_hub_download
+from peft import PeftModel
+from tiny_models import tiny_llama
+from web_page import PASSAGE, QUESTIONS, QUICK, slowed, tiny_lm
+
+from seal_hf.webui import checks, device
+from seal_hf.webui.jobs import DONE, FAILED, STOPPED, JobLog, JobRefused
+from seal_hf.webui.sessions import Draft
+from seal_hf.webui.settings import PAPER, SMALL_MODEL, Settings
+from seal_hf.webui.workbench import Workbench
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return tiny_lm()
+
+
+@pytest.fixture
+def bench(lm, tmp_path):
+    return Workbench(lm, tmp_path / "sessions")
+
+
+@pytest.fixture
+def session(bench):
+    return bench.sessions.open()
+
+
+def finish(bench, job):
+    assert bench.jobs.wait(job, 60)
+    log = JobLog(job)
+    return log, log.read()
+
+
+def written(bench, session, settings=QUICK, questions=(), title="Lighthouse", passage=PASSAGE):
+    log, events = finish(bench, bench.propose(session, title, passage, questions, settings))
+    assert (log.state, log.error) == (DONE, None)
+    return events
+
+
+def learned(bench, session, chosen=(0, 1), settings=QUICK, questions=QUESTIONS):
+    log, events = finish(bench, bench.adapt(session, chosen, settings, questions))
+    assert (log.state, log.error) == (DONE, None)
+    return next(event for event in events if event["event"] == "learned")
+
+
+@pytest.fixture
+def with_adapters(bench, session):
+    written(bench, session)
+    learned(bench, session)
+    return session
+
+
+# --- writing and learning ---
+
+
+def test_events_add_up_to_the_self_edits(bench, session):
+    events = written(bench, session)
+    texts = ["", ""]
+    for event in events:
+        if event["event"] == "text":
+            texts = [text + new for text, new in zip(texts, event["new"], strict=True)]
+    assert [text.strip() for text in texts] == [draft.text for draft in session.drafts]
+    other = bench.sessions.open()
+    written(bench, other)
+    assert other.drafts == session.drafts  # the same seed
+    written(bench, other, Settings.of(**{**vars(QUICK), "seed": 1}))
+    assert other.drafts != session.drafts
+
+
+def test_preview_is_what_is_trained_on(bench, session):
+    written(bench, session)
+    assert bench.sequences(session, "Ann drew it.\nIt is tall.") == [
+        "Lighthouse\nAnn drew it.",
+        "Lighthouse\nIt is tall.",
+        f"Lighthouse\n{PASSAGE}",
+    ]
+    assert bench.sequences(session, " ") == []
+
+
+def test_rewards_are_shares_of_right_answers_and_the_best_is_chosen(bench, session, lm, monkeypatch):
+    written(bench, session)
+    monkeypatch.setattr(
+        "seal_hf.grading.LexicalGrader.grade",
+        lambda self, questions, golds, answers: [False, False, True, False, True, True][: len(answers)],
+    )
+    event = learned(bench, session)
+    assert event["verdicts"] == [[False, False], [True, False], [True, True]] and event["best"] == 1
+    first, second = session.adapters.values()
+    assert (first.reward, second.reward, first.base_reward) == (0.5, 1.0, 0.0)
+    assert session.adapter() is second and not second.own_questions and second.num_questions == 2
+    adapter = lm.load_adapter(second.folder)
+    assert adapter.training["num_train_epochs"] == 2 and adapter.layout.r == 4
+    prompts = lm.domain.questions({"title": "Lighthouse", "context": "", "questions": QUESTIONS})
+    assert event["answers"][0] == lm.answer_prompts(prompts)
+    assert event["answers"][2] == lm.answer_prompts(prompts, [adapter] * 2)
+
+
+def test_an_edited_and_a_dropped_self_edit(bench, session):
+    written(bench, session)
+    session.drafts[1] = Draft("Ann drew it.")
+    event = learned(bench, session, [1])
+    assert [kept.name for kept in session.adapters.values()] == ["Lighthouse · self-edit 2"] and event["best"] == 0
+
+
+def test_without_questions_the_model_asks_itself(bench, session, monkeypatch):
+    own, seen = [{"question": "Who drew it?", "answer": "Halda"}], []
+    monkeypatch.setattr(device, "own_questions", lambda lm, example, count, **options: seen.append(example) or own)
+    written(bench, session)
+    event = learned(bench, session, questions=[])
+    assert event["own"] and event["questions"] == own and seen[0]["questions"] == []
+    assert session.adapter().own_questions and session.adapter().num_questions == 1
+
+
+def test_without_any_question_adapters_have_no_reward(bench, session, monkeypatch):
+    monkeypatch.setattr(device, "own_questions", lambda *arguments, **options: [])
+    written(bench, session)
+    assert "verdicts" not in learned(bench, session, questions=[])
+    assert [kept.reward for kept in session.adapters.values()] == [None, None]
+
+
+def test_stop_keeps_the_adapters_as_they_are(bench, session, lm, monkeypatch):
+    written(bench, session)
+    with slowed(monkeypatch, 0.3, "step"):
+        job = bench.adapt(session, [0, 1], QUICK, QUESTIONS)
+        log = JobLog(job)
+        while not any(event["event"] == "step" for event in log.read()):
+            pass
+        assert bench.stop(session, "adapt")
+        log, _ = finish(bench, job)
+    assert log.state == STOPPED
+    assert [kept.reward for kept in session.adapters.values()] == [None, None]
+    assert 0 < lm.load_adapter(session.adapter().folder).training["num_steps"] < 6
+    assert not bench.stop(session, "adapt")
+
+
+def test_stop_before_the_first_step_keeps_nothing(bench, session, monkeypatch):
+    written(bench, session)
+    run = device.run
+
+    def stopped(seconds, work, job, *arguments):
+        job.stop.set()
+        return run(seconds, work, job, *arguments)
+
+    monkeypatch.setattr(device, "run", stopped)
+    log, events = finish(bench, bench.adapt(session, [0], QUICK, QUESTIONS))
+    assert log.state == STOPPED and not session.adapters
+    assert not any(event["event"] == "learned" for event in events)
+
+
+# --- asking ---
+
+
+def test_both_answer_as_the_library_does(bench, with_adapters, lm):
+    log, events = finish(bench, bench.ask(with_adapters, "Who drew it?"))
+    answered = events[-2]
+    adapter = lm.load_adapter(with_adapters.adapter().folder)
+    assert answered["base"] == [lm.answer("Who drew it?", title="Lighthouse")]
+    assert answered["adapted"] == [lm.answer("Who drew it?", title="Lighthouse", adapter=adapter)]
+    assert with_adapters.asked == [("Who drew it?", answered["base"][0], answered["adapted"][0])]
+
+
+def test_score_and_probe_have_verdicts(bench, with_adapters):
+    for job, count in ((bench.score(with_adapters, QUESTIONS), 2), (bench.probe(with_adapters), 5)):
+        _, events = finish(bench, job)
+        assert [len(row) for row in events[-2]["verdicts"]] == [count, count]
+    with pytest.raises(ValueError, match="There are no questions yet"):
+        bench.score(with_adapters, [])
+
+
+# --- what fails ---
+
+
+def base_state(lm):
+    ids = torch.arange(4, 40)[None]
+    with torch.no_grad():
+        logits = lm.model(ids).logits
+    return logits, [parameter.requires_grad for parameter in lm.model.parameters()], lm.model.training
+
+
+def test_out_of_memory_loses_nothing_and_offers_less(bench, with_adapters, lm, monkeypatch):
+    before, drafts = base_state(lm), list(with_adapters.drafts)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "seal_hf.self_adapting_lm.train", lambda *a, **k: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA"))
+        )
+        log, _ = finish(bench, bench.adapt(with_adapters, [0], QUICK, QUESTIONS))
+    assert log.state == FAILED
+    assert "out of memory" in log.error and "fewer self-edits" in log.error and "lower LoRA rank" in log.error
+    assert with_adapters.drafts == drafts and len(with_adapters.adapters) == 2
+    after = base_state(lm)
+    assert after[0].equal(before[0]) and after[1:] == before[1:]
+    assert finish(bench, bench.ask(with_adapters, "Who drew it?"))[0].state == DONE
+
+
+def test_what_nobody_foresaw_is_logged_and_not_shown(bench, session, monkeypatch, caplog):
+    written(bench, session)
+    with monkeypatch.context() as patch:
+        patch.setattr("seal_hf.self_adapting_lm.train", lambda *a, **k: {}["secret of ours"])
+        log, _ = finish(bench, bench.adapt(session, [0], QUICK, QUESTIONS))
+    assert "secret of ours" not in log.error and "try again" in log.error and "secret of ours" in caplog.text
+
+
+def test_nothing_stays_attached_to_the_base(bench, session, lm):
+    before = base_state(lm)
+    written(bench, session)
+    learned(bench, session)
+    finish(bench, bench.ask(session, "Who drew it?"))
+    after = base_state(lm)
+    assert after[0].equal(before[0]) and after[1:] == before[1:]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["adapter_config.json", "adapter_model.bin"], "a pickle"),
+        (["notes.txt"], "0 files named adapter_config.json"),
+        (["../adapter_config.json", "../adapter_model.safetensors"], None),
+    ],
+)
+def test_a_zip_that_is_no_adapter_is_refused(bench, with_adapters, tmp_path, names, message):
+    file = tmp_path / "upload" / "mine.zip"
+    file.parent.mkdir()
+    kept = with_adapters.adapter().folder
+    with zipfile.ZipFile(file, "w") as archive:
+        for name in names:
+            source = kept / name.rsplit("/", 1)[-1]
+            archive.writestr(name, source.read_bytes() if source.is_file() else b"pickled")
+    if message is None:  # a path in it leads nowhere
+        bench.load_adapter(with_adapters, file)
+        assert not (tmp_path / "adapter_config.json").exists()
+        return
+    with pytest.raises(ValueError, match=message) as refusal:
+        bench.load_adapter(with_adapters, file)
+    assert str(tmp_path) not in str(refusal.value) and "mine.zip" in str(refusal.value)
+
+
+def test_a_zip_bomb_is_not_unpacked(bench, with_adapters, tmp_path):
+    file = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(with_adapters.adapter().folder / "adapter_config.json", "adapter_config.json")
+        archive.writestr("adapter_model.safetensors", bytes(2**27))
+    with pytest.raises(ValueError, match="bomb.zip unpacks to far more than it holds"):
+        bench.load_adapter(with_adapters, file)
+
+
+# --- keeping ---
+
+
+def test_the_zip_is_what_peft_loads(bench, with_adapters, tmp_path, lm):
+    archive = bench.zip_file(with_adapters)
+    assert archive == bench.zip_file(with_adapters)  # made once
+    with zipfile.ZipFile(archive) as files:
+        files.extractall(tmp_path / "adapter")
+    model = PeftModel.from_pretrained(tiny_llama(), tmp_path / "adapter")
+    assert model.active_peft_config.r == 4
+    with_adapters.delete(with_adapters.chosen)
+    assert not archive.exists()
+
+
+def test_adapters_beyond_the_limit_are_refused_before_any_work(bench, with_adapters, monkeypatch):
+    monkeypatch.setattr("seal_hf.webui.sessions.MOST_ADAPTERS", 3)
+    with pytest.raises(JobRefused, match="2 adapters are kept, and 3 is the limit"):
+        bench.adapt(with_adapters, [0, 1], QUICK, QUESTIONS)
+    assert not bench.jobs.active(with_adapters.id)
+
+
+def test_a_pushed_card_keeps_the_passage_to_itself(bench, with_adapters, hub, token):
+    url = bench.push(with_adapters, None, "bees", private=True, publish_passage=False, token=token)
+    repo_id = f"{HfApi(token=token).whoami()['name']}/bees"
+    assert url.endswith(repo_id)
+    card = open(hf_hub_download(repo_id, "README.md", token=token), encoding="utf-8").read()
+    assert "Halda Tremmery" not in card and "base_model: tester/tiny" in card and "adapted" in card
+    bench.push(with_adapters, None, "bees", private=True, publish_passage=True, token=token)
+    card = open(hf_hub_download(repo_id, "README.md", token=token), encoding="utf-8").read()
+    assert "Halda Tremmery" in card
+
+
+@pytest.mark.parametrize("name", ["", None, "other/name", "../name", "a b", "<b>"])
+def test_names_that_cannot_be_pushed_to(bench, with_adapters, name):
+    with pytest.raises(ValueError, match="Give a name"):
+        bench.push(with_adapters, None, name, private=True, publish_passage=False, token="hf_any")
+
+
+def test_a_refused_push_names_the_next_step_and_not_the_token(bench, with_adapters, hub):
+    with pytest.raises(OSError, match="sign in again.*can still be downloaded") as refusal:
+        bench.push(with_adapters, None, "bees", private=True, publish_passage=False, token="hf_expired")
+    assert "hf_expired" not in str(refusal.value) and with_adapters.adapter().folder.is_dir()
+
+
+# --- input ---
+
+
+@pytest.mark.parametrize(
+    "text", ["灯台は1874年に完成した。", "اكتملت المنارة عام 1874.", "ɑ̃ e\u0301té 🦭 x", "<b>Ann</b> & {title}"]
+)
+def test_texts_of_any_script_stay_as_they_are(lm, text):
+    assert checks.checked_example(lm, text, f" {text}\n", [], QUICK)["context"] == text
+
+
+def test_control_characters_go(lm):
+    example = checks.checked_example(lm, "a\tb\nc", "Ann\x00 keeps\x1b bees\tin\nOslo", [], QUICK)
+    assert example == {"title": "a b c", "context": "Ann  keeps  bees\tin\nOslo", "questions": []}
+
+
+def test_the_longest_passage_can_be_learned(bench, session, lm):
+    most = checks.most_tokens(lm, "", QUICK)
+    assert checks.checked_example(lm, "", "x" * most, [], QUICK)
+    with pytest.raises(ValueError, match=f"{most + 1:,} tokens, but this model can learn at most {most:,}"):
+        checks.checked_example(lm, "", "x" * (most + 1), [], QUICK)
+    written(bench, session, title="", passage="x" * most)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.jsonl", '{"question": "Who?", "answer": "Ann"}\n', [{"question": "Who?", "answer": "Ann"}]),
+        ("a.json", '[{"context": "x", "questions": [{"question": "Who?", "answer": "Ann"}]}]', [{"question": "Who?", "answer": "Ann"}]),
+        ("a.json", '[{"question": "Wie viele?", "answer": 212}]', [{"question": "Wie viele?", "answer": "212"}]),
+        ("a.json", "{", "a.json, line 1: malformed JSON"),
+        ("a.json", "[1]", "a.json, row 1: no question; write"),
+        ("a.json", "[]", "a.json is empty"),
+        ("a.json", '[{"questions": []}]', "a.json has no questions"),
+        ("a.json", '[{"question": "Who?"}]', "The question in row 1 has no answer"),
+        ("a.jsonl", "\udcff", "not UTF-8"),
+        ("a.txt", "Who?", "not a passage file"),
+    ],
+)  # fmt: skip
+def test_question_files(tmp_path, name, content, expected):
+    file = tmp_path / name
+    file.write_bytes(content.encode("utf-8", "surrogateescape"))
+    if isinstance(expected, list):
+        assert checks.questions_from_file(file) == expected
+        return
+    with pytest.raises(ValueError, match=expected) as refusal:
+        checks.questions_from_file(file)
+    assert str(tmp_path) not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"lora_r": 0}, "LoRA rank: 0 is out of range; choose from 1 to 128"),
+        ({"num_train_epochs": 2.5}, "Epochs: 2.5 is not a whole number"),
+        ({"learning_rate": None}, "Learning rate: None is out of range"),
+        ({"temperature": True}, "Temperature: True"),
+    ],
+)
+def test_settings_out_of_range_are_named(values, message):
+    with pytest.raises(ValueError, match=message):
+        Settings.of(**{**vars(PAPER), **values})
+
+
+def test_the_presets_are_the_papers_and_the_demos(monkeypatch):
+    from seal_hf import InnerLoopConfig
+
+    inner = InnerLoopConfig()
+    assert (PAPER.learning_rate, PAPER.num_train_epochs) == (inner.learning_rate, inner.num_train_epochs)
+    assert (PAPER.lora_r, PAPER.lora_alpha, PAPER.temperature) == (32, 64, 1.0)
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "trainers")
+    from arguments import AdaptationArguments
+
+    demo = AdaptationArguments()
+    names = ("prompt_style", "temperature", "top_p", "max_completion_length", "target_modules", "lora_r", "lora_alpha")
+    for name in (*names, "learning_rate", "num_train_epochs", "num_generations", "seed"):
+        assert getattr(SMALL_MODEL, name) == getattr(demo, name), name
