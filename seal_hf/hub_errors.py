@@ -23,7 +23,8 @@ from huggingface_hub.errors import (
 
 # Statuses of a commit that another one overtook.
 CONFLICTS = (409, 412)
-_TOKEN = re.compile(r"hf_\w+|(?<=Bearer )[^\s'\"]+")
+# Those of a sign-in on a Space, hf_oauth_..., have dots and dashes in them.
+_TOKEN = re.compile(r"(?<=Bearer )[^\s'\"]+|hf_[\w.-]*\w")
 
 
 class HubError(OSError):

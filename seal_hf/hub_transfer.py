@@ -9,7 +9,12 @@ from pathlib import Path
 
 import httpx2
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, constants, get_session, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+)
 from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 
 from .hub_errors import CONFLICTS, HubError, explaining_hub_errors
@@ -25,6 +30,8 @@ _NEVER_UPLOADED = ["*.partial", "**/*.partial", "*.partial/**", "**/*.partial/**
 _LARGE_SIZE = 5_000_000
 # Seconds for which a Hub that has the request may be silent. huggingface_hub has a limit for downloads only.
 _SILENCE = httpx2.Timeout(100.0)
+# The same for a look at a repository, which huggingface_hub does not limit unless it is told to.
+LOOK_UP_SECONDS = float(constants.HF_HUB_DOWNLOAD_TIMEOUT)
 
 
 def is_hub_id(name: str) -> bool:
@@ -86,7 +93,7 @@ def _repository_to_write(
     api: HfApi, repo_id: str, repo_type: str, private: bool | None, space_sdk: str | None = None
 ) -> str:
     url = api.create_repo(repo_id, repo_type=repo_type, private=private, space_sdk=space_sdk, exist_ok=True)
-    if private and not api.repo_info(url.repo_id, repo_type=repo_type).private:
+    if private and not api.repo_info(url.repo_id, repo_type=repo_type, timeout=LOOK_UP_SECONDS).private:
         raise HubError(
             f"{url.repo_id} is there already and is public, but private=True was asked for; make it private in its "
             f"settings ({url}/settings) or give another name. Nothing was uploaded.",
@@ -235,21 +242,24 @@ def download(
     Raises:
         HubError: No such repository or revision, one that this token may not see, or no Hub.
     """
+    options = {
+        "repo_type": repo_type,
+        "revision": revision,
+        "allow_patterns": list(patterns),
+        "token": clean_token(token),
+    }
     with explaining_hub_errors(f"The download of {repo_id}", repo_id):
         try:
             # snapshot_download would take a copy from the cache, however old, also where the Hub refuses.
-            hub_api(token).repo_info(repo_id, revision=revision, repo_type=repo_type)
-        except (httpx2.TransportError, OfflineModeIsEnabled) as error:
+            hub_api(token).repo_info(repo_id, revision=revision, repo_type=repo_type, timeout=LOOK_UP_SECONDS)
+        except (httpx2.TransportError, OfflineModeIsEnabled) as unreachable:
             logger.warning(
-                "The Hub cannot be reached (%s); looking for %s in the cache.", type(error).__name__, repo_id
+                "The Hub cannot be reached (%s); looking for %s in the cache.", type(unreachable).__name__, repo_id
             )
-        folder = Path(
-            snapshot_download(
-                repo_id,
-                repo_type=repo_type,
-                revision=revision,
-                allow_patterns=list(patterns),
-                token=clean_token(token),
-            )
-        )
-    return folder, os.path.basename(folder)
+            try:
+                folder = snapshot_download(repo_id, local_files_only=True, **options)
+            except LocalEntryNotFoundError:
+                raise unreachable from None
+        else:
+            folder = snapshot_download(repo_id, **options)
+    return Path(folder), os.path.basename(folder)

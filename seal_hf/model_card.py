@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from .hub_errors import HubError
-from .hub_transfer import hub_api, is_hub_id
+from .hub_transfer import LOOK_UP_SECONDS, hub_api, is_hub_id
 from .journal import write_text
 from .statistics import Accuracy
 
@@ -56,8 +56,9 @@ def with_base_license(card: AdapterCard, base_model_id: str, token: str | None =
     if card.license is not None or not is_hub_id(base_model_id):
         return card
     try:
-        base = hub_api(token).model_info(base_model_id).card_data
-    except (HubError, HfHubHTTPError, httpx2.HTTPError, OfflineModeIsEnabled) as error:
+        base = hub_api(token).model_info(base_model_id, timeout=LOOK_UP_SECONDS).card_data
+    # The last two: something else answers in the Hub's place.
+    except (HubError, HfHubHTTPError, httpx2.HTTPError, OfflineModeIsEnabled, KeyError, ValueError) as error:
         logger.info("The licence of %s is not known (%s); the card names none.", base_model_id, type(error).__name__)
         return card
     return replace(card, license=base.license if base is not None else None)

@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 # Seconds between attempts to push the last state.
 _RETRY_WAITS = (2.0, 10.0, 30.0)
+# Seconds after which no further attempt is begun: a Hub that is silent takes minutes to fail each.
+_PATIENCE = 300.0
 
 
 class PolicyPublishing:
@@ -145,7 +147,7 @@ class PolicyPublishing:
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         try:
             staged = self._stage()
-        except OSError as error:  # a full disk
+        except Exception as error:  # a full disk, or whatever it is
             logger.warning("The policy was not pushed: %s. Training goes on, and it is tried again.", error)
             return
         message = f"Training in progress, round {self._rounds_fitted}"
@@ -169,16 +171,21 @@ class PolicyPublishing:
         if not self._pushes_rounds():
             return
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        logger.info("Pushing the run's last state to %s.", self.hub_model_id)
-        if self._pushes is not None:
-            self._pushes.wait()
+        logger.info(
+            "Waiting for the push of the run's last state to %s. Ctrl+C ends the wait: everything is in %s, and "
+            "resume_from_checkpoint=True pushes it later.",
+            self.hub_model_id,
+            self.args.output_dir,
+        )
+        last_begin = time.monotonic() + _PATIENCE
         for wait in (*_RETRY_WAITS, None):
             try:
-                self._upload(self._stage(), "End of training")
+                # In the thread, whose uploads of earlier rounds give way to this one, and do not keep Ctrl+C waiting.
+                self._background_pushes().push(self._stage(), self._upload).result()
                 self.failed_push = None
                 return
             except Exception as error:  # whatever it is, the run itself has ended well
-                if wait is None or getattr(error, "is_refusal", False):
+                if wait is None or getattr(error, "is_refusal", False) or time.monotonic() + wait > last_begin:
                     self.failed_push = (
                         f"The policy is not on the Hub as {self.hub_model_id}. {error} Call trainer.push_to_hub() later, "
                         "or start the run again with resume_from_checkpoint=True, which pushes at its end."
@@ -192,22 +199,23 @@ class PolicyPublishing:
         return self.args.push_to_hub and self.args.hub_strategy != HubStrategy.END and self.is_world_process_zero()
 
     def _upload(
-        self, staged: Path, commit_message: str | None, token: str | None = None, revision: str | None = None
+        self,
+        staged: Path,
+        commit_message: str | None = "End of training",
+        token: str | None = None,
+        revision: str | None = None,
     ) -> str:
-        try:
-            commit = upload(
-                staged,
-                self.hub_model_id,
-                commit_message=commit_message or "Upload policy",
-                private=self.args.hub_private_repo,
-                revision=revision or self.args.hub_revision,
-                # Banks' files make room for their round's.
-                delete_patterns=[f"{LAST_CHECKPOINT}/*"] if (staged / LAST_CHECKPOINT).is_dir() else (),
-                safe=f"Everything is in {self.args.output_dir}.",
-                token=token or self.args.hub_token,
-            )
-        finally:
-            shutil.rmtree(staged, ignore_errors=True)
+        commit = upload(
+            staged,
+            self.hub_model_id,
+            commit_message=commit_message or "Upload policy",
+            private=self.args.hub_private_repo,
+            revision=revision or self.args.hub_revision,
+            # Banks' files make room for their round's.
+            delete_patterns=[f"{LAST_CHECKPOINT}/*"] if (staged / LAST_CHECKPOINT).is_dir() else (),
+            safe=f"Everything is in {self.args.output_dir}.",
+            token=token or self.args.hub_token,
+        )
         return commit.commit_url
 
     def _stage(self) -> Path:

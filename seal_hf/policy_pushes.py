@@ -62,15 +62,17 @@ class BackgroundPushes:
                     self._thread = None
                     return
                 (staged, upload, future), self._waiting = self._waiting, None
+            if not future.set_running_or_notify_cancel():
+                shutil.rmtree(staged, ignore_errors=True)
+                continue
             try:
-                if not future.set_running_or_notify_cancel():
-                    continue
-                result = upload(staged)
-            except Exception as error:  # whatever it is: it is kept, and who asked for the push says it
+                try:
+                    result = upload(staged)
+                finally:  # before those who wait for the result go on
+                    shutil.rmtree(staged, ignore_errors=True)
+            except BaseException as error:  # whatever it is: it is kept, and who asked for the push says it
                 self.failure = error
                 future.set_exception(error)
             else:
                 self.failure = None
                 future.set_result(result)
-            finally:
-                shutil.rmtree(staged, ignore_errors=True)

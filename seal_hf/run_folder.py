@@ -5,8 +5,8 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ STATE_FILE = "trainer_state.json"
 # The folder of a repository in which a run is pushed whole, under transformers' name.
 LAST_CHECKPOINT = "last-checkpoint"
 STAGED_PREFIX = ".push-"
+# Holds what a copy of a run has not put into place yet. Where it is without a RUN_FILE beside it, a copy was interrupted.
+_PARTIAL_COPY = f".{LAST_CHECKPOINT}.partial"
 _RUN_FOLDERS = ("proposals", "journal", "selected", "evaluation", "policy")
 # What belongs to a run, as patterns; every file of it is only ever replaced whole.
 RUN_FILES = (
@@ -181,6 +183,11 @@ class RunFolder:
                     f"{self.path} holds a run with these settings; go on with it with resume_from_checkpoint=True, or "
                     "give another output_dir. Nothing was changed."
                 )
+        elif (self.path / _PARTIAL_COPY).exists():
+            raise ValueError(
+                f"{self.path} holds half of a run that was on its way from the Hub; bring it whole with "
+                f"resume_from_checkpoint={LAST_CHECKPOINT!r}, or give another output_dir."
+            )
         elif any(journal.proposals(0) is not None for journal in (self.journal, self.evaluation)):
             raise ValueError(
                 f"{self.path} holds a run, but not its {RUN_FILE}, so that its settings are not known; restore the file, "
@@ -254,8 +261,10 @@ class RunFolder:
         write_text((folder or self.path) / STATE_FILE, json.dumps(record, indent=1) + "\n")
 
     def holds_a_run(self) -> bool:
-        """Whether there is anything of a run, with or without its settings."""
-        return any((self.path / name).exists() for name in (RUN_FILE, *_RUN_FOLDERS))
+        """Whether there is anything of a run, with or without its settings, other than half a copy of one."""
+        if (self.path / RUN_FILE).exists():
+            return True
+        return not (self.path / _PARTIAL_COPY).exists() and any((self.path / name).exists() for name in _RUN_FOLDERS)
 
     def link_to(self, folder: Path) -> None:
         """A copy of the run as it is now: hard links, since no file of it is ever changed in place."""
@@ -263,17 +272,35 @@ class RunFolder:
             link_tree(self.path / name, folder / name)
 
     def copy_from(self, folder: Path) -> None:
-        """Make a copy of a run this folder's. Its settings come last, so that half of it is no run."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=self.path, prefix=STAGED_PREFIX) as partial:
-            with explaining_failed_write(self.path):
-                shutil.copytree(folder, partial, dirs_exist_ok=True)
-                for path in sorted(Path(partial).iterdir(), key=lambda path: path.name == RUN_FILE):
-                    os.replace(path, self.path / path.name)
+        """
+        Make a copy of a run's files this folder's, which holds no run. One that was interrupted is made anew.
+
+        Raises:
+            OSError: The disk is full, or the folder cannot be written.
+        """
+        partial = self.path / _PARTIAL_COPY
+        with explaining_failed_write(self.path):
+            if partial.exists():
+                for name in (*_RUN_FOLDERS, partial.name):
+                    if (self.path / name).exists():
+                        shutil.rmtree(self.path / name)
+            try:
+                for file in folder.rglob("*"):
+                    name = file.relative_to(folder).as_posix()
+                    if file.is_file() and any(fnmatch(name, pattern) for pattern in RUN_FILES):
+                        (partial / name).parent.mkdir(parents=True, exist_ok=True)
+                        shutil.copyfile(file, partial / name)
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
+            # The settings come last, so that half of it is no run.
+            for path in sorted(partial.iterdir(), key=lambda path: path.name == RUN_FILE):
+                os.replace(path, self.path / path.name)
+            partial.rmdir()
 
     def remove_staged(self) -> None:
-        """Remove what pushes of a process that was killed have left."""
-        for folder in self.path.glob(f"{STAGED_PREFIX}*"):
+        """Remove what pushes and copies of a process that was killed have left."""
+        for folder in (*self.path.glob(f"{STAGED_PREFIX}*"), self.path / _PARTIAL_COPY):
             shutil.rmtree(folder, ignore_errors=True)
 
     def num_policies(self) -> int:

@@ -152,6 +152,10 @@ class Hub:
         """Do what matching requests ask, then close the connection without an answer."""
         self.faults.append(Fault("lose answer", method, path, times))
 
+    def fall_silent(self, path: str = "", method: str = ".*", times: int | None = None) -> None:
+        """Take matching requests and never answer them."""
+        self.faults.append(Fault("silence", method, path, times))
+
     def redirect_downloads(self) -> None:
         """Send downloads of LFS files on to http://localhost at another port; `storage_log` has what arrives there."""
         self.storage.start()
@@ -280,6 +284,9 @@ class Hub:
         elif kind == "cut upload":
             await receive()
             hang_up(receive)
+        elif kind == "silence":
+            while (await receive())["type"] != "http.disconnect":
+                pass
         else:
             try:
                 asked = scope | {"path": record.path}

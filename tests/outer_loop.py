@@ -222,7 +222,7 @@ if __name__ == "__main__":
     atexit.register(note_exit)  # called after what is registered later
     parser = argparse.ArgumentParser()
     parser.add_argument("--output_dir", required=True)
-    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--resume", nargs="?", const=True, default=False)
     parser.add_argument("--record")
     parser.add_argument("--die_rank", type=int, default=0)
     parser.add_argument("--die_after_banks", type=int)

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx2
 import pytest
 import torch
-from huggingface_hub import HfApi, ModelCard, hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, ModelCard, get_session, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     BadRequestError,
     GatedRepoError,
@@ -79,7 +79,7 @@ def test_a_process_of_its_own_downloads_too(xet_or_lfs, hub, pushed, tmp_path):
     assert bool(hub.requests("/xet-read-token/")) == (xet_or_lfs == "xet")
 
 
-def test_whose_and_what_is_listed(api, pushed):
+def test_whose_and_what_is_listed(hub, api, pushed):
     assert api.whoami()["name"] == "tester"
     tags = api.model_info(ID).tags
     assert tags == ["peft", "license:apache-2.0", "base_model:some/base", "base_model:adapter:some/base"]
@@ -90,6 +90,7 @@ def test_whose_and_what_is_listed(api, pushed):
     assert list(api.list_models(author="seal-org")) == list(api.list_models(search="none")) == []
     assert [dataset.id for dataset in api.list_datasets()] == ["seal-org/dataset"]
     assert list(HfApi(token=False).list_datasets()) == []
+    assert get_session().get(f"{hub.url}/api/agent-harnesses").status_code == 404
 
 
 def test_files_of_a_revision(api, hub, pushed):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from hub_server import Repo
 from safetensors.torch import load_file
 from tiny_models import tiny_llama, tiny_tokenizer
 from trl import TrlParser, get_peft_config, get_quantization_config
@@ -114,6 +115,41 @@ def test_script_prints_its_plan(config, tmp_path):
     assert "rounds: 3, examples: 2, evaluated on: 1, processes: 1" in lines
     assert "each round: 6 self-edits, 6 adapters in banks of 6, 2 steps of outer SFT" in lines
     assert "all evaluations: 5 adapters" in lines
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.slow
+def test_script_goes_on_with_a_run_from_the_hub(done, config, hub, token, tmp_path, monkeypatch):
+    assert done.returncode == 0, done.stderr
+    here = config.parent / "run"
+    pushed = {f"last-checkpoint/{path.relative_to(here).as_posix()}": path for path in here.rglob("*.*")}
+    repo_id = "tester/bees"
+    hub.add_repo(Repo(repo_id, private=True), {name: path.read_bytes() for name, path in pushed.items()})
+    monkeypatch.setenv("HF_TOKEN", token)
+    there = tmp_path / "there"
+    options = ["--output_dir", there, "--num_generations", 2, "--num_rounds", 2, "--hub_model_id", repo_id]
+    options += ["--push_to_hub", "--hub_strategy", "checkpoint", "--resume_from_checkpoint", "last-checkpoint"]
+    again = run_script("--config", config, *options)
+    assert again.returncode == 0, again.stderr
+    assert f"The run of {repo_id} at " in again.stderr and f"is now in {there}." in again.stderr
+    assert "| self-edits after round 2 " in again.stdout
+    journals = [folder / "journal" / "round_000.jsonl" for folder in (here, there)]
+    assert journals[0].read_bytes() == journals[1].read_bytes()
+    assert hub.repo(repo_id).private
+    assert hub.files(repo_id)["last-checkpoint/journal/round_001.jsonl"]
+    assert hub.files(repo_id)["adapter_model.safetensors"] == (there / "adapter_model.safetensors").read_bytes()
+    assert token not in again.stdout + again.stderr
+
+
+def test_dry_run_asks_nothing_of_the_hub(knowledge, config, hub, tmp_path, capsys):
+    hub.stop()
+    pushing = ["--push_to_hub", "--hub_model_id", "tester/bees", "--hub_token", "hf_NeverSent"]
+    options = ["--output_dir", tmp_path / "run", *pushing, "--hub_strategy", "checkpoint", "--dry_run"]
+    knowledge.main(*parse(knowledge, "--config", config, *options))
+    assert "rounds: 1, examples: 2, evaluated on: 1, processes: 1" in capsys.readouterr().out
+    hub.start()
+    knowledge.main(*parse(knowledge, "--config", config, *options))
+    assert hub.log == [] and hub.repos == {}
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 

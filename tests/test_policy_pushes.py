@@ -3,6 +3,7 @@
 import asyncio
 import importlib
 import json
+import os
 import re
 import threading
 import time
@@ -14,13 +15,14 @@ import torch
 from hub_server import OTHER, READER, Repo
 from huggingface_hub import ModelCard
 from observing import small_trainer
-from outer_loop import in_child, results
+from outer_loop import SMALLEST, in_child, noted_trials, results, tiny_trainer
 from peft import PeftModel
 from safetensors.torch import load
-from test_many_processes import TORCHRUN, launch
+from test_many_processes import TORCHRUN, assert_same_results, assert_shared, launch
 from tiny_models import tiny_llama
 from transformers import TrainerCallback
 
+from seal_hf import SEALTrainer
 from seal_hf.hub_errors import HubError
 from seal_hf.policy_pushes import BackgroundPushes
 from seal_hf.seal_config import SEALConfig
@@ -123,7 +125,7 @@ def test_strategies(pushing, hub, token):
         assert f"round_{number:03d}/adapter_config.json" in files
 
 
-def test_a_run_goes_on_elsewhere(pushing, hub, token):
+def test_a_run_goes_on_elsewhere(pushing, hub, token, monkeypatch):
     unbroken = pushing("unbroken", push_to_hub=False)
     unbroken.train()
     # Stopped in the second round, after the push of the first, which is all that the other machine sees.
@@ -135,6 +137,19 @@ def test_a_run_goes_on_elsewhere(pushing, hub, token):
     assert "evaluation/journal/round_001.jsonl" in pushed and not any("partial" in name for name in pushed)
 
     there = pushing("there", hub_strategy="checkpoint")
+    rename = os.replace
+
+    def rename_in_part(source, target):
+        if target == there._folder.path / "policy":
+            raise MemoryError("of this test")
+        rename(source, target)
+
+    with monkeypatch.context() as killed:
+        killed.setattr("os.replace", rename_in_part)
+        with pytest.raises(MemoryError):
+            there.train(resume_from_checkpoint="last-checkpoint")
+    with pytest.raises(ValueError, match="there holds half of a run that was on its way from the Hub"):
+        there.train(resume_from_checkpoint=True)
     there.train(resume_from_checkpoint="last-checkpoint")
     assert results(there._folder.path) == results(unbroken._folder.path)
     assert_last_policy(hub, there)
@@ -213,6 +228,25 @@ def test_a_hub_that_fails_to_the_end(pushing, hub, caplog, token, fault, message
     hub.reset_faults()
     hub.start()
     trainer.push_to_hub()
+    assert trainer.failed_push is None
+    assert_last_policy(hub, trainer)
+
+
+def test_whatever_fails_does_not_stop_the_training(pushing, hub, caplog, monkeypatch):
+    hub.answer(
+        200, f"^/api/models/{BASE}$"
+    )  # something else in the Hub's place, where the base's licence is asked for
+    trainer, stage = pushing(), SEALTrainer._stage
+    failures = [ValueError("of this test")]
+
+    def failing_at_first():
+        if failures:
+            raise failures.pop()
+        return stage(trainer)
+
+    monkeypatch.setattr(trainer, "_stage", failing_at_first)
+    trainer.train()
+    assert "The policy was not pushed: of this test. Training goes on, and it is tried again." in caplog.text
     assert trainer.failed_push is None
     assert_last_policy(hub, trainer)
 
@@ -358,4 +392,25 @@ def test_two_processes_push_once(hub, token, tmp_path):
     assert done.returncode == 0, done.stderr
     assert titles(hub) == ["initial commit", "End of training"]
     assert POLICY < set(hub.files(REPO)) and "last-checkpoint/run.json" in hub.files(REPO)
+    assert token not in done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_elsewhere(hub, token, tmp_path):
+    options = {"hub_model_id": REPO, "hub_token": token, "num_eval": 0}
+    pushed = {**options, "push_to_hub": True, "hub_strategy": "checkpoint", "num_rounds": 1}
+    tiny_trainer(tmp_path / "here", **{**SMALLEST, **pushed}).train()
+    tiny_trainer(tmp_path / "here", **{**SMALLEST, "num_eval": 0}).train(resume_from_checkpoint=True)
+    hub.log.clear()
+    there, record = tmp_path / "there", tmp_path / "record"
+    resume = ["--resume", "last-checkpoint", "--record", record, "--options", json.dumps(options)]
+    done = launch(TORCHRUN, there, *resume)
+    assert done.returncode == 0, done.stderr
+    # One look at the repository, one in snapshot_download: the second process asks for nothing.
+    looks = hub.requests(f"^/api/models/{REPO}(/revision/.*)?$")
+    fetched = hub.requests(f"{REPO}/resolve/.*/last-checkpoint/run.json", "GET")
+    assert (len(looks), len(fetched)) == (2, 1)
+    assert_shared(record)
+    assert {number for _, number, *_ in noted_trials(record)} == {1}
+    assert_same_results(there, {**results(tmp_path / "here"), "rewards.png": None})
     assert token not in done.stdout + done.stderr

@@ -1,5 +1,6 @@
 """A run's folder: the same settings go on, any other is refused by name, and policies appear whole."""
 
+import errno
 import json
 import os
 import shutil
@@ -336,3 +337,83 @@ def test_the_furthest_state_is_loaded(tmp_path, own, first, second, furthest):
     folder.save_state(trainer_state(99, 99), folder.begin_policy(2))  # never finished
     found = folder.load_state()
     assert (found["global_step"], len(found["log_history"])) == furthest
+
+
+class Killed(BaseException):
+    """Ends a process in which nothing else comes to be done."""
+
+
+@pytest.fixture
+def cached(run, tmp_path):
+    """A complete run as the Hub's cache has it: links, beside files that others fetched."""
+    run.journal.write_selected(0, [])
+    run.begin_policy(0).joinpath("adapter_model.safetensors").write_bytes(b"weights")
+    run.finish_policy(0)
+    for name in ("policy/round_000/adapter_model.bin", "notes.txt", "elsewhere/run.json"):
+        (run.path / name).parent.mkdir(exist_ok=True)
+        (run.path / name).write_text("of others")
+    folder = tmp_path / "cached"
+    for name in contents(run.path):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).symlink_to(run.path / name)
+    names = {"run.json", "proposals/round_000.jsonl", "selected/round_000.jsonl"}
+    files = {name: data for name, data in contents(folder).items() if name in names or name.endswith(".safetensors")}
+    assert len(files) == 4
+    return SimpleNamespace(path=folder, files=files)
+
+
+def test_a_copy_has_the_files_of_a_run(cached, settings, tmp_path):
+    copied = RunFolder(tmp_path / "copied", settings())
+    copied.copy_from(cached.path)
+    assert contents(copied.path) == cached.files and copied.holds_a_run()
+    assert not any(path.is_symlink() for path in copied.path.rglob("*"))
+    copied.open(True, 0)
+
+
+@pytest.mark.parametrize("num_renamed", [0, 1, 3, 4])
+def test_a_copy_that_was_killed_is_made_again(cached, settings, tmp_path, monkeypatch, num_renamed):
+    copied = RunFolder(tmp_path / "copied", settings())
+    renamed = []
+
+    def replace(source, target):
+        if len(renamed) == num_renamed:
+            raise Killed
+        os.rename(source, target)
+        renamed.append(target)
+
+    with monkeypatch.context() as killed:
+        killed.setattr("seal_hf.run_folder.os.replace", replace)
+        killed.setattr("pathlib.Path.rmdir", lambda path: replace(path, path))
+        with pytest.raises(Killed):
+            copied.copy_from(cached.path)
+    copied = RunFolder(tmp_path / "copied", settings())
+    if num_renamed == len(cached.files):  # all but the removal of an empty folder
+        assert copied.holds_a_run()
+    else:
+        assert not copied.holds_a_run()
+        for resume in (True, False):
+            message = "holds half of a run that was on its way from the Hub; .*='last-checkpoint', or give another"
+            with pytest.raises(ValueError, match=message):
+                copied.check(resume, 0)
+        (copied.path / "policy" / "round_009").mkdir(parents=True)  # of a commit that is no longer the last
+        copied.copy_from(cached.path)
+    copied.open(True, 0)
+    copied.remove_staged()
+    assert contents(copied.path) == cached.files
+    assert {path.name for path in copied.path.iterdir()} == {"run.json", "policy", "proposals", "selected"}
+    assert copied.num_policies() == 1
+
+
+def test_a_copy_for_which_there_is_no_room_leaves_nothing(cached, settings, tmp_path, monkeypatch):
+    def copyfile(source, target):
+        target.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    copied = RunFolder(tmp_path / "copied", settings())
+    with monkeypatch.context() as full:
+        full.setattr("shutil.copyfile", copyfile)
+        with pytest.raises(OSError, match="copied could not be written .*No space left.*; make room"):
+            copied.copy_from(cached.path)
+    assert list(copied.path.iterdir()) == []
+    copied.copy_from(cached.path)
+    assert contents(copied.path) == cached.files
