@@ -48,7 +48,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--share", action="store_true", help="Make a public link; nobody can push to the Hub then.")
     parser.add_argument("--mcp", action="store_true", help="Offer the endpoints as MCP tools; needs the extra mcp.")
     parser.add_argument("--output_dir", type=Path, help="Where training runs are kept. Default: outputs/app.")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if not 0 < args.port < 65536:
+        parser.error(f"--port {args.port} must be from 1 to 65535")
+    return args
 
 
 def load(args: argparse.Namespace) -> SelfAdaptingLM:
@@ -61,7 +64,9 @@ def load(args: argparse.Namespace) -> SelfAdaptingLM:
         )
     except (ValueError, OSError) as error:
         if args.model_name_or_path != EMBEDDED:
-            error.add_note("`python app.py` without --model_name_or_path runs on the small model, which needs no Hub.")
+            error.add_note(
+                "`python app.py --model_name_or_path embedded` runs on the small model, which needs no Hub."
+            )
         raise
 
 

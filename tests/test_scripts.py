@@ -120,3 +120,19 @@ def test_bad_input_is_one_sentence(script, options, message, tmp_path):
 
 def test_default_demo_passage_has_gold_answers():
     assert all("answer" in item for item in load_demo_passages("train")[0]["questions"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "messages"),
+    [
+        (["--model_name_or_path", "/no/such/folder"], ["'/no/such/folder'", "--model_name_or_path embedded"]),
+        (["--port", "70000"], ["--port 70000 must be from 1 to 65535"]),
+    ],
+)
+def test_the_app_says_what_is_wrong_and_what_works(options, messages):
+    pytest.importorskip("gradio")
+    command = [sys.executable, str(TRAINERS.parent / "app.py"), *options]
+    result = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
+    assert result.returncode != 0 and "Traceback" not in result.stderr
+    assert all(message in result.stderr for message in messages)

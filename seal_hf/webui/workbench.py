@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import re
+import threading
 import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -72,6 +73,7 @@ class Workbench:
             on_forget=self.jobs.forget,
         )
         self._pace = {"write": 1.0, "learn": 1.0, "answer": 1.0}
+        threading.Thread(target=self._sweep, args=(min(keep_seconds, 600),), name="sweep", daemon=True).start()
 
     # --- write ---
 
@@ -342,6 +344,11 @@ class Workbench:
             # Halfway to what it was, so that one slow job does not spoil all estimates.
             self._pace[name] *= ((time.monotonic() - start) / job.seconds + 1) / 2
         return result
+
+    def _sweep(self, seconds: float) -> None:
+        while True:
+            time.sleep(seconds)
+            self.sessions.sweep()
 
     def _session_settings(self, session: Session) -> Settings:
         return Settings(**session.settings)
