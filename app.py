@@ -19,12 +19,12 @@ with contextlib.suppress(ImportError):
     import spaces  # noqa: F401  of ZeroGPU, which has to come before torch
 
 import torch
-from seal_hf.webui.training import TrainingRuns
 
 import seal_hf
 from seal_hf import SelfAdaptingLM
 from seal_hf.embedded import EMBEDDED, EMBEDDED_MODEL_ID
 from seal_hf.webui.page import CSS, THEME, build_page
+from seal_hf.webui.training import TrainingRuns
 from seal_hf.webui.workbench import Workbench
 
 
