@@ -74,6 +74,23 @@ def test_events_add_up_to_the_self_edits(bench, session):
     assert other.drafts != session.drafts
 
 
+@pytest.mark.parametrize("stopped", [False, True])
+def test_writing_that_comes_to_nothing_loses_nothing(bench, session, monkeypatch, stopped):
+    written(bench, session)
+    drafts = session.drafts
+
+    def nothing(seconds, work, job, *arguments):
+        if stopped:
+            job.stop.set()
+        return ["", " \n"]
+
+    monkeypatch.setattr(device, "run", nothing)
+    log, _ = finish(bench, bench.propose(session, "Other", "Ann keeps bees.", [], QUICK))
+    assert session.drafts is drafts and session.example["title"] == "Lighthouse"
+    assert log.state == (STOPPED if stopped else FAILED)
+    assert stopped or "wrote nothing that could be learned" in log.error
+
+
 def test_preview_is_what_is_trained_on(bench, session):
     written(bench, session)
     assert bench.sequences(session, "Ann drew it.\nIt is tall.") == [

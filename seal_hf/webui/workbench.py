@@ -91,9 +91,10 @@ class Workbench:
 
         def work(job: Job) -> None:
             texts = self._run("write", job, example, settings)
-            session.example, session.settings = example, asdict(settings)
-            session.drafts = [Draft(text, use=checks.has_words(text)) for text in texts]
-            if not any(draft.use for draft in session.drafts):
+            drafts = [Draft(text, use=checks.has_words(text)) for text in texts]
+            if any(draft.use for draft in drafts):
+                session.example, session.settings, session.drafts = example, asdict(settings), drafts
+            elif not job.stop.is_set():
                 raise ValueError("The model wrote nothing that could be learned: try another prompt style or seed.")
 
         return self._submit(
