@@ -11,7 +11,7 @@ import torch
 import yaml
 from hub_server import Repo
 from safetensors.torch import load_file
-from tiny_models import tiny_llama, tiny_tokenizer
+from tiny_models import save_tiny_model
 from trl import TrlParser, get_peft_config, get_quantization_config
 
 from seal_hf import SEALConfig
@@ -30,8 +30,7 @@ def run_script(*arguments):
 def config(tmp_path_factory):
     """A configuration file like those that ship, for a tiny model and three passages."""
     folder = tmp_path_factory.mktemp("script")
-    tiny_llama(initializer_range=0.3).save_pretrained(folder / "model")
-    tiny_tokenizer().save_pretrained(folder / "model")
+    save_tiny_model(folder / "model")
     passages = [
         {"title": name, "context": f"{name} keeps bees.", "questions": [{"question": "Who?", "answer": name}]}
         for name in ("Ann\u2028", "Bob", "Cleo")

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_models import tiny_llama, tiny_tokenizer
+from tiny_models import save_tiny_model
 
 from seal_hf.domains import load_demo_passages
 
@@ -27,10 +27,7 @@ def run_script(name, *arguments):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    tiny_llama(initializer_range=0.3).save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
+    return save_tiny_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture

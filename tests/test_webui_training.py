@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny_models import tiny_llama, tiny_tokenizer
+from tiny_models import save_tiny_model
 
 
 pytest.importorskip("gradio")
@@ -44,10 +44,7 @@ def jobs():
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    tiny_llama(initializer_range=0.3).save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
+    return save_tiny_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture

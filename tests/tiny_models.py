@@ -1,6 +1,7 @@
 """Tiny random models and a character tokenizer, for tests of mechanics that need no trained weights."""
 
 import string
+from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -103,3 +104,10 @@ def tiny_tokenizer(
     if chat_template:
         fast.chat_template = _CHAT_TEMPLATE
     return fast
+
+
+def save_tiny_model(folder: Path) -> Path:
+    """A model whose texts differ and its tokenizer, for scripts that load it by its folder."""
+    tiny_llama(initializer_range=0.3).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder

@@ -13,6 +13,28 @@ from ..self_adapting_lm import SelfAdaptingLM
 MOST_SELF_EDITS = 8
 
 
+def check_range(label: str, value: object, least: float, most: float) -> None:
+    """
+    Parameters:
+        label (`str`):
+            What the page calls it.
+        value:
+            A whole number where `least` is one.
+
+    Raises:
+        ValueError: It is no number, or out of its range.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        raise ValueError(f"{label}: {value} is out of range; choose from {least} to {most}.")
+    if isinstance(least, int) and not isinstance(value, int):
+        raise ValueError(f"{label}: {value} is not a whole number; choose from {least} to {most}.")
+
+
+def as_number(value: object) -> object:
+    """A widget's value, in which a whole number may be a float."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 @dataclass(frozen=True)
 class Settings:
     """
@@ -51,22 +73,12 @@ class Settings:
         if self.prompt_style not in PROMPT_STYLES:
             raise ValueError(f"There is no prompt style {self.prompt_style!r}: choose {', '.join(PROMPT_STYLES)}.")
         for name, (least, most) in RANGES.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
-                raise ValueError(f"{LABELS[name]}: {value} is out of range; choose from {least} to {most}.")
-            if isinstance(least, int) and value != int(value):
-                raise ValueError(f"{LABELS[name]}: {value} is not a whole number; choose from {least} to {most}.")
+            check_range(LABELS[name], getattr(self, name), least, most)
 
     @classmethod
     def of(cls, **values: object) -> "Settings":
         """From the widgets' values, in which whole numbers may be floats."""
-        whole = {name for name, (least, _) in RANGES.items() if isinstance(least, int)}
-        return cls(
-            **{
-                name: int(value) if name in whole and isinstance(value, float) and value.is_integer() else value
-                for name, value in values.items()
-            }
-        )
+        return cls(**{name: as_number(value) for name, value in values.items()})
 
     def lm(self, base: SelfAdaptingLM) -> SelfAdaptingLM:
         """The same model with these settings."""

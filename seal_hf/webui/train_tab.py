@@ -11,6 +11,7 @@ from ..run_report import Evaluation
 from .following import escape, percent
 from .jobs import DONE, FAILED, RUNNING, STOPPED, JobRefused
 from .passage_panel import STYLES
+from .settings import as_number
 from .training import TrainingRuns, TrainingSnapshot
 from .training_records import Candidate
 from .training_settings import TRAINING_RANGES, TrainingSettings
@@ -101,11 +102,8 @@ def build_train_tab(runs: TrainingRuns, session: gr.State) -> Callable[[gr.event
     settings = [style, *numbers.values()]
 
     def read(values: tuple) -> TrainingSettings:
-        whole = {name for name, (_, least, _) in TRAINING_RANGES.items() if isinstance(least, int)}
         chosen = dict(zip(["prompt_style", *numbers], values, strict=True))
-        return TrainingSettings(**{
-            name: int(value) if name in whole and value is not None else value for name, value in chosen.items()
-        })  # fmt: skip
+        return TrainingSettings(**{name: as_number(value) for name, value in chosen.items()})
 
     async def watch(session_id: str) -> AsyncIterator[dict]:
         while True:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from ..domains.knowledge import PROMPT_STYLES
+from .settings import check_range
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,7 @@ class TrainingSettings:
         if self.prompt_style not in PROMPT_STYLES:
             raise ValueError(f"There is no prompt style {self.prompt_style!r}: choose {', '.join(PROMPT_STYLES)}.")
         for name, (label, least, most) in TRAINING_RANGES.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
-                raise ValueError(f"{label}: {value} is out of range; choose from {least} to {most}.")
-            if isinstance(least, int) and value != int(value):
-                raise ValueError(f"{label}: {value} is not a whole number; choose from {least} to {most}.")
+            check_range(label, getattr(self, name), least, most)
 
 
 TRAINING_RANGES = {
