@@ -1,6 +1,7 @@
 """What a person sees and does, in chromium."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 from web_page import PASSAGE, QUICK, served_page, slowed, tiny_lm
@@ -97,8 +98,9 @@ def text_of(page, name):
 
 
 @pytest.mark.slow
-def test_the_whole_story_with_the_embedded_model(visit, embedded_path, tmp_path):
+def test_the_whole_story_with_the_embedded_model(visit, embedded_path, tmp_path, monkeypatch):
     """From a click to an adapted answer; the screenshots are for people to look at."""
+    monkeypatch.setitem(settings.PRESETS, "Small model", replace(settings.SMALL_MODEL, max_completion_length=96))
     lm = SelfAdaptingLM.from_pretrained("embedded")
     with served_page(tmp_path, lm) as app:
         page = visit(app.url)
