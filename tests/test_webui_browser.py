@@ -240,6 +240,41 @@ def test_bad_input_is_a_sentence_where_one_looks(app, visit):
     expect(page.locator("#ask-status")).to_contain_text("There is no question yet", timeout=TIMEOUT)
 
 
+def open_training(page):
+    page.get_by_role("tab", name="Train").click()
+    expect(page.locator("#train-status")).to_contain_text("write better self-edits", timeout=TIMEOUT)
+
+
+def test_where_no_run_can_be_started_its_command_can_be_copied(app, visit):
+    page = visit()
+    open_training(page)
+    page.locator("#train-num_rounds input").fill("3")
+    page.locator("#train-num_rounds input").blur()
+    page.locator("#train-command").get_by_role("button").first.click()
+    expect(page.locator("#train-yaml")).to_contain_text("num_rounds: 3", timeout=TIMEOUT)
+    page.locator("#train-start").click()
+    expect(page.locator("#train-status")).to_contain_text("start it on your own machine", timeout=TIMEOUT)
+
+
+def test_a_run_is_stopped_found_again_and_gone_on_with(visit, tmp_path):
+    script = tmp_path / "stub.py"
+    script.write_text("import time\nprint('loading', flush=True)\ntime.sleep(60)")
+    with served_page(tmp_path, tiny_lm(), script=script) as app:
+        page = visit(app.url)
+        open_training(page)
+        page.locator("#train-start").click()
+        expect(page.locator("#train-status")).to_contain_text("before the first round: writing", timeout=TIMEOUT)
+        loaded(page)
+        page.get_by_role("tab", name="Train").click()
+        expect(page.locator("#train-stop")).to_be_enabled(timeout=TIMEOUT)
+        page.locator("#train-stop").click()
+        expect(page.locator("#train-status")).to_contain_text("Stopped.", timeout=TIMEOUT)
+        page.locator("#train-resume").click()
+        expect(page.locator("#train-stop")).to_be_enabled(timeout=TIMEOUT)
+        page.locator("#train-stop").click()
+        expect(page.locator("#train-resume")).to_be_enabled(timeout=TIMEOUT)
+
+
 @pytest.mark.parametrize("options", [{}, {"viewport": {"width": 390, "height": 844}}, {"color_scheme": "dark"}])
 def test_no_page_is_wider_than_the_screen(app, visit, options):
     page = visit(**options)

@@ -110,37 +110,31 @@ def build_ask_tab(
             shown = rows or answer_rows(asked, texts, [[None] * len(asked)] * 2)
             yield {table: gr.update(value=shown, visible=bool(shown)), status: text}
 
-    @cumulative
-    async def on_ask(session_id: str, text: str) -> AsyncIterator[dict]:
-        current = workbench.sessions.open(session_id)
+    async def started(start: Callable[[], Job], watch: Callable[[Job], AsyncIterator[dict]]) -> AsyncIterator[dict]:
         try:
-            job = workbench.ask(current, text)
+            job = start()
         except ValueError as error:
             yield {status: f"⚠️ {escape(str(error))}"}
             return
-        async for shown in watch_question(current, job):
+        async for shown in watch(job):
+            yield shown
+
+    @cumulative
+    async def on_ask(session_id: str, text: str) -> AsyncIterator[dict]:
+        current = workbench.sessions.open(session_id)
+        async for shown in started(lambda: workbench.ask(current, text), lambda job: watch_question(current, job)):
             yield shown
 
     @cumulative
     async def on_score(session_id: str, rows: list) -> AsyncIterator[dict]:
         current = workbench.sessions.open(session_id)
-        try:
-            job = workbench.score(current, read_questions(rows))
-        except ValueError as error:
-            yield {status: f"⚠️ {escape(str(error))}"}
-            return
-        async for shown in watch_table(job):
+        async for shown in started(lambda: workbench.score(current, read_questions(rows)), watch_table):
             yield shown
 
     @cumulative
     async def on_probe(session_id: str) -> AsyncIterator[dict]:
         current = workbench.sessions.open(session_id)
-        try:
-            job = workbench.probe(current)
-        except ValueError as error:
-            yield {status: f"⚠️ {escape(str(error))}"}
-            return
-        async for shown in watch_table(job):
+        async for shown in started(lambda: workbench.probe(current), watch_table):
             yield shown
 
     def on_stop(session_id: str) -> None:
