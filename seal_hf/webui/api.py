@@ -184,12 +184,12 @@ class _sentences:  # noqa: N801
 async def _finish(job: Job) -> list[dict]:
     """All events of a job, when it has ended."""
     found = []
-    async for _, events in follow(job):
+    async for latest, events in follow(job):
+        log = latest
         found += events
-    end = found[-1]
-    if end["state"] == FAILED:
-        raise ValueError(end["error"])
-    if end["state"] == STOPPED and job.kind == "ask":
+    if log.state == FAILED:
+        raise ValueError(log.error)
+    if log.state == STOPPED and job.kind == "ask":
         raise ValueError("It was stopped.")
     return found
 

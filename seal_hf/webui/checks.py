@@ -27,7 +27,7 @@ def clean(text: object) -> str:
     """A text without control characters and surrounding white space."""
     kept = (
         character if character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cs") else " "
-        for character in str(text if text is not None else "")
+        for character in str(text if text is not None else "").replace("\r\n", "\n")
     )
     return "".join(kept).strip()
 
@@ -115,14 +115,25 @@ def questions_from_file(file: Path) -> list[dict]:
     try:
         for where, row in read_rows(file):
             items = row.get("questions", [row]) if isinstance(row, Mapping) else None
-            if not isinstance(items, list) or not all(isinstance(item, Mapping) for item in items):
+            if not isinstance(items, list) or not all(map(_is_pair, items)):
                 raise ValueError(f'{where}: no question; write {{"question": "...", "answer": "..."}}.')
             pairs += [(item.get("question"), item.get("answer")) for item in items]
+    except RecursionError as error:
+        raise ValueError(
+            f'{file.name} is nested too deeply: write rows of {{"question": "...", "answer": "..."}}.'
+        ) from error
     except ValueError as error:
         raise ValueError(str(error).replace(str(file), file.name)) from error  # its folder says nothing to a visitor
     if not (questions := checked_questions(pairs)):
         raise ValueError(f'{file.name} has no questions: write rows of {{"question": "...", "answer": "..."}}.')
     return questions
+
+
+def _is_pair(item: object) -> bool:
+    """Whether question and answer, where they are there, are no lists or objects."""
+    return isinstance(item, Mapping) and not any(
+        isinstance(item.get(key), list | Mapping) for key in ("question", "answer")
+    )
 
 
 def checked_question(lm: SelfAdaptingLM, question: object) -> str:
@@ -145,7 +156,7 @@ def checked_self_edits(
     The chosen drafts as self-edits.
 
     Raises:
-        ValueError: None is chosen, or one has no text.
+        ValueError: None is chosen, or one has no text or far too much.
     """
     if not chosen:
         raise ValueError("No self-edit is chosen: tick “Use it” on at least one.")
@@ -154,6 +165,8 @@ def checked_self_edits(
         if not 0 <= number < len(drafts):
             raise ValueError(f"There is no self-edit {number + 1}: choose from 1 to {len(drafts)}.")
         text = clean(drafts[number].text)
+        if len(text) > LONGEST_PASSAGE:
+            raise ValueError(f"Self-edit {number + 1} has {len(text):,} characters: shorten it to a few pages.")
         self_edit = lm.domain.parse(text, example) if has_words(text) else None
         if self_edit is None:
             raise ValueError(f"Self-edit {number + 1} is empty: write something into it, or drop it.")

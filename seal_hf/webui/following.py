@@ -21,7 +21,7 @@ async def follow(job: Job) -> AsyncIterator[tuple[JobLog, list[dict]]]:
     log, quiet, wait = JobLog(job), 0.0, _FIRST
     while True:
         events = log.read()
-        if events or quiet >= 2:
+        if events or quiet >= 2 or log.has_ended:
             yield log, events
             quiet = 0.0
         if log.has_ended:

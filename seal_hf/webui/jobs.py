@@ -144,7 +144,7 @@ class Jobs:
     Runs jobs in the order in which they came.
 
     Parameters:
-        explain (`Callable[[Exception], str]`):
+        explain (`Callable[[BaseException], str]`):
             Turns an error into a sentence for the page.
         num_workers (`int`, *optional*, defaults to `1`):
             Jobs at a time; more than one only where each has a device of its own.
@@ -152,7 +152,7 @@ class Jobs:
             Jobs that may wait.
     """
 
-    def __init__(self, explain: Callable[[Exception], str], *, num_workers: int = 1, max_waiting: int = 32):
+    def __init__(self, explain: Callable[[BaseException], str], *, num_workers: int = 1, max_waiting: int = 32):
         self._explain, self._max_waiting = explain, max_waiting
         self._waiting: deque[_Entry] = deque()
         self._running: list[_Entry] = []
@@ -279,12 +279,13 @@ class Jobs:
                 entry.state, entry.started = RUNNING, time.monotonic()
                 if self._background is not None:
                     self._background.pause()
-                entry.job.emit("state", state=RUNNING)
             state, error = DONE, None
             try:
+                entry.job.emit("state", state=RUNNING)
                 entry.context.run(entry.work, entry.job)
                 state = STOPPED if entry.job.stop.is_set() else DONE
-            except Exception as failure:  # a job's error is its owner's to read, and never the end of the queue
+            # A job's error is its owner's to read, and never the end of the queue; a panic in Rust is no `Exception`.
+            except BaseException as failure:
                 state, error = FAILED, self._explain(failure)
             with self._changed:
                 self._running.remove(entry)
@@ -294,5 +295,9 @@ class Jobs:
 
     def _end(self, entry: _Entry, state: str, error: str | None = None) -> None:
         entry.state = state
-        entry.job.emit("state", state=state, **({"error": error} if error else {}))
+        try:
+            entry.job.emit("state", state=state, **({"error": error} if error else {}))
+        except OSError:  # no room or no folder: a log without an end would be followed for ever
+            logger.warning("The end of a job could not be written", exc_info=True)
+            shutil.rmtree(entry.job.folder, ignore_errors=True)
         entry.ended.set()

@@ -14,7 +14,7 @@ from pathlib import Path
 from .jobs import JobRefused
 
 
-_ID = re.compile(r"[\w-]{32}")
+_ID = re.compile(r"[\w-]{32}", re.ASCII)
 MOST_ADAPTERS = 24  # of one session; one of the embedded model with rank 32 has 39 MB
 
 
@@ -186,10 +186,10 @@ class Sessions:
 
     def open(self, session_id: str | None = None) -> Session:
         """The session with this id, empty where it has been forgotten; a new one where the id is none that was given out."""
+        if not isinstance(session_id, str) or not _ID.fullmatch(session_id):
+            session_id = secrets.token_urlsafe(24)
         self.sweep(0 if session_id in self._sessions else 1)
         with self._lock:
-            if not _ID.fullmatch(session_id or ""):
-                session_id = secrets.token_urlsafe(24)
             session = self._sessions.get(session_id)
             if session is None:
                 # The folder's name is another secret, since paths of files are told to the browser.

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import re
+import secrets
 import threading
 import time
 import zipfile
@@ -14,6 +15,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import get_token, whoami
 
+from ..adapter_files import WEIGHTS_NAME
 from ..grading import LexicalGrader
 from ..hub_errors import HubError, explaining_hub_errors
 from ..hub_transfer import is_hub_id
@@ -142,7 +144,15 @@ class Workbench:
         def work(job: Job) -> None:
             job.emit("learning", numbers=[number + 1 for number in chosen])
             folders = [folder for _, folder in targets]
-            result = self._run("learn", job, example, self_edits, settings, folders, NUM_OWN_QUESTIONS)
+            try:
+                result = self._run("learn", job, example, self_edits, settings, folders, NUM_OWN_QUESTIONS)
+            except BaseException:
+                # What was saved before it went wrong stays, without a reward.
+                saved = [place for place, folder in enumerate(folders) if (folder / WEIGHTS_NAME).is_file()]
+                numbers, kept = [chosen[place] for place in saved], [targets[place] for place in saved]
+                result = {"seconds": None, "has_adapters": bool(saved)}
+                self._keep_learned(session, job, example, numbers, kept, result)
+                raise
             self._keep_learned(session, job, example, chosen, targets, result)
 
         inputs = [example, [edit.completion for edit in self_edits], asdict(settings)]
@@ -230,6 +240,8 @@ class Workbench:
         title = kept.title if title is None else title
 
         def work(job: Job) -> None:
+            if kept.id not in session.adapters:
+                raise ValueError(f"The adapter “{kept.name}” has been deleted: choose another one under Adapters.")
             job.emit("asked", questions=list(questions), adapter=kept.name)
             base, adapted = self._run("answer", job, questions, title, kept.folder)
             verdicts = None
@@ -264,10 +276,16 @@ class Workbench:
                 )
         try:
             adapter = self.lm.load_adapter(source, token=token)
+        except HubError:
+            raise
         except (ValueError, FileNotFoundError) as error:
             # The folder of an upload says nothing to who made it.
             folder = f"{source.parent}/" if isinstance(source, Path) else "\0"
             raise ValueError(str(error).replace(folder, "")) from error
+        except Exception as error:  # what strangers send may break a reader in ways that nobody foresaw
+            logger.warning("An adapter could not be read", exc_info=True)
+            name = source.name if isinstance(source, Path) else source
+            raise ValueError(f"{name} cannot be read as a LoRA adapter: save it again with PEFT.") from error
         adapter_id, folder = session.new_folder()
         adapter.save_pretrained(folder)
         name = Path(source).stem if isinstance(source, Path) else source
@@ -287,10 +305,13 @@ class Workbench:
         archive = session.folder / "zips" / kept.id / f"{name[:60] or 'adapter'}.zip"
         if not archive.is_file():
             archive.parent.mkdir(parents=True, exist_ok=True)
+            # Under another name until it is whole: two may ask at once, and the disk may be full.
+            partial = archive.with_suffix(f".{secrets.token_hex(4)}")
             # Weights hardly shrink, and packing them takes seconds.
-            with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as files:
+            with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as files:
                 for file in sorted(kept.folder.iterdir()):
                     files.write(file, file.name)
+            partial.replace(archive)
         return archive
 
     def push(
@@ -384,7 +405,7 @@ def _card(kept: KeptAdapter, publish_passage: bool) -> AdapterCard:
     return AdapterCard(passage=kept.context or None, publish_passage=publish_passage, accuracies=accuracies)
 
 
-def explain(error: Exception) -> str:
+def explain(error: BaseException) -> str:
     """One sentence for the visitor; what nobody foresaw goes to the log."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
         return (
