@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import logging
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -71,6 +72,10 @@ def load(args: argparse.Namespace) -> SelfAdaptingLM:
 
 
 def main(args: argparse.Namespace) -> None:
+    # As Ctrl+C, so that runs are ended and the sessions' files removed.
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda *_: sys.exit(0))
     lm = load(args)
     logger.info("%s is served by %s", lm.base_model_id, Path(seal_hf.__file__).parent)
     with tempfile.TemporaryDirectory(prefix="seal-app-") as folder:

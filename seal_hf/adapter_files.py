@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 import zipfile
@@ -26,6 +27,7 @@ CONFIG_NAME = "adapter_config.json"
 TRAINING_NAME = "seal_training.json"
 # An archive may become this much larger than it is; an untrained half of an adapter is all zeros.
 _UNPACKED_BYTES, _UNPACKED_RATIO = 2**26, 20
+_MOST_REPETITIONS = 6
 _PICKLES = (".bin", ".pt", ".pth", ".pkl")
 
 
@@ -106,6 +108,16 @@ def _check(folder: Path, source: str, base_model_id: str) -> None:
         raise ValueError(f"{source}: {CONFIG_NAME} is not a JSON object; save the adapter again.")
     if fields.get("peft_type") != "LORA":
         raise ValueError(f"{source} is a {fields.get('peft_type')} adapter; only LoRA adapters can be loaded.")
+    for name in ("target_modules", "exclude_modules"):
+        pattern = fields.get(name)
+        # A repeated group, or many repetitions, can take for ever on names that do not match.
+        if isinstance(pattern, str) and (
+            re.search(r"\)\s*[+*{]", pattern) or len(re.findall("[+*{]", pattern)) > _MOST_REPETITIONS
+        ):
+            raise ValueError(
+                f"{source}: {name} is a regular expression with repeated groups or more than {_MOST_REPETITIONS} "
+                "repetitions; name the modules in a list."
+            )
     named_base = fields.get("base_model_name_or_path")
     if named_base != base_model_id:
         raise ValueError(

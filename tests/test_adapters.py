@@ -317,3 +317,12 @@ def test_damaged_zip(saved, tmp_path):
     archive.write_bytes(content)
     with pytest.raises(ValueError, match="adapter.zip is damaged"):
         Adapter.from_pretrained(archive, tiny_llama(), BASE_ID)
+
+
+@pytest.mark.parametrize("pattern", [r"(([a-z_.0-9])+)+Z", r".*.*.*.*.*.*.*q_proj"])
+def test_patterns_that_could_take_for_ever_are_refused(tmp_path, pattern):
+    folder = random_adapter(tiny_llama()).save_pretrained(tmp_path / "adapter")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "target_modules": pattern}))
+    with pytest.raises(ValueError, match="target_modules is a regular expression.*name the modules in a list"):
+        Adapter.from_pretrained(folder, tiny_llama(), BASE_ID)

@@ -35,7 +35,7 @@ from seal_hf.webui import device  # noqa: E402
 from seal_hf.webui.jobs import DONE, JobLog  # noqa: E402
 from seal_hf.webui.page import build_page  # noqa: E402
 from seal_hf.webui.training import TrainingRuns  # noqa: E402
-from seal_hf.webui.workbench import Workbench, push_token  # noqa: E402
+from seal_hf.webui.workbench import Workbench, load_token, push_token  # noqa: E402
 
 
 ROOT = Path(__file__).parents[1]
@@ -137,7 +137,12 @@ def test_a_visitor_pushes_with_their_own_token(hub, token, monkeypatch, tmp_path
     workbench.jobs.wait(workbench.adapt(session, [0], QUICK, QUESTIONS))
     with recorded_authorization(monkeypatch) as requests:
         url = workbench.push(
-            session, None, "lighthouse-adapter", private=True, publish_passage=False, token=push_token(True, token)
+            session,
+            None,
+            "lighthouse-adapter",
+            private=True,
+            publish_passage=False,
+            token=push_token(True, token, None),
         )
     assert requests and all(authorization in (None, f"Bearer {token}") for _, authorization in requests)
     assert f"Bearer {token}" in [authorization for _, authorization in requests]
@@ -151,8 +156,19 @@ def test_a_visitor_pushes_with_their_own_token(hub, token, monkeypatch, tmp_path
 def test_without_a_sign_in_the_owners_token_is_not_used(monkeypatch, visitor):
     monkeypatch.setenv("HF_TOKEN", "hf_ownersecret")
     with pytest.raises(ValueError, match="not signed in.*Sign in with"):
-        push_token(True, visitor)
-    assert push_token(False, None) == "hf_ownersecret"
+        push_token(True, visitor, "127.0.0.1:7860")
+    assert load_token(True, True, visitor, "127.0.0.1:7860") is False
+    assert push_token(False, None, "127.0.0.1:7860") == "hf_ownersecret"
+    assert load_token(False, True, None, "localhost:7860") is None
+
+
+@pytest.mark.parametrize("host", ["evil.example:7860", "evil.example", "127.0.0.1.evil.example:7860", "", None])
+def test_a_page_of_another_site_gets_nothing_from_this_machines_token(monkeypatch, host):
+    monkeypatch.setenv("HF_TOKEN", "hf_ownersecret")
+    with pytest.raises(ValueError, match="Only a page at 127.0.0.1 or localhost"):
+        push_token(False, None, host)
+    assert load_token(False, True, None, host) is False
+    assert load_token(False, False, None, "127.0.0.1:7860") is False  # others reach the page
 
 
 def test_a_page_that_others_reach_has_no_way_to_push(tmp_path):

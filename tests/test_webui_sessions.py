@@ -5,7 +5,7 @@ import time
 import pytest
 
 from seal_hf.webui.jobs import JobRefused
-from seal_hf.webui.sessions import MOST_ADAPTERS, KeptAdapter, Sessions
+from seal_hf.webui.sessions import MOST_ADAPTERS, Draft, KeptAdapter, Sessions
 
 
 def test_only_ids_that_were_given_out_are_taken(tmp_path):
@@ -57,7 +57,31 @@ def test_too_many_sessions_take_none_that_is_busy(tmp_path):
     assert sessions.open(fourth.id) is fourth and sessions.open(third.id) is third
     busy.clear()
     sessions.sweep()
-    assert len(list(tmp_path.iterdir())) == 2 and oldest.id in forgotten
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_session_counts_as_used_while_it_works(tmp_path):
+    busy, forgotten = set(), []
+    sessions = Sessions(tmp_path, keep_seconds=0.3, is_busy=lambda name: name in busy, on_forget=forgotten.append)
+    session = sessions.open()
+    busy.add(session.id)
+    time.sleep(0.5)
+    sessions.sweep()
+    busy.clear()
+    sessions.sweep()
+    assert forgotten == []
+    time.sleep(0.5)
+    sessions.sweep()
+    assert forgotten == [session.id]
+
+
+def test_sessions_that_hold_nothing_make_room_first(tmp_path):
+    sessions = Sessions(tmp_path, most=2)
+    working, empty = sessions.open(), sessions.open()
+    working.drafts = [Draft("Ann keeps bees.")]
+    sessions.open(empty.id)
+    sessions.open()
+    assert working.folder.exists() and not empty.folder.exists()
 
 
 def test_a_job_of_a_session_that_goes_is_stopped_before_its_files_go(tmp_path):

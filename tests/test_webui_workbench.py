@@ -78,7 +78,7 @@ def test_writing_that_comes_to_nothing_loses_nothing(bench, session, monkeypatch
     written(bench, session)
     drafts = session.drafts
 
-    def nothing(seconds, work, job, *arguments):
+    def nothing(seconds, model, work, job, *arguments):
         if stopped:
             job.stop.set()
         return ["", " \n"]
@@ -160,9 +160,9 @@ def test_stop_before_the_first_step_keeps_nothing(bench, session, monkeypatch):
     written(bench, session)
     run = device.run
 
-    def stopped(seconds, work, job, *arguments):
+    def stopped(seconds, model, work, job, *arguments):
         job.stop.set()
-        return run(seconds, work, job, *arguments)
+        return run(seconds, model, work, job, *arguments)
 
     monkeypatch.setattr(device, "run", stopped)
     log, events = finish(bench, bench.adapt(session, [0], QUICK, QUESTIONS))

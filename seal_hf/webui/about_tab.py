@@ -27,8 +27,8 @@ _ON_GPU = """
 """
 _PRIVACY = """
 Your passage, self-edits, adapters and answers belong to your session alone. They are deleted from this machine when the
-session has not been used for an hour, or when the app ends; download what you want to keep. Nothing leaves the machine
-unless you push an adapter.
+session has not been used for an hour, or when the app ends; download what you want to keep. Runs of the tab Train stay, in
+the app's output folder. Nothing leaves the machine unless you push an adapter.
 """
 
 

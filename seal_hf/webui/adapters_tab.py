@@ -9,7 +9,7 @@ import gradio as gr
 from .following import duration, escape, percent
 from .sessions import KeptAdapter, Session
 from .widgets import read_only_table
-from .workbench import Workbench, push_token
+from .workbench import Workbench, load_token, push_token
 
 
 _EMPTY = (
@@ -18,7 +18,7 @@ _EMPTY = (
 
 
 def build_adapters_tab(
-    workbench: Workbench, session: gr.State, *, may_push: bool, on_space: bool
+    workbench: Workbench, session: gr.BrowserState, *, may_push: bool, on_space: bool
 ) -> Callable[[gr.events.Dependency], None]:
     """
     Lay the tab out, at the place where this is called.
@@ -26,7 +26,7 @@ def build_adapters_tab(
     Parameters:
         workbench ([`Workbench`]):
             Does the work.
-        session (`gr.State`):
+        session (`gr.BrowserState`):
             Id of the visitor's session.
         may_push (`bool`):
             Whether there is an account to push to: the visitor's on a Space, the owner's where only they reach the page.
@@ -57,7 +57,7 @@ def build_adapters_tab(
                     name = gr.Textbox("seal-adapter", label="Name, in your account", min_width=220)
                     private = gr.Checkbox(True, label="Private")
                     publish = gr.Checkbox(False, label="Show the passage in the card")
-                push = gr.Button("Push", elem_id="push")
+                push_button = gr.Button("Push", elem_id="push")
             else:
                 gr.Markdown(
                     "Pushing is off, since others may reach this page: download the adapter, or start the app on "
@@ -99,16 +99,25 @@ def build_adapters_tab(
             return {status: f"⚠️ {escape(str(error))}", **show(current)}
         return {status: f"Deleted {escape(gone.name)}.", **show(current)}
 
-    def on_load(session_id: str, source: object) -> dict:
+    def on_load(session_id: str, source: str | Path, host: str | None, visitors_token: str | None = None) -> dict:
         current = workbench.sessions.open(session_id)
         try:
-            kept = workbench.load_adapter(current, source)
+            kept = workbench.load_adapter(current, source, load_token(on_space, may_push, visitors_token, host))
         except (ValueError, OSError) as error:
             return {status: f"⚠️ {escape(str(error))}"}
         return {status: f"Loaded {escape(kept.name)}; Ask uses it now.", **show(current)}
 
-    def on_push(
-        session_id: str, adapter_id: str, name: str, private: bool, publish: bool, visitors_token: str | None = None
+    def on_upload(session_id: str, file: str) -> dict:
+        return on_load(session_id, Path(file), None)
+
+    def on_load_by_visitor(session_id: str, name: str, oauth: gr.OAuthToken | None) -> dict:
+        return on_load(session_id, name, None, oauth and oauth.token)
+
+    def on_load_locally(session_id: str, name: str, request: gr.Request) -> dict:
+        return on_load(session_id, name, request.headers.get("host"))
+
+    def push(
+        session_id: str, adapter_id: str, name: str, private: bool, publish: bool, token: Callable[[], str]
     ) -> dict:
         try:
             url = workbench.push(
@@ -117,25 +126,32 @@ def build_adapters_tab(
                 name,
                 private=private,
                 publish_passage=publish,
-                token=push_token(on_space, visitors_token),
+                token=token(),
             )
         except (ValueError, OSError) as error:
             return {status: f"⚠️ {escape(str(error))}"}
         return {status: f"Pushed: [{url}]({url})"}
 
+    def on_push(
+        session_id: str, adapter_id: str, name: str, private: bool, publish: bool, request: gr.Request
+    ) -> dict:
+        host = request.headers.get("host")
+        return push(session_id, adapter_id, name, private, publish, lambda: push_token(False, None, host))
+
     def on_push_by_visitor(
         session_id: str, adapter_id: str, name: str, private: bool, publish: bool, oauth: gr.OAuthToken | None
     ) -> dict:
-        return on_push(session_id, adapter_id, name, private, publish, oauth and oauth.token)
+        token = oauth and oauth.token
+        return push(session_id, adapter_id, name, private, publish, lambda: push_token(True, token, None))
 
     shared = {"api_visibility": "private", "show_progress": "hidden"}
     shown = [status, table, actions, chosen, download]
     chosen.input(on_choose, [session, chosen], shown, queue=False, **shared)
     delete.click(on_delete, [session, chosen], shown, **shared)
-    upload.upload(lambda session_id, file: on_load(session_id, Path(file)), [session, upload], shown, **shared)
-    repo_id.submit(lambda session_id, name: on_load(session_id, str(name)), [session, repo_id], shown, **shared)
+    upload.upload(on_upload, [session, upload], shown, **shared)
+    repo_id.submit(on_load_by_visitor if on_space else on_load_locally, [session, repo_id], shown, **shared)
     if may_push:
-        push.click(
+        push_button.click(
             on_push_by_visitor if on_space else on_push, [session, chosen, name, private, publish], status, **shared
         )
 

@@ -9,7 +9,7 @@ from .following import follow
 from .jobs import FAILED, STOPPED, Job
 from .sessions import Draft, Session
 from .settings import MOST_SELF_EDITS, PRESETS, Settings, preset_for
-from .workbench import Workbench, push_token
+from .workbench import Workbench, load_token, push_token
 
 
 def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
@@ -95,7 +95,7 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
             answered = next(event for event in events if event["event"] == "answered")
             return {"base": answered["base"][0], "adapted": answered["adapted"][0]}
 
-    def load_adapter(session: str, repo_id: str, file: str | None) -> dict:
+    def load_adapter(session: str, repo_id: str, file: str | None, request: gr.Request) -> dict:
         """
         Load a LoRA adapter of this base model, from the Hugging Face Hub or from a zip file.
 
@@ -109,7 +109,8 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
         """
         with _sentences():
             current = workbench.sessions.open(session)
-            kept = workbench.load_adapter(current, Path(file) if file else repo_id)
+            token = load_token(on_space, may_push, None, request.headers.get("host"))
+            kept = workbench.load_adapter(current, Path(file) if file else repo_id, token)
             return {"session": current.id, "adapter": _described(current, kept.id)}
 
     def download_adapter(session: str, adapter: str) -> str:
@@ -126,7 +127,7 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
         with _sentences():
             return str(workbench.zip_file(workbench.sessions.open(session), adapter or None))
 
-    def push_adapter(session: str, adapter: str, name: str, private: bool, visitors_token: str | None = None) -> str:
+    def push_adapter(session: str, adapter: str, name: str, private: bool, request: gr.Request) -> str:
         """
         Upload an adapter to the Hugging Face Hub, into the caller's own account.
 
@@ -140,14 +141,17 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
             The repository's address.
         """
         with _sentences():
-            token = push_token(on_space, visitors_token)
-            current = workbench.sessions.open(session)
-            return workbench.push(current, adapter or None, name, private=private, publish_passage=False, token=token)
+            return push(session, adapter, name, private, push_token(False, None, request.headers.get("host")))
 
     def push_adapter_of_visitor(
         session: str, adapter: str, name: str, private: bool, oauth: gr.OAuthToken | None
     ) -> str:
-        return push_adapter(session, adapter, name, private, oauth and oauth.token)
+        with _sentences():
+            return push(session, adapter, name, private, push_token(True, oauth and oauth.token, None))
+
+    def push(session: str, adapter: str, name: str, private: bool, token: str) -> str:
+        current = workbench.sessions.open(session)
+        return workbench.push(current, adapter or None, name, private=private, publish_passage=False, token=token)
 
     push_adapter_of_visitor.__doc__ = push_adapter.__doc__
 
@@ -157,11 +161,11 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
     with gr.Row(visible=False):
         session, name, file, found, zipped = gr.Textbox(), gr.Textbox(), gr.File(), gr.JSON(), gr.File()
         repository, private, address = gr.Textbox(), gr.Checkbox(True), gr.Textbox()
-        load, download, push = gr.Button(), gr.Button(), gr.Button()
+        load, download, upload = gr.Button(), gr.Button(), gr.Button()
     load.click(load_adapter, [session, name, file], found, api_name="load_adapter", concurrency_limit=4)
     download.click(download_adapter, [session, name], zipped, api_name="download_adapter", concurrency_limit=4)
     if may_push:
-        push.click(
+        upload.click(
             push_adapter_of_visitor if on_space else push_adapter,
             [session, name, repository, private],
             address,

@@ -15,7 +15,7 @@ _EMPTY = "Learn a passage under **Teach** first, or load an adapter under **Adap
 
 
 def build_ask_tab(
-    workbench: Workbench, session: gr.State, questions: gr.Dataframe, read_questions: Callable
+    workbench: Workbench, session: gr.BrowserState, questions: gr.Dataframe, read_questions: Callable
 ) -> Callable[[gr.events.Dependency], None]:
     """
     Lay the tab out, at the place where this is called.
@@ -23,7 +23,7 @@ def build_ask_tab(
     Parameters:
         workbench ([`Workbench`]):
             Does the work.
-        session (`gr.State`):
+        session (`gr.BrowserState`):
             Id of the visitor's session.
         questions (`gr.Dataframe`):
             The person's questions and answers.

@@ -21,6 +21,7 @@ LONGEST_PASSAGE = 50_000  # characters, before anything counts tokens
 LONGEST_QUESTION = 256  # tokens
 LONGEST_ANSWER = 200  # characters
 MOST_QUESTIONS = 32
+LARGEST_FILE = 5_000_000  # bytes of uploaded questions or passages
 
 
 def clean(text: object) -> str:
@@ -104,6 +105,17 @@ def checked_questions(rows: Sequence[Sequence[object]]) -> list[dict]:
     return questions
 
 
+def check_file_size(file: Path) -> None:
+    """
+    Raises:
+        ValueError: An uploaded text file that is far too large.
+    """
+    if file.stat().st_size > LARGEST_FILE:
+        raise ValueError(
+            f"{file.name} has {file.stat().st_size / 1e6:,.0f} MB: keep it below {LARGEST_FILE / 1e6:.0f} MB."
+        )
+
+
 def questions_from_file(file: Path) -> list[dict]:
     """
     The questions of an uploaded file: rows with `question` and `answer`, or passages with `questions`.
@@ -112,6 +124,7 @@ def questions_from_file(file: Path) -> list[dict]:
         ValueError: Not JSON or JSONL, or rows of another form.
     """
     pairs = []
+    check_file_size(file)
     try:
         for where, row in read_rows(file):
             items = row.get("questions", [row]) if isinstance(row, Mapping) else None

@@ -27,16 +27,15 @@ _LOADED = 8  # adapters in memory
 # The app imports it before torch, where it is installed.
 spaces = sys.modules.get("spaces")
 
-_model: SelfAdaptingLM | None = None
+_models: list[SelfAdaptingLM] = []
 _adapters: OrderedDict[Path, Adapter] = OrderedDict()
 _adapters_lock = threading.Lock()
 
 
-def hold(lm: SelfAdaptingLM) -> None:
-    """Make this the model that all work is done with; processes that are forked later have it too."""
-    global _model
-    _model = lm
-    _adapters.clear()
+def hold(lm: SelfAdaptingLM) -> int:
+    """Keep a model for [`run`], which takes the number that this returns; processes that are forked later have it too."""
+    _models.append(lm)
+    return len(_models) - 1
 
 
 def _reserved(seconds: float, *_) -> int:
@@ -52,13 +51,15 @@ def _on_gpu(function: Callable) -> Callable:
 
 
 @_on_gpu
-def run(seconds: float, work: Callable, job: Job, *arguments: object) -> object:
+def run(seconds: float, model: int, work: Callable, job: Job, *arguments: object) -> object:
     """
     Do a piece of work on the device.
 
     Parameters:
         seconds (`float`):
             How long it will probably take.
+        model (`int`):
+            The number of the model.
         work (`Callable`):
             [`write`], [`learn`] or [`answer`].
         job ([`Job`]):
@@ -67,7 +68,7 @@ def run(seconds: float, work: Callable, job: Job, *arguments: object) -> object:
             The work's own.
     """
     try:
-        return work(_model, job, *arguments)
+        return work(_models[model], job, *arguments)
     except (torch.OutOfMemoryError, MemoryError, RuntimeError):
         free_memory()
         raise

@@ -46,7 +46,7 @@ class LearningPanel:
 
 def build_learning_panel(
     workbench: Workbench,
-    session: gr.State,
+    session: gr.BrowserState,
     tabs: gr.Tabs,
     panel: PassagePanel,
     edits: Sequence[gr.components.Component],
@@ -57,7 +57,7 @@ def build_learning_panel(
     Parameters:
         workbench ([`Workbench`]):
             Does the work.
-        session (`gr.State`):
+        session (`gr.BrowserState`):
             Id of the visitor's session.
         tabs (`gr.Tabs`):
             Of which the one with the id `"ask"` comes next.

@@ -1,7 +1,5 @@
 """The page: its looks, its tabs and whose session it shows."""
 
-import secrets
-
 import gradio as gr
 
 from . import checks
@@ -90,8 +88,8 @@ def build_page(workbench: Workbench, runs: TrainingRuns, *, may_push: bool, on_s
     workbench.is_training = runs.is_running
     with gr.Blocks(title=TITLE, fill_width=True, delete_cache=(600, 3600), analytics_enabled=False) as page:
         # The browser keeps the session's id, so that a page that is loaded again finds its work.
-        remembered = gr.BrowserState("", storage_key="seal-session", secret=secrets.token_hex(16))
-        session = gr.State("")
+        # It goes with every event: what the server keeps of a page goes after an hour, also while the page is in use.
+        session = gr.BrowserState("", storage_key="seal-session", secret=runs.page_secret())
         gr.Markdown(_INTRODUCTION.format(title=TITLE, model=workbench.lm.base_model_id), elem_id="introduction")
         with gr.Tabs() as tabs:
             with gr.Tab("Teach", id="teach"):
@@ -108,12 +106,12 @@ def build_page(workbench: Workbench, runs: TrainingRuns, *, may_push: bool, on_s
             gr.DuplicateButton()
         build_api(workbench, may_push=may_push, on_space=on_space)
 
-        def open_session(session_id: str) -> tuple[str, str]:
-            current = workbench.sessions.open(session_id)
-            return current.id, current.id
-
         loaded = page.load(
-            open_session, remembered, [remembered, session], api_visibility="private", show_progress="hidden"
+            lambda session_id: workbench.sessions.open(session_id).id,
+            session,
+            session,
+            api_visibility="private",
+            show_progress="hidden",
         )
         for attach in (attach_teach, attach_ask, attach_adapters, attach_train):
             attach(loaded)

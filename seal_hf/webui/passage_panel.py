@@ -9,6 +9,7 @@ import gradio as gr
 from ..domains import load_demo_passages
 from ..domains.knowledge import PROMPT_STYLES
 from . import checks
+from .following import escape
 from .settings import LABELS, MOST_SELF_EDITS, PAPER, PRESETS, RANGES, Settings, preset_for
 from .workbench import Workbench
 
@@ -169,6 +170,5 @@ def _read_upload(file: str) -> tuple[object, str]:
     try:
         found = checks.questions_from_file(Path(file))
     except (ValueError, OSError) as error:
-        gr.Warning(str(error))
-        return gr.skip(), "⚠️ Nothing was taken from the file."
+        return gr.skip(), f"⚠️ {escape(str(error))}"
     return [[item["question"], item["answer"]] for item in found], f"{len(found)} questions."

@@ -82,6 +82,8 @@ class Session:
             A secret that the visitor's browser keeps.
         folder (`Path`):
             Its adapters and jobs.
+        passage (`dict`, *optional*):
+            The passage that the page shows, with the person's questions.
         example (`dict`, *optional*):
             The passage that the self-edits are about, with the person's questions.
         drafts (`list[Draft]`):
@@ -100,6 +102,7 @@ class Session:
 
     id: str
     folder: Path
+    passage: dict | None = None
     example: dict | None = None
     drafts: list[Draft] = field(default_factory=list)
     settings: dict = field(default_factory=dict)
@@ -108,6 +111,11 @@ class Session:
     asked: list[tuple[str, str, str]] = field(default_factory=list)
     shown: dict[str, str] = field(default_factory=dict)
     used: float = field(default_factory=time.monotonic)
+
+    @property
+    def holds_work(self) -> bool:
+        """Whether anything would be lost with it."""
+        return bool(self.adapters or self.drafts)
 
     def require_room(self, num_adapters: int) -> None:
         """
@@ -188,7 +196,7 @@ class Sessions:
         """The session with this id, empty where it has been forgotten; a new one where the id is none that was given out."""
         if not isinstance(session_id, str) or not _ID.fullmatch(session_id):
             session_id = secrets.token_urlsafe(24)
-        self.sweep(0 if session_id in self._sessions else 1)
+        self.sweep(0 if session_id in self._sessions else 1, session_id)
         with self._lock:
             session = self._sessions.get(session_id)
             if session is None:
@@ -199,16 +207,22 @@ class Sessions:
             session.used = time.monotonic()
             return session
 
-    def sweep(self, num_new: int = 0) -> None:
+    def sweep(self, num_new: int = 0, opened: str | None = None) -> None:
         """Forget the sessions that nobody has used for too long, and the oldest where so many more would be too many."""
         now = time.monotonic()
         with self._lock:
-            idle = sorted(self._sessions.values(), key=lambda session: session.used)
+            for session in self._sessions.values():
+                if session.id == opened or self._is_busy(session.id):
+                    session.used = now
+            # Those that hold nothing go first.
+            idle = sorted(self._sessions.values(), key=lambda session: (session.holds_work, session.used))
             surplus = len(idle) - self._most + num_new
             gone = [
                 session
                 for place, session in enumerate(idle)
-                if (place < surplus or now - session.used > self._keep_seconds) and not self._is_busy(session.id)
+                if (place < surplus or now - session.used > self._keep_seconds)
+                and session.id != opened
+                and not self._is_busy(session.id)
             ]
             for session in gone:
                 del self._sessions[session.id]

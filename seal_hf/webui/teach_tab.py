@@ -24,7 +24,7 @@ _WRITTEN = "Edit or drop what you like, then let the model learn."
 
 
 def build_teach_tab(
-    workbench: Workbench, session: gr.State, tabs: gr.Tabs
+    workbench: Workbench, session: gr.BrowserState, tabs: gr.Tabs
 ) -> tuple[Callable[[gr.events.Dependency], None], PassagePanel, list[gr.events.Dependency]]:
     """
     Lay the tab out, at the place where this is called.
@@ -32,7 +32,7 @@ def build_teach_tab(
     Parameters:
         workbench ([`Workbench`]):
             Does the work.
-        session (`gr.State`):
+        session (`gr.BrowserState`):
             Id of the visitor's session.
         tabs (`gr.Tabs`):
             Of which the one with the id `"ask"` comes next.
@@ -137,23 +137,28 @@ def build_teach_tab(
         async for shown in watch_writing(current, job):
             yield shown
 
-    @cumulative
-    async def on_load(session_id: str) -> AsyncIterator[dict]:
+    def on_restore(session_id: str) -> dict:
         current = workbench.sessions.open(session_id)
-        if current.example is None:
-            yield {write: gr.update(interactive=True)}
-        else:
-            rows = [[item["question"], item["answer"]] for item in current.example["questions"]]
-            yield {
-                panel.title: current.example["title"],
-                panel.passage: current.example["context"],
-                **({panel.questions: rows} if rows else {}),
-                **{widget: current.settings[name] for widget, name in zip(panel.settings, NAMES, strict=True)},
-                empty: gr.update(visible=False),
-                write: gr.update(interactive=True),
-                write_status: _WRITTEN,
-                **show_drafts(current.drafts, current),
-            }
+        if current.passage is None:
+            return {write_status: ""}
+        rows = [[item["question"], item["answer"]] for item in current.passage["questions"]]
+        shown = {
+            panel.title: current.passage["title"],
+            panel.passage: current.passage["context"],
+            **({panel.questions: rows} if rows else {}),
+            empty: gr.update(visible=False),
+        }
+        if current.drafts:
+            widgets = zip(panel.settings, NAMES, strict=True)
+            shown |= {widget: current.settings[name] for widget, name in widgets}
+            shown |= {write_status: _WRITTEN, **show_drafts(current.drafts, current)}
+        return shown
+
+    # Apart from the restoring, which would take back what is typed meanwhile.
+    @cumulative
+    async def on_follow(session_id: str) -> AsyncIterator[dict]:
+        current = workbench.sessions.open(session_id)
+        yield {write: gr.update(interactive=True)}
         for kind, watch in (("propose", watch_writing), ("adapt", learning.watch)):
             job = workbench.jobs.find(current.shown.get(kind, ""), current.id)
             if job is not None and (kind == "adapt" or workbench.jobs.active(current.id, kind)):
@@ -187,8 +192,13 @@ def build_teach_tab(
         return preview(text, current)
 
     def attach(loaded: gr.events.Dependency) -> None:
-        loaded.then(
-            on_load, session, [panel.title, panel.passage, panel.questions, *panel.settings, *outputs], **shared
+        restored = loaded.then(
+            on_restore,
+            session,
+            [panel.title, panel.passage, panel.questions, *panel.settings, *outputs],
+            api_visibility="private",
+            show_progress="hidden",
         )
+        restored.then(on_follow, session, outputs, **shared)
 
     return attach, panel, learning.learned

@@ -36,14 +36,14 @@ _FOLDED = (
 _COMMAND = "accelerate launch trainers/knowledge.py --config config.yaml --resume_from_checkpoint true"
 
 
-def build_train_tab(runs: TrainingRuns, session: gr.State) -> Callable[[gr.events.Dependency], None]:
+def build_train_tab(runs: TrainingRuns, session: gr.BrowserState) -> Callable[[gr.events.Dependency], None]:
     """
     Lay the tab out, at the place where this is called.
 
     Parameters:
         runs ([`TrainingRuns`]):
             Does the work.
-        session (`gr.State`):
+        session (`gr.BrowserState`):
             Id of the visitor's session.
 
     Returns:

@@ -7,11 +7,13 @@ A run outlives the page, its crash never touches the app, and what the page show
 import atexit
 import hashlib
 import os
+import secrets
 import shutil
 import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,6 +22,7 @@ import yaml
 from ..domains import load_demo_passages, load_passages
 from ..journal import Journal
 from ..run_report import Evaluation, evaluations
+from .checks import check_file_size
 from .jobs import DONE, FAILED, RUNNING, STOPPED, JobRefused, Jobs
 from .training_records import Candidate, candidates, phase, titles
 from .training_settings import TrainingSettings
@@ -84,7 +87,8 @@ class _Run:
 
     def _signal(self, number: signal.Signals) -> None:
         if self.process is not None and self.process.poll() is None:
-            os.killpg(self.process.pid, number)
+            with suppress(ProcessLookupError):  # it has ended just now
+                os.killpg(self.process.pid, number)
 
 
 class TrainingRuns:
@@ -117,6 +121,15 @@ class TrainingRuns:
         self._runs: dict[str, _Run] = {}
         self._lock = threading.Lock()
         atexit.register(self.close)
+
+    def page_secret(self) -> str:
+        """What the pages' memory of their session is encrypted with; kept, so that a page finds its run after a restart."""
+        file = self._folder / "page-secret"
+        if not file.is_file():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            file.touch(mode=0o600)
+            file.write_text(secrets.token_hex(16), encoding="ascii")
+        return file.read_text(encoding="ascii")
 
     @property
     def can_start(self) -> bool:
@@ -176,8 +189,11 @@ class TrainingRuns:
             dataset = "demo"
             num_passages = len(load_demo_passages("train"))
             if dataset_file is not None:
+                check_file_size(dataset_file)
                 try:
                     num_passages = len(load_passages(dataset_file))
+                except RecursionError as error:
+                    raise ValueError(f"{dataset_file.name} is nested too deeply: give rows of passages.") from error
                 except ValueError as error:
                     # The folder of an upload says nothing to who made it.
                     raise ValueError(str(error).replace(f"{dataset_file.parent}/", "")) from error

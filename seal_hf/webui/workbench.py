@@ -31,6 +31,8 @@ from .settings import Settings
 logger = logging.getLogger(__name__)
 
 NUM_OWN_QUESTIONS = 5
+_LONGEST_HISTORY = 50  # questions
+_LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 # Unrelated questions, to see whether anything else was lost.
 PROBES = (
     {"question": "What is the capital of France?", "answer": "Paris"},
@@ -66,7 +68,7 @@ class Workbench:
     def __init__(self, lm: SelfAdaptingLM, folder: Path, *, num_workers: int = 1, keep_seconds: float = 3600):
         self.lm = lm
         self.is_training: Callable[[str], bool] = lambda session_id: False
-        device.hold(lm)
+        self._model = device.hold(lm)
         self.jobs = Jobs(explain, num_workers=num_workers)
         self.sessions = Sessions(
             folder,
@@ -90,6 +92,9 @@ class Workbench:
             JobRefused: Others are under way.
         """
         example = checks.checked_example(settings.lm(self.lm), title, passage, questions, settings)
+
+        session.passage = example
+        session.shown.pop("adapt", None)  # what was learned of another passage
 
         def work(job: Job) -> None:
             texts = self._run("write", job, example, settings)
@@ -134,6 +139,7 @@ class Workbench:
         example = {**session.example, "questions": [dict(item) for item in questions]}
         self_edits = checks.checked_self_edits(lm, example, session.drafts, chosen)
         session.require_room(len(self_edits))
+        session.passage = example
         targets = [session.new_folder() for _ in self_edits]
         num_tokens = settings.num_train_epochs * sum(
             checks.count_tokens(lm, prompt + completion)
@@ -250,7 +256,7 @@ class Workbench:
                 texts, golds = zip(*((item["question"], item["answer"]) for item in questions), strict=True)
                 verdicts = [grade(list(texts), list(golds), answers) for answers in (base, adapted)]
             if kind == "ask" and not job.stop.is_set():
-                session.asked.append((questions[0]["question"], base[0], adapted[0]))
+                session.asked = [*session.asked, (questions[0]["question"], base[0], adapted[0])][-_LONGEST_HISTORY:]
             job.emit("answered", base=base, adapted=adapted, verdicts=verdicts)
 
         inputs = [list(questions), title, kept.id]
@@ -258,7 +264,7 @@ class Workbench:
 
     # --- keep ---
 
-    def load_adapter(self, session: Session, source: str | Path, token: str | None = None) -> KeptAdapter:
+    def load_adapter(self, session: Session, source: str | Path, token: str | bool | None = None) -> KeptAdapter:
         """
         Add an adapter from an uploaded zip file (`Path`) or from the Hub (`str`).
 
@@ -361,7 +367,7 @@ class Workbench:
 
     def _run(self, name: str, job: Job, *arguments: object) -> object:
         start = time.monotonic()
-        result = device.run(job.seconds, getattr(device, name), job, *arguments)
+        result = device.run(job.seconds, self._model, getattr(device, name), job, *arguments)
         if not job.stop.is_set():
             # Halfway to what it was, so that one slow job does not spoil all estimates.
             self._pace[name] *= ((time.monotonic() - start) / job.seconds + 1) / 2
@@ -376,18 +382,35 @@ class Workbench:
         return Settings(**session.settings)
 
 
-def push_token(on_space: bool, visitors_token: str | None) -> str:
+def is_local(host: str | None) -> bool:
+    """Whether a request's `Host` is this machine; a page of another site that found a way here names its own."""
+    return (host or "").rpartition(":")[0] in _LOOPBACK or host in _LOOPBACK
+
+
+def load_token(on_space: bool, may_push: bool, visitors_token: str | None, host: str | None) -> str | bool | None:
+    """
+    The token that a visitor may load with: on a Space their own or none (`False`), and never that of the Space's owner;
+    elsewhere the one saved on this machine (`None`), where only its user reaches the page.
+    """
+    if on_space:
+        return visitors_token or False
+    return None if may_push and is_local(host) else False
+
+
+def push_token(on_space: bool, visitors_token: str | None, host: str | None) -> str:
     """
     The token that a visitor may push with: on a Space their own, and never that of the Space's owner; elsewhere the one
     saved on this machine.
 
     Raises:
-        ValueError: There is none.
+        ValueError: There is none, or the request is not from a page of this machine.
     """
     if on_space:
         if not visitors_token:
             raise ValueError("You are not signed in: use the button “Sign in with Hugging Face” first.")
         return visitors_token
+    if not is_local(host):
+        raise ValueError("Only a page at 127.0.0.1 or localhost can push with this machine's token: open it there.")
     if not (token := get_token()):
         raise ValueError("There is no access token: log in with `hf auth login`, or set HF_TOKEN.")
     return token
