@@ -15,7 +15,8 @@ from tiny_models import save_tiny_model
 
 pytest.importorskip("gradio")
 
-from seal_hf.webui import train_tab  # noqa: E402
+from seal_hf.journal import Journal, Proposal, TrialResult  # noqa: E402
+from seal_hf.webui import train_tab, training_process  # noqa: E402
 from seal_hf.webui.jobs import DONE, FAILED, RUNNING, STOPPED, JobRefused, Jobs  # noqa: E402
 from seal_hf.webui.training import CONFIG_NAME, TrainingRuns  # noqa: E402
 from seal_hf.webui.training_records import Candidate  # noqa: E402
@@ -67,6 +68,16 @@ def wait_for(runs, owner, *states, seconds=60):
             return snapshot
         time.sleep(0.05)
     raise AssertionError(f"still {snapshot.state}: {snapshot.log}")
+
+
+def wait_for_place(launch):
+    """Launch a run as soon as the one before, which has ended, has freed its place."""
+    for _ in range(100):
+        try:
+            return launch()
+        except JobRefused:
+            time.sleep(0.02)
+    raise AssertionError("the place is still taken")
 
 
 @pytest.mark.slow
@@ -166,21 +177,98 @@ def test_a_run_that_fails_says_why_and_frees_the_place(jobs, tmp_path):
     snapshot = wait_for(runs, "ann", FAILED)
     assert snapshot.error == "There is no room on the disk."
     assert "There is no room" in train_tab.status_text(snapshot) and "Resume" in train_tab.status_text(snapshot)
-    for _ in range(100):  # until the place is free
-        try:
-            runs.start("bob", QUICK)
-            break
-        except JobRefused:
-            time.sleep(0.02)
+    wait_for_place(lambda: runs.start("bob", QUICK))
     wait_for(runs, "bob", FAILED)
     first = runs.snapshot("bob").folder
-    for _ in range(100):
-        try:
-            runs.start("bob", QUICK)
-            break
-        except JobRefused:
-            time.sleep(0.02)
+    wait_for_place(lambda: runs.start("bob", QUICK))
     assert runs.snapshot("bob").folder != first and (first / CONFIG_NAME).is_file()
+
+
+def test_an_error_is_that_of_the_last_launch(jobs, tmp_path):
+    first = tmp_path / "first"
+    script = stub(
+        tmp_path,
+        f"import pathlib, sys\nfirst = pathlib.Path({str(first)!r})\n"
+        "if not first.exists():\n first.touch(); sys.exit('error: The disk is full.')\nraise RuntimeError('of bees')",
+    )
+    runs = TrainingRuns(jobs, tmp_path / "runs", script, "m")
+    runs.start("ann", QUICK)
+    assert wait_for(runs, "ann", FAILED).error == "The disk is full."
+    wait_for_place(lambda: runs.resume("ann"))
+    snapshot = wait_for(runs, "ann", FAILED)
+    assert snapshot.error == "RuntimeError: of bees"
+    assert "The disk is full." in snapshot.log  # what was said before stays to be read
+
+
+def test_a_run_that_was_killed_is_said_to_be(jobs, tmp_path):
+    script = stub(
+        tmp_path,
+        "import os, signal\nprint('Loading: 100 %', flush=True)\nos.kill(os.getpid(), signal.SIGKILL)",
+    )
+    runs = TrainingRuns(jobs, tmp_path / "runs", script, "m")
+    runs.start("ann", QUICK)
+    error = wait_for(runs, "ann", FAILED).error
+    assert "SIGKILL" in error and "memory" in error and "fewer self-edits" in error
+
+
+def test_a_job_that_ends_while_a_run_begins_leaves_it_going(jobs, tmp_path, monkeypatch):
+    runs = TrainingRuns(jobs, tmp_path / "runs", stub(tmp_path, "import time\ntime.sleep(60)"), "m")
+    going, stopping = threading.Event(), threading.Event()
+    job = jobs.submit("bob", "ask", "", tmp_path / "jobs", lambda job: going.wait(30), seconds=1)
+    while jobs.queue_place(job) != (0, 0.0):
+        time.sleep(0.01)
+    kill = training_process.os.killpg
+
+    def slow_kill(group, number):
+        if number == signal.SIGSTOP:  # the job ends just before the new process is paused
+            stopping.set()
+            time.sleep(0.3)
+        kill(group, number)
+
+    monkeypatch.setattr(training_process.os, "killpg", slow_kill)
+    starting = threading.Thread(target=runs.start, args=("ann", QUICK))
+    starting.start()
+    assert stopping.wait(10)
+    going.set()
+    jobs.wait(job)
+    starting.join()
+    process = runs._runs["ann"].process
+    assert not runs.snapshot("ann").is_paused
+    assert Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T"
+    runs.stop("ann")
+    wait_for(runs, "ann", STOPPED)
+
+
+def test_files_that_go_while_they_are_read_are_read_again(jobs, tmp_path, monkeypatch):
+    runs = TrainingRuns(jobs, tmp_path / "runs", stub(tmp_path, "import time\ntime.sleep(60)"), "m")
+    runs.start("ann", QUICK)
+    journal = Journal(runs.snapshot("ann").folder / "run")
+    journal.write_proposals(0, [Proposal(0, "self-edits", 0, "0", 0, "Write.", "Bees.", 1, True, 1, [0])])
+    journal.write_bank(0, 0, [TrialResult("self-edits", 0, 0, 0, 0, 0.5, ["a"], [True], None, 1, 1.0)])
+    read, reads = Path.read_bytes, []
+
+    def read_what_goes(path):
+        if path.name == "bank_0000.jsonl" and not reads:
+            reads.append(path)
+            journal.forget_banks(0)  # as the trainer does once a round is scored
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_what_goes)
+    (candidate,) = runs.snapshot("ann").candidates
+    assert reads and candidate.text == "Bees."
+    runs.stop("ann")
+    wait_for(runs, "ann", STOPPED)
+
+
+@pytest.mark.parametrize(("is_saved", "state"), [(True, DONE), (False, STOPPED)])
+def test_an_app_that_starts_again_tells_a_run_that_is_done_from_one_that_is_not(jobs, tmp_path, is_saved, state):
+    runs = TrainingRuns(jobs, tmp_path / "runs", stub(tmp_path, ""), "m")
+    runs.start("ann", QUICK)
+    snapshot = wait_for(runs, "ann", DONE)
+    if is_saved:
+        (snapshot.folder / "run").mkdir()
+        (snapshot.folder / "run" / "adapter_model.safetensors").touch()
+    assert TrainingRuns(jobs, tmp_path / "runs", None, "m").snapshot("ann").state == state
 
 
 @pytest.mark.parametrize(
@@ -227,6 +315,16 @@ def test_settings_are_checked(values, message):
         TrainingSettings(**values)
 
 
+@pytest.mark.parametrize("num_eval_passages", [0, 3])
+def test_a_page_that_is_loaded_again_has_the_settings_of_its_run(jobs, tmp_path, num_eval_passages):
+    runs = TrainingRuns(jobs, tmp_path / "runs", stub(tmp_path, ""), "m")
+    settings = TrainingSettings(num_eval_passages=num_eval_passages, num_rounds=3, temperature=0.9, seed=7)
+    runs.start("ann", settings)
+    wait_for(runs, "ann", DONE)
+    assert TrainingRuns(jobs, tmp_path / "runs", None, "m").settings("ann") == settings
+    assert runs.settings("bob") is None
+
+
 def test_the_end_of_the_app_ends_its_runs(jobs, tmp_path):
     runs = TrainingRuns(jobs, tmp_path / "runs", stub(tmp_path, "import time\ntime.sleep(60)"), "m")
     runs.start("ann", QUICK)
@@ -250,6 +348,15 @@ def test_tables_tell_what_there_is():
         ["2", "1 of 2", "50 %", "50 %", "–"],
     ]
     points = train_tab.reward_points(candidates)
+    # The plot must know all kinds from its first data on.
+    for known in (points, train_tab.reward_points(candidates[-2:])):
+        assert set(known[known["reward"].isna()]["self-edit"]) == {"kept", "rejected", "not selected yet"}
+    points = points[points["reward"].notna()]
     assert points["self-edit"].tolist() == ["kept", "rejected", "kept", "rejected", "not selected yet"]
     assert points["number"].tolist() == [1, 2, 3, 4, 5]
-    assert [row[0] for row in train_tab.edit_rows(candidates)] == ["2", "2", "1", "1", "1", "1"]
+    assert train_tab.edit_rows(candidates)[:3] == [
+        ["Round 2, #1: Ann", "50 %", "e"],
+        ["Round 2, #2: Ann", "–", "f"],
+        ["Round 1, #1: Ann", "100 %, kept", "a"],
+    ]
+    assert train_tab.edit_rows(candidates)[3][1] == "50 %, rejected"

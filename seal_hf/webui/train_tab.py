@@ -7,6 +7,7 @@ from pathlib import Path
 import gradio as gr
 import pandas as pd
 
+from ..journal import SELF_EDITS
 from ..run_report import Evaluation
 from .following import escape, percent
 from .jobs import DONE, FAILED, RUNNING, STOPPED, JobRefused
@@ -33,6 +34,8 @@ _FOLDED = (
     "num_train_epochs",
     "seed",
 )
+# Okabe and Ito's, as in the run's own plot: the colour-blind can tell them apart.
+_COLORS = {"kept": "#0072b2", "rejected": "#c24e00", "not selected yet": "#94a3b8"}
 _COMMAND = "accelerate launch trainers/knowledge.py --config config.yaml --resume_from_checkpoint true"
 
 
@@ -71,29 +74,32 @@ def build_train_tab(runs: TrainingRuns, session: gr.BrowserState) -> Callable[[g
                 stop = gr.Button("Stop", interactive=False, elem_id="train-stop", min_width=80)
                 resume = gr.Button("Resume", interactive=False, elem_id="train-resume", min_width=90)
             with gr.Accordion("The same run elsewhere", open=False, elem_id="train-command"):
-                gr.Code(_COMMAND, language="shell", label="Command, in a clone of the project", interactive=False)
+                # Without line numbers, which do not line up where the box was laid out while it was folded away.
+                code = {"interactive": False, "wrap_lines": True, "show_line_numbers": False}
+                gr.Code(_COMMAND, language="shell", label="Command, in a clone of the project", lines=3, **code)
                 config = gr.Code(
-                    runs.yaml(defaults), language="yaml", label="config.yaml", interactive=False, elem_id="train-yaml"
+                    runs.yaml(defaults), language="yaml", label="config.yaml", elem_id="train-yaml", **code
                 )
         with gr.Column(scale=7, min_width=320):
             gr.Markdown("### The run", elem_classes="step")
             status = gr.Markdown(_EMPTY, elem_id="train-status", elem_classes="status")
             plot = gr.ScatterPlot(
-                x="number", y="reward", color="self-edit", title="Reward of every self-edit", height=260,
-                x_title="self-edit, in the order of the rounds", y_title="share of right answers", y_lim=[0, 1], visible=False, elem_id="train-plot",
+                x="number", y="reward", color="self-edit", color_map=_COLORS, height=260, y_lim=[-0.05, 1.05],
+                title="Reward of every self-edit", x_title="self-edit",
+                y_title="share of right answers", visible=False, elem_id="train-plot",
             )  # fmt: skip
             means = read_only_table(
-                ["Round", "Scored", "Mean reward", "Mean of the best", "Kept"], [16, 21, 21, 21, 21],
-                elem_id="train-rounds", visible=False,
+                ["Round", "Scored", "Mean", "Best", "Kept"], [24, 24, 18, 17, 17],
+                label="Reward by round: the mean, and the mean over passages of the best", elem_id="train-rounds",
+                visible=False,
             )  # fmt: skip
             held_out = read_only_table(
-                ["Held-out passages", "Accuracy [95 %]", "Questions"],
-                [44, 36, 20],
-                elem_id="train-held-out",
-                visible=False,
-            )
+                ["Answered by", "Accuracy [95 %]"], [50, 50],
+                label="Held-out passages", elem_id="train-held-out", visible=False,
+            )  # fmt: skip
+            # Few columns, so that no word is broken on a phone.
             edits = read_only_table(
-                ["Round", "Passage", "#", "Reward", "Kept", "Self-edit"], [9, 19, 5, 11, 9, 47],
+                ["Written for", "Reward", "Self-edit"], [29, 24, 47],
                 elem_id="train-edits", label="Self-edits, newest round first", visible=False,
             )  # fmt: skip
             with gr.Accordion("Log", open=False):
@@ -118,14 +124,21 @@ def build_train_tab(runs: TrainingRuns, session: gr.BrowserState) -> Callable[[g
 
     def show(snapshot: TrainingSnapshot) -> dict:
         running = snapshot.state == RUNNING
+        scored = any_reward(snapshot.candidates)
         return {
             status: status_text(snapshot),
             start: gr.update(interactive=not running),
             stop: gr.update(interactive=running),
             resume: gr.update(interactive=snapshot.state in (STOPPED, FAILED)),
-            plot: gr.update(value=reward_points(snapshot.candidates), visible=any_reward(snapshot.candidates)),
-            means: gr.update(value=round_rows(snapshot.candidates), visible=any_reward(snapshot.candidates)),
-            held_out: gr.update(value=held_out_rows(snapshot.evaluations), visible=bool(snapshot.evaluations)),
+            plot: gr.update(
+                value=reward_points(snapshot.candidates), x_lim=[0, len(snapshot.candidates) + 1], visible=scored
+            ),
+            means: gr.update(value=round_rows(snapshot.candidates), visible=scored),
+            held_out: gr.update(
+                value=held_out_rows(snapshot.evaluations),
+                label=held_out_label(snapshot.evaluations),
+                visible=bool(snapshot.evaluations),
+            ),
             edits: gr.update(value=edit_rows(snapshot.candidates), visible=bool(snapshot.candidates)),
             log: snapshot.log,
         }
@@ -153,6 +166,10 @@ def build_train_tab(runs: TrainingRuns, session: gr.BrowserState) -> Callable[[g
         runs.stop(session_id)
         return {stop: gr.update(interactive=False), status: "Stopping …"}
 
+    def restore(session_id: str) -> list[object]:
+        chosen = runs.settings(session_id)
+        return [gr.skip() if chosen is None else getattr(chosen, name) for name in ("prompt_style", *numbers)]
+
     def show_config(file: str | None, *values: object) -> str:
         try:
             return runs.yaml(read(values), Path(file).name if file else "demo")
@@ -176,6 +193,7 @@ def build_train_tab(runs: TrainingRuns, session: gr.BrowserState) -> Callable[[g
     )
 
     def attach(event: gr.events.Dependency) -> None:
+        event.then(restore, session, settings, api_visibility="private", show_progress="hidden", queue=False)
         event.then(watch, session, shown, **shared)
 
     return attach
@@ -211,16 +229,16 @@ def any_reward(candidates: list[Candidate]) -> bool:
 
 
 def reward_points(candidates: list[Candidate]) -> pd.DataFrame:
-    """A point for every scored self-edit, round after round."""
+    """A point for every scored self-edit, round after round, and before them a row of each kind that is not drawn."""
     names = {True: "kept", False: "rejected", None: "not selected yet"}
-    return pd.DataFrame(
-        [
-            {"number": number, "reward": candidate.reward, "self-edit": names[candidate.kept]}
-            for number, candidate in enumerate(candidates, 1)
-            if candidate.reward is not None
-        ],
-        columns=["number", "reward", "self-edit"],
-    )
+    # Gradio's plot draws only the kinds that were in its first data, with or without a color_map.
+    kinds = [{"number": 0, "reward": None, "self-edit": name} for name in names.values()]
+    points = [
+        {"number": number, "reward": candidate.reward, "self-edit": names[candidate.kept]}
+        for number, candidate in enumerate(candidates, 1)
+        if candidate.reward is not None
+    ]
+    return pd.DataFrame(kinds + points, columns=["number", "reward", "self-edit"])
 
 
 def round_rows(candidates: list[Candidate]) -> list[list[str]]:
@@ -245,27 +263,31 @@ def round_rows(candidates: list[Candidate]) -> list[list[str]]:
     return rows
 
 
+def held_out_label(found: list[Evaluation]) -> str:
+    """What was asked about."""
+    if not found:
+        return "Held-out passages"
+    size = found[0].accuracies[SELF_EDITS]
+    return f"Held-out passages: {size.num_passages}, with {size.num_questions} questions"
+
+
 def held_out_rows(found: list[Evaluation]) -> list[list[str]]:
     """The accuracy of everything that was measured on held-out passages."""
     rows = []
     for evaluation in found:
         for name, accuracy in evaluation.accuracies.items():
             when = f"after round {evaluation.round}" if evaluation.round else "before training"
-            label = f"self-edits, {when}" if name == "self-edits" else name
-            rows.append([label, str(accuracy), str(accuracy.num_questions)])
+            rows.append([f"{name}, {when}" if name == SELF_EDITS else name, str(accuracy)])
     return rows
 
 
 def edit_rows(candidates: list[Candidate]) -> list[list[str]]:
     """All self-edits, the newest round first."""
-    kept = {True: "kept", False: "rejected", None: "–"}
+    kept = {True: ", kept", False: ", rejected", None: ""}
     return [
         [
-            str(candidate.round),
-            candidate.passage,
-            str(candidate.number),
-            percent(candidate.reward),
-            kept[candidate.kept],
+            f"Round {candidate.round}, #{candidate.number}: {candidate.passage}",
+            f"{percent(candidate.reward)}{kept[candidate.kept]}",
             candidate.text[:_LONGEST_TEXT] + " …" * (len(candidate.text) > _LONGEST_TEXT),
         ]
         for candidate in sorted(candidates, key=lambda candidate: -candidate.round)

@@ -6,7 +6,6 @@ A run outlives the page, its crash never touches the app, and what the page show
 
 import atexit
 import hashlib
-import os
 import secrets
 import shutil
 import signal
@@ -14,16 +13,18 @@ import subprocess
 import sys
 import threading
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import yaml
 
+from ..adapter_files import WEIGHTS_NAME
 from ..domains import load_demo_passages, load_passages
 from ..journal import Journal
 from ..run_report import Evaluation, evaluations
 from .checks import check_file_size
 from .jobs import DONE, FAILED, RUNNING, STOPPED, JobRefused, Jobs
+from .training_process import TrainingProcess, decode, failure
 from .training_records import Candidate, candidates, phase, titles
 from .training_settings import TrainingSettings
 
@@ -31,6 +32,7 @@ from .training_settings import TrainingSettings
 CONFIG_NAME, LOG_NAME = "config.yaml", "log.txt"
 _GRACE = 20  # seconds that a run has to end by itself
 _LOG_LINES = 30
+_READS = 5  # times that a run's files are read again because one went meanwhile
 
 
 @dataclass(frozen=True)
@@ -67,30 +69,6 @@ class TrainingSnapshot:
     log: str
 
 
-@dataclass
-class _Run:
-    process: subprocess.Popen | None = None
-    is_paused: bool = False
-    is_stopped: bool = False
-
-    def pause(self) -> None:
-        self.is_paused = True
-        self._signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        self.is_paused = False
-        self._signal(signal.SIGCONT)
-
-    def end(self, number: signal.Signals) -> None:
-        self._signal(number)
-        self._signal(signal.SIGCONT)  # one that is paused takes no other signal
-
-    def _signal(self, number: signal.Signals) -> None:
-        if self.process is not None and self.process.poll() is None:
-            with suppress(ProcessLookupError):  # it has ended just now
-                os.killpg(self.process.pid, number)
-
-
 class TrainingRuns:
     """
     One run a session, and one at a time.
@@ -118,7 +96,7 @@ class TrainingRuns:
     ):
         self._jobs, self._folder, self._script = jobs, folder.absolute(), script
         self._model, self._load_in_4bit = model_name_or_path, load_in_4bit
-        self._runs: dict[str, _Run] = {}
+        self._runs: dict[str, TrainingProcess] = {}
         self._lock = threading.Lock()
         atexit.register(self.close)
 
@@ -165,6 +143,14 @@ class TrainingRuns:
     def yaml(self, settings: TrainingSettings, dataset: str = "demo") -> str:
         """The YAML file for the same run elsewhere."""
         return yaml.safe_dump(self.config(settings, "outputs/seal", dataset), sort_keys=False, allow_unicode=True)
+
+    def settings(self, owner: str) -> TrainingSettings | None:
+        """Those of the session's run; `None` where there is none."""
+        if not (folders := self._folders(owner)):
+            return None
+        config = yaml.safe_load((folders[-1] / CONFIG_NAME).read_text(encoding="utf-8"))
+        # A run without evaluations does not name their number.
+        return TrainingSettings(**{one.name: config.get(one.name, 0) for one in fields(TrainingSettings)})
 
     def start(self, owner: str, settings: TrainingSettings, dataset_file: Path | None = None) -> None:
         """
@@ -251,25 +237,17 @@ class TrainingRuns:
         """How far the session's run is; `None` where there is none."""
         if not (folders := self._folders(owner)):
             return None
-        folder = folders[-1]
+        for _ in range(_READS):
+            # The trainer removes a round's banks once it is scored: the second time there is the round.
+            with suppress(FileNotFoundError):
+                return self._snapshot(owner, folders[-1])
+        return self._snapshot(owner, folders[-1])
+
+    def _snapshot(self, owner: str, folder: Path) -> TrainingSnapshot:
         config = yaml.safe_load((folder / CONFIG_NAME).read_text(encoding="utf-8"))
-        run = self._runs.get(owner)
-        log = _read(folder / LOG_NAME)
-        state, error = STOPPED, None
-        if (
-            run is not None
-            and run.process is not None
-            and (code := run.process.poll()) is not None
-            and not run.is_stopped
-        ):
-            state = DONE if code == 0 else FAILED
-        elif self.is_running(owner):
-            state = RUNNING
-        if state == FAILED:
-            lines = [line for line in log.splitlines() if line.strip()]
-            error = next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1] if lines else "")
-            error = error.removeprefix("error: ") or "The run ended without a word."
-        output_dir = folder / "run"
+        run, output_dir = self._runs.get(owner), folder / "run"
+        state = self._state(run, output_dir)
+        log = (folder / LOG_NAME).read_bytes() if (folder / LOG_NAME).is_file() else b""
         found = evaluations(Journal(output_dir / "evaluation"))
         return TrainingSnapshot(
             state=state,
@@ -278,9 +256,19 @@ class TrainingRuns:
             folder=folder,
             candidates=candidates(Journal(output_dir), config, titles(config)),
             evaluations=found,
-            error=error,
-            log="\n".join(log.splitlines()[-_LOG_LINES:]),
+            error=failure(run.process.returncode, decode(log[run.log_start :])) if state == FAILED else None,
+            log="\n".join(decode(log).splitlines()[-_LOG_LINES:]),
         )
+
+    def _state(self, run: TrainingProcess | None, output_dir: Path) -> str:
+        if run is None:  # of an app that ran before; what a run saves last tells whether it was done
+            return DONE if (output_dir / WEIGHTS_NAME).is_file() else STOPPED
+        code = run.process.poll()
+        if code is None:
+            return RUNNING
+        if code == 0:  # also where it was told to stop a moment too late
+            return DONE
+        return STOPPED if run.is_stopped else FAILED
 
     def _require_script(self) -> None:
         if not self.can_start:
@@ -302,7 +290,7 @@ class TrainingRuns:
         return run is not None and run.process is not None and run.process.poll() is None
 
     def _launch(self, owner: str, folder: Path) -> None:
-        run = _Run()
+        run = TrainingProcess()
         started = threading.Event()
         refused: list[Exception] = []
 
@@ -310,7 +298,8 @@ class TrainingRuns:
             try:
                 with self._jobs.background(run):
                     with (folder / LOG_NAME).open("ab") as log:
-                        run.process = subprocess.Popen(
+                        run.log_start = log.tell()
+                        process = subprocess.Popen(
                             [
                                 sys.executable,
                                 str(self._script),
@@ -324,8 +313,7 @@ class TrainingRuns:
                             stdin=subprocess.DEVNULL,
                             start_new_session=True,
                         )
-                    if run.is_paused:
-                        run.pause()
+                    run.begin(process)
                     started.set()
                     run.process.wait()
             except (JobRefused, OSError) as error:
@@ -338,7 +326,3 @@ class TrainingRuns:
         if refused:
             raise refused[0]
         self._runs[owner] = run
-
-
-def _read(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
