@@ -18,6 +18,7 @@ from torch import nn
 
 from .adapters import Adapter
 from .lora_layout import LoraLayout, hooked, lora_layout
+from .lora_stacks import LoraStacks
 
 
 class AdapterRows:
@@ -134,6 +135,7 @@ class AdapterBank:
         self.model = model
         self.layout = layout
         self.weights = weights.to(model.get_input_embeddings().weight.device, torch.float32)
+        self._stacks: LoraStacks | None = None
 
     @classmethod
     def initialize(cls, model: nn.Module, peft_config: LoraConfig, seeds: Sequence[int]) -> "AdapterBank":
@@ -207,9 +209,9 @@ class AdapterBank:
         return self.weights.shape[0]
 
     def for_inference(self) -> "AdapterBank":
-        """The same adapters in the dtype of the activations, so that to attach them again and again converts nothing."""
+        """The same adapters as batched products read them, so that to attach them again and again copies nothing."""
         bank = copy(self)
-        bank.weights = self.weights.to(activation_dtype(self.model))
+        bank._stacks = LoraStacks.of(self.layout, self.weights, activation_dtype(self.model))
         return bank
 
     @contextmanager
@@ -223,16 +225,18 @@ class AdapterBank:
         used = sorted({adapter for adapter in rows if adapter is not None})
         if used and not 0 <= used[0] <= used[-1] < len(self):
             raise IndexError(f"The rows ask for adapters {used[0]} to {used[-1]}, but the bank holds {len(self)}.")
-        places = {adapter: place for place, adapter in enumerate(used)}
-        arranged = AdapterRows([places.get(adapter) for adapter in rows], self.weights.device)
-        if used and used[-1] - used[0] < len(used):  # neighbours, of which no copy is needed
-            selected = self.weights[used[0] : used[-1] + 1]
+        order = {adapter: place for place, adapter in enumerate(used)}
+        arranged = AdapterRows([order.get(adapter) for adapter in rows], self.weights.device)
+        if self._stacks is None:
+            chosen = self.weights[used]
+            stacks, places = LoraStacks.of(self.layout, chosen, activation_dtype(self.model)), slice(None)
+        elif used and used[-1] - used[0] < len(used):  # neighbours, of which no copy is needed
+            stacks, places = self._stacks, slice(used[0], used[-1] + 1)
         else:
-            selected = self.weights.index_select(0, torch.tensor(used, dtype=torch.long, device=self.weights.device))
-        selected = selected.to(activation_dtype(self.model))
+            stacks, places = self._stacks, torch.tensor(used, dtype=torch.long, device=self.weights.device)
         hooks = {
             name: partial(_add_lora, matrices, arranged, self.layout.scaling)
-            for name, matrices in self.layout.views(selected).items()
+            for name, matrices in stacks.matrices(places).items()
         }
         with hooked(self.model, hooks if used else {}):
             yield

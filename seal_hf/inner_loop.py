@@ -12,6 +12,7 @@ frozen model is read once for all (see [`seal_hf.packed_forward`]). Two things k
 """
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,7 @@ from torch import nn
 from .adapter_bank import AdapterBank, activation_dtype, is_packed_for_inference
 from .frozen_norm import frozen_norms
 from .inner_update import InnerUpdate, learning_rate, training_order
+from .lora_layout import LoraLayout
 from .model_state import evaluating
 from .packed_forward import TrainingForward
 from .packed_lora import LoraLeaves
@@ -121,12 +123,14 @@ def train(
     orders = [training_order(update, order_seed) for update in updates]
     results = [InnerResult() for _ in updates]
     wide = torch.empty_like(bank.weights[0])
-    optimizers = [_RowOptimizer(row, update, wide) for row, update in zip(bank.weights, updates, strict=True)]
+    optimizers = [
+        _RowOptimizer(row, update, bank.layout, wide) for row, update in zip(bank.weights, updates, strict=True)
+    ]
     num_steps = max(update.num_steps for update in updates)
     start = time.perf_counter()
     with _frozen(bank.model), frozen_norms(bank.model):
         forward = TrainingForward(bank.model, bank.layout)
-        leaves = LoraLeaves(bank.layout, len(bank), activation_dtype(bank.model), bank.weights.device)
+        leaves = LoraLeaves(bank.layout, activation_dtype(bank.model), bank.weights.device)
         for step in range(num_steps):
             batches = {
                 adapter: [update.sequences[i] for i in orders[adapter][step]]
@@ -139,39 +143,38 @@ def train(
                 break
             if not batches:
                 break
-            passes = forward.cut(batches)
-            order = [adapter for blocks in passes for adapters in blocks for adapter in adapters]
-            for row, adapter in enumerate(order):
-                leaves.weights[row].copy_(bank.weights[adapter])
-            losses, end = [], 0
-            for blocks in passes:
-                begin, end = end, end + sum(map(len, blocks))
-                pass_batches = [[batches[adapter] for adapter in adapters] for adapters in blocks]
-                losses.append(forward.backward(leaves.stacks(slice(begin, end)), pass_batches))
-            norms = torch.stack([optimizers[adapter].norm(leaves.grad[row]) for row, adapter in enumerate(order)])
-            losses = torch.cat(losses)
-            finite = (losses.isfinite() & norms.isfinite()).tolist()
-            losses = dict(zip(order, losses.tolist(), strict=True))
-            for row, adapter in enumerate(order):
-                update, result = updates[adapter], results[adapter]
-                if finite[row]:
-                    result.losses.append(losses[adapter])
-                    result.num_tokens += sum(len(sequence.input_ids) for sequence in batches[adapter])
-                    optimizers[adapter].step(leaves.grad[row], norms[row])
-                else:
-                    result.stopped = "non-finite"
-                    logger.warning(
-                        "Adapter %d was stopped at step %d of %d: its loss or gradient is not finite (learning rate %g). "
-                        "Its last finite weights are kept.",
-                        adapter,
-                        step + 1,
-                        update.num_steps,
-                        update.config.learning_rate,
-                    )
+            losses = {}
+            for blocks in forward.cut(batches):
+                order = [adapter for adapters in blocks for adapter in adapters]
+                leaves.make_room(len(order))
+                for place, adapter in enumerate(order):
+                    _copy(optimizers[adapter].weights, leaves.weights.pieces(place))
+                found = forward.backward(leaves, [[batches[adapter] for adapter in adapters] for adapters in blocks])
+                losses |= zip(order, found.tolist(), strict=True)
+                for place, adapter in enumerate(order):
+                    update, result = updates[adapter], results[adapter]
+                    if optimizers[adapter].step(leaves.grads.pieces(place), losses[adapter]):
+                        result.losses.append(losses[adapter])
+                        result.num_tokens += sum(len(sequence.input_ids) for sequence in batches[adapter])
+                    else:
+                        result.stopped = "non-finite"
+                        logger.warning(
+                            "Adapter %d was stopped at step %d of %d: its loss or gradient is not finite (learning rate "
+                            "%g). Its last finite weights are kept.",
+                            adapter,
+                            step + 1,
+                            update.num_steps,
+                            update.config.learning_rate,
+                        )
             if on_step is not None:
                 num_tokens = sum(result.num_tokens for result in results)
                 on_step(InnerStep(step + 1, num_steps, losses, num_tokens, time.perf_counter() - start))
     return results
+
+
+def _copy(sources: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> None:
+    for source, target in zip(sources, targets, strict=True):
+        target.copy_(source)
 
 
 class _RowOptimizer:
@@ -183,32 +186,37 @@ class _RowOptimizer:
             Its weights, changed in place.
         update ([`InnerUpdate`]):
             Its schedule.
+        layout (`LoraLayout`):
+            Where the matrices lie in the weights.
         wide (`torch.Tensor` of shape `(num_parameters,)`, fp32):
             Room for a gradient, shared by all adapters of a bank.
+
+    Attributes:
+        weights (`list[torch.Tensor]`):
+            The weights in pieces (see [`LoraLayout.pieces`]).
     """
 
-    def __init__(self, weights: torch.Tensor, update: InnerUpdate, wide: torch.Tensor):
-        self.update, self.wide, self.num_steps = update, wide, 0
+    def __init__(self, weights: torch.Tensor, update: InnerUpdate, layout: LoraLayout, wide: torch.Tensor):
+        self.update, self.num_steps = update, 0
+        self.weights, self.grad, self.grad_pieces = layout.pieces(weights), wide, layout.pieces(wide)
         self.parameter = nn.Parameter(weights)
         self.optimizer = torch.optim.AdamW([self.parameter], lr=0.0, weight_decay=0.0, fused=True)
 
-    def norm(self, grad: torch.Tensor) -> torch.Tensor:
-        """The norm of a gradient of shape `(num_parameters,)`, in fp32."""
-        return torch.linalg.vector_norm(self.wide.copy_(grad))
-
-    def step(self, grad: torch.Tensor, norm: torch.Tensor) -> None:
-        """Take a step along a gradient of shape `(num_parameters,)` that has this norm."""
+    def step(self, grads: Sequence[torch.Tensor], loss: float) -> bool:
+        """Take a step along a gradient in pieces; or none, and return `False`, where it or the loss is not finite."""
         config = self.update.config
-        if config.max_grad_norm:
-            # a factor of shape (1,), not (), so that the product is in fp32
-            torch.mul(grad, (config.max_grad_norm / (norm[None] + 1e-6)).clamp(max=1.0), out=self.wide)
-        else:
-            self.wide.copy_(grad)
-        self.parameter.grad = self.wide
+        _copy(grads, self.grad_pieces)
+        norm = torch.linalg.vector_norm(self.grad).item()
+        if not (math.isfinite(norm) and math.isfinite(loss)):
+            return False
+        if config.max_grad_norm and norm > config.max_grad_norm:
+            self.grad.mul_(config.max_grad_norm / (norm + 1e-6))
+        self.parameter.grad = self.grad
         self.optimizer.param_groups[0]["lr"] = learning_rate(self.num_steps, self.update.num_steps, config)
         self.optimizer.step()
         self.parameter.grad = None
         self.num_steps += 1
+        return True
 
 
 @contextmanager

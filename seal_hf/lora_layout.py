@@ -6,9 +6,10 @@ A bank of adapters is trained and evaluated from one matrix with a row per adapt
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import cached_property
 
 import torch
 from peft import LoraConfig, PeftModel
@@ -46,6 +47,32 @@ class LoraModule:
 
 
 @dataclass(frozen=True)
+class MatrixRun:
+    """
+    Matrices of one shape, which lie next to each other in an adapter's weight vector.
+
+    Parameters:
+        letter (`str`):
+            `"A"` or `"B"`.
+        shape (`tuple[int, int]`):
+            Of each matrix.
+        names (`tuple[str, ...]`):
+            Their modules, in order.
+        offset (`int`):
+            Where the first one begins in the vector.
+    """
+
+    letter: str
+    shape: tuple[int, int]
+    names: tuple[str, ...]
+    offset: int
+
+    @property
+    def end(self) -> int:
+        return self.offset + len(self.names) * self.shape[0] * self.shape[1]
+
+
+@dataclass(frozen=True)
 class LoraLayout:
     """
     Where the LoRA matrices of each module lie in an adapter's weight vector.
@@ -77,6 +104,31 @@ class LoraLayout:
     def num_parameters(self) -> int:
         return sum(self.r * (module.in_features + module.out_features) for module in self.modules)
 
+    @cached_property
+    def runs(self) -> tuple[MatrixRun, ...]:
+        """The parts of a weight vector, so few that all of an adapter's matrices are copied in as few operations."""
+        names: dict[tuple[str, tuple[int, int]], list[str]] = {}
+        for module in self.modules:
+            names.setdefault(("A", (self.r, module.in_features)), []).append(module.name)
+            names.setdefault(("B", (module.out_features, self.r)), []).append(module.name)
+        runs: list[MatrixRun] = []
+        for (letter, shape), own in names.items():
+            runs.append(MatrixRun(letter, shape, tuple(own), runs[-1].end if runs else 0))
+        return tuple(runs)
+
+    def pieces(self, weights: torch.Tensor) -> list[torch.Tensor]:
+        """For each of the [`runs`] its part of weight vectors `(..., num_parameters)`: views `(..., n, *shape)`."""
+        return [weights[..., run.offset : run.end].unflatten(-1, (len(run.names), *run.shape)) for run in self.runs]
+
+    def by_module(self, matrices: Sequence[Sequence[torch.Tensor]]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """`A` and `B` of each module, in the model's order, from the matrices of each of the [`runs`]."""
+        found = {
+            (name, run.letter): matrix
+            for run, own in zip(self.runs, matrices, strict=True)
+            for name, matrix in zip(run.names, own, strict=True)
+        }
+        return {module.name: (found[module.name, "A"], found[module.name, "B"]) for module in self.modules}
+
     def views(self, weights: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """
         The `A` and `B` matrices inside a tensor of weight vectors, sharing its memory.
@@ -89,16 +141,7 @@ class LoraLayout:
             `dict[str, tuple[torch.Tensor, torch.Tensor]]`: for each module name `A` of shape `(..., r, in_features)` and
             `B` of shape `(..., out_features, r)`.
         """
-        views, offset = {}, 0
-        for module in self.modules:
-            a_end = offset + self.r * module.in_features
-            b_end = a_end + self.r * module.out_features
-            views[module.name] = (
-                weights[..., offset:a_end].unflatten(-1, (self.r, module.in_features)),
-                weights[..., a_end:b_end].unflatten(-1, (module.out_features, self.r)),
-            )
-            offset = b_end
-        return views
+        return self.by_module([piece.unbind(-3) for piece in self.pieces(weights)])
 
     def initial_weights(self, seed: int) -> torch.Tensor:
         """PEFT's initialization (`A` Kaiming-uniform, `B` zero) from one seed: shape `(num_parameters,)`, fp32, CPU."""

@@ -18,7 +18,7 @@ from .inner_update import TrainingSequence
 from .lora_layout import LoraLayout, hooked, unwrap
 from .model_state import attention_set, head_input_changed
 from .packed_attention import PACKED_ATTENTION, PackedAttention, UnsupportedAttention
-from .packed_lora import TrainedLora, lora_hooks
+from .packed_lora import LoraLeaves, lora_hooks
 from .packed_loss import PiecewiseCrossEntropy
 from .packing import Batch, PackedRow, cut_into_blocks, share_out
 
@@ -73,13 +73,13 @@ class TrainingForward:
             batches, cut_into_blocks(batches, _BLOCK_COST), _PASS_TOKENS.get(self.device.type, _PASS_TOKENS["cuda"])
         )
 
-    def backward(self, loras: Mapping[str, TrainedLora], batches: Sequence[Sequence[Batch]]) -> torch.Tensor:
+    def backward(self, leaves: LoraLeaves, batches: Sequence[Sequence[Batch]]) -> torch.Tensor:
         """
         One forward and backward pass, which writes the gradients of the matrices.
 
         Parameters:
-            loras (`Mapping[str, TrainedLora]`):
-                The matrices of the adapters in this pass, by module.
+            leaves (`LoraLeaves`):
+                The matrices of the adapters in this pass, in the order of their batches.
             batches (`Sequence[Sequence[Sequence[TrainingSequence]]]`):
                 For each block its adapters' sequences.
 
@@ -87,6 +87,7 @@ class TrainingForward:
             `torch.Tensor` of shape `(K,)`: the loss of each adapter, the mean over its labels.
         """
         row = PackedRow(batches, self.device, _LENGTH_MULTIPLE.get(self.device.type, 1))
+        loras = leaves.of_pass(row.blocks)
         hooks = lora_hooks(loras, row.blocks, self.layout.scaling)
         with torch.enable_grad(), hooked(self.model, hooks):
             token_losses = self._losses(row) * row.shares

@@ -1,62 +1,105 @@
 """
 Trainable LoRA adapters on a packed row: every token meets the matrices of its own adapter.
 
-Two products do all of it, each behind one function: [`_by_adapter`] multiplies each token with its adapter's matrix, and
-[`_sum_by_adapter`] adds up outer products over each adapter's tokens. On the CPU they are batched products block by block;
-on CUDA grouped products over the whole row, which follow torch's documentation and were not run on a GPU.
+On the CPU these are batched products block by block; on CUDA grouped products over the whole row, which follow torch's
+documentation and were not run on a GPU.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache, partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from .lora_layout import LoraLayout
+from .lora_stacks import LoraStacks
 from .packing import Block
 
 
 class LoraLeaves:
     """
-    The weights of some adapters in the dtype of the activations, and their gradients: a row for each.
-
-    The gradients of all modules are views into one matrix, so that clipping and the optimizer touch one tensor for an
-    adapter instead of one per module.
+    The weights of one pass's adapters in the dtype of the activations, and their gradients.
 
     Parameters:
         layout (`LoraLayout`):
-            Where the matrices lie in a row.
-        num_adapters (`int`):
-            K.
+            The adapted modules.
         dtype, device:
             Of the activations.
+        num_adapters (`int`, *optional*, defaults to `0`):
+            How many there is room for.
 
     Attributes:
-        weights, grad (`torch.Tensor` of shape `(K, num_parameters)`):
+        weights, grads (`LoraStacks`):
             The weights, and their gradients after a backward pass.
     """
 
-    def __init__(self, layout: LoraLayout, num_adapters: int, dtype: torch.dtype, device: torch.device):
-        self.layout = layout
-        self.weights = torch.empty(num_adapters, layout.num_parameters, dtype=dtype, device=device)
-        self.grad = torch.empty_like(self.weights)
+    def __init__(self, layout: LoraLayout, dtype: torch.dtype, device: torch.device, num_adapters: int = 0):
+        self.weights = LoraStacks(layout, num_adapters, dtype, device)
+        self.grads = LoraStacks(layout, num_adapters, dtype, device)
+        # Of which autograd believes that the adapters' products depend on it.
+        self.anchor = torch.zeros((), dtype=dtype, device=device, requires_grad=True)
 
-    def stacks(self, rows: slice) -> "dict[str, TrainedLora]":
-        """The matrices of some rows by module, with gradients that are not yet written."""
-        grads = self.layout.views(self.grad[rows])
+    def make_room(self, num_adapters: int) -> None:
+        """Take more memory where there is too little for so many adapters; what is in it is lost then."""
+        self.weights.make_room(num_adapters)
+        self.grads.make_room(num_adapters)
+
+    def of_pass(self, blocks: tuple[Block, ...]) -> "dict[str, TrainedLora]":
+        """The adapters of the blocks by module; no gradients are written yet."""
+        whole = slice(sum(block.num_adapters for block in blocks))
+        weights, grads = self.weights.matrices(whole), self.grads.matrices(whole)
+        parts = [
+            (
+                self.weights.matrices(block.adapters),
+                self.weights.matrices(block.adapters, transposed=True),
+                self.grads.matrices(block.adapters),
+            )
+            for block in blocks
+        ]
         return {
-            name: TrainedLora(lora_a.requires_grad_(), lora_b, *grads[name])
-            for name, (lora_a, lora_b) in self.layout.views(self.weights[rows]).items()
+            name: TrainedLora(
+                *weights[name], *grads[name], [BlockLora(*(part[name] for part in own)) for own in parts], self.anchor
+            )
+            for name in weights
         }
 
 
-class TrainedLora:
-    """The matrices of one module, `(K, r, in)` and `(K, out, r)`, and where their gradients go."""
+class BlockLora(NamedTuple):
+    """The matrices `A` and `B` of a block's adapters, `(k, r, in)` and `(k, out, r)`: as they are, transposed, gradients."""
 
-    def __init__(self, lora_a: torch.Tensor, lora_b: torch.Tensor, grad_a: torch.Tensor, grad_b: torch.Tensor):
-        self.lora_a, self.lora_b, self.grad_a, self.grad_b = lora_a, lora_b, grad_a, grad_b
-        self.has_grad = False
+    weights: tuple[torch.Tensor, torch.Tensor]
+    transposed: tuple[torch.Tensor, torch.Tensor]
+    grads: tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass
+class TrainedLora:
+    """
+    The adapters of one module in one pass.
+
+    Parameters:
+        lora_a, lora_b (`torch.Tensor` of shapes `(K, r, in)` and `(K, out, r)`):
+            Their matrices.
+        grad_a, grad_b (`torch.Tensor` of the same shapes):
+            Where the gradients go.
+        blocks (`list[BlockLora]`):
+            The same by block.
+        anchor (`torch.Tensor`):
+            See [`LoraLeaves`].
+        has_grad (`bool`):
+            Whether there are gradients, to which those of a further use are added.
+    """
+
+    lora_a: torch.Tensor
+    lora_b: torch.Tensor
+    grad_a: torch.Tensor
+    grad_b: torch.Tensor
+    blocks: list[BlockLora]
+    anchor: torch.Tensor
+    has_grad: bool = False
 
     def zero_if_unused(self) -> None:
         """Of a module that the forward pass did not use."""
@@ -66,84 +109,90 @@ class TrainedLora:
 
 
 class _PackedLora(torch.autograd.Function):
-    """`base + scaling * (hidden @ A^T) @ B^T`, with the A and B of each token's adapter."""
+    """`base + scaling * (hidden @ A^T) @ B^T`, with the A and B of each token's adapter, block by block."""
 
     @staticmethod
     def forward(
         ctx,
         hidden: torch.Tensor,  # (N, in)
-        lora_a: torch.Tensor,  # (K, r, in)
+        anchor: torch.Tensor,
         base: torch.Tensor,  # (N, out)
         lora: TrainedLora,
         blocks: tuple[Block, ...],
         scaling: float,
     ) -> torch.Tensor:
-        low_rank = _by_adapter(hidden, lora_a.mT, blocks)  # (N, r)
-        ctx.save_for_backward(hidden, low_rank)
+        result, low_ranks = torch.empty_like(base), []
+        for block, own in zip(blocks, lora.blocks, strict=True):
+            a_transposed, b_transposed = own.transposed
+            low_rank = torch.bmm(_of_block(hidden, block), a_transposed)  # (k, T, r)
+            into = _of_block(result, block)
+            torch.baddbmm(_of_block(base, block), low_rank, b_transposed, alpha=scaling, out=into)
+            low_ranks.append(low_rank)
+        ctx.save_for_backward(hidden, *low_ranks)
         ctx.lora, ctx.blocks, ctx.scaling = lora, blocks, scaling
-        return _by_adapter(low_rank, lora.lora_b.mT, blocks, scaling, base)
+        return result
 
     @staticmethod
     def backward(ctx, grad: torch.Tensor):
-        (hidden, low_rank), lora, blocks, scaling = ctx.saved_tensors, ctx.lora, ctx.blocks, ctx.scaling
+        (hidden, *low_ranks), lora, scaling = ctx.saved_tensors, ctx.lora, ctx.scaling
         grad = grad.contiguous()
-        grad_low_rank = _by_adapter(grad, lora.lora_b, blocks)
-        _sum_by_adapter(grad, low_rank, blocks, scaling, lora.grad_b, add=lora.has_grad)
-        _sum_by_adapter(grad_low_rank, hidden, blocks, scaling, lora.grad_a, add=lora.has_grad)
+        grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        for block, own, low_rank in zip(ctx.blocks, lora.blocks, low_ranks, strict=True):
+            (lora_a, lora_b), (grad_a, grad_b) = own.weights, own.grads
+            grad_own = _of_block(grad, block)
+            grad_low_rank = torch.bmm(grad_own, lora_b)  # (k, T, r)
+            grad_b.baddbmm_(grad_own.mT, low_rank, beta=lora.has_grad, alpha=scaling)
+            grad_a.baddbmm_(grad_low_rank.mT, _of_block(hidden, block), beta=lora.has_grad, alpha=scaling)
+            if grad_hidden is not None:
+                into = _of_block(grad_hidden, block)
+                into.baddbmm_(grad_low_rank, lora_a, beta=0, alpha=scaling)
         lora.has_grad = True
-        grad_hidden = _by_adapter(grad_low_rank, lora.lora_a, blocks, scaling) if ctx.needs_input_grad[0] else None
         return grad_hidden, None, grad if ctx.needs_input_grad[2] else None, None, None, None
 
 
-def _by_adapter(
-    tokens: torch.Tensor,
-    matrices: torch.Tensor,
-    blocks: tuple[Block, ...],
-    scaling: float = 1.0,
-    base: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """`base + scaling * tokens @ matrix`, tokens `(N, m)` and for each adapter a matrix `(K, m, n)`."""
-    if _has_grouped_products(tokens, matrices.shape):
-        product = F.grouped_mm(tokens, matrices, offs=_ends(blocks, tokens.device))
-        if base is None:
-            return product if scaling == 1.0 else product.mul_(scaling)
-        return torch.add(base, product, alpha=scaling)
-    result = tokens.new_empty(tokens.shape[0], matrices.shape[2])
-    for block in blocks:
-        into = _of_block(result, block)
-        added = into if base is None else _of_block(base, block)
-        own, theirs = _of_block(tokens, block), matrices[block.adapters]
-        torch.baddbmm(added, own, theirs, beta=base is not None, alpha=scaling, out=into)
-    return result
+class _GroupedLora(torch.autograd.Function):
+    """As [`_PackedLora`] by grouped products over the whole row."""
+
+    @staticmethod
+    def forward(
+        ctx,
+        hidden: torch.Tensor,
+        anchor: torch.Tensor,
+        base: torch.Tensor,
+        lora: TrainedLora,
+        blocks: tuple[Block, ...],
+        scaling: float,
+    ) -> torch.Tensor:
+        ends = _ends(blocks, hidden.device)
+        low_rank = F.grouped_mm(hidden, lora.lora_a.mT, offs=ends)  # (N, r)
+        ctx.save_for_backward(hidden, low_rank, ends)
+        ctx.lora, ctx.scaling = lora, scaling
+        return torch.add(base, F.grouped_mm(low_rank, lora.lora_b.mT, offs=ends), alpha=scaling)
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor):
+        (hidden, low_rank, ends), lora, scaling = ctx.saved_tensors, ctx.lora, ctx.scaling
+        grad = grad.contiguous()
+        grad_low_rank = F.grouped_mm(grad, lora.lora_b, offs=ends).mul_(scaling)
+        for into, left, right in (
+            (lora.grad_b, grad, low_rank.mul(scaling)),
+            (lora.grad_a, grad_low_rank, hidden),
+        ):
+            sums = F.grouped_mm(left.mT, right, offs=ends)
+            into.add_(sums) if lora.has_grad else into.copy_(sums)
+        lora.has_grad = True
+        grad_hidden = F.grouped_mm(grad_low_rank, lora.lora_a, offs=ends) if ctx.needs_input_grad[0] else None
+        return grad_hidden, None, grad if ctx.needs_input_grad[2] else None, None, None, None
 
 
-def _sum_by_adapter(
-    left: torch.Tensor,
-    right: torch.Tensor,
-    blocks: tuple[Block, ...],
-    scaling: float,
-    into: torch.Tensor,
-    *,
-    add: bool,
-) -> None:
-    """Set `into` `(K, m, n)`, or add to it, `scaling * left^T @ right` over each adapter's tokens, `(N, m)` and `(N, n)`."""
-    if _has_grouped_products(left, into.shape):
-        sums = F.grouped_mm(left.mT, right, offs=_ends(blocks, left.device)).mul_(scaling)
-        into.add_(sums) if add else into.copy_(sums)
-        return
-    for block in blocks:
-        lefts, rights = _of_block(left, block), _of_block(right, block)
-        into[block.adapters].baddbmm_(lefts.mT, rights, beta=add, alpha=scaling)
-
-
-def _has_grouped_products(tokens: torch.Tensor, shape: torch.Size) -> bool:
+def _has_grouped_products(hidden: torch.Tensor, lora: TrainedLora) -> bool:
     """Grouped products are for bf16 and rows of a multiple of 16 bytes, and not in older versions of torch."""
-    aligned = shape[1] % 8 == 0 and shape[2] % 8 == 0
-    return tokens.is_cuda and tokens.dtype == torch.bfloat16 and aligned and hasattr(F, "grouped_mm")
+    aligned = all(size % 8 == 0 for size in (*lora.lora_a.shape[1:], *lora.lora_b.shape[1:]))
+    return hidden.is_cuda and hidden.dtype == torch.bfloat16 and aligned and hasattr(F, "grouped_mm")
 
 
 def _of_block(rows: torch.Tensor, block: Block) -> torch.Tensor:
-    """The part of contiguous rows `(N, m)` that is a block's, `(K, T, m)`: one view, since a step takes thousands."""
+    """The part of contiguous rows `(N, m)` that is a block's, `(k, T, m)`: one view, since a step takes thousands."""
     num_tokens, size = block.num_rows * block.length, rows.shape[1]
     offset = rows.storage_offset() + block.start * size
     return rows.as_strided((block.num_adapters, num_tokens, size), (num_tokens * size, size, 1), offset)
@@ -172,7 +221,8 @@ def _add_lora(
         )
     hidden = hidden.to(lora.lora_a.dtype).reshape(num_tokens, -1).contiguous()
     base = output.reshape(num_tokens, -1).contiguous()
-    return _PackedLora.apply(hidden, lora.lora_a, base, lora, blocks, scaling).view(output.shape)
+    product = _GroupedLora if _has_grouped_products(hidden, lora) else _PackedLora
+    return product.apply(hidden, lora.anchor, base, lora, blocks, scaling).view(output.shape)
 
 
 def lora_hooks(loras: Mapping[str, TrainedLora], blocks: tuple[Block, ...], scaling: float) -> dict[str, Callable]:
@@ -181,7 +231,7 @@ def lora_hooks(loras: Mapping[str, TrainedLora], blocks: tuple[Block, ...], scal
 
     Parameters:
         loras (`Mapping[str, TrainedLora]`):
-            The matrices of each adapted module (see [`LoraLeaves.stacks`]).
+            The adapters of each adapted module (see [`LoraLeaves.of_pass`]).
         blocks (`tuple[Block, ...]`):
             The blocks of the row.
         scaling (`float`):

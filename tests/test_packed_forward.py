@@ -35,6 +35,29 @@ def forward_of(model: nn.Module) -> TrainingForward:
     return TrainingForward(model, lora_layout(model, LoraConfig(target_modules="all-linear")))
 
 
+def random_weights(forward: TrainingForward, num_adapters: int) -> torch.Tensor:
+    shape = (num_adapters, forward.layout.num_parameters)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def leaves_of(forward: TrainingForward, weights: torch.Tensor, dtype: torch.dtype = torch.float32) -> LoraLeaves:
+    leaves = LoraLeaves(forward.layout, dtype, CPU, len(weights))
+    for place, row in enumerate(weights):
+        for piece, own in zip(leaves.weights.pieces(place), forward.layout.pieces(row), strict=True):
+            piece.copy_(own)
+    return leaves
+
+
+def gradients_of(leaves: LoraLeaves) -> torch.Tensor:
+    """As vectors of shape `(K, num_parameters)`, fp32."""
+    return torch.stack(
+        [
+            torch.cat([piece.flatten() for piece in leaves.grads.pieces(place)]).float()
+            for place in range(leaves.grads.num_adapters)
+        ]
+    )
+
+
 def batches_of_lengths(*lengths: tuple[int, ...]) -> dict[int, list[TrainingSequence]]:
     return {k: [TrainingSequence(tuple(range(n))) for n in batch] for k, batch in enumerate(lengths)}
 
@@ -228,9 +251,7 @@ def test_attention_setting_is_restored():
     model = tiny_llama()
     own = model.config._attn_implementation
     forward = forward_of(model)
-    leaves = LoraLeaves(forward.layout, 1, torch.float32, CPU)
-    leaves.weights.zero_()
-    forward.backward(leaves.stacks(slice(0, 1)), [[[sequence(6)]]])
+    forward.backward(leaves_of(forward, torch.zeros(1, forward.layout.num_parameters)), [[[sequence(6)]]])
     assert model.config._attn_implementation == own
 
 
@@ -238,11 +259,11 @@ def test_module_that_the_model_does_not_use_gets_no_gradient():
     model = tiny_llama()
     model.model.layers[1].spare_proj = nn.Linear(32, 32)
     forward = forward_of(model)
-    leaves = LoraLeaves(forward.layout, 1, torch.float32, CPU)
-    leaves.weights.copy_(torch.randn(leaves.weights.shape, generator=torch.Generator().manual_seed(0)))
-    leaves.grad.fill_(torch.nan)
-    forward.backward(leaves.stacks(slice(0, 1)), [[[sequence(6)]]])
-    grads = forward.layout.views(leaves.grad)
+    leaves = leaves_of(forward, random_weights(forward, 1))
+    for piece in leaves.grads.pieces(0):
+        piece.fill_(torch.nan)
+    forward.backward(leaves, [[[sequence(6)]]])
+    grads = leaves.grads.matrices()
     assert all((grad == 0).all() for grad in grads["model.layers.1.spare_proj"])
     assert all((grad != 0).any() and grad.isfinite().all() for grad in grads["model.layers.1.self_attn.q_proj"])
 
@@ -255,13 +276,13 @@ def test_module_that_is_used_twice_adds_up_its_gradients():
     gradients = {}
     for name, model in (("apart", apart), ("shared", shared)):
         forward = forward_of(model)
-        leaves = LoraLeaves(forward.layout, 2, torch.float32, CPU)
-        for lora_a, lora_b in forward.layout.views(leaves.weights).values():
+        leaves = leaves_of(forward, torch.zeros(2, forward.layout.num_parameters))
+        for lora_a, lora_b in leaves.weights.matrices().values():
             generator = torch.Generator().manual_seed(lora_b.shape[1])
             lora_a.copy_(torch.randn(lora_a.shape, generator=generator))
             lora_b.copy_(torch.randn(lora_b.shape, generator=generator))
-        forward.backward(leaves.stacks(slice(0, 2)), [[[sequence(9)], [sequence(9, seed=1)]]])
-        gradients[name] = forward.layout.views(leaves.grad.clone())
+        forward.backward(leaves, [[[sequence(9)], [sequence(9, seed=1)]]])
+        gradients[name] = leaves.grads.matrices()
     for name, found in gradients["shared"].items():
         other = gradients["apart"][name.replace("layers.0", "layers.1")]
         for a, b, c in zip(found, gradients["apart"][name], other, strict=True):
@@ -290,15 +311,13 @@ def test_number_of_passes_does_not_change_the_gradients(monkeypatch):
         forward = forward_of(model)
         passes = forward.cut(batches)
         assert len(passes) == (1 if most_tokens == 10**6 else 3)
-        order = [adapter for blocks in passes for block in blocks for adapter in block]
-        leaves = LoraLeaves(forward.layout, 4, torch.float32, CPU)
-        leaves.weights.copy_(torch.randn(leaves.weights.shape, generator=torch.Generator().manual_seed(0))[order])
-        end = 0
+        weights, found = random_weights(forward, 4), torch.empty(4, forward.layout.num_parameters)
         for blocks in passes:
-            begin, end = end, end + sum(map(len, blocks))
-            own = [[batches[adapter] for adapter in block] for block in blocks]
-            forward.backward(leaves.stacks(slice(begin, end)), own)
-        gradients.append(leaves.grad[[order.index(adapter) for adapter in range(4)]])
+            order = [adapter for block in blocks for adapter in block]
+            leaves = leaves_of(forward, weights[order])
+            forward.backward(leaves, [[batches[adapter] for adapter in block] for block in blocks])
+            found[order] = gradients_of(leaves)
+        gradients.append(found)
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-4)
 
 
@@ -332,14 +351,13 @@ def test_grouped_products_equal_those_by_block(monkeypatch):
     batches = [[[sequence(9, seed=1)], [sequence(7, seed=2)]], [[sequence(4, seed=3)]]]
     gradients = []
     for grouped in (False, True):
-        monkeypatch.setattr(packed_lora, "_has_grouped_products", lambda tokens, shape, grouped=grouped: grouped)
+        monkeypatch.setattr(packed_lora, "_has_grouped_products", lambda hidden, lora, grouped=grouped: grouped)
         forward = TrainingForward(
             model.requires_grad_(False), lora_layout(model, LoraConfig(r=8, target_modules="all-linear"))
         )
-        leaves = LoraLeaves(forward.layout, 3, torch.bfloat16, CPU)
-        leaves.weights.copy_(0.3 * torch.randn(leaves.weights.shape, generator=torch.Generator().manual_seed(0)))
-        losses = forward.backward(leaves.stacks(slice(0, 3)), batches)
-        gradients.append((losses, leaves.grad.float()))
+        leaves = leaves_of(forward, 0.3 * random_weights(forward, 3), torch.bfloat16)
+        losses = forward.backward(leaves, batches)
+        gradients.append((losses, gradients_of(leaves)))
     (losses, grads), (other_losses, other_grads) = gradients
     torch.testing.assert_close(other_losses, losses, rtol=0.02, atol=0.02)
     assert torch.nn.functional.cosine_similarity(other_grads, grads, dim=1).min() > 0.99
