@@ -121,31 +121,31 @@ class _PackedLora(torch.autograd.Function):
         blocks: tuple[Block, ...],
         scaling: float,
     ) -> torch.Tensor:
-        result, low_ranks = torch.empty_like(base), []
+        # In the module's own output, which no module that computes a product needs again.
+        result = base.detach()
+        ctx.kept = []
         for block, own in zip(blocks, lora.blocks, strict=True):
             a_transposed, b_transposed = own.transposed
-            low_rank = torch.bmm(_of_block(hidden, block), a_transposed)  # (k, T, r)
-            into = _of_block(result, block)
-            torch.baddbmm(_of_block(base, block), low_rank, b_transposed, alpha=scaling, out=into)
-            low_ranks.append(low_rank)
-        ctx.save_for_backward(hidden, *low_ranks)
-        ctx.lora, ctx.blocks, ctx.scaling = lora, blocks, scaling
+            own_hidden = _of_block(hidden, block)
+            low_rank = torch.bmm(own_hidden, a_transposed)  # (k, T, r)
+            _of_block(result, block).baddbmm_(low_rank, b_transposed, alpha=scaling)
+            ctx.kept.append((own_hidden, low_rank))
+        ctx.shape, ctx.lora, ctx.blocks, ctx.scaling = hidden.shape, lora, blocks, scaling
         return result
 
     @staticmethod
     def backward(ctx, grad: torch.Tensor):
-        (hidden, *low_ranks), lora, scaling = ctx.saved_tensors, ctx.lora, ctx.scaling
+        lora, scaling = ctx.lora, ctx.scaling
         grad = grad.contiguous()
-        grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        for block, own, low_rank in zip(ctx.blocks, lora.blocks, low_ranks, strict=True):
+        grad_hidden = grad.new_empty(ctx.shape) if ctx.needs_input_grad[0] else None
+        for block, own, (own_hidden, low_rank) in zip(ctx.blocks, lora.blocks, ctx.kept, strict=True):
             (lora_a, lora_b), (grad_a, grad_b) = own.weights, own.grads
-            grad_own = _of_block(grad, block)
-            grad_low_rank = torch.bmm(grad_own, lora_b)  # (k, T, r)
-            grad_b.baddbmm_(grad_own.mT, low_rank, beta=lora.has_grad, alpha=scaling)
-            grad_a.baddbmm_(grad_low_rank.mT, _of_block(hidden, block), beta=lora.has_grad, alpha=scaling)
+            own_grad = _of_block(grad, block)
+            grad_low_rank = torch.bmm(own_grad, lora_b)  # (k, T, r)
+            grad_b.baddbmm_(own_grad.mT, low_rank, beta=lora.has_grad, alpha=scaling)
+            grad_a.baddbmm_(grad_low_rank.mT, own_hidden, beta=lora.has_grad, alpha=scaling)
             if grad_hidden is not None:
-                into = _of_block(grad_hidden, block)
-                into.baddbmm_(grad_low_rank, lora_a, beta=0, alpha=scaling)
+                _of_block(grad_hidden, block).baddbmm_(grad_low_rank, lora_a, beta=0, alpha=scaling)
         lora.has_grad = True
         return grad_hidden, None, grad if ctx.needs_input_grad[2] else None, None, None, None
 
