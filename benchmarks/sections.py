@@ -42,7 +42,7 @@ def training(
     """Tokens per second of PEFT and of a bank in turns, after a few steps of each that are not counted."""
     config = lora_config(TARGETS[target])
     updates = updates_of(work, lm.processing_class)
-    turn = [first_epochs(update, 1) for update in updates]
+    turn = [first_epochs(update, settings.turn_epochs) for update in updates]
     # Spread over the bank's own updates, so that both see sequences of the same lengths.
     slice_ = turn[:: len(turn) // settings.peft_updates][: settings.peft_updates]
     warm_up = [replace(update, sequences=update.sequences[-1:]) for update in turn]

@@ -16,7 +16,9 @@ class Settings:
         repetitions (`int`):
             How often the ways take turns.
         peft_updates (`int`):
-            Self-edits that PEFT trains on in one turn, one epoch each.
+            Self-edits that PEFT trains on in one turn.
+        turn_epochs (`int`):
+            Epochs of a turn of PEFT and of the bank.
         reference_steps (`int`):
             Steps of the reference way, after one that is not counted.
         memory_adapters (`tuple[int, ...]`):
@@ -37,6 +39,7 @@ class Settings:
     targets: tuple[str, ...] = ("q,v", "all-linear")
     repetitions: int = 2
     peft_updates: int = 4
+    turn_epochs: int = 2
     reference_steps: int = 2
     memory_adapters: tuple[int, ...] = (1, 8, 32)
     answer_repetitions: int = 2
@@ -51,6 +54,7 @@ QUICK = Settings(
     targets=("q,v",),
     repetitions=2,
     peft_updates=3,
+    turn_epochs=1,
     reference_steps=1,
     memory_adapters=(),
     answer_repetitions=1,

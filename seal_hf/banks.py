@@ -14,8 +14,8 @@ from .inner_update import InnerUpdate
 from .lora_layout import LoraLayout, unwrap
 
 
-# fp32 weights and two AdamW moments, and the weights in the dtype of the activations with their gradients: 20 bytes where
-# that is fp32, 16 where it is bf16.
+# fp32 weights and two AdamW moments, and for the adapters of one pass, which may be all, the weights in the dtype of the
+# activations with their gradients: 20 bytes where that is fp32, 16 where it is bf16.
 _BYTES_PER_PARAMETER = 20
 # Values that a layer keeps of a token for the backward pass, in multiples of the hidden and of the intermediate size.
 # Counted on the embedded model with saved_tensors_hooks: 0.43 MB a token with query and value projections adapted and
