@@ -24,14 +24,21 @@ class LoraStacks:
     """
 
     def __init__(self, layout: LoraLayout, num_adapters: int, dtype: torch.dtype, device: torch.device):
-        self.layout, self.num_adapters, self._options = layout, num_adapters, {"dtype": dtype, "device": device}
-        self._runs = [torch.empty(len(run.names), num_adapters, *run.shape, **self._options) for run in layout.runs]
+        self.layout, self.dtype, self.device = layout, dtype, device
+        self._take(num_adapters)
+
+    def _take(self, num_adapters: int) -> None:
+        self.num_adapters = num_adapters
+        self._runs = [
+            torch.empty(len(run.names), num_adapters, *run.shape, dtype=self.dtype, device=self.device)
+            for run in self.layout.runs
+        ]
 
     def make_room(self, num_adapters: int) -> None:
         """Take more memory, not initialized, where there is too little for so many adapters."""
         if num_adapters > self.num_adapters:
             self._runs.clear()  # given back first
-            self.__init__(self.layout, num_adapters, **self._options)
+            self._take(num_adapters)
 
     @classmethod
     def of(cls, layout: LoraLayout, weights: torch.Tensor, dtype: torch.dtype) -> "LoraStacks":
