@@ -38,12 +38,12 @@ class Settings:
     adapters: tuple[int, ...] = (16, 40)
     targets: tuple[str, ...] = ("q,v", "all-linear")
     repetitions: int = 2
-    peft_updates: int = 4
+    peft_updates: int = 3
     turn_epochs: int = 2
     reference_steps: int = 2
     memory_adapters: tuple[int, ...] = (1, 8, 32)
     answer_repetitions: int = 2
-    peft_answer_adapters: int = 8
+    peft_answer_adapters: int = 6
     max_answer_length: int = 32
     step_epochs: int = 4
     quantized: bool = True
