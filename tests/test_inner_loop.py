@@ -121,6 +121,19 @@ def test_cuts_do_not_change_the_adapters(monkeypatch, cost, packs):
     torch.testing.assert_close(bank.weights, expected.weights, rtol=0, atol=2e-5)
 
 
+def test_a_step_of_several_passes_equals_one_of_one_pass(monkeypatch):
+    """Adapters take their step behind their own pass, and passes hold different numbers of them."""
+    updates, weights, losses = unlike_updates(5), [], []
+    for most_tokens in (10**6, 30):
+        monkeypatch.setitem(packed_forward._PASS_TOKENS, "cpu", most_tokens)
+        bank = AdapterBank.initialize(tiny_llama(), lora_config(), seeds=range(5))
+        losses.append([result.losses for result in train(bank, updates, order_seed=ORDER_SEED)])
+        weights.append(bank.weights)
+    torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=1e-4)
+    for one, several in zip(*losses, strict=True):
+        assert one == pytest.approx(several, abs=1e-4)
+
+
 def test_losses_agree_in_bfloat16():
     updates = unlike_updates(3)
     model = tiny_llama(dtype=torch.bfloat16)

@@ -46,6 +46,7 @@ class TrainingProcess:
 
 
 def decode(log: bytes) -> str:
+    """What a run wrote; a character that is cut in two does not matter."""
     return log.decode("utf-8", errors="replace")
 
 
