@@ -2,7 +2,7 @@
 Measure the inner loop and the answers side by side with the reference way and with plain PEFT.
 
     python benchmarks/bench.py            # the table in benchmarks/README.md, under 15 minutes on two CPU cores
-    python benchmarks/bench.py --quick    # a part of it in under 2 minutes, kept apart in results-quick.json
+    python benchmarks/bench.py --quick    # a part of it in about 2 minutes, kept apart in results-quick.json
 
 Every way runs in this process on the same loaded model, in turns, so that a ratio compares the same minutes of the same
 machine.
@@ -81,7 +81,7 @@ def measure(settings: Settings, progress: Callable[[str], None]) -> dict[str, ob
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="A part of the measurements, in under 2 minutes.")
+    parser.add_argument("--quick", action="store_true", help="A part of the measurements, in about 2 minutes.")
     parser.add_argument("--output_dir", type=Path, default=FOLDER, help="Where the results are written.")
     return parser.parse_args(arguments)
 

@@ -112,7 +112,7 @@ def _answers_table(results: Mapping) -> str:
                 row["target_modules"],
                 row["adapters"],
                 row["questions"],
-                f"{figures['peft']:.0f} (from {row['peft_adapters']} adapters)",
+                f"{figures['peft']:.0f} (from {row['peft_adapters']})",
                 _spread(row["bank_seconds"], 1),
                 f"{figures['over_peft']:.2f}",
                 f"{row['equal_answers']:.0%}",

@@ -52,13 +52,13 @@ class Settings:
 QUICK = Settings(
     adapters=(16,),
     targets=("q,v",),
-    repetitions=2,
+    repetitions=1,
     peft_updates=3,
     turn_epochs=1,
     reference_steps=1,
     memory_adapters=(),
     answer_repetitions=1,
-    peft_answer_adapters=2,
+    peft_answer_adapters=1,
     step_epochs=0,
     quantized=False,
 )

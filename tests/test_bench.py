@@ -142,7 +142,7 @@ def test_table():
 
     text = table(figures())
     assert "| q,v | 16 | 10.0 | 100 [90, 400] | 250 [150, 300] | 25 | 2.50 | 50.0% | 500 | 100.0% |" in text
-    assert "| q,v | 40 | 200 | 50 (from 8 adapters) | 7.5 [5.0, 10.0] | 6.67 | 90% | 80% |" in text
+    assert "| q,v | 40 | 200 | 50 (from 8) | 7.5 [5.0, 10.0] | 6.67 | 90% | 80% |" in text
     assert "| q,v | 160 | 16 | 1/10.0 | 80 | 8 | 1/10.0 |" in text
     assert "| q,v | 0 | 0 | 1 | 0.0 | 0.0 | 20.0 |" in text
     assert "50 times as long" in text
