@@ -20,7 +20,7 @@ pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine"),
 ]
-TIMEOUT = 100_000  # milliseconds that a test waits before it fails
+TIMEOUT = 300_000  # milliseconds that a test waits before it fails; slow machines take 100 seconds for one step
 expect = sync_api.expect
 
 
