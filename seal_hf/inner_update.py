@@ -80,7 +80,8 @@ class InnerLoopConfig:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # By comparison, since a self-edit may name an integer that no float holds.
+    return isinstance(value, int | float) and not isinstance(value, bool) and -math.inf < value < math.inf
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def tokenize_self_edit(
     self_edit: SelfEdit, tokenizer: PreTrainedTokenizerBase, config: InnerLoopConfig
 ) -> InnerUpdate:
     """
-    Tokenize a self-edit's sequences and apply its overrides.
+    Tokenize a self-edit's sequences and apply its overrides; `max_length` can only be lowered by one.
 
     A sequence with an empty prompt is trained on as it is, every token. One with a prompt gets the end-of-sequence token
     behind its completion, so that the model learns where to stop.
@@ -132,7 +133,10 @@ def tokenize_self_edit(
     Raises:
         ValueError: An invalid override, or no sequence of at least two tokens.
     """
+    longest = config.max_length
     config = config.override(self_edit.overrides)
+    # A self-edit may shorten its sequences, but not beyond what fits the model.
+    config = replace(config, max_length=min(config.max_length, longest))
     sequences, num_cut = [], 0
     for prompt, completion in self_edit.sequences:
         if prompt:

@@ -2,6 +2,7 @@ import logging
 import math
 import re
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -71,6 +72,7 @@ def test_learning_rate_by_hand():
         ("learning_rate", math.nan),
         ("learning_rate", math.inf),
         ("learning_rate", 1e31),
+        ("learning_rate", 10**400),
         ("learning_rate", "1e-3"),
         ("learning_rate", None),
         ("warmup_ratio", -0.1),
@@ -105,6 +107,13 @@ def test_overrides_apply_to_this_self_edit_alone():
     )
     assert (update.steps_per_epoch, update.num_steps) == (2, 6)
     assert config == InnerLoopConfig(learning_rate=1e-3, batch_size=2)
+
+
+def test_a_self_edit_lowers_max_length_alone():
+    edit, config = self_edit(("", "0123456789")), InnerLoopConfig(max_length=6)
+    for chosen, length in ((4, 4), (100_000, 6)):
+        update = tokenize_self_edit(replace(edit, overrides={"max_length": chosen}), tiny_tokenizer(), config)
+        assert len(update.sequences[0].input_ids) == update.config.max_length == length
 
 
 @pytest.mark.parametrize("bos", [False, True])

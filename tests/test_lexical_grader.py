@@ -28,6 +28,7 @@ from seal_hf.grading.lexical import normalize
         ("twenty-five", ["25"]),
         ("twenty and five", ["20", "and", "5"]),
         ("five six", ["5", "6"]),
+        ("one" + " million" * 60, ["inf"]),
         ("zero", ["0"]),
         ("42%", ["42", "percent"]),
         ("forty-two per cent", ["42", "percent"]),

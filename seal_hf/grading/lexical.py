@@ -90,7 +90,8 @@ def _join_numbers(words: list[str]) -> list[str]:
         if word == "and" and room == 100 and following in NUMBER_WORDS:
             continue
         if number is not None and (multiplier or (value and value < room)):
-            number = number * multiplier if multiplier else number + value
+            # As a float, which has an infinity for a model that writes "million million million ...".
+            number = float(number * multiplier if multiplier else number + value)
             tokens.pop()
         else:
             number = float(word) if word[0].isdecimal() else value if value is not None else multiplier
