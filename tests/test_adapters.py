@@ -326,3 +326,16 @@ def test_patterns_that_could_take_for_ever_are_refused(tmp_path, pattern):
     (folder / "adapter_config.json").write_text(json.dumps({**config, "target_modules": pattern}))
     with pytest.raises(ValueError, match="target_modules is a regular expression.*name the modules in a list"):
         Adapter.from_pretrained(folder, tiny_llama(), BASE_ID)
+
+
+def test_layers_are_named_plainly(tmp_path):
+    folder = random_adapter(tiny_llama()).save_pretrained(tmp_path / "adapter")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config["layers_to_transform"] = [0, 1]
+    for pattern in ("layers", ["h", "layers"]):
+        (folder / "adapter_config.json").write_text(json.dumps({**config, "layers_pattern": pattern}))
+        Adapter.from_pretrained(folder, tiny_llama(), BASE_ID)
+    for pattern in ("([a-z_.0-9]+)+!", ["layers", "(a|a)+"], [1], {"a": 1}):
+        (folder / "adapter_config.json").write_text(json.dumps({**config, "layers_pattern": pattern}))
+        with pytest.raises(ValueError, match="layers_pattern=.* is no plain name of a module; name the modules"):
+            Adapter.from_pretrained(folder, tiny_llama(), BASE_ID)
