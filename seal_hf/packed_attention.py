@@ -238,6 +238,8 @@ def _packed_attention_forward(
     ignored = {name for name in ("softcap", "s_aux", "head_mask") if options.get(name) is not None}
     if ignored or attention_mask is not None or not getattr(module, "is_causal", True):
         raise UnsupportedAttention(f"{type(module).__name__} uses {sorted(ignored) or 'a mask or no causal order'}.")
+    if value.shape[-1] != query.shape[-1]:
+        raise UnsupportedAttention(f"{type(module).__name__} has values of another size than its queries.")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     return packed_attention(query, key, value, scale, sliding_window), None
 

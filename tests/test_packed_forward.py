@@ -9,7 +9,14 @@ import torch.nn.functional as F
 from peft import LoraConfig
 from tiny_models import KINDS, VOCAB_SIZE, tiny_llama, tiny_model
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, MambaConfig, MambaForCausalLM
+from transformers import (
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    MambaConfig,
+    MambaForCausalLM,
+)
 
 from seal_hf import packed_attention, packed_forward, packed_lora, packed_loss
 from seal_hf.frozen_norm import frozen_norms
@@ -221,6 +228,30 @@ def test_which_models_pack(kind):
 def test_model_that_mixes_tokens_outside_attention_does_not_pack():
     config = MambaConfig(vocab_size=VOCAB_SIZE, hidden_size=16, state_size=4, num_hidden_layers=2)
     assert not forward_of(MambaForCausalLM(config)).packs
+
+
+def test_model_whose_values_are_smaller_than_its_queries_trains_without_packing():
+    model = DeepseekV3ForCausalLM(
+        DeepseekV3Config(
+            vocab_size=VOCAB_SIZE,
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            first_k_dense_replace=2,  # no experts
+            kv_lora_rank=8,
+            q_lora_rank=8,
+            qk_nope_head_dim=8,
+            qk_rope_head_dim=4,
+            v_head_dim=6,
+        )
+    )
+    forward = forward_of(model)
+    assert not forward.packs
+    leaves = leaves_of(forward, random_weights(forward, 2))
+    losses = forward.backward(leaves, [[[sequence(9)], [sequence(7)]]])
+    assert losses.isfinite().all() and gradients_of(leaves).abs().sum(1).min() > 0
 
 
 def test_model_with_learned_positions_packs():
