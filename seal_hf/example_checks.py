@@ -13,7 +13,8 @@ def check_lengths(
 ) -> None:
     """
     Raises:
-        ValueError: An example whose prompts do not fit the model's context, named with its length.
+        ValueError: An example whose prompts do not fit the model's context, named with its length, or one that lacks a
+            question or (knowledge domain) an answer.
     """
     context = context_length(lm.model)
     for example, example_id in zip(data.examples, data.ids, strict=True):
@@ -30,6 +31,12 @@ def check_lengths(
             )
         if isinstance(lm.domain, KnowledgeDomain):
             questions += lm.domain.questions_in_context(example)
+            for item in example["questions"]:
+                if not _is_answer(item.get("answer")):
+                    raise ValueError(
+                        f"{name}: example {example_id} has no answer to {item['question']!r}, so that nothing can be graded; "
+                        'add it as "answer", or drop the question.'
+                    )
         prompt_length = len(encode_prompt(lm.processing_class, lm.domain.prompt(example)))
         if is_trained_on and args.max_length is not None and prompt_length >= args.max_length:
             raise ValueError(
@@ -60,6 +67,8 @@ def check_gold_answers(lm: SelfAdaptingLM, data: ExampleSet, name: str) -> None:
     for example, example_id in zip(data.examples, data.ids, strict=True):
         try:
             gold_answers = lm.domain.gold_answers(example)
+        except KeyError as error:
+            raise ValueError(f"{name}: example {example_id} has no {error}; add it, or drop the example.") from error
         except (AttributeError, NotImplementedError) as error:
             raise ValueError(
                 f"reward='likelihood' needs the gold answers, which {type(lm.domain).__name__} does not give; implement "
@@ -67,7 +76,7 @@ def check_gold_answers(lm: SelfAdaptingLM, data: ExampleSet, name: str) -> None:
             ) from error
         prompts = lm.domain.questions(example)
         if len(gold_answers) != len(prompts) or not all(
-            answers and all(answer.strip() for answer in answers) for answers in gold_answers
+            answers and all(map(_is_answer, answers)) for answers in gold_answers
         ):
             raise ValueError(
                 f"{name}: example {example_id} has {len(prompts)} questions, but not a gold answer to each, which "
@@ -83,3 +92,7 @@ def check_gold_answers(lm: SelfAdaptingLM, data: ExampleSet, name: str) -> None:
                 f"{name}: example {example_id} has a question that with its gold answer takes {longest} tokens, more than "
                 f"the model's context of {context}; shorten or drop the question."
             )
+
+
+def _is_answer(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())

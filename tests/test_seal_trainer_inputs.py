@@ -143,8 +143,23 @@ TWICE = [{**example, "id": "bees"} for example in tiny_examples(2)]
         (["The cats sat still."], TypeError, ["mapping", "str"]),
         ([{**tiny_examples(1)[0], "questions": []}], ValueError, ["example 0", "question"]),
         ([{"context": "The cats sat still."}], ValueError, ["example 0", "questions"]),
+        (
+            [{**tiny_examples(1)[0], "questions": [{"question": "Who?"}]}],
+            ValueError,
+            ["example 0", "no answer to 'Who?'"],
+        ),
+        (
+            Dataset.from_list(
+                [{**tiny_examples(1)[0], "questions": [QUESTION, {"question": "Who?", "answer": None}]}]
+            ),
+            ValueError,
+            ["example 0", "no answer to 'Who?'"],
+        ),
     ],
-    ids="empty no-rows iterable dict dict-of-splits name iterator same-id text no-questions questions-missing".split(),
+    ids=(
+        "empty no-rows iterable dict dict-of-splits name iterator same-id text no-questions questions-missing no-answer "
+        "answer-null"
+    ).split(),
 )
 def test_dataset_of_another_form(name, dataset, error, parts, tmp_path):
     with pytest.raises(error) as raised:
