@@ -202,11 +202,11 @@ class SEALConfig(SFTConfig):
             "per_device_train_batch_size",
             "inner_lora_r",
         ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+            if not _is_count(getattr(self, name)):
+                raise ValueError(f"{name}={getattr(self, name)!r} must be a whole number of at least 1.")
         for name in ("adapters_per_batch", "keep_best", "max_length"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1, or None.")
+            if getattr(self, name) is not None and not _is_count(getattr(self, name)):
+                raise ValueError(f"{name}={getattr(self, name)!r} must be a whole number of at least 1, or None.")
         if self.min_reward is not None and not (math.isfinite(self.min_reward) and 0 <= self.min_reward <= 1):
             raise ValueError(f"min_reward={self.min_reward} must be a share from 0 to 1, or None.")
         for name, known in (
@@ -270,3 +270,7 @@ class SEALConfig(SFTConfig):
             lora_alpha=self.inner_lora_alpha,
             target_modules="all-linear" if targets == ["all-linear"] else targets,
         )
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
