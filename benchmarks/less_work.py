@@ -205,9 +205,11 @@ def run_live(args: argparse.Namespace) -> list[dict] | None:
     header, *records = map(json.loads, lines) if lines else [{"settings": settings}]
     if header != {"settings": settings}:
         raise ValueError(f"{file} holds a run with other settings, {header}; give another --records.")
-    if not lines:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(header) + "\n", encoding="utf-8")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # Without the last line, if that was cut off.
+    partial = file.with_name(f"{file.name}.partial")
+    partial.write_text("".join(json.dumps(line) + "\n" for line in [header, *records]), encoding="utf-8")
+    partial.replace(file)
     chunks = range(0, args.passages, args.passages_per_bank)
     missing = [(first, repeat) for first in chunks for repeat in range(args.repeats)][len(records) :]
     if not missing:

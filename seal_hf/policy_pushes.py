@@ -13,14 +13,9 @@ class BackgroundPushes:
     which holds all that it has.
 
     The thread does not keep the program from ending.
-
-    Attributes:
-        failure (`Exception`, *optional*):
-            Why the last push failed; `None` where it arrived.
     """
 
     def __init__(self):
-        self.failure: Exception | None = None
         self._lock = threading.Lock()
         self._waiting: tuple[Path, Callable[[Path], object], Future] | None = None
         self._thread: threading.Thread | None = None
@@ -71,8 +66,6 @@ class BackgroundPushes:
                 finally:  # before those who wait for the result go on
                     shutil.rmtree(staged, ignore_errors=True)
             except BaseException as error:  # whatever it is: it is kept, and who asked for the push says it
-                self.failure = error
                 future.set_exception(error)
             else:
-                self.failure = None
                 future.set_result(result)

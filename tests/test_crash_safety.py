@@ -48,7 +48,7 @@ class Moments:
         ):
             self._wrap(owner, name, lambda call, *args, phase=phase: self._in_phase(phase, call))
         self._wrap(Rollout, "_run_bank", lambda call, *args: self._around("bank", call))
-        self._wrap(_Progress, "__call__", lambda call, *args: self._around("token", call))
+        self._wrap(_Progress, "step", lambda call, *args: self._around("token", call))
         self._wrap(torch.optim.AdamW, "step", lambda call, *args: self._around("optimizer step", call))
         self._wrap(os, "fsync", lambda call, file: self._around("sync", call, file))
         self._wrap(os, "replace", lambda call, old, new: self._around(f"rename to {self._relative(new)}", call))
@@ -113,6 +113,13 @@ def unbroken(tmp_path_factory):
         moments=read_moments(moments),
         trials=noted_trials(record),
     )
+
+
+@pytest.mark.slow
+def test_the_moments_are_of_every_kind(unbroken):
+    events = {event.removeprefix("before ").split(" to ")[0] for _, event in unbroken.moments if "before " in event}
+    assert events == {"bank", "token", "optimizer step", "sync", "rename"}
+    assert {phase for phase, _ in unbroken.moments} >= set(PHASES)
 
 
 def in_phase(phase):
