@@ -5,7 +5,7 @@ What a run leaves on disk, so that nothing it has worked out is worked out twice
     proposals/round_000.jsonl           every self-edit of the round, before its first bank, with the banks it belongs to
     journal/round_000/bank_0000.jsonl   rewards of one finished bank, while the round is being scored
     journal/round_000.jsonl             one scored self-edit a line, once all are
-    selected/round_000.jsonl            what the outer SFT sees
+    selected/round_000.jsonl            what is kept of them, for the outer SFT
     evaluation/                         the same folders for the evaluation sets
 
 Files appear whole: each is written beside its place, synced and renamed. Every record names its schema version; a last

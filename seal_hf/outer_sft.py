@@ -111,9 +111,11 @@ def require_end_token(processing_class: PreTrainedTokenizerBase, prompt: str | l
         )
 
 
-def optimizer_steps(num_selected: int, args: SEALConfig) -> int:
-    """Optimizer steps of a fit on so many self-edits."""
-    return math.ceil(num_selected / args.sft_batch_size) * int(args.num_train_epochs)
+def optimizer_steps(num_examples: int, args: SEALConfig) -> list[int]:
+    """Optimizer steps of each round's fit, if every example has its share of kept self-edits."""
+    kept = num_examples * (args.keep_best or args.num_generations)
+    seen = [kept * (place + 1 if args.sft_on == "all" else 1) for place in range(args.num_rounds)]
+    return [math.ceil(number / args.sft_batch_size) * int(args.num_train_epochs) for number in seen]
 
 
 class _Forward(TrainerCallback):

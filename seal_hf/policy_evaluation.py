@@ -21,17 +21,19 @@ class PolicyEvaluation:
 
     def _evaluate_round(self, num_rounds: int) -> bool:
         """Evaluate the policy after so many rounds, if there is something to evaluate on; `False` where it was ended."""
+        if self._is_stopped():
+            return False
         if self._eval is None:
             return True
         evaluation = self._evaluation(self._folder.evaluation, self._eval, num_rounds)
         if evaluation is None:
             return False
-        if not self._is_logged("eval_self_edits_accuracy", num_rounds):
+        if self._logged("eval_self_edits_accuracy", num_rounds) is None:
             values = self._log_evaluation(evaluation, "eval", {"round": num_rounds})
             # After the callbacks, as in transformers.Trainer: EarlyStoppingCallback compares with the best before.
             self._determine_best_metric(values, None)
             self._processes.on_main(self._save_evaluation_files)
-        return not self._processes.any(self.control.should_training_stop)
+        return not self._is_stopped()
 
     def _save_evaluation_files(self) -> None:
         save_plot(self._folder.path)

@@ -310,7 +310,13 @@ class RunFolder:
     def load_state(self) -> dict[str, Any]:
         """The furthest state on disk: a policy's own is written before the run's."""
         files = [self.path / STATE_FILE, *sorted((self.path / "policy").glob(f"round_???/{STATE_FILE}"))]
-        records = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
+        records = []
+        for file in filter(Path.is_file, files):
+            try:
+                records.append(json.loads(file.read_text(encoding="utf-8")))
+            except ValueError as error:
+                # transformers' own save_state() writes it in place.
+                logger.warning("%s is damaged (%s); the log before it is gone on with.", file, error)
         furthest = max(records, key=lambda record: (record["global_step"], len(record["log_history"])), default={})
         # transformers' own save_state() writes more to a file of this name.
         return {name: furthest[name] for name in _STATE_FIELDS if name in furthest}

@@ -40,8 +40,8 @@ class RunPlan:
         inner_tokens (`int`, *optional*):
             Tokens that all inner updates train on, a self-edit taken to be as long as its passage; `None` for a domain
             without passages.
-        optimizer_steps_per_round (`int`):
-            Steps of the outer SFT, if every example has its share of kept self-edits.
+        optimizer_steps (`list[int]`):
+            Steps of each round's outer SFT, if every example has its share of kept self-edits.
         seconds (`float`, *optional*):
             Expected time of the inner updates, the writing and the answers; without the outer SFT.
     """
@@ -55,16 +55,18 @@ class RunPlan:
     adapters_per_batch: int | None
     evaluation_adapters: int
     inner_tokens: int | None
-    optimizer_steps_per_round: int
+    optimizer_steps: list[int]
     seconds: float | None
 
     def __str__(self) -> str:
         banks = "" if self.adapters_per_batch is None else f" in banks of {self.adapters_per_batch}"
+        least, most = min(self.optimizer_steps), max(self.optimizer_steps)
+        steps = f"{least}" if least == most else f"{least} to {most}"
         lines = [
             f"rounds: {self.num_rounds}, examples: {self.num_examples}, evaluated on: {self.num_eval_examples}, "
             f"processes: {self.num_processes}",
             f"each round: {self.self_edits_per_round} self-edits, {self.adapters_per_round} adapters{banks}, "
-            f"{self.optimizer_steps_per_round} steps of outer SFT",
+            f"{steps} steps of outer SFT",
             f"all evaluations: {self.evaluation_adapters} adapters",
         ]
         if self.inner_tokens is not None:
@@ -102,11 +104,11 @@ def plan_run(
             num_read, num_answers = num_read + num_evaluated, num_answers + num_evaluated
         num_written = len(train) * args.num_generations * args.num_rounds
         num_written += num_eval * args.num_eval_generations * (args.num_rounds + 1)
+        per_batch = min(per_batch, len(train) * args.num_generations)
         tokens_per_second, prompt_seconds, token_seconds = _probe(lm, train, per_batch)
         generated = num_written * args.max_completion_length + num_answers * args.max_answer_length
         seconds = tokens / tokens_per_second + (num_written + num_read) * prompt_seconds + generated * token_seconds
         seconds /= num_processes
-    kept_per_round = len(train) * (args.keep_best or args.num_generations)
     return RunPlan(
         num_rounds=args.num_rounds,
         num_examples=len(train),
@@ -117,7 +119,7 @@ def plan_run(
         adapters_per_batch=per_batch,
         evaluation_adapters=eval_adapters,
         inner_tokens=tokens,
-        optimizer_steps_per_round=optimizer_steps(kept_per_round, args),
+        optimizer_steps=optimizer_steps(len(train), args),
         seconds=seconds,
     )
 

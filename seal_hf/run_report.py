@@ -124,7 +124,7 @@ def round_metrics(scored: Sequence[ScoredSelfEdit], selected: Sequence[SelectedS
         scored (`Sequence[ScoredSelfEdit]`):
             The round's self-edits.
         selected (`Sequence[SelectedSelfEdit]`):
-            What the outer SFT sees; those of earlier rounds do not count as kept.
+            Those of them that are kept.
 
     Returns:
         `dict[str, float]`: without the names that there is no value for. `reward/best` is the mean over examples of the
@@ -246,8 +246,7 @@ def _gain(edit: ScoredSelfEdit) -> float | None:
 
 
 def _key(edit: ScoredSelfEdit | SelectedSelfEdit) -> tuple:
-    # The text, since the selection may hold edits of the same number from earlier rounds.
-    return edit.example_id, edit.edit, edit.completion, edit.reward
+    return edit.example_id, edit.edit
 
 
 def _kept(selected: Iterable[SelectedSelfEdit]) -> set[tuple]:

@@ -249,6 +249,7 @@ class SEALTrainer(PolicyEvaluation, PolicyPublishing, _BaseTrainer):
             [`RunPlan`]: counts and the expected time of the whole run; `print` it.
         """
         self._processes.on_main(self._folder.check, bool(resume_from_checkpoint), self._bytes_needed())
+        self._processes.on_main(self._require_rounds)
         return plan_run(self.lm, self.args, self._train, self._eval, self._processes.count)
 
     def _train_round(self, round_index: int) -> bool:
@@ -265,12 +266,14 @@ class SEALTrainer(PolicyEvaluation, PolicyPublishing, _BaseTrainer):
             keep_for_halving=self.args.keep_for_halving,
             reward=self.args.reward,
         )
+        if self._is_stopped():
+            return False
         proposals = self._rollout.propose(stage)
         scored = self._rollout.score(stage, proposals)
         if scored is None:
             return False
         selected = self._select(round_index, scored)
-        if not self._fit(round_index, selected):
+        if self._is_stopped() or not self._fit(round_index, selected):
             return False
         self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
         return self._evaluate_round(round_index + 1)
@@ -287,13 +290,18 @@ class SEALTrainer(PolicyEvaluation, PolicyPublishing, _BaseTrainer):
                 drop_zero_std=self.args.drop_zero_std,
             )
             self._processes.on_main(journal.write_selected, round_index, selected)
-        if self._is_logged("num_examples", round_index + 1):
+        metrics = {"round": round_index + 1, **round_metrics(scored, selected)}
+        logged = self._logged("num_examples", round_index + 1)
+        if logged is not None and metrics.items() <= logged.items():
             return selected
         if self.is_world_process_zero():
             self._warn_of_little(round_index, scored, selected)
-        self.state.global_step += 1
+        if logged is None:
+            self.state.global_step += 1
+        else:  # its files were removed, and it was scored again
+            self.state.log_history.remove(logged)
         self.state.epoch = float(round_index)
-        self.log({"round": round_index + 1, **round_metrics(scored, selected)})
+        self.log(metrics)
         self.control = self.callback_handler.on_step_end(self.args, self.state, self.control)
         self._processes.on_main(self._save_round_files, round_index)
         return selected
@@ -380,12 +388,12 @@ class SEALTrainer(PolicyEvaluation, PolicyPublishing, _BaseTrainer):
     def _open(self, resume: bool) -> None:
         """Make the output directory this run's, and bring back how far it came."""
         self._processes.on_main(self._folder.open, resume, self._bytes_needed())
+        self._processes.on_main(self._require_rounds)
         self._processes.on_main(self._folder.remove_staged)
         if resume:
             for name, value in self._processes.on_main(self._folder.load_state).items():
                 setattr(self.state, name, value)
-        per_round = len(self._train) * (self.args.keep_best or self.args.num_generations)
-        self.state.max_steps = self.args.num_rounds * (1 + optimizer_steps(per_round, self.args))
+        self.state.max_steps = self.args.num_rounds + sum(optimizer_steps(len(self._train), self.args))
         self.state.num_train_epochs = self.args.num_rounds
 
     def _bytes_needed(self) -> int:
@@ -394,6 +402,13 @@ class SEALTrainer(PolicyEvaluation, PolicyPublishing, _BaseTrainer):
         policies = max(0, self.args.num_rounds - self._folder.num_policies()) + 1
         return 4 * trained * policies + 20_000_000
 
+    def _require_rounds(self) -> None:
+        if (number := self._folder.num_policies()) > self.args.num_rounds:
+            raise ValueError(
+                f"{self._folder.path} holds {number} rounds, more than num_rounds={self.args.num_rounds}; set num_rounds to "
+                f"at least {number}, or give another output_dir. The policy of each round is in its folder policy."
+            )
+
     def _require_latest_policy(self) -> None:
         if self._rounds_fitted < self._folder.num_policies():
             raise ValueError(
@@ -401,8 +416,9 @@ class SEALTrainer(PolicyEvaluation, PolicyPublishing, _BaseTrainer):
                 f"round {self._rounds_fitted}; call train(resume_from_checkpoint=True) first, which brings it back."
             )
 
-    def _is_logged(self, key: str, round_number: int) -> bool:
-        return any(key in entry and entry.get("round") == round_number for entry in self.state.log_history)
+    def _logged(self, key: str, round_number: int) -> dict[str, float] | None:
+        entries = (entry for entry in self.state.log_history if key in entry and entry.get("round") == round_number)
+        return next(entries, None)
 
     def _after_bank(self) -> bool:
         self.control = self.callback_handler.on_substep_end(self.args, self.state, self.control)
@@ -411,4 +427,8 @@ class SEALTrainer(PolicyEvaluation, PolicyPublishing, _BaseTrainer):
     def _after_sft_step(self) -> bool:
         self.state.global_step += 1
         self.control = self.callback_handler.on_step_end(self.args, self.state, self.control)
+        return self._is_stopped()
+
+    def _is_stopped(self) -> bool:
+        """Whether a callback has ended the run, in any process."""
         return self._processes.any(self.control.should_training_stop)

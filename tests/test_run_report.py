@@ -152,12 +152,6 @@ def test_rewards_that_differ_by_rounding_are_equal():
     assert result["frac_reward_zero_std"] == 1.0
 
 
-def test_self_edits_of_earlier_rounds_are_not_kept_ones():
-    # The SFT may see all rounds' selections, in which example and edit say nothing about the round.
-    result = round_metrics(TRAINING, [selected(TRAINING[0]), selected(TRAINING[2], completion="of another round")])
-    assert result["self_edits/kept_ratio"] == 0.2
-
-
 def test_no_evaluation(tmp_path):
     assert evaluations(Journal(tmp_path / "evaluation")) == []
 

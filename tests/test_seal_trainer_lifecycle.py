@@ -1,9 +1,11 @@
 """SEALTrainer's runs that have little to learn, are stopped, gone on with or extended, and domains of one's own."""
 
+import json
 import logging
 import shutil
 from statistics import fmean
 
+import pyarrow.parquet as pq
 import pytest
 from observing import (
     Act,
@@ -144,6 +146,30 @@ def test_stop_in_the_middle_of_a_fit(reference, tmp_path):
     assert resumed.count("step_end") == 2 and resumed.count("save") == 1
 
 
+@pytest.mark.parametrize(
+    ("event", "last"),
+    [("on_step_end", ("step_end", 1)), ("on_save", ("epoch_end", 3)), ("on_epoch_end", ("epoch_end", 3))],
+)
+def test_a_stop_between_two_pieces_of_work_ends_the_run_there(reference, tmp_path, event, last):
+    folder = tmp_path / "run"
+    recorder = Recorder()
+    trainer = small_trainer(folder, callbacks=[Act(event, 1, stop), recorder])
+    assert trainer.train().global_step == last[1]
+    assert recorder.events[-2:] == [last, ("train_end", last[1])]
+    # neither the fit nor the evaluation after it has begun
+    assert (folder / "policy").exists() == (event != "on_step_end")
+    assert not (folder / "evaluation" / "proposals" / "round_001.jsonl").exists()
+
+    finish_both(trainer, folder, tmp_path)
+    assert records(folder) == reference.records == records(tmp_path / "copy")
+
+
+def test_a_stop_without_an_evaluation_ends_before_the_next_round(tmp_path):
+    trainer = small_trainer(tmp_path, num_eval=0, callbacks=[Act("on_save", 1, stop)])
+    trainer.train()
+    assert [file.name for file in (tmp_path / "proposals").iterdir()] == ["round_000.jsonl"]
+
+
 def test_interrupted_fit_goes_on_in_the_same_trainer(reference, tmp_path):
     # As in a notebook whose cell is stopped, and run again.
     trainer = small_trainer(tmp_path, callbacks=[Act("on_step_end", 2, interrupt)])
@@ -191,6 +217,30 @@ def test_rounds_can_be_added(reference, tmp_path):
     assert [entry["round"] for entry in trainer.state.log_history if "reward" in entry] == [1, 2, 3]
     assert equal(saved_policy(folder / "policy" / "round_002"), policy_of(trainer.model))
     assert not equal(policy_of(trainer.model), reference.policy)
+
+
+def test_rounds_cannot_be_taken_back(reference, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(reference.folder, folder)
+    trainer = small_trainer(folder, num_rounds=1)
+    for go_on in (trainer.train, trainer.plan):
+        with pytest.raises(ValueError, match="holds 2 rounds, more than num_rounds=1; set num_rounds to at least 2"):
+            go_on(resume_from_checkpoint=True)
+    assert records(folder) == reference.records
+
+
+def test_a_damaged_log_is_passed_over(reference, tmp_path, caplog):
+    folder = tmp_path / "run"
+    shutil.copytree(reference.folder, folder)
+    state = folder / "trainer_state.json"
+    state.write_text(state.read_text()[:100])
+    with caplog.at_level(logging.WARNING):
+        small_trainer(folder).train(resume_from_checkpoint=True)
+    assert any(warning.startswith(f"{state} is damaged") for warning in warnings_of(caplog, "run_folder"))
+    logged = records(folder)["trainer_state.json"]["log_history"]
+    assert [entry for entry in logged if "reward" in entry] == [
+        entry for entry in reference.records["trainer_state.json"]["log_history"] if "reward" in entry
+    ]
 
 
 def test_finished_run_returns_at_once(reference, tmp_path):
@@ -307,6 +357,32 @@ def test_answers_that_cannot_be_graded_are_left_out_of_the_reward(tmp_path, capl
     (logged,) = [entry for entry in trainer.state.log_history if "reward" in entry]
     assert logged["reward"] == pytest.approx(fmean(edit["reward"] for edit in edits if edit["reward"] is not None))
     assert logged["num_examples"] == 3
+
+
+def state_of(folder):
+    return json.loads((folder / "trainer_state.json").read_text())
+
+
+def test_a_round_whose_files_were_removed_is_scored_again(tmp_path):
+    options = {"num_eval": 0, "num_rounds": 1}
+    expected = tmp_path / "expected"
+    small_trainer(expected, domain=GradingDomain(lambda title, place, answer: hashed(answer)), **options).train()
+
+    folder = tmp_path / "run"
+    failing = GradingDomain(lambda title, place, answer: None if title == "T1" else hashed(answer))
+    small_trainer(folder, domain=failing, callbacks=[Act("on_step_end", 2, stop)], **options).train()
+    (before,) = [entry for entry in state_of(folder)["log_history"] if "reward" in entry]
+    for name in ("journal", "selected"):
+        (folder / name / "round_000.jsonl").unlink()
+    mended = GradingDomain(lambda title, place, answer: hashed(answer))
+    trainer = small_trainer(folder, domain=mended, **options)
+    trainer.train(resume_from_checkpoint=True)
+    assert before not in trainer.state.log_history
+    assert trainer.state.global_step == state_of(expected)["global_step"]
+    for output_dir in (folder, expected):
+        table = pq.read_table(output_dir / "self_edits" / "round_000.parquet")
+        assert None not in table["reward"].to_pylist()
+    assert records(folder) == records(expected)
 
 
 def test_evaluation_that_cannot_be_graded(tmp_path):

@@ -94,7 +94,7 @@ def test_plan_counts_the_work(tmp_path):
     # 3 passages: 2 self-edits each before, between and after the rounds, and the passage alone once.
     assert plan.evaluation_adapters == 3 * (2 * 3 + 1)
     # 4 kept self-edits, 2 a step, 2 epochs.
-    assert plan.optimizer_steps_per_round == 4
+    assert plan.optimizer_steps == [4, 4]
     # A token a character, 2 epochs: title, line break, passage.
     train, evaluation = (
         2 * sum(len(f"{example['title']}\n{example['context']}") for example in examples)
@@ -106,7 +106,11 @@ def test_plan_counts_the_work(tmp_path):
     assert lines[0] == "rounds: 2, examples: 4, evaluated on: 3, processes: 1"
     assert lines[1] == "each round: 12 self-edits, 24 adapters in banks of 4, 4 steps of outer SFT"
     assert lines[2] == "all evaluations: 21 adapters"
-    assert tiny_trainer(folder, keep_best=None, num_eval=0).plan().optimizer_steps_per_round == 12
+    assert tiny_trainer(folder, keep_best=None, num_eval=0).plan().optimizer_steps == [12, 12]
+    growing = tiny_trainer(folder, num_eval=0, sft_on="all").plan()
+    assert growing.optimizer_steps == [4, 8] and "4 to 8 steps of outer SFT" in str(growing)
+    # no more than there are self-edits
+    assert tiny_trainer(folder, adapters_per_batch=1000, num_eval=0).plan().adapters_per_batch == 12
 
 
 def test_plan_counts_what_is_left_out(tmp_path):
