@@ -5,7 +5,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,11 @@ from .lora_layout import lora_layout, unwrap
 from .seal_config import SEALConfig
 from .self_adapting_lm import SelfAdaptingLM
 
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 logger = logging.getLogger(__name__)
 
@@ -212,6 +218,32 @@ class RunFolder:
         if not run_file.is_file():
             record = {"schema_version": SCHEMA_VERSION, "settings": self._settings}
             write_text(run_file, json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """
+        Keep others from training in the folder for the length of the block; the system ends it with the process.
+
+        Raises:
+            ValueError: Another one trains in it.
+        """
+        if fcntl is None:
+            yield
+            return
+        folder = os.open(self.path, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ValueError(
+                    f"Another process is training in {self.path}; wait for its end, or end it, and go on with "
+                    "resume_from_checkpoint=True."
+                ) from error
+            except OSError as error:
+                logger.warning("%s cannot be locked (%s); do not train in it twice at a time.", self.path, error)
+            yield
+        finally:
+            os.close(folder)
 
     def _check_settings(self, run_file: Path) -> None:
         try:

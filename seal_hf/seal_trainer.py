@@ -13,6 +13,7 @@ Deviations from the paper and its reference implementation:
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -202,7 +203,8 @@ class SEALTrainer(PolicyEvaluation, PolicyPublishing, _BaseTrainer):
             `TrainOutput`: the step count, the mean SFT loss and the last round's metrics.
 
         Raises:
-            ValueError: The output directory holds another run, or one that is not to be resumed.
+            ValueError: The output directory holds another run, one that is not to be resumed, or one that another process
+                is training.
             OSError: It cannot be written, or is full; what was worked out before is on disk.
             ProcessEnded: Another process has ended.
         """
@@ -218,10 +220,10 @@ class SEALTrainer(PolicyEvaluation, PolicyPublishing, _BaseTrainer):
             )
         self.is_in_train = True
         try:
-            with self._processes.explaining_termination():
+            with self._processes.explaining_termination(), ExitStack() as held:
                 if from_hub:
                     self._processes.on_main(self._fetch_last_checkpoint)
-                self._open(bool(resume_from_checkpoint))
+                self._open(bool(resume_from_checkpoint), held)
                 self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
                 if self._evaluate_round(0):
                     for round_index in range(self.args.num_rounds):
@@ -385,10 +387,11 @@ class SEALTrainer(PolicyEvaluation, PolicyPublishing, _BaseTrainer):
             self._folder.finish_policy(round_index)
         self._folder.save_state(self.state)
 
-    def _open(self, resume: bool) -> None:
-        """Make the output directory this run's, and bring back how far it came."""
+    def _open(self, resume: bool, held: ExitStack) -> None:
+        """Make the output directory this run's, as long as it is held, and bring back how far it came."""
         self._processes.on_main(self._folder.open, resume, self._bytes_needed())
         self._processes.on_main(self._require_rounds)
+        self._processes.on_main(lambda: held.enter_context(self._folder.held()))
         self._processes.on_main(self._folder.remove_staged)
         if resume:
             for name, value in self._processes.on_main(self._folder.load_state).items():

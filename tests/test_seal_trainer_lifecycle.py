@@ -229,6 +229,20 @@ def test_rounds_cannot_be_taken_back(reference, tmp_path):
     assert records(folder) == reference.records
 
 
+def test_two_do_not_train_in_one_folder(tmp_path):
+    refused = []
+
+    def train_too(control):
+        with pytest.raises(ValueError, match=f"Another process is training in {tmp_path}; wait for its end"):
+            small_trainer(tmp_path).train(resume_from_checkpoint=True)
+        refused.append(True)
+        control.should_training_stop = True
+
+    small_trainer(tmp_path, callbacks=[Act("on_substep_end", 1, train_too)]).train()
+    assert refused
+    assert small_trainer(tmp_path).train(resume_from_checkpoint=True).global_step == 6
+
+
 def test_a_damaged_log_is_passed_over(reference, tmp_path, caplog):
     folder = tmp_path / "run"
     shutil.copytree(reference.folder, folder)
