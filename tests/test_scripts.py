@@ -80,6 +80,12 @@ def test_evaluate_resumes(evaluate, tmp_path):
         assert message in refused.stderr
         assert output.read_text().split("\n") == lines
 
+    dataset = tmp_path / "passages.json"
+    dataset.write_text(json.dumps(PASSAGES[::-1]))
+    refused = evaluate()
+    assert "holds results of other passages, as of 'Ann" in refused.stderr
+    assert output.read_text().split("\n") == lines
+
 
 @pytest.mark.slow
 def test_demo(model, tmp_path):

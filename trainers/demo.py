@@ -6,7 +6,6 @@ Watch a language model teach itself one passage.
 """
 
 import logging
-import re
 import sys
 import time
 from dataclasses import dataclass, field
@@ -25,9 +24,9 @@ from transformers import HfArgumentParser
 from transformers.utils import logging as transformers_logging
 
 from seal_hf import Adapter, SelfAdaptingLM, SelfEdit
-from seal_hf.domains import KnowledgeDomain, load_demo_passages
-from seal_hf.domains.knowledge import split_completion
+from seal_hf.domains import load_demo_passages
 from seal_hf.inner_loop import InnerStep
+from seal_hf.own_questions import own_questions
 
 
 console = Console()
@@ -51,7 +50,9 @@ def read_example(args: DemoArguments) -> dict:
         passages = load_demo_passages("train")
         if not 0 <= args.demo_passage < len(passages):
             raise ValueError(f"--demo_passage {args.demo_passage} must be from 0 to {len(passages) - 1}.")
-        return passages[args.demo_passage]
+        example = passages[args.demo_passage]
+        questions = [{"question": text} for text in args.questions] or example["questions"]
+        return {**example, "title": example["title"] if args.title is None else args.title, "questions": questions}
     path = Path(args.passage)
     if not path.is_file():
         raise FileNotFoundError(f"There is no passage at {path}; give the path of a text file.")
@@ -63,17 +64,6 @@ def read_example(args: DemoArguments) -> dict:
         raise ValueError(f"{path} is empty; give it some text to learn.")
     title = path.stem if args.title is None else args.title
     return {"title": title, "context": context, "questions": [{"question": text} for text in args.questions]}
-
-
-def own_questions(lm: SelfAdaptingLM, example: dict) -> list[dict]:
-    """Questions that the model writes itself with the passage in view."""
-    asking = KnowledgeDomain("self-qa", chat=lm.domain.chat)
-    completion = lm.answer_prompts([asking.prompt(example)], max_answer_length=256)[0]
-    pairs = [pair for pair in split_completion(completion) if pair.startswith("Question") and ":" in pair]
-    written = [pair.split(":", 1)[1].strip().splitlines()[0] for pair in pairs if pair.split(":", 1)[1].strip()]
-    unnumbered = [re.sub(r"^\d+[.)]\s*", "", text) for text in written]
-    questions = list(dict.fromkeys(text for text in unnumbered if text.endswith(("?", "？"))))
-    return [{"question": text} for text in questions[:5] or [f"What do you know about {example['title']}?"]]
 
 
 def propose(lm: SelfAdaptingLM, example: dict, args: DemoArguments) -> list[SelfEdit]:
@@ -172,7 +162,11 @@ def main(args: DemoArguments) -> None:
     if not example["questions"]:
         with console.status("writing questions"):
             example["questions"] = own_questions(lm, example)
-        console.print("The questions are the model's own, so there are no gold answers to grade by.\n")
+        if example["questions"]:
+            console.print("The questions and the answers that are held for right are the model's own.\n")
+        else:
+            console.print("The model found no question that it can answer from the passage, so nothing is graded.\n")
+            example["questions"] = [{"question": f"What do you know about {example['title'] or 'the passage'}?"}]
     self_edits = propose(lm, example, args)
     if not self_edits:
         raise ValueError("The model wrote no usable self-edit; try another --seed or --prompt_style.")

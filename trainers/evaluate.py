@@ -14,6 +14,7 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -55,12 +56,12 @@ def table(summary: Summary, num_passages: int, num_questions: int) -> str:
     return "\n".join(lines)
 
 
-def read_finished(output: Path, settings: dict, num_passages: int) -> list[PassageResult]:
+def read_finished(output: Path, settings: dict, examples: Sequence[Mapping]) -> list[PassageResult]:
     """
     The results of an earlier, interrupted run, cut to whole banks; the file is created or cut to match.
 
     Raises:
-        ValueError: The file is not a record of this script, or of a run with other settings or more passages.
+        ValueError: The file is not a record of this script, or of a run with other settings, other passages or more.
     """
     # Not splitlines(): a text may hold other line separators, unescaped. The last line is empty or torn.
     lines = output.read_text(encoding="utf-8").split("\n")[:-1] if output.exists() else []
@@ -74,9 +75,13 @@ def read_finished(output: Path, settings: dict, num_passages: int) -> list[Passa
         raise ValueError(f"{output} is not a record of this script; {remedy}.")
     if different := sorted(name for name in {*settings, *found} if settings.get(name) != found.get(name)):
         raise ValueError(f"{output} holds a run with another {', '.join(different)}; {remedy}.")
-    results = records[1:]
+    results, num_passages = records[1:], len(examples)
     if len(results) > num_passages:
         raise ValueError(f"{output} holds {len(results)} passages, more than the {num_passages} asked for; {remedy}.")
+    for result, example in zip(results, examples, strict=False):
+        answered = {len(run) for runs in result["answers"].values() for run in runs}
+        if result["title"] != (example.get("title") or "") or answered != {len(example["questions"])}:
+            raise ValueError(f"{output} holds results of other passages, as of {result['title']!r}; {remedy}.")
     if len(results) < num_passages:
         results = results[: len(results) // settings["passages_per_bank"] * settings["passages_per_bank"]]
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +101,7 @@ def main(args: EvaluationArguments) -> None:
     examples = load_dataset_argument(args.dataset, args.split, args.num_passages)
     settings = {name: value for name, value in asdict(args).items() if name not in ("num_passages", "output_file")}
     output = Path(args.output_file)
-    results = read_finished(output, settings, len(examples))
+    results = read_finished(output, settings, examples)
     grader = args.judge_grader()
     lm = args.load()
     lm.domain.grader = grader or lm.domain.grader
