@@ -190,7 +190,7 @@ def read_training(folder: Path, source: str) -> dict[str, Any]:
     How the adapter was trained; empty for one that other software wrote.
 
     Raises:
-        ValueError: Its file is no JSON object.
+        ValueError: Its file is no JSON object, or its losses are no numbers.
     """
     file = folder / TRAINING_NAME
     if not file.is_file():
@@ -199,6 +199,9 @@ def read_training(folder: Path, source: str) -> dict[str, Any]:
         training = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(training, dict):
             raise TypeError("it is no JSON object")
+        losses = training.get("losses") or []
+        if not (isinstance(losses, list) and all(isinstance(loss, int | float) for loss in losses)):
+            raise TypeError("its losses are no list of numbers")
     except (TypeError, ValueError) as error:
         raise ValueError(f"{source}: {TRAINING_NAME} is damaged ({error}); remove it, or save it again.") from error
     return training

@@ -277,6 +277,8 @@ def lora_layout(model: nn.Module, config: LoraConfig, trained: bool = False) -> 
             )
     if config.r < 1:
         raise ValueError(f"The LoRA rank r={config.r} must be at least 1.")
+    if not math.isfinite(config.lora_alpha):
+        raise ValueError(f"lora_alpha={config.lora_alpha} must be a finite number.")
 
     candidates = linear_modules(model)
     target_modules = config.target_modules

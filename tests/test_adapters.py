@@ -328,6 +328,16 @@ def test_patterns_that_could_take_for_ever_are_refused(tmp_path, pattern):
         Adapter.from_pretrained(folder, tiny_llama(), BASE_ID)
 
 
+@pytest.mark.parametrize("losses", ["x", {"a": 1}, [None], 3])
+def test_losses_that_are_no_numbers(tmp_path, losses):
+    folder = random_adapter(tiny_llama()).save_pretrained(tmp_path / "adapter")
+    (folder / "seal_training.json").write_text(json.dumps({"losses": losses}))
+    with pytest.raises(
+        ValueError, match="seal_training.json is damaged .its losses are no list of numbers.; remove it"
+    ):
+        Adapter.from_pretrained(folder, tiny_llama(), BASE_ID)
+
+
 def test_layers_are_named_plainly(tmp_path):
     folder = random_adapter(tiny_llama()).save_pretrained(tmp_path / "adapter")
     config = json.loads((folder / "adapter_config.json").read_text())

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
@@ -96,6 +98,7 @@ def test_modules_of_a_policy_model_are_those_of_its_base():
     [
         ({"r": 0}, r"rank r=0 must be at least 1"),
         ({"r": -1}, r"rank r=-1 must be at least 1"),
+        ({"lora_alpha": math.inf}, "lora_alpha=inf must be a finite number"),
         ({"use_dora": True}, r"use_dora=True\) is not supported"),
         ({"bias": "all"}, r"bias='all'\) is not supported"),
         ({"lora_bias": True}, r"lora_bias=True\) is not supported"),
