@@ -43,7 +43,11 @@ def parse_arguments() -> argparse.Namespace:
         default=os.environ.get("SEAL_MODEL") or (EMBEDDED_MODEL_ID if ON_SPACE else EMBEDDED),
         help="Hub id or folder of a causal LM, or 'embedded' for the small one. On a Space, SEAL_MODEL names it.",
     )
-    parser.add_argument("--load_in_4bit", action="store_true", default=None, help="Quantize the base to NF4 (QLoRA).")
+    parser.add_argument(
+        "--load_in_4bit",
+        action=argparse.BooleanOptionalAction,
+        help="Quantize the base to NF4 (QLoRA). Default: on CUDA where bitsandbytes is installed.",
+    )
     parser.add_argument("--host", default="0.0.0.0" if ON_SPACE else "127.0.0.1", help="Address to serve on.")
     parser.add_argument("--port", type=int, default=int(os.environ.get("GRADIO_SERVER_PORT") or 7860), help="Port.")
     parser.add_argument("--share", action="store_true", help="Make a public link; nobody can push to the Hub then.")
@@ -74,8 +78,10 @@ def load(args: argparse.Namespace) -> SelfAdaptingLM:
 def main(args: argparse.Namespace) -> None:
     # As Ctrl+C, so that runs are ended and the sessions' files removed.
     for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), lambda *_: sys.exit(0))
+        number = getattr(signal, name, None)
+        # Not what `nohup` has set to be ignored.
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda *_: sys.exit(0))
     lm = load(args)
     logger.info("%s is served by %s", lm.base_model_id, Path(seal_hf.__file__).parent)
     with tempfile.TemporaryDirectory(prefix="seal-app-") as folder:
@@ -86,7 +92,7 @@ def main(args: argparse.Namespace) -> None:
             args.output_dir or Path("outputs/app"),
             TRAINER if TRAINER.is_file() else None,
             args.model_name_or_path,
-            args.load_in_4bit,
+            bool(getattr(lm.model, "is_loaded_in_4bit", False)),
         )
         may_push = ON_SPACE or (args.host in LOOPBACK and not args.share)
         build_page(workbench, runs, may_push=may_push, on_space=ON_SPACE).launch(

@@ -188,11 +188,10 @@ class Adapter:
         commit_message: str = "Upload adapter",
         revision: str | None = None,
         card: AdapterCard | None = None,
+        keep_failed: bool = True,
     ) -> str:
         """
         Upload the adapter as a PEFT repository with a model card.
-
-        Where the upload fails, the adapter stays in a folder that the error names; `hf upload` takes it from there.
 
         Parameters:
             repo_id (`str`):
@@ -207,6 +206,9 @@ class Adapter:
                 The branch, made where there is none. Defaults to `main`.
             card ([`AdapterCard`], *optional*):
                 What the card shall tell of the passage and the accuracy.
+            keep_failed (`bool`, *optional*, defaults to `True`):
+                Whether the adapter stays, where the upload fails, in a folder that the error names; `hf upload` takes it
+                from there.
 
         Returns:
             `str`: the repository's URL.
@@ -229,14 +231,19 @@ class Adapter:
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        commit = upload(
-            folder,
-            repo_id,
-            commit_message=commit_message,
-            private=private,
-            revision=revision,
-            safe=safe,
-            token=token,
-        )
+        try:
+            commit = upload(
+                folder,
+                repo_id,
+                commit_message=commit_message,
+                private=private,
+                revision=revision,
+                safe=safe if keep_failed else "",
+                token=token,
+            )
+        except BaseException:
+            if not keep_failed:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
         shutil.rmtree(folder)
         return str(commit.repo_url)

@@ -219,7 +219,7 @@ def download(
     *,
     repo_type: str = "model",
     revision: str | None = None,
-    token: str | None = None,
+    token: str | bool | None = None,
 ) -> tuple[Path, str]:
     """
     Files of a repository at one commit, from the Hub or, where it cannot be reached, from the cache.
@@ -233,8 +233,9 @@ def download(
             `"model"` or `"dataset"`.
         revision (`str`, *optional*):
             A branch, tag or commit. Defaults to `main`.
-        token (`str`, *optional*):
-            Defaults to the one saved by `hf auth login`.
+        token (`str` or `False`, *optional*):
+            Defaults to the one saved by `hf auth login`. `False` is for somebody who may see public files only, and gets
+            none from the cache, which may hold others.
 
     Returns:
         `tuple[Path, str]`: the folder, in the cache, and the commit.
@@ -253,6 +254,8 @@ def download(
             # snapshot_download would take a copy from the cache, however old, also where the Hub refuses.
             hub_api(token).repo_info(repo_id, revision=revision, repo_type=repo_type, timeout=LOOK_UP_SECONDS)
         except (httpx2.TransportError, OfflineModeIsEnabled) as unreachable:
+            if token is False:
+                raise
             logger.warning(
                 "The Hub cannot be reached (%s); looking for %s in the cache.", type(unreachable).__name__, repo_id
             )

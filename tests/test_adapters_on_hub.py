@@ -204,6 +204,10 @@ def test_refused_pushes_keep_the_adapter(base, adapter, hub, token, case):
     assert hub.files(REPO) == before
     folder = kept_folder(raised.value)
     assert torch.equal(base.load_adapter(folder).weights, adapter.weights)
+    kept = list(folder.parent.iterdir())
+    with pytest.raises(HubError, match=message) as not_kept:
+        adapter.push_to_hub(**{"repo_id": REPO, **options}, keep_failed=False)
+    assert list(folder.parent.iterdir()) == kept and str(folder.parent) not in str(not_kept.value)
     printed = "".join(traceback.format_exception(raised.value))
     assert not options.get("token") or options["token"] not in printed
     HfApi(token=token).upload_folder(repo_id=REPO, folder_path=folder)  # as the message says
@@ -244,6 +248,8 @@ def test_hub_that_is_down(base, adapter, hub, token):
     assert not raised.value.is_refusal
     assert torch.equal(base.load_adapter(kept_folder(raised.value)).weights, adapter.weights)
     assert base.load_adapter(REPO).source == loaded.source  # out of the cache
+    with pytest.raises(HubError, match="could not be reached"):
+        base.load_adapter(REPO, token=False)  # it may hold what others may not see
     with pytest.raises(HubError, match="could not be reached"):
         base.load_adapter("tester/never-seen")
     hub.start()

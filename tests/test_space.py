@@ -27,12 +27,12 @@ from tiny_models import tiny_llama, tiny_tokenizer
 from seal_hf.embedded import EMBEDDED_MODEL_ID
 
 
-pytest.importorskip("gradio")
+gr = pytest.importorskip("gradio")
 
 from web_page import PASSAGE, QUESTIONS, QUICK, tiny_lm  # noqa: E402
 
 from seal_hf.webui import device  # noqa: E402
-from seal_hf.webui.jobs import DONE, JobLog  # noqa: E402
+from seal_hf.webui.jobs import DONE, FAILED, JobLog  # noqa: E402
 from seal_hf.webui.page import build_page  # noqa: E402
 from seal_hf.webui.training import TrainingRuns  # noqa: E402
 from seal_hf.webui.workbench import Workbench, load_token, push_token  # noqa: E402
@@ -83,7 +83,12 @@ def test_gpu_work_is_plain_data_and_asks_for_its_time(monkeypatch, tmp_path):
             def call(*arguments):
                 arguments = pickle.loads(pickle.dumps(arguments))
                 durations.append(duration(*arguments))
-                return pickle.loads(pickle.dumps(function(*arguments)))
+                try:
+                    return pickle.loads(pickle.dumps(function(*arguments)))
+                except gr.Error:
+                    raise
+                except Exception as error:  # only its class comes back
+                    raise gr.Error(type(error).__name__) from None
 
             return call
 
@@ -103,9 +108,19 @@ def test_gpu_work_is_plain_data_and_asks_for_its_time(monkeypatch, tmp_path):
             workbench.jobs.wait(started, 60)
             log.read()
             assert (log.state, log.error) == (DONE, None)
+        patch.setattr(device, "answer", run_out_of_memory)
+        failed = workbench.ask(session, "Who drew it again?")
+        workbench.jobs.wait(failed, 60)
+        log = JobLog(failed)
+        log.read()
+        assert log.state == FAILED and log.error.startswith("The device is out of memory.")
     importlib.reload(device)
     assert len(session.adapters) == 2 and session.asked
-    assert len(durations) == 3 and all(30 <= seconds <= 120 for seconds in durations)
+    assert len(durations) == 4 and all(30 <= seconds <= 120 for seconds in durations)
+
+
+def run_out_of_memory(*arguments):
+    raise MemoryError
 
 
 def test_no_more_than_two_minutes_of_a_gpu_are_asked_for():

@@ -1,6 +1,9 @@
 """What the page can do, on a tiny model: learned, asked, kept, refused; and what is left when something fails."""
 
+import threading
+import time
 import zipfile
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +12,7 @@ from peft import PeftModel
 from tiny_models import tiny_llama
 from web_page import PASSAGE, QUESTIONS, QUICK, slowed, tiny_lm
 
-from seal_hf.webui import device
+from seal_hf.webui import device, workbench
 from seal_hf.webui.jobs import DONE, FAILED, STOPPED, JobLog, JobRefused
 from seal_hf.webui.sessions import Draft
 from seal_hf.webui.settings import Settings
@@ -54,6 +57,21 @@ def with_adapters(bench, session):
     written(bench, session)
     learned(bench, session)
     return session
+
+
+def test_slow_jobs_that_waited_together_slow_the_estimate_down_once(bench, monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(workbench, "time", SimpleNamespace(monotonic=lambda: clock.now, sleep=time.sleep))
+    begin = threading.Event()
+
+    def twice_as_slow(job):
+        begin.wait(60)
+        clock.now += 20
+
+    jobs = [bench._submit(bench.sessions.open(), "ask", [place], twice_as_slow, 10, "answer") for place in range(8)]
+    begin.set()
+    assert all(bench.jobs.wait(job, 60) for job in jobs)
+    assert bench._pace["answer"] == pytest.approx(2 - 0.5**8)
 
 
 # --- writing and learning ---
@@ -307,4 +325,8 @@ def test_names_that_cannot_be_pushed_to(bench, with_adapters, name):
 def test_a_refused_push_names_the_next_step_and_not_the_token(bench, with_adapters, hub):
     with pytest.raises(OSError, match="sign in again.*can still be downloaded") as refusal:
         bench.push(with_adapters, None, "bees", private=True, publish_passage=False, token="hf_expired")
+    hub.stop()
+    with pytest.raises(OSError, match="could not be reached.*; try again later. The adapter can still be downloaded"):
+        bench.push(with_adapters, None, "bees", private=True, publish_passage=False, token="hf_any")
+    hub.start()
     assert "hf_expired" not in str(refusal.value) and with_adapters.adapter().folder.is_dir()

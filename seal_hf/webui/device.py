@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import gradio as gr
 import torch
 
 from ..adapters import Adapter
@@ -17,6 +18,7 @@ from ..model_card import AdapterCard
 from ..own_questions import own_questions
 from ..self_adapting_lm import SelfAdaptingLM
 from ..self_edit import SelfEdit
+from .explaining import explain
 from .jobs import Job
 from .settings import Settings
 
@@ -69,8 +71,11 @@ def run(seconds: float, model: int, work: Callable, job: Job, *arguments: object
     """
     try:
         return work(_models[model], job, *arguments)
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError):
-        free_memory()
+    except Exception as error:
+        if isinstance(error, MemoryError | RuntimeError):  # torch's out of memory is one of the latter
+            free_memory()
+        if spaces:  # which tells the page of another error's class alone
+            raise gr.Error(explain(error), print_exception=False) from error
         raise
 
 

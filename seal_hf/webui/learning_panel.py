@@ -173,8 +173,16 @@ def build_learning_panel(
         }
 
     @cumulative
-    async def on_learn(session_id: str, rows: list, number: int | None, *values: object) -> AsyncIterator[dict]:
+    async def on_learn(
+        session_id: str, passage: str, rows: list, number: int | None, *values: object
+    ) -> AsyncIterator[dict]:
         current = workbench.sessions.open(session_id)
+        if current.example is not None and checks.clean(passage) != current.example["context"]:
+            yield {
+                learn_status: "⚠️ The text above is another one than these self-edits are about: write new ones, or bring "
+                "their text back."
+            }
+            return
         edited, values = values[: 2 * MOST_SELF_EDITS], values[2 * MOST_SELF_EDITS :]
         for draft, text, use in zip(current.drafts, edited[::2], edited[1::2], strict=False):
             draft.text, draft.use = text, use
@@ -195,7 +203,7 @@ def build_learning_panel(
     learned = [
         button.click(
             on_learn,
-            [session, panel.questions, number, *edits, *panel.settings],
+            [session, panel.passage, panel.questions, number, *edits, *panel.settings],
             outputs,
             api_visibility="private",
             show_progress="hidden",

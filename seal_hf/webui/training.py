@@ -82,8 +82,8 @@ class TrainingRuns:
             `trainers/knowledge.py`; nothing can be started without.
         model_name_or_path (`str`):
             As the app got it.
-        load_in_4bit (`bool`, *optional*):
-            As the app got it.
+        load_in_4bit (`bool`, *optional*, defaults to `False`):
+            Whether the app's model is quantized.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class TrainingRuns:
         folder: Path,
         script: Path | None,
         model_name_or_path: str,
-        load_in_4bit: bool | None = None,
+        load_in_4bit: bool = False,
     ):
         self._jobs, self._folder, self._script = jobs, folder.absolute(), script
         self._model, self._load_in_4bit = model_name_or_path, load_in_4bit
@@ -191,14 +191,15 @@ class TrainingRuns:
             # A new one each time: what an earlier run has worked out stays.
             folder = self._folder_of(owner) / f"run_{len(self._folders(owner)) + 1:03d}"
             folder.mkdir(parents=True)
-            if dataset_file is not None:
-                dataset = str(folder / f"passages{dataset_file.suffix}")
-                shutil.copyfile(dataset_file, dataset)
-            text = yaml.safe_dump(self.config(settings, folder / "run", dataset), sort_keys=False, allow_unicode=True)
-            (folder / CONFIG_NAME).write_text(text, encoding="utf-8")
             try:
+                if dataset_file is not None:
+                    dataset = str(folder / f"passages{dataset_file.suffix}")
+                    shutil.copyfile(dataset_file, dataset)
+                config = self.config(settings, folder / "run", dataset)
+                text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+                (folder / CONFIG_NAME).write_text(text, encoding="utf-8")
                 self._launch(owner, folder)
-            except (JobRefused, OSError):
+            except BaseException:
                 shutil.rmtree(folder)
                 raise
 

@@ -12,17 +12,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import torch
-from huggingface_hub import get_token, whoami
+from huggingface_hub import get_token
 
 from ..adapter_files import WEIGHTS_NAME
 from ..grading import LexicalGrader
-from ..hub_errors import HubError, explaining_hub_errors
-from ..hub_transfer import is_hub_id
+from ..hub_errors import HubError
+from ..hub_transfer import is_hub_id, with_namespace
 from ..model_card import AdapterCard
 from ..self_adapting_lm import SelfAdaptingLM
 from ..statistics import accuracy
 from . import checks, device
+from .explaining import explain
 from .jobs import Job, JobRefused, Jobs
 from .sessions import Draft, KeptAdapter, Session, Sessions
 from .settings import Settings
@@ -76,6 +76,7 @@ class Workbench:
             is_busy=lambda session_id: bool(self.jobs.active(session_id)) or self.is_training(session_id),
             on_forget=self.jobs.forget,
         )
+        self._pace_lock = threading.Lock()
         self._pace = {"write": 1.0, "learn": 1.0, "answer": 1.0}
         threading.Thread(target=self._sweep, args=(min(keep_seconds, 600),), name="sweep", daemon=True).start()
 
@@ -337,14 +338,15 @@ class Workbench:
         name = checks.checked_repo_name(name)
         adapter = self.lm.load_adapter(kept.folder)
         try:
-            with explaining_hub_errors(f"The upload of {name}", name, "The adapter can still be downloaded here."):
-                repo_id = f"{whoami(token=token)['name']}/{name}"
-            return adapter.push_to_hub(repo_id, private=private, token=token, card=_card(kept, publish_passage))
+            repo_id = with_namespace(name, token)
+            return adapter.push_to_hub(
+                repo_id, private=private, token=token, card=_card(kept, publish_passage), keep_failed=False
+            )
         except HubError as error:
             cause = str(error).partition(";")[0]
+            remedy = "sign in again, or try another name" if error.is_refusal else "try again later"
             raise HubError(
-                f"{cause}; sign in again, or try another name. The adapter can still be downloaded here.",
-                is_refusal=error.is_refusal,
+                f"{cause}; {remedy}. The adapter can still be downloaded here.", is_refusal=error.is_refusal
             ) from error
 
     # --- jobs ---
@@ -359,19 +361,23 @@ class Workbench:
     def _submit(
         self, session: Session, kind: str, inputs: object, work: Callable[[Job], None], seconds: float, pace: str
     ) -> Job:
+        def timed(job: Job) -> None:
+            start = time.monotonic()
+            work(job)
+            if not job.stop.is_set():
+                with self._pace_lock:
+                    # Halfway to what it was, so that one slow job does not spoil all estimates.
+                    self._pace[pace] = (self._pace[pace] + (time.monotonic() - start) / seconds) / 2
+
         key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
-        seconds *= self._pace[pace]
-        job = self.jobs.submit(session.id, kind, key, session.folder / "jobs", work, seconds=seconds)
+        job = self.jobs.submit(
+            session.id, kind, key, session.folder / "jobs", timed, seconds=seconds * self._pace[pace]
+        )
         session.shown[kind] = job.id
         return job
 
     def _run(self, name: str, job: Job, *arguments: object) -> object:
-        start = time.monotonic()
-        result = device.run(job.seconds, self._model, getattr(device, name), job, *arguments)
-        if not job.stop.is_set():
-            # Halfway to what it was, so that one slow job does not spoil all estimates.
-            self._pace[name] *= ((time.monotonic() - start) / job.seconds + 1) / 2
-        return result
+        return device.run(job.seconds, self._model, getattr(device, name), job, *arguments)
 
     def _sweep(self, seconds: float) -> None:
         while True:
@@ -426,16 +432,3 @@ def _card(kept: KeptAdapter, publish_passage: bool) -> AdapterCard:
                 accuracy([[1.0]] * right + [[0.0]] * (kept.num_questions - right)), num_passages=1
             )
     return AdapterCard(passage=kept.context or None, publish_passage=publish_passage, accuracies=accuracies)
-
-
-def explain(error: BaseException) -> str:
-    """One sentence for the visitor; what nobody foresaw goes to the log."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
-        return (
-            "The device is out of memory. Nothing of yours is lost: use fewer self-edits, a shorter passage or a lower "
-            "LoRA rank, and try again."
-        )
-    if isinstance(error, ValueError | OSError):
-        return str(error)
-    logger.error("Failed", exc_info=error)
-    return "Something went wrong on our side: try again, and look at the app's log if it stays so."
