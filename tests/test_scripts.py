@@ -1,5 +1,6 @@
 """The scripts as a user runs them, on a tiny model in a folder."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from tiny_models import save_tiny_model
+from transformers import HfArgumentParser
 
 from seal_hf.domains import load_demo_passages
 
@@ -99,18 +101,14 @@ def test_demo(model, tmp_path):
     assert "Who keeps bees?" in done.stdout and "base model" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "options", "message"),
     [
         ("demo.py", ["--passage", "nowhere.txt"], "There is no passage at nowhere.txt"),
-        ("demo.py", ["--demo_passage", "12"], "--demo_passage 12 must be from 0 to 11"),
-        ("demo.py", ["--learning_rate", "-1"], "learning_rate=-1.0 must be a number above 0"),
-        ("demo.py", ["--prompt_style", "haiku"], "Unknown prompt_style 'haiku'"),
         ("evaluate.py", ["--dataset", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
-        ("evaluate.py", ["--num_passages", "0"], "The number of passages, 0, must be at least 1"),
     ],
 )
-@pytest.mark.slow
 def test_bad_input_is_one_sentence(script, options, message, tmp_path):
     if script == "evaluate.py":
         options = [*options, "--output_file", tmp_path / "results.jsonl"]
@@ -119,6 +117,48 @@ def test_bad_input_is_one_sentence(script, options, message, tmp_path):
     assert failed.stderr.strip().splitlines()[-1].startswith(f"error: {message}")
     assert "Traceback" not in failed.stderr
     assert not (tmp_path / "results.jsonl").exists()
+
+
+@pytest.fixture
+def loaded_script(monkeypatch):
+    """A script's module in this process, and what parses its options."""
+
+    def load(name):
+        monkeypatch.syspath_prepend(TRAINERS)
+        spec = importlib.util.spec_from_file_location(f"script_{name}", TRAINERS / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, spec.name, module)
+        spec.loader.exec_module(module)
+        arguments = module.DemoArguments if name == "demo" else module.EvaluationArguments
+        return module, lambda *options: HfArgumentParser(arguments).parse_args_into_dataclasses(list(options))[0]
+
+    return load
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "options", "message"),
+    [
+        ("demo", ["--demo_passage", "12"], "--demo_passage 12 must be from 0 to 11"),
+        ("demo", ["--learning_rate", "-1"], "learning_rate=-1.0 must be a number above 0"),
+        ("demo", ["--prompt_style", "haiku"], "Unknown prompt_style 'haiku'"),
+        ("evaluate", ["--num_passages", "0", "--output_file", "any"], "The number of passages, 0, must be at least 1"),
+        ("evaluate", ["--passages_per_bank", "0", "--output_file", "any"], "--passages_per_bank 0 must be at least 1"),
+    ],
+)
+def test_options_that_cannot_be_are_named(loaded_script, script, options, message):
+    module, parse = loaded_script(script)
+    with pytest.raises(ValueError) as raised:
+        module.main(parse(*options))
+    assert str(raised.value).startswith(message)
+
+
+def test_own_questions_about_a_demo_passage(loaded_script):
+    demo, parse = loaded_script("demo")
+    first = load_demo_passages("train")[0]
+    assert demo.read_example(parse()) == first
+    asked = demo.read_example(parse("--title", "Light", "--questions", "Who?", "When?"))
+    assert asked == {**first, "title": "Light", "questions": [{"question": "Who?"}, {"question": "When?"}]}
 
 
 def test_default_demo_passage_has_gold_answers():
