@@ -1,7 +1,7 @@
 """
 Measure the inner loop and the answers side by side with the reference way and with plain PEFT.
 
-    python benchmarks/bench.py            # the table in benchmarks/README.md, under 15 minutes on two CPU cores
+    python benchmarks/bench.py            # the table in benchmarks/README.md, about 15 minutes on two CPU cores
     python benchmarks/bench.py --quick    # a part of it in about 2 minutes, kept apart in results-quick.json
 
 Every way runs in this process on the same loaded model, in turns, so that a ratio compares the same minutes of the same

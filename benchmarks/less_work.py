@@ -27,7 +27,7 @@ import shlex
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +39,7 @@ from seal_hf import InnerLoopConfig, SelfAdaptingLM, SelfEdit
 from seal_hf.domains import KnowledgeDomain, load_demo_passages
 from seal_hf.generation import draw_seed
 from seal_hf.grading.report import load_run
-from seal_hf.journal import SELF_EDITS, TrialResult
+from seal_hf.journal import SELF_EDITS, TrialResult, write_text
 from seal_hf.trials import Trial, halved
 
 
@@ -190,6 +190,21 @@ def load_model(args: argparse.Namespace) -> SelfAdaptingLM:
     )
 
 
+def read_records(file: Path, settings: Mapping) -> list[dict]:
+    """
+    The records of a run's banks; the file is made, or loses a last line that was cut off.
+
+    Raises:
+        ValueError: They are of a run with other settings.
+    """
+    lines = file.read_text(encoding="utf-8").split("\n")[:-1] if file.is_file() else []
+    header, *records = map(json.loads, lines) if lines else [{"settings": settings}]
+    if header != {"settings": settings}:
+        raise ValueError(f"{file} holds a run with other settings, {header}; give another --records.")
+    write_text(file, "".join(json.dumps(line) + "\n" for line in [header, *records]))
+    return records
+
+
 def run_live(args: argparse.Namespace) -> list[dict] | None:
     """
     Measure what is not on disk yet, a bank for each repeat of some passages, until the time is over.
@@ -198,18 +213,10 @@ def run_live(args: argparse.Namespace) -> list[dict] | None:
         `list[dict]`: the records of all banks, or `None` where some are missing.
     """
     file = Path(args.records)
-    lines = file.read_text(encoding="utf-8").split("\n")[:-1] if file.is_file() else []
     settings = {
         name: value for name, value in vars(args).items() if name not in ("records", "seconds", "stored_rewards")
     }
-    header, *records = map(json.loads, lines) if lines else [{"settings": settings}]
-    if header != {"settings": settings}:
-        raise ValueError(f"{file} holds a run with other settings, {header}; give another --records.")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    # Without the last line, if that was cut off.
-    partial = file.with_name(f"{file.name}.partial")
-    partial.write_text("".join(json.dumps(line) + "\n" for line in [header, *records]), encoding="utf-8")
-    partial.replace(file)
+    records = read_records(file, settings)
     chunks = range(0, args.passages, args.passages_per_bank)
     missing = [(first, repeat) for first in chunks for repeat in range(args.repeats)][len(records) :]
     if not missing:

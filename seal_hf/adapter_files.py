@@ -28,7 +28,7 @@ TRAINING_NAME = "seal_training.json"
 # An archive may become this much larger than it is; an untrained half of an adapter is all zeros.
 _UNPACKED_BYTES, _UNPACKED_RATIO = 2**26, 20
 _MOST_REPETITIONS = 6
-_NAME = re.compile(r"[\w.]+")
+_MODULE_NAME = re.compile(r"[\w.]+")
 _PICKLES = (".bin", ".pt", ".pth", ".pkl")
 
 
@@ -122,7 +122,9 @@ def _check(folder: Path, source: str, base_model_id: str) -> None:
     patterns = fields.get("layers_pattern") or []
     patterns = [patterns] if isinstance(patterns, str) else patterns
     # PEFT puts each into a regular expression as it is.
-    if not (isinstance(patterns, list) and all(isinstance(name, str) and _NAME.fullmatch(name) for name in patterns)):
+    if not (
+        isinstance(patterns, list) and all(isinstance(name, str) and _MODULE_NAME.fullmatch(name) for name in patterns)
+    ):
         raise ValueError(
             f"{source}: layers_pattern={patterns!r:.100} is no plain name of a module; name the modules in a list under "
             "target_modules."

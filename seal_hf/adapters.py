@@ -226,12 +226,10 @@ class Adapter:
         card = with_base_license(card or AdapterCard(), self.base_model_id, token)
         folder = Path(tempfile.mkdtemp(prefix=f"{repo_id.rsplit('/', 1)[-1]}-"))
         safe = f"The adapter is in {folder}; `hf upload {repo_id} {folder}` uploads it from there."
+        is_kept = False
         try:
             self._save(folder, repo_id, card)
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-        try:
+            is_kept = keep_failed
             commit = upload(
                 folder,
                 repo_id,
@@ -241,9 +239,8 @@ class Adapter:
                 safe=safe if keep_failed else "",
                 token=token,
             )
-        except BaseException:
-            if not keep_failed:
+            is_kept = False
+        finally:
+            if not is_kept:
                 shutil.rmtree(folder, ignore_errors=True)
-            raise
-        shutil.rmtree(folder)
         return str(commit.repo_url)

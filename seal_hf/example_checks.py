@@ -1,6 +1,7 @@
 """What examples must have, and how long they may be, found out before anything is trained."""
 
 from .domains import KnowledgeDomain
+from .domains.passages import is_text
 from .example_set import ExampleSet
 from .generation import context_length, encode_prompt
 from .likelihood import encode_answer
@@ -32,7 +33,7 @@ def check_lengths(
         if isinstance(lm.domain, KnowledgeDomain):
             questions += lm.domain.questions_in_context(example)
             for item in example["questions"]:
-                if not _is_answer(item.get("answer")):
+                if not is_text(item.get("answer")):
                     raise ValueError(
                         f"{name}: example {example_id} has no answer to {item['question']!r}, so that nothing can be graded; "
                         'add it as "answer", or drop the question.'
@@ -76,7 +77,7 @@ def check_gold_answers(lm: SelfAdaptingLM, data: ExampleSet, name: str) -> None:
             ) from error
         prompts = lm.domain.questions(example)
         if len(gold_answers) != len(prompts) or not all(
-            answers and all(map(_is_answer, answers)) for answers in gold_answers
+            answers and all(map(is_text, answers)) for answers in gold_answers
         ):
             raise ValueError(
                 f"{name}: example {example_id} has {len(prompts)} questions, but not a gold answer to each, which "
@@ -92,7 +93,3 @@ def check_gold_answers(lm: SelfAdaptingLM, data: ExampleSet, name: str) -> None:
                 f"{name}: example {example_id} has a question that with its gold answer takes {longest} tokens, more than "
                 f"the model's context of {context}; shorten or drop the question."
             )
-
-
-def _is_answer(value: object) -> bool:
-    return isinstance(value, str) and bool(value.strip())

@@ -53,8 +53,7 @@ class InnerLoopConfig:
 
     def __post_init__(self):
         for name, least in (("num_train_epochs", 1), ("batch_size", 1), ("max_length", 2)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            if not is_whole(value := getattr(self, name), least):
                 raise ValueError(f"{name}={value!r} must be a whole number of at least {least}.")
         # AdamW moves a weight by up to 3.2 learning rates a step; no number of steps gets from 1e30 out of fp32's range.
         if not (_is_number(self.learning_rate) and 0 < self.learning_rate <= 1e30):
@@ -77,6 +76,11 @@ class InnerLoopConfig:
         if unknown := sorted(set(overrides) - set(known)):
             raise ValueError(f"A self-edit sets {unknown[0]!r}, which is not one of {', '.join(known)}.")
         return replace(self, **overrides)
+
+
+def is_whole(value: object, least: int) -> bool:
+    """Whether a value is a whole number of at least `least`."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _is_number(value: object) -> bool:
@@ -125,7 +129,7 @@ def tokenize_self_edit(
     self_edit: SelfEdit, tokenizer: PreTrainedTokenizerBase, config: InnerLoopConfig
 ) -> InnerUpdate:
     """
-    Tokenize a self-edit's sequences and apply its overrides; `max_length` can only be lowered by one.
+    Tokenize a self-edit's sequences and apply its overrides, which cannot raise `max_length`.
 
     A sequence with an empty prompt is trained on as it is, every token. One with a prompt gets the end-of-sequence token
     behind its completion, so that the model learns where to stop.

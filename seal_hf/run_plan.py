@@ -88,7 +88,8 @@ def plan_run(
     )
     tokens = seconds = None
     passages = _passages(lm, train) if isinstance(lm.domain, KnowledgeDomain) else []
-    per_batch = args.adapters_per_batch
+    num_self_edits = len(train) * args.num_generations
+    per_batch = None if args.adapters_per_batch is None else min(args.adapters_per_batch, num_self_edits)
     if passages:
         per_batch = per_batch or _adapters_per_bank(lm, args, passages, num_processes)
         # A rewrite and the passage itself; the passage alone once.
@@ -104,7 +105,6 @@ def plan_run(
             num_read, num_answers = num_read + num_evaluated, num_answers + num_evaluated
         num_written = len(train) * args.num_generations * args.num_rounds
         num_written += num_eval * args.num_eval_generations * (args.num_rounds + 1)
-        per_batch = min(per_batch, len(train) * args.num_generations)
         tokens_per_second, prompt_seconds, token_seconds = _probe(lm, train, per_batch)
         generated = num_written * args.max_completion_length + num_answers * args.max_answer_length
         seconds = tokens / tokens_per_second + (num_written + num_read) * prompt_seconds + generated * token_seconds
@@ -114,7 +114,7 @@ def plan_run(
         num_examples=len(train),
         num_eval_examples=num_eval,
         num_processes=num_processes,
-        self_edits_per_round=len(train) * args.num_generations,
+        self_edits_per_round=num_self_edits,
         adapters_per_round=adapters_per_round,
         adapters_per_batch=per_batch,
         evaluation_adapters=eval_adapters,

@@ -9,7 +9,7 @@ from peft import LoraConfig
 from trl import SFTConfig
 
 from .generation import Sampling
-from .inner_update import InnerLoopConfig
+from .inner_update import InnerLoopConfig, is_whole
 
 
 @dataclass
@@ -202,10 +202,10 @@ class SEALConfig(SFTConfig):
             "per_device_train_batch_size",
             "inner_lora_r",
         ):
-            if not _is_count(getattr(self, name)):
+            if not is_whole(getattr(self, name), 1):
                 raise ValueError(f"{name}={getattr(self, name)!r} must be a whole number of at least 1.")
         for name in ("adapters_per_batch", "keep_best", "max_length"):
-            if getattr(self, name) is not None and not _is_count(getattr(self, name)):
+            if getattr(self, name) is not None and not is_whole(getattr(self, name), 1):
                 raise ValueError(f"{name}={getattr(self, name)!r} must be a whole number of at least 1, or None.")
         if self.min_reward is not None and not (math.isfinite(self.min_reward) and 0 <= self.min_reward <= 1):
             raise ValueError(f"min_reward={self.min_reward} must be a share from 0 to 1, or None.")
@@ -270,7 +270,3 @@ class SEALConfig(SFTConfig):
             lora_alpha=self.inner_lora_alpha,
             target_modules="all-linear" if targets == ["all-linear"] else targets,
         )
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

@@ -156,7 +156,9 @@ def test_dry_run_asks_nothing_of_the_hub(knowledge, config, hub, tmp_path, capsy
 def test_wrong_setting_is_one_sentence(config, tmp_path):
     failed = run_script("--config", config, "--output_dir", tmp_path / "run", "--keep_best", 0)
     assert failed.returncode == 1
-    assert failed.stderr.strip().splitlines()[-1] == "error: keep_best=0 must be a whole number of at least 1, or None."
+    assert (
+        failed.stderr.strip().splitlines()[-1] == "error: keep_best=0 must be a whole number of at least 1, or None."
+    )
     assert "Traceback" not in failed.stderr
     assert not (tmp_path / "run").exists()
 

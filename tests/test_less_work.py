@@ -164,6 +164,16 @@ def test_a_domain_without_gold_answers_is_refused_at_once(tmp_path):
     halving_trainer(tmp_path / "run", domain=domain)
 
 
+@pytest.mark.parametrize("gold", [lambda example: [[example["solution"]]], lambda example: [[7]] * 3])
+def test_gold_answers_that_are_no_texts_are_named(tmp_path, gold):
+    class OwnGold(KnowledgeDomain):
+        def gold_answers(self, example):
+            return gold(example)
+
+    with pytest.raises(ValueError, match="^train_dataset: example 0 has (no 'solution'|3 questions, but not a gold)"):
+        halving_trainer(tmp_path / "run", domain=OwnGold("{context}", chat=False), reward="likelihood")
+
+
 @pytest.mark.parametrize("num_banks", range(1, 9))
 def test_a_run_that_was_ended_after_any_bank_goes_on(one, tmp_path, num_banks):
     options = {"reward": one.trainer.args.reward}

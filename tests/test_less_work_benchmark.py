@@ -88,3 +88,16 @@ def test_records_of_banks_are_put_together_by_passage(less_work):
     passages = less_work.live_passages([record(2, 1), record(0, 0), record(0, 1), record(2, 0)], num_edits=2)
     assert [passage.accuracy[..., 0].tolist() for passage in passages] == [[[1, 1], [0, 0]], [[0, 1], [0, 0]]] * 2
     assert [passage.likelihood[0, :, 0].tolist() for passage in passages] == [[0, -1], [-3, -3], [-2, -3], [-3, -3]]
+
+
+def test_records_go_on_behind_a_line_that_was_cut_off(less_work, tmp_path):
+    file, settings = tmp_path / "runs" / "records.jsonl", {"passages": 4}
+    assert less_work.read_records(file, settings) == []
+    with file.open("a") as opened:
+        opened.write('{"first": 0}\n{"first": 1, "rew')
+    assert less_work.read_records(file, settings) == [{"first": 0}]
+    with file.open("a") as opened:
+        opened.write('{"first": 1}\n')
+    assert less_work.read_records(file, settings) == [{"first": 0}, {"first": 1}]
+    with pytest.raises(ValueError, match="holds a run with other settings.*give another --records"):
+        less_work.read_records(file, {"passages": 5})

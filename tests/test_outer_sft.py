@@ -355,7 +355,7 @@ def test_a_tokenizer_without_an_end_token(fit):
         fit(new_policy(), PLAIN, tokenizer=tiny_tokenizer(eos=False))
 
 
-@pytest.mark.parametrize(("num_selected", "steps"), [(1, 3), (10, 3), (11, 6), (25, 9)])
-def test_optimizer_steps(tmp_path, num_selected, steps):
+@pytest.mark.parametrize(("num_examples", "steps"), [(1, 3), (10, 3), (11, 6), (25, 9)])
+def test_optimizer_steps(tmp_path, num_examples, steps):
     args = SEALConfig(str(tmp_path), bf16=False, sft_batch_size=10, num_train_epochs=3)
-    assert optimizer_steps(num_selected, args) == [steps] * args.num_rounds
+    assert optimizer_steps(num_examples, args) == [steps] * args.num_rounds

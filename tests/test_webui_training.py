@@ -1,5 +1,6 @@
 """The outer loop beside the page: what runs, what is shown of it, and how it is stopped, paused and gone on with."""
 
+import errno
 import json
 import signal
 import subprocess
@@ -289,6 +290,23 @@ def test_a_bad_file_is_refused_in_a_sentence_before_anything_starts(jobs, tmp_pa
         runs.start("ann", QUICK, file)
     assert str(tmp_path) not in str(refusal.value)
     assert runs.snapshot("ann") is None
+
+
+@pytest.mark.slow
+def test_a_full_disk_leaves_nothing_in_the_way_of_the_next_run(jobs, tmp_path, monkeypatch):
+    file = tmp_path / "passages.json"
+    file.write_text(json.dumps(PASSAGES))
+    runs = TrainingRuns(jobs, tmp_path / "runs", stub(tmp_path, ""), "m")
+
+    def copy_nothing(source, target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr("shutil.copyfile", copy_nothing)
+        runs.start("ann", QUICK, file)
+    assert runs.snapshot("ann") is None
+    runs.start("ann", QUICK, file)
+    assert wait_for(runs, "ann", "failed", "done", "stopped").folder.name == "run_001"
 
 
 def test_without_the_script_the_command_remains(jobs, tmp_path):

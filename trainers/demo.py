@@ -37,9 +37,13 @@ class DemoArguments(AdaptationArguments):
     """A passage and questions about it."""
 
     passage: str | None = field(default=None, metadata={"help": "Text file to learn; a demo passage where absent."})
-    title: str | None = field(default=None, metadata={"help": "The passage's title. Defaults to the file's name."})
+    title: str | None = field(
+        default=None,
+        metadata={"help": "The passage's title. Defaults to the file's name or the demo passage's title."},
+    )
     questions: list[str] = field(
-        default_factory=list, metadata={"help": "Questions to ask; the model writes its own where absent."}
+        default_factory=list,
+        metadata={"help": "Questions to ask; where absent, the demo passage's or the model's own."},
     )
     demo_passage: int = field(default=0, metadata={"help": "Which of the 12 demo passages to learn, from 0."})
 

@@ -11,7 +11,6 @@ grader; its key is read from JUDGE_API_KEY.
 
 import json
 import logging
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -25,6 +24,7 @@ from transformers.utils import logging as transformers_logging
 
 from seal_hf import SelfEdit
 from seal_hf.grading import GradingIncomplete, JudgeRefused
+from seal_hf.journal import write_text
 from seal_hf.protocols import PassageResult, Summary, single_passage, summarize
 
 
@@ -78,17 +78,15 @@ def read_finished(output: Path, settings: dict, examples: Sequence[Mapping]) -> 
     results, num_passages = records[1:], len(examples)
     if len(results) > num_passages:
         raise ValueError(f"{output} holds {len(results)} passages, more than the {num_passages} asked for; {remedy}.")
+    # Told by their titles and the number of their questions, which is what a result keeps of them.
     for result, example in zip(results, examples, strict=False):
         answered = {len(run) for runs in result["answers"].values() for run in runs}
         if result["title"] != (example.get("title") or "") or answered != {len(example["questions"])}:
             raise ValueError(f"{output} holds results of other passages, as of {result['title']!r}; {remedy}.")
     if len(results) < num_passages:
         results = results[: len(results) // settings["passages_per_bank"] * settings["passages_per_bank"]]
-    output.parent.mkdir(parents=True, exist_ok=True)
     kept = [{"settings": settings}, *results]
-    partial = output.with_name(f"{output.name}.partial")
-    partial.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept), encoding="utf-8")
-    os.replace(partial, output)
+    write_text(output, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
     return [
         PassageResult(**{**result, "self_edits": tuple(SelfEdit(**edit) for edit in result["self_edits"])})
         for result in results

@@ -210,26 +210,27 @@ def _is_of_split(row: Any, split: str) -> bool:
 def _check_row(where: str, row: Any, is_squad: bool) -> None:
     if not isinstance(row, Mapping):
         raise ValueError(f"{where}: a {type(row).__name__} instead of an object; write {ROW_FORM}.")
-    if not _is_text(row.get("context")):
+    if not is_text(row.get("context")):
         raise ValueError(f'{where}: no passage; give "context" a text that is not empty.')
     if not isinstance(row.get("title") or "", str):
         raise ValueError(f'{where}: "title" is not a text; put it in quotes or leave it out.')
     if is_squad:
         answers = row.get("answers")
         texts = answers.get("text") if isinstance(answers, Mapping) else None
-        if not _is_text(row.get("question")) or not isinstance(texts, list) or not all(map(_is_text, texts)):
+        if not is_text(row.get("question")) or not isinstance(texts, list) or not all(map(is_text, texts)):
             raise ValueError(f'{where}: not a SQuAD row; write "question": ..., "answers": {{"text": [...]}}.')
         return
     questions = row.get("questions")
     if not isinstance(questions, list) or not questions:
         raise ValueError(f'{where}: no questions; give "questions" a list of {{"question": ..., "answer": ...}}.')
     for number, item in enumerate(questions, start=1):
-        if not isinstance(item, Mapping) or not _is_text(item.get("question")) or not _is_text(item.get("answer")):
+        if not isinstance(item, Mapping) or not is_text(item.get("question")) or not is_text(item.get("answer")):
             raise ValueError(
                 f'{where}: question {number} lacks its question or its answer; write both as texts: {{"question": '
                 '..., "answer": ...}.'
             )
 
 
-def _is_text(value: Any) -> bool:
+def is_text(value: Any) -> bool:
+    """Whether a value is a text with something other than white space in it."""
     return isinstance(value, str) and bool(value.strip())
