@@ -294,7 +294,7 @@ class SEALTrainer(PolicyEvaluation, PolicyPublishing, _BaseTrainer):
             self._processes.on_main(journal.write_selected, round_index, selected)
         metrics = {"round": round_index + 1, **round_metrics(scored, selected)}
         logged = self._logged("num_examples", round_index + 1)
-        if logged is not None and metrics.items() <= logged.items():
+        if logged is not None and metrics.items() <= logged.items():  # a run that goes on
             return selected
         if self.is_world_process_zero():
             self._warn_of_little(round_index, scored, selected)
@@ -420,6 +420,7 @@ class SEALTrainer(PolicyEvaluation, PolicyPublishing, _BaseTrainer):
             )
 
     def _logged(self, key: str, round_number: int) -> dict[str, float] | None:
+        """The entry of a round in the log that has this key."""
         entries = (entry for entry in self.state.log_history if key in entry and entry.get("round") == round_number)
         return next(entries, None)
 

@@ -135,7 +135,7 @@ def test_learns_asks_and_keeps(app, visit):
     assert text_of(page, "self-edit-1") and text_of(page, "self-edit-2")
     page.locator("#passage textarea").fill("Bees hum.")
     page.locator("#learn-all").click()
-    expect(page.locator("#learn-status")).to_contain_text("The text above is another one", timeout=TIMEOUT)
+    expect(page.locator("#learn-status")).to_contain_text("The first step holds another text", timeout=TIMEOUT)
     fill_passage(page)
     learn(page)
     page.locator("#ask-next").click()

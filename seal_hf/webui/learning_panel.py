@@ -179,8 +179,8 @@ def build_learning_panel(
         current = workbench.sessions.open(session_id)
         if current.example is not None and checks.clean(passage) != current.example["context"]:
             yield {
-                learn_status: "⚠️ The text above is another one than these self-edits are about: write new ones, or bring "
-                "their text back."
+                learn_status: "⚠️ The first step holds another text than these self-edits are about: write new ones, or "
+                "bring their text back."
             }
             return
         edited, values = values[: 2 * MOST_SELF_EDITS], values[2 * MOST_SELF_EDITS :]
