@@ -33,18 +33,37 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture
-def evaluate(model, tmp_path):
+def loaded_script(monkeypatch):
+    """A script's module in this process, and what parses its options."""
+
+    def load(name):
+        monkeypatch.syspath_prepend(TRAINERS)
+        spec = importlib.util.spec_from_file_location(f"script_{name}", TRAINERS / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, spec.name, module)
+        spec.loader.exec_module(module)
+        arguments = module.DemoArguments if name == "demo" else module.EvaluationArguments
+        return module, lambda *options: HfArgumentParser(arguments).parse_args_into_dataclasses(
+            list(map(str, options))
+        )[0]
+
+    return load
+
+
+@pytest.fixture
+def evaluation(model, tmp_path):
+    """Options of evaluate.py for the tiny model and three passages."""
     dataset = tmp_path / "passages.json"
     dataset.write_text(json.dumps(PASSAGES))
+    return [
+        *("--model_name_or_path", model, "--dataset", dataset, "--output_file", tmp_path / "results.jsonl"),
+        *("--passages_per_bank", 2, "--max_answer_length", 8, *TINY),
+    ]
 
-    def run(*options):
-        return run_script(
-            "evaluate.py",
-            *("--model_name_or_path", model, "--dataset", dataset, "--output_file", tmp_path / "results.jsonl"),
-            *("--passages_per_bank", 2, "--max_answer_length", 8, *TINY, *options),
-        )
 
-    return run
+@pytest.fixture
+def evaluate(evaluation):
+    return lambda: run_script("evaluate.py", *evaluation)
 
 
 @pytest.mark.slow
@@ -59,7 +78,7 @@ def test_evaluate_keeps_foreign_files(evaluate, tmp_path, content):
 
 
 @pytest.mark.slow
-def test_evaluate_resumes(evaluate, tmp_path):
+def test_evaluate_resumes(evaluate, evaluation, loaded_script, tmp_path):
     output = tmp_path / "results.jsonl"
     done = evaluate()
     assert done.returncode == 0, done.stderr
@@ -73,20 +92,16 @@ def test_evaluate_resumes(evaluate, tmp_path):
     assert resumed.returncode == 0, resumed.stderr
     assert output.read_text().split("\n") == lines
 
-    for options, message in (
-        (["--learning_rate", 0.5], "holds a run with another learning_rate; give another --output_file"),
-        (["--num_passages", 2], "holds 3 passages, more than the 2 asked for; give another --output_file"),
+    script, parse = loaded_script("evaluate")
+    for options, passages, message in (
+        (["--learning_rate", 0.5], PASSAGES, "holds a run with another learning_rate; give another --output_file"),
+        (["--num_passages", 2], PASSAGES, "holds 3 passages, more than the 2 asked for; give another --output_file"),
+        ([], PASSAGES[::-1], "holds results of other passages, as of 'Ann"),
     ):
-        refused = evaluate(*options)
-        assert refused.returncode == 1
-        assert message in refused.stderr
+        (tmp_path / "passages.json").write_text(json.dumps(passages))
+        with pytest.raises(ValueError, match=message):
+            script.main(parse(*evaluation, *options))
         assert output.read_text().split("\n") == lines
-
-    dataset = tmp_path / "passages.json"
-    dataset.write_text(json.dumps(PASSAGES[::-1]))
-    refused = evaluate()
-    assert "holds results of other passages, as of 'Ann" in refused.stderr
-    assert output.read_text().split("\n") == lines
 
 
 @pytest.mark.slow
@@ -117,22 +132,6 @@ def test_bad_input_is_one_sentence(script, options, message, tmp_path):
     assert failed.stderr.strip().splitlines()[-1].startswith(f"error: {message}")
     assert "Traceback" not in failed.stderr
     assert not (tmp_path / "results.jsonl").exists()
-
-
-@pytest.fixture
-def loaded_script(monkeypatch):
-    """A script's module in this process, and what parses its options."""
-
-    def load(name):
-        monkeypatch.syspath_prepend(TRAINERS)
-        spec = importlib.util.spec_from_file_location(f"script_{name}", TRAINERS / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, spec.name, module)
-        spec.loader.exec_module(module)
-        arguments = module.DemoArguments if name == "demo" else module.EvaluationArguments
-        return module, lambda *options: HfArgumentParser(arguments).parse_args_into_dataclasses(list(options))[0]
-
-    return load
 
 
 @pytest.mark.slow

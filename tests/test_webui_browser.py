@@ -100,7 +100,8 @@ def text_of(page, name):
 @pytest.mark.slow
 def test_the_whole_story_with_the_embedded_model(visit, embedded_path, tmp_path, monkeypatch):
     """From a click to an adapted answer; the screenshots are for people to look at."""
-    monkeypatch.setitem(settings.PRESETS, "Small model", replace(settings.SMALL_MODEL, max_completion_length=96))
+    shorter = replace(settings.SMALL_MODEL, max_completion_length=96, num_train_epochs=8)
+    monkeypatch.setitem(settings.PRESETS, "Small model", shorter)
     lm = SelfAdaptingLM.from_pretrained("embedded")
     with served_page(tmp_path, lm) as app:
         page = visit(app.url)
