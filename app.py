@@ -23,10 +23,10 @@ import torch
 
 import seal_hf
 from seal_hf import SelfAdaptingLM
-from seal_hf.embedded import EMBEDDED, EMBEDDED_MODEL_ID
+from seal_hf.models.embedded import EMBEDDED, EMBEDDED_MODEL_ID
 from seal_hf.webui.page import CSS, THEME, build_page
-from seal_hf.webui.training import TrainingRuns
-from seal_hf.webui.workbench import Workbench
+from seal_hf.webui.work.training import TrainingRuns
+from seal_hf.webui.work.workbench import Workbench
 
 
 logger = logging.getLogger("seal_hf.app")

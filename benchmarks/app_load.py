@@ -27,10 +27,10 @@ from transformers.utils import logging as transformers_logging
 from seal_hf import Adapter, InnerLoopConfig, SelfAdaptingLM
 from seal_hf.domains import load_demo_passages
 from seal_hf.webui.page import build_page
-from seal_hf.webui.passage_panel import NAMES
-from seal_hf.webui.settings import SMALL_MODEL
-from seal_hf.webui.training import TrainingRuns
-from seal_hf.webui.workbench import Workbench
+from seal_hf.webui.tabs.passage_panel import NAMES
+from seal_hf.webui.work.settings import SMALL_MODEL
+from seal_hf.webui.work.training import TrainingRuns
+from seal_hf.webui.work.workbench import Workbench
 
 
 REPETITIONS = 5

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from seal_hf import InnerLoopConfig, SelfEdit
 from seal_hf.domains import KnowledgeDomain, load_demo_passages
-from seal_hf.inner_update import InnerUpdate, tokenize_self_edit
+from seal_hf.inner_loop.update import InnerUpdate, tokenize_self_edit
 
 
 FOLDER = Path(__file__).parent

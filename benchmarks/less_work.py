@@ -37,10 +37,10 @@ from peft import LoraConfig
 
 from seal_hf import InnerLoopConfig, SelfAdaptingLM, SelfEdit
 from seal_hf.domains import KnowledgeDomain, load_demo_passages
-from seal_hf.generation import draw_seed
-from seal_hf.grading.report import load_run
-from seal_hf.journal import SELF_EDITS, TrialResult, write_text
-from seal_hf.trials import Trial, halved
+from seal_hf.generation.transformers_generation import draw_seed
+from seal_hf.grading.agreement import load_run
+from seal_hf.records.journal import SELF_EDITS, TrialResult, write_text
+from seal_hf.rollout.stage import Trial, halved
 
 
 FOLDER = Path(__file__).parent

@@ -18,9 +18,9 @@ from transformers.utils import logging as transformers_logging
 from ways import TARGETS, lora_config
 
 from seal_hf import SelfAdaptingLM
-from seal_hf.adapter_bank import AdapterBank
-from seal_hf.inner_loop import train
-from seal_hf.inner_update import InnerLoopConfig, InnerUpdate
+from seal_hf.adapters.bank import AdapterBank
+from seal_hf.inner_loop.training import train
+from seal_hf.inner_loop.update import InnerLoopConfig, InnerUpdate
 
 
 # Steps until every buffer and both moments of AdamW are there.

@@ -8,9 +8,9 @@ from peft import LoraConfig
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from seal_hf.adapter_bank import AdapterBank
-from seal_hf.inner_loop import InnerStep, train
-from seal_hf.inner_update import InnerUpdate
+from seal_hf.adapters.bank import AdapterBank
+from seal_hf.inner_loop.training import InnerStep, train
+from seal_hf.inner_loop.update import InnerUpdate
 
 
 class OperationCounter(TorchDispatchMode):

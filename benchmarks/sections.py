@@ -20,9 +20,9 @@ from ways import (
 )
 
 from seal_hf import Adapter, InnerLoopConfig, SelfAdaptingLM
-from seal_hf.adapter_bank import AdapterBank
-from seal_hf.banks import adapters_per_bank, compose_banks, work_of
+from seal_hf.adapters.bank import AdapterBank
 from seal_hf.domains import load_demo_passages
+from seal_hf.rollout.bank_schedule import adapters_per_bank, compose_banks, work_of
 
 
 # A rank whose adapters take next to no memory: what a bank still grows by are activations.

@@ -13,9 +13,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from seal_hf.adapter_bank import AdapterBank
-from seal_hf.inner_loop import train
-from seal_hf.inner_update import InnerUpdate, learning_rate, training_order
+from seal_hf.adapters.bank import AdapterBank
+from seal_hf.inner_loop.training import train
+from seal_hf.inner_loop.update import InnerUpdate, learning_rate, training_order
 
 
 # Padded length of the reference implementation, in tokens.

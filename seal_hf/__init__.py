@@ -5,21 +5,21 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
-    from .adapter_bank import AdapterBank
-    from .adapters import Adapter
-    from .inner_update import InnerLoopConfig
-    from .seal_config import SEALConfig
-    from .seal_trainer import SEALTrainer
+    from .adapters.adapter import Adapter
+    from .adapters.bank import AdapterBank
+    from .inner_loop.update import InnerLoopConfig
+    from .outer_loop.seal_config import SEALConfig
+    from .outer_loop.seal_trainer import SEALTrainer
     from .self_adapting_lm import SelfAdaptingLM
     from .self_edit import SelfEdit
 
 # Loaded on first use, so that commands which need no model start at once.
 _HOMES = {
-    "Adapter": "adapters",
-    "AdapterBank": "adapter_bank",
-    "InnerLoopConfig": "inner_update",
-    "SEALConfig": "seal_config",
-    "SEALTrainer": "seal_trainer",
+    "Adapter": "adapters.adapter",
+    "AdapterBank": "adapters.bank",
+    "InnerLoopConfig": "inner_loop.update",
+    "SEALConfig": "outer_loop.seal_config",
+    "SEALTrainer": "outer_loop.seal_trainer",
     "SelfAdaptingLM": "self_adapting_lm",
     "SelfEdit": "self_edit",
 }

@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .domains.grounding import is_about, is_grounded, says
-from .domains.own_questions import parse_question, question_prompts, reading_prompts
-from .generation import Sampling, draw_seed, generate
+from .domains.knowledge.grounding import is_about, is_grounded, says
+from .domains.knowledge.question_prompts import parse_question, question_prompts, reading_prompts
+from .generation.transformers_generation import Sampling, draw_seed, generate
 from .grading.lexical import normalize
 from .self_adapting_lm import SelfAdaptingLM
 

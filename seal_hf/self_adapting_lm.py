@@ -15,15 +15,15 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from .adapter_bank import AdapterBank, keep_trainable
-from .adapters import Adapter
+from .adapters.adapter import Adapter
+from .adapters.bank import AdapterBank, keep_trainable
+from .adapters.layout import lora_layout
 from .domains import Domain, KnowledgeDomain
-from .generation import Generation, Sampling, context_length, draw_seed, generate
-from .inner_loop import InnerStep, train
-from .inner_update import InnerLoopConfig, tokenize_self_edit
-from .likelihood import answer_log_likelihoods
-from .loading import base_facts, load_causal_lm
-from .lora_layout import lora_layout
+from .generation.likelihood import answer_log_likelihoods
+from .generation.transformers_generation import Generation, Sampling, context_length, draw_seed, generate
+from .inner_loop.training import InnerStep, train
+from .inner_loop.update import InnerLoopConfig, tokenize_self_edit
+from .models.loading import base_facts, load_causal_lm
 from .self_edit import SelfEdit
 
 
@@ -441,7 +441,7 @@ class SelfAdaptingLM:
     ) -> list[float | None]:
         """
         How likely the model finds the gold answers, with an adapter for each prompt (see
-        [`seal_hf.likelihood.answer_log_likelihoods`]).
+        [`seal_hf.generation.likelihood.answer_log_likelihoods`]).
 
         Parameters:
             prompts (`Sequence[str | list[dict]]`):

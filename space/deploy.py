@@ -19,9 +19,9 @@ sys.path.insert(0, str(ROOT))
 from huggingface_hub import constants  # noqa: E402
 from huggingface_hub.utils import validate_repo_id  # noqa: E402
 
-from seal_hf.embedded import EMBEDDED, EMBEDDED_MODEL_ID  # noqa: E402
-from seal_hf.hub_errors import explaining_hub_errors  # noqa: E402
-from seal_hf.hub_transfer import hub_api, is_hub_id, upload  # noqa: E402
+from seal_hf.hub.errors import explaining_hub_errors  # noqa: E402
+from seal_hf.hub.transfer import hub_api, is_hub_id, upload  # noqa: E402
+from seal_hf.models.embedded import EMBEDDED, EMBEDDED_MODEL_ID  # noqa: E402
 
 
 # Where each file of the Space comes from. pyproject.toml stays away, since a Space installs requirements.txt alone and

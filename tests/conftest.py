@@ -40,7 +40,7 @@ import torch
 from huggingface_hub import constants
 from huggingface_hub.utils import _xet
 
-from seal_hf.embedded import embedded_model_path
+from seal_hf.models.embedded import embedded_model_path
 
 
 # Small models on a busy machine are many times slower with two threads than with one, and rounding depends on the number.
@@ -59,7 +59,7 @@ def embedded_path():
 @pytest.fixture(scope="session")
 def hub_server():
     """The test Hub on the reserved port. Tests take `hub`, which is this one emptied."""
-    from hub_server import Hub
+    from helpers.hub_server import Hub
 
     server = Hub(Path(HUB_FOLDER) / "hub", port=HUB_PORT.getsockname()[1])
     assert constants.ENDPOINT == server.url, "huggingface_hub was imported before this file"
@@ -84,7 +84,7 @@ def hub(hub_server, monkeypatch):
 @pytest.fixture
 def token():
     """The token of "tester", who may write and is in "seal-org". It is nowhere on this machine but in the tests."""
-    from hub_server import TESTER
+    from helpers.hub_server import TESTER
 
     return TESTER.token
 
@@ -102,9 +102,9 @@ def xet_or_lfs(request, hub, monkeypatch):
 
 @contextmanager
 def no_pictures():
-    # They take a third of a small run; test_run_report.py and test_knowledge_script.py draw them.
+    # They take a third of a small run; test_report.py and test_knowledge_script.py draw them.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("seal_hf.seal_trainer.save_plot", lambda folder: None)
+        patch.setattr("seal_hf.outer_loop.seal_trainer.save_plot", lambda folder: None)
         yield
 
 
@@ -120,9 +120,9 @@ def without_pictures():
 @pytest.fixture(scope="session")
 def run(tmp_path_factory):
     """An unbroken run of two rounds, with everything that was seen of it."""
-    from observing import BASE_ID, Recorder, observed
-    from outer_loop import tiny_trainer
-    from tiny_models import tiny_llama
+    from helpers.observing import BASE_ID, Recorder, observed
+    from helpers.outer_loop import tiny_trainer
+    from helpers.tiny_models import tiny_llama
 
     folder = tmp_path_factory.mktemp("run") / "out"
     model = tiny_llama()
@@ -150,8 +150,8 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="session")
 def bf16_run(tmp_path_factory):
     """A run of a bf16 base without evaluation, whose SFT sees the self-edits of all rounds."""
-    from observing import Recorder, observed, small_trainer
-    from tiny_models import tiny_llama
+    from helpers.observing import Recorder, observed, small_trainer
+    from helpers.tiny_models import tiny_llama
 
     folder, recorder = tmp_path_factory.mktemp("bf16"), Recorder()
     model = tiny_llama(dtype=torch.bfloat16)
@@ -164,7 +164,7 @@ def bf16_run(tmp_path_factory):
 @pytest.fixture(scope="session")
 def reference(tmp_path_factory):
     """A small unbroken run, to compare broken ones with."""
-    from observing import policy_of, records, small_trainer
+    from helpers.observing import policy_of, records, small_trainer
 
     folder = tmp_path_factory.mktemp("reference")
     trainer = small_trainer(folder)

@@ -23,9 +23,9 @@ from transformers import HfArgumentParser
 from transformers.utils import logging as transformers_logging
 
 from seal_hf import SelfEdit
+from seal_hf.evaluation.single_passage import PassageResult, Summary, single_passage, summarize
 from seal_hf.grading import GradingIncomplete, JudgeRefused
-from seal_hf.journal import write_text
-from seal_hf.protocols import PassageResult, Summary, single_passage, summarize
+from seal_hf.records.journal import write_text
 
 
 @dataclass

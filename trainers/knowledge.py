@@ -22,8 +22,8 @@ from seal_hf import SEALConfig, SEALTrainer
 from seal_hf.domains import KnowledgeDomain
 from seal_hf.grading import GradingIncomplete, JudgeRefused
 from seal_hf.hub import HubError
-from seal_hf.processes import ProcessEnded
-from seal_hf.run_report import results_table
+from seal_hf.records.report import results_table
+from seal_hf.rollout.processes import ProcessEnded
 
 
 @dataclass

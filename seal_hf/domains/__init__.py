@@ -1,8 +1,8 @@
 """Tasks to learn with SEAL, and their data."""
 
 from .base import Domain
-from .knowledge import PROMPT_STYLES, KnowledgeDomain
-from .passages import group_squad_rows, load_demo_passages, load_passages
+from .knowledge.domain import PROMPT_STYLES, KnowledgeDomain
+from .knowledge.passages import group_squad_rows, load_demo_passages, load_passages
 
 
 __all__ = [

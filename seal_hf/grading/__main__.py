@@ -1,6 +1,6 @@
 """`python -m seal_hf.grading`."""
 
-from .report import main
+from .agreement import main
 
 
 main()

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import gradio as gr
 
-from . import checks
-from .following import follow
-from .jobs import FAILED, STOPPED, Job
-from .sessions import Draft, Session
-from .settings import MOST_SELF_EDITS, PRESETS, Settings, preset_for
-from .workbench import Workbench, load_token, push_token
+from .tabs.following import follow
+from .work import inputs as checks
+from .work.jobs import FAILED, STOPPED, Job
+from .work.sessions import Draft, Session
+from .work.settings import MOST_SELF_EDITS, PRESETS, Settings, preset_for
+from .work.workbench import Workbench, load_token, push_token
 
 
 def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:

@@ -2,15 +2,15 @@
 
 import gradio as gr
 
-from . import checks
-from .about_tab import build_about_tab
-from .adapters_tab import build_adapters_tab
 from .api import build_api
-from .ask_tab import build_ask_tab
-from .teach_tab import build_teach_tab
-from .train_tab import build_train_tab
-from .training import TrainingRuns
-from .workbench import Workbench
+from .tabs.about_tab import build_about_tab
+from .tabs.adapters_tab import build_adapters_tab
+from .tabs.ask_tab import build_ask_tab
+from .tabs.teach_tab import build_teach_tab
+from .tabs.train_tab import build_train_tab
+from .work import inputs as checks
+from .work.training import TrainingRuns
+from .work.workbench import Workbench
 
 
 TITLE = "Teach a language model a passage"

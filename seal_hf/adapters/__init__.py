@@ -1,0 +1,1 @@
+"""LoRA adapters apart from their model: layout, files, and banks of many."""

@@ -1,0 +1,246 @@
+"""
+One trained LoRA adapter, apart from the model, and its files in PEFT's format.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from torch import nn
+
+from ..hub.model_card import AdapterCard, with_base_license, write_model_card
+from ..hub.transfer import is_hub_id, upload
+from .files import adapter_folder, read_training, read_weights, write_adapter_files, written_whole
+from .layout import LoraLayout, lora_layout
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """
+    One trained LoRA adapter, apart from the model.
+
+    Parameters:
+        layout (`LoraLayout`):
+            The adapted modules, rank and scaling.
+        weights (`torch.Tensor` of shape `(num_parameters,)`, fp32, CPU):
+            All LoRA matrices, in the layout's order.
+        base_model_id (`str`):
+            The base model's Hub id (or path).
+        policy (`Adapter`, *optional*):
+            The policy adapter that this inner adapter was trained on top of. Saved files hold both, so that they fit the
+            base model alone.
+        training (`Mapping[str, object]`, *optional*):
+            How it was trained: hyperparameters, seed, number of steps and tokens, losses, and on which base (revision,
+            quantization).
+        source (`str`, *optional*):
+            Where it was loaded from; of a repository with its commit, as `me/name@0123abc`.
+    """
+
+    layout: LoraLayout
+    weights: torch.Tensor
+    base_model_id: str
+    policy: "Adapter | None" = None
+    training: Mapping[str, object] = field(default_factory=dict)
+    source: str | None = None
+
+    @classmethod
+    def from_peft_model(cls, model: PeftModel, base_model_id: str) -> "Adapter":
+        """Take the active adapter of a `PeftModel`, such as the policy that the outer SFT trains."""
+        layout = lora_layout(model, model.active_peft_config, trained=True)
+        # Embedding layers are not LoRA's; looking for them would ask the Hub.
+        state_dict = get_peft_model_state_dict(model, adapter_name=model.active_adapter, save_embedding_layers=False)
+        source = f"the adapter {model.active_adapter!r}"
+        return cls(layout, layout.weights_from_state_dict(state_dict, source), base_model_id)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        model: nn.Module,
+        base_model_id: str,
+        *,
+        revision: str | None = None,
+        subfolder: str | None = None,
+        token: str | None = None,
+    ) -> "Adapter":
+        """
+        Load a PEFT LoRA adapter (safetensors only). The model is not changed.
+
+        Parameters:
+            source (`str` or `Path`):
+                A folder with `adapter_config.json` and `adapter_model.safetensors`, a zip file of such a folder, or a
+                repository on the Hub.
+            model (`PreTrainedModel`):
+                The base model that it shall be used on.
+            base_model_id (`str`):
+                The model's identity, compared with the one the adapter names.
+            revision (`str`, *optional*):
+                Branch, tag or commit of the repository. Defaults to `main`.
+            subfolder (`str`, *optional*):
+                Where in the folder or repository the adapter is.
+            token (`str`, *optional*):
+                Defaults to the one saved by `hf auth login`.
+
+        Raises:
+            FileNotFoundError: No such folder, or no adapter in it.
+            HubError: No such repository, one that the token may not see, or no Hub.
+            ValueError: An adapter for another base or of other shapes, a pickle in place of safetensors, not a LoRA
+                adapter, or a model that carries a policy adapter.
+        """
+        if isinstance(model, PeftModel):
+            raise ValueError(
+                f"{source} is an adapter for a plain base model, but this model carries a policy adapter; load the base."
+            )
+        with adapter_folder(source, base_model_id, revision, subfolder, token) as (folder, found):
+            # Shapes before weights.
+            layout = lora_layout(model, LoraConfig.from_pretrained(str(folder)), trained=True)
+            weights = layout.weights_from_state_dict(read_weights(folder, found), found)
+            return cls(layout, weights, base_model_id, training=read_training(folder, found), source=found)
+
+    def on_base(self) -> "Adapter":
+        """
+        The same adapter as one on the plain base model: with a policy parent, the ranks are concatenated.
+
+        The sum of two low-rank products is one product of the stacked matrices, so this is exact, and nothing is merged
+        into (possibly quantized) base weights. A module that only one of the two adapts gets zeros for the other's
+        ranks, which keeps one rank for all modules.
+        """
+        if self.policy is None:
+            return self
+        parts = [self.policy.layout, self.layout]
+        modules = {module.name: module for layout in parts for module in layout.modules}
+        r = sum(layout.r for layout in parts)
+        # One common scaling stays in lora_alpha; different ones move into B.
+        shared = parts[0].scaling == parts[1].scaling
+        layout = LoraLayout(
+            modules=tuple(modules.values()),
+            r=r,
+            lora_alpha=parts[0].scaling * r if shared else r,
+            target_modules=tuple(sorted({*parts[0].target_modules, *parts[1].target_modules})),
+        )
+        weights = torch.zeros(layout.num_parameters)
+        stacked = layout.views(weights)
+        offset = 0
+        for adapter in (self.policy, self):
+            end = offset + adapter.layout.r
+            factor = 1.0 if shared else adapter.layout.scaling
+            for name, (lora_a, lora_b) in adapter.layout.views(adapter.weights).items():
+                stacked[name][0][offset:end] = lora_a
+                stacked[name][1][:, offset:end] = lora_b * factor
+            offset = end
+        return Adapter(layout, weights, self.base_model_id, training=self.training)
+
+    def save_pretrained(self, save_directory: str | Path, card: AdapterCard | None = None) -> Path:
+        """
+        Write a PEFT folder (`adapter_config.json`, `adapter_model.safetensors`) that `PeftModel.from_pretrained` loads,
+        with a model card and `seal_training.json`, how it was trained.
+
+        Parameters:
+            save_directory (`str` or `Path`):
+                Where to.
+            card ([`AdapterCard`], *optional*):
+                What the card shall tell of the passage and the accuracy.
+
+        Returns:
+            `Path`: the folder.
+
+        Raises:
+            OSError: The disk is full, or the folder cannot be written.
+        """
+        folder = Path(save_directory)
+        self._save(folder, folder.absolute().name, card)
+        return folder
+
+    def _save(self, folder: Path, name: str, card: AdapterCard | None) -> None:
+        adapter = self.on_base()
+        alpha = adapter.layout.lora_alpha
+        config = LoraConfig(
+            task_type="CAUSAL_LM",
+            base_model_name_or_path=adapter.base_model_id,
+            r=adapter.layout.r,
+            lora_alpha=int(alpha) if alpha == int(alpha) else alpha,
+            use_rslora=adapter.layout.use_rslora,
+            target_modules=list(adapter.layout.target_modules),
+            inference_mode=True,
+        )
+        settings = {
+            "r": self.layout.r,
+            "lora_alpha": self.layout.lora_alpha,
+            "target_modules": ", ".join(self.layout.target_modules),
+            **{key: value for key, value in self.training.items() if key != "losses"},
+        }
+        if self.training.get("losses"):
+            settings["last loss"] = f"{self.training['losses'][-1]:.4f}"
+        with written_whole(folder) as partial:
+            write_adapter_files(partial, config, adapter.layout.state_dict(adapter.weights), self.training)
+            write_model_card(partial, name, self.base_model_id, settings, card, on_policy=self.policy is not None)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        commit_message: str = "Upload adapter",
+        revision: str | None = None,
+        card: AdapterCard | None = None,
+        keep_failed: bool = True,
+    ) -> str:
+        """
+        Upload the adapter as a PEFT repository with a model card.
+
+        Parameters:
+            repo_id (`str`):
+                `"user/name"`; created where it does not exist.
+            private (`bool`, *optional*):
+                Visibility of a new repository. Defaults to the owner's setting.
+            token (`str`, *optional*):
+                Defaults to the one saved by `hf auth login`.
+            commit_message (`str`, *optional*, defaults to `"Upload adapter"`):
+                Message of the commit.
+            revision (`str`, *optional*):
+                The branch, made where there is none. Defaults to `main`.
+            card ([`AdapterCard`], *optional*):
+                What the card shall tell of the passage and the accuracy.
+            keep_failed (`bool`, *optional*, defaults to `True`):
+                Whether the adapter stays, where the upload fails, in a folder that the error names; `hf upload` takes it
+                from there.
+
+        Returns:
+            `str`: the repository's URL.
+
+        Raises:
+            ValueError: The base model is not a Hub id, so that the card could not name it.
+            HubError: The Hub refused the upload or could not be reached.
+            OSError: The disk is full.
+        """
+        if not is_hub_id(self.base_model_id):
+            raise ValueError(
+                f"The base model {self.base_model_id} is a local folder, which a card on the Hub cannot name; load the "
+                "base by its Hub id, or pass base_model_id=... to SelfAdaptingLM."
+            )
+        card = with_base_license(card or AdapterCard(), self.base_model_id, token)
+        folder = Path(tempfile.mkdtemp(prefix=f"{repo_id.rsplit('/', 1)[-1]}-"))
+        safe = f"The adapter is in {folder}; `hf upload {repo_id} {folder}` uploads it from there."
+        is_kept = False
+        try:
+            self._save(folder, repo_id, card)
+            is_kept = keep_failed
+            commit = upload(
+                folder,
+                repo_id,
+                commit_message=commit_message,
+                private=private,
+                revision=revision,
+                safe=safe if keep_failed else "",
+                token=token,
+            )
+            is_kept = False
+        finally:
+            if not is_kept:
+                shutil.rmtree(folder, ignore_errors=True)
+        return str(commit.repo_url)

@@ -1,0 +1,322 @@
+"""
+Which modules a LoRA adapter adapts, and where their matrices lie in one weight vector.
+
+A bank of adapters is trained and evaluated from one matrix with a row per adapter ([`seal_hf.adapters.bank`]). A
+[`LoraLayout`] finds the `A` and `B` of each module in such a row and translates a row from and to PEFT's state dict.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from functools import cached_property
+
+import torch
+from peft import LoraConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from torch import nn
+
+
+# Options of LoraConfig that a stacked adapter follows, or that do not change what an adapter computes. Every other one
+# must be left at its default, also one that a later PEFT adds.
+_FOLLOWED_OPTIONS = {
+    *(
+        "task_type",
+        "peft_type",
+        "auto_mapping",
+        "peft_version",
+        "base_model_name_or_path",
+        "revision",
+        "inference_mode",
+    ),
+    *("r", "lora_alpha", "use_rslora", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+    *("megatron_core", "runtime_config", "qalora_group_size", "ensure_weight_tying"),
+}
+# How the weights began, for these, and dropout do not matter once an adapter is trained.
+_PLAIN_INITIALIZATIONS = (True, False, "gaussian", "orthogonal")
+
+
+@dataclass(frozen=True)
+class LoraModule:
+    """A linear module that an adapter adapts: its name in the base model and its two sizes."""
+
+    name: str
+    in_features: int
+    out_features: int
+
+
+@dataclass(frozen=True)
+class MatrixRun:
+    """
+    Matrices of one shape, which lie next to each other in an adapter's weight vector.
+
+    Parameters:
+        letter (`str`):
+            `"A"` or `"B"`.
+        shape (`tuple[int, int]`):
+            Of each matrix.
+        names (`tuple[str, ...]`):
+            Their modules, in order.
+        offset (`int`):
+            Where the first one begins in the vector.
+    """
+
+    letter: str
+    shape: tuple[int, int]
+    names: tuple[str, ...]
+    offset: int
+
+    @property
+    def end(self) -> int:
+        return self.offset + len(self.names) * self.shape[0] * self.shape[1]
+
+
+@dataclass(frozen=True)
+class LoraLayout:
+    """
+    Where the LoRA matrices of each module lie in an adapter's weight vector.
+
+    Parameters:
+        modules (`tuple[LoraModule, ...]`):
+            The adapted modules, in the model's order.
+        r (`int`):
+            Rank of every module.
+        lora_alpha (`float`):
+            LoRA's numerator; the update is scaled by `lora_alpha / r`, or `lora_alpha / sqrt(r)` with `use_rslora`.
+        target_modules (`tuple[str, ...]`):
+            The names by which PEFT finds exactly these modules: last components (`"q_proj"`) or whole names.
+        use_rslora (`bool`, *optional*, defaults to `False`):
+            Rank-stabilised scaling.
+    """
+
+    modules: tuple[LoraModule, ...]
+    r: int
+    lora_alpha: float
+    target_modules: tuple[str, ...]
+    use_rslora: bool = False
+
+    @property
+    def scaling(self) -> float:
+        return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(self.r * (module.in_features + module.out_features) for module in self.modules)
+
+    @cached_property
+    def runs(self) -> tuple[MatrixRun, ...]:
+        """The parts of a weight vector, so few that all of an adapter's matrices are copied in as few operations."""
+        names: dict[tuple[str, tuple[int, int]], list[str]] = {}
+        for module in self.modules:
+            names.setdefault(("A", (self.r, module.in_features)), []).append(module.name)
+            names.setdefault(("B", (module.out_features, self.r)), []).append(module.name)
+        runs: list[MatrixRun] = []
+        for (letter, shape), own in names.items():
+            runs.append(MatrixRun(letter, shape, tuple(own), runs[-1].end if runs else 0))
+        return tuple(runs)
+
+    def pieces(self, weights: torch.Tensor) -> list[torch.Tensor]:
+        """For each of the [`runs`] its part of weight vectors `(..., num_parameters)`: views `(..., n, *shape)`."""
+        return [weights[..., run.offset : run.end].unflatten(-1, (len(run.names), *run.shape)) for run in self.runs]
+
+    def by_module(self, matrices: Sequence[Sequence[torch.Tensor]]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """`A` and `B` of each module, in the model's order, from the matrices of each of the [`runs`]."""
+        found = {
+            (name, run.letter): matrix
+            for run, own in zip(self.runs, matrices, strict=True)
+            for name, matrix in zip(run.names, own, strict=True)
+        }
+        return {module.name: (found[module.name, "A"], found[module.name, "B"]) for module in self.modules}
+
+    def views(self, weights: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """
+        The `A` and `B` matrices inside a tensor of weight vectors, sharing its memory.
+
+        Parameters:
+            weights (`torch.Tensor` of shape `(..., num_parameters)`):
+                One weight vector, or a stack of them.
+
+        Returns:
+            `dict[str, tuple[torch.Tensor, torch.Tensor]]`: for each module name `A` of shape `(..., r, in_features)` and
+            `B` of shape `(..., out_features, r)`.
+        """
+        return self.by_module([piece.unbind(-3) for piece in self.pieces(weights)])
+
+    def initial_weights(self, seed: int) -> torch.Tensor:
+        """PEFT's initialization (`A` Kaiming-uniform, `B` zero) from one seed: shape `(num_parameters,)`, fp32, CPU."""
+        generator = torch.Generator().manual_seed(seed)
+        weights = torch.zeros(self.num_parameters)
+        for lora_a, _ in self.views(weights).values():
+            nn.init.kaiming_uniform_(lora_a, a=math.sqrt(5), generator=generator)
+        return weights
+
+    def state_dict(self, weights: torch.Tensor) -> dict[str, torch.Tensor]:
+        """PEFT's state dict of one weight vector of shape `(num_parameters,)`."""
+        return {
+            _peft_key(name, letter): matrix.contiguous()
+            for name, matrices in self.views(weights).items()
+            for letter, matrix in zip("AB", matrices, strict=True)
+        }
+
+    def weights_from_state_dict(self, state_dict: Mapping[str, torch.Tensor], source: str) -> torch.Tensor:
+        """
+        The weight vector (shape `(num_parameters,)`, fp32, CPU) of a PEFT state dict.
+
+        Raises:
+            ValueError: A tensor is missing, is left over or has another shape.
+        """
+        weights = torch.empty(self.num_parameters)
+        expected = {
+            _peft_key(name, letter): matrix
+            for name, matrices in self.views(weights).items()
+            for letter, matrix in zip("AB", matrices, strict=True)
+        }
+        if unknown := sorted(set(state_dict) - set(expected)):
+            raise ValueError(
+                f"{source} holds {len(unknown)} tensors that this base model has no place for, such as {unknown[0]}; "
+                "load it on the base model it was trained for."
+            )
+        for key, matrix in expected.items():
+            if key not in state_dict:
+                raise ValueError(
+                    f"{source} lacks the tensor {key} that its adapter_config.json promises; save it again."
+                )
+            if state_dict[key].shape != matrix.shape:
+                raise ValueError(
+                    f"{source}: {key} has shape {tuple(state_dict[key].shape)}, the base model needs "
+                    f"{tuple(matrix.shape)}; load it on the base model it was trained for."
+                )
+            matrix.copy_(state_dict[key])
+        return weights
+
+
+def _peft_key(module_name: str, letter: str) -> str:
+    return f"base_model.model.{module_name}.lora_{letter}.weight"
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The transformers model inside a `PeftModel` (with the policy's LoRA layers in place), or the model itself."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def linear_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """
+    The linear modules of a causal LM by their base-model names, without the output embedding.
+
+    A module that a policy adapter wraps is returned as PEFT's wrapper, so that an inner adapter adds to base and policy.
+    """
+    base = unwrap(model)
+    output_embedding = base.get_output_embeddings()
+    found: dict[str, nn.Module] = {}
+    wrappers: list[str] = []
+    for name, module in base.named_modules():
+        if any(name.startswith(f"{wrapper}.") for wrapper in wrappers[-1:]):
+            continue
+        if isinstance(module, BaseTunerLayer):
+            wrappers.append(name)
+            inner = module.get_base_layer()
+        else:
+            inner = module
+        # bitsandbytes' 4-bit and 8-bit layers are subclasses of nn.Linear
+        if isinstance(inner, nn.Linear) and inner is not output_embedding:
+            found[name] = module
+    return found
+
+
+@contextmanager
+def hooked(model: nn.Module, hooks: Mapping[str, Callable]) -> Iterator[None]:
+    """
+    Forward hooks on linear modules inside the `with` block, removed however it ends.
+
+    Parameters:
+        model (`PreTrainedModel` or `PeftModel`):
+            The model.
+        hooks (`Mapping[str, Callable]`):
+            For the names of [`linear_modules`] what torch calls with module, arguments and output.
+    """
+    modules, handles = linear_modules(model), []
+    try:
+        for name, hook in hooks.items():
+            handles.append(modules[name].register_forward_hook(hook))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def lora_layout(model: nn.Module, config: LoraConfig, trained: bool = False) -> LoraLayout:
+    """
+    Resolve a `LoraConfig` on a model.
+
+    `target_modules` may be anything that PEFT takes: `None` (PEFT's default for the architecture), names, a regular
+    expression, or `"all-linear"`.
+
+    Parameters:
+        model (`PreTrainedModel` or `PeftModel`):
+            The model to adapt.
+        config (`LoraConfig`):
+            The adapter's shape.
+        trained (`bool`, *optional*, defaults to `False`):
+            Whether the adapter has its weights already, so that its initialization and dropout do not matter.
+
+    Raises:
+        ValueError: An option that a stacked adapter does not follow, a rank below 1, or targets that match no linear
+            module.
+    """
+    defaults = LoraConfig()
+    for option in (field.name for field in fields(LoraConfig)):
+        value, default = getattr(config, option), getattr(defaults, option)
+        harmless = option in _FOLLOWED_OPTIONS or (
+            trained and (option == "lora_dropout" or option == "init_lora_weights" and value in _PLAIN_INITIALIZATIONS)
+        )
+        if not harmless and value != default and (value or default):
+            raise ValueError(
+                f"LoraConfig({option}={value!r}) is not supported by {'a policy' if trained else 'an inner'} adapter; "
+                f"leave it at {default!r}."
+            )
+    if config.r < 1:
+        raise ValueError(f"The LoRA rank r={config.r} must be at least 1.")
+    if not math.isfinite(config.lora_alpha):
+        raise ValueError(f"lora_alpha={config.lora_alpha} must be a finite number.")
+
+    candidates = linear_modules(model)
+    target_modules = config.target_modules
+    if target_modules is None:
+        model_type = unwrap(model).config.model_type
+        target_modules = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model_type)
+        if target_modules is None:
+            raise ValueError(
+                f"PEFT has no default target_modules for the architecture {model_type!r}; "
+                f"name them, or use target_modules='all-linear'."
+            )
+    resolved = LoraConfig(
+        target_modules=list(candidates) if target_modules == "all-linear" else target_modules,
+        exclude_modules=config.exclude_modules,
+        layers_to_transform=config.layers_to_transform,
+        layers_pattern=config.layers_pattern,
+    )
+    names = [name for name in candidates if check_target_module_exists(resolved, name)]
+    if not names:
+        shown = target_modules if isinstance(target_modules, str) else sorted(target_modules)
+        present = sorted({_ending(name) for name in candidates})
+        raise ValueError(f"target_modules={shown!r} match no linear module; this model has {', '.join(present)}.")
+    sizes = [
+        (inner.in_features, inner.out_features)
+        for module in (candidates[name] for name in names)
+        for inner in [module.get_base_layer() if isinstance(module, BaseTunerLayer) else module]
+    ]
+    modules = tuple(LoraModule(name, *size) for name, size in zip(names, sizes, strict=True))
+    endings = {_ending(name) for name in names}
+    whole_classes = {name for name in candidates if _ending(name) in endings} == set(names)
+    return LoraLayout(
+        modules=modules,
+        r=config.r,
+        lora_alpha=config.lora_alpha,
+        target_modules=tuple(sorted(endings if whole_classes else names)),
+        use_rslora=config.use_rslora,
+    )
+
+
+def _ending(module_name: str) -> str:
+    return module_name.rsplit(".", 1)[-1]

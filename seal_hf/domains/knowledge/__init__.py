@@ -1,0 +1,1 @@
+"""Knowledge incorporation: learn a passage, answer questions about it."""

@@ -1,0 +1,309 @@
+"""
+Knowledge incorporation (SEAL, section 3.2): from a passage to training sequences and closed-book questions.
+
+An example is a mapping `{"title": str, "context": str, "questions": [{"question": str, "answer": str}]}`. The prompts
+are text files in `prompts/`.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Protocol
+
+from ...grading import LexicalGrader
+from ...self_edit import SelfEdit
+from ..base import Domain
+
+
+PROMPT_STYLES = ("implications", "implications-long", "implications-very-long", "rewrite", "self-qa", "none")
+
+
+class Grader(Protocol):
+    """What [`KnowledgeDomain`] asks of a grader, such as [`LexicalGrader`] or [`JudgeGrader`]."""
+
+    def grade(self, questions: list[str], golds: list[str], answers: list[str]) -> list[bool | None]: ...
+
+
+def fill_template(template: str, values: Mapping[str, str]) -> str:
+    """
+    Fill the `{name}` places of a prompt template.
+
+    A line none of whose places has a value is left out. Braces in the template that are not places, and braces in the
+    values, stay as they are.
+
+    Args:
+        template (`str`):
+            Text with places such as `{title}`.
+        values (`Mapping[str, str]`):
+            Value of each place.
+
+    Returns:
+        `str`: The filled text.
+
+    Example:
+
+    ```python
+    >>> fill_template("Topic: {title}\\nQuestion: {question}\\n", {"title": "Sets", "question": "Is {title} empty?"})
+    'Topic: Sets\\nQuestion: Is {title} empty?\\n'
+    >>> fill_template("Topic: {title}\\nQuestion: {question}\\n", {"title": "", "question": "What is {}?"})
+    'Question: What is {}?\\n'
+
+    ```
+    """
+    # One pass over all places, so that a place named inside a value is not filled in turn.
+    places = re.compile("|".join(re.escape(f"{{{name}}}") for name in values))
+    filled = []
+    for line in template.splitlines(keepends=True):
+        line_values = [values[place[1:-1]] for place in places.findall(line)]
+        if any(line_values) or not line_values:
+            filled.append(places.sub(lambda match: values[match.group()[1:-1]], line))
+    return "".join(filled)
+
+
+def split_completion(completion: str, split_newlines: bool = True) -> list[str]:
+    """
+    Split what the policy wrote into training texts by the paper's rules.
+
+    Args:
+        completion (`str`):
+            What the policy wrote.
+        split_newlines (`bool`, *optional*, defaults to `True`):
+            Whether questions with answers and, in any other completion, lines become texts of their own. Otherwise
+            the completion is split at `---` only.
+
+    Returns:
+        `list[str]`: The texts, in their order. Empty when the completion holds nothing but whitespace and hyphens.
+
+    Example:
+
+    ```python
+    >>> split_completion("Here is a list:\\n1. Ann keeps bees.\\n2. Bees make honey.")
+    ['1. Ann keeps bees.', '2. Bees make honey.']
+    >>> split_completion("Who keeps bees?\\nAnswer: Ann\\nQuestion 2: What do they make?\\nAnswer: honey")
+    ['Question 1: Who keeps bees?\\nAnswer: Ann', 'Question 2: What do they make?\\nAnswer: honey']
+    >>> split_completion("Ann keeps bees.\\nThey hum.\\n---\\nBees make honey.", split_newlines=False)
+    ['Ann keeps bees.\\nThey hum.', 'Bees make honey.']
+
+    ```
+    """
+    if not completion.replace("-", "").strip():
+        return []
+    if split_newlines and re.search(r"Question\s+\d+:", completion) and re.search(r"Answer\s*:", completion):
+        pairs = re.split(r"\n(?=Question\s+\d+:)", completion.strip())
+        if not pairs[0].startswith("Question"):
+            # The plain self-qa prompt ends in this label, so that the completion begins behind it.
+            pairs[0] = f"Question 1: {pairs[0].strip()}"
+        return pairs
+    segments = [segment.strip() for segment in completion.split("---") if segment.strip()]
+    if not split_newlines:
+        return segments
+    lines = [line.strip() for segment in segments for line in segment.splitlines() if line.strip()]
+    # A first line such as "Sure, here is a list:" teaches nothing.
+    return lines[1:] if len(lines) > 1 and lines[1].startswith("1.") else lines
+
+
+class KnowledgeDomain(Domain):
+    """
+    Learn the facts of a passage, then answer questions about it without seeing it (SEAL, section 3.2).
+
+    Parameters:
+        prompt_style (`str`, *optional*, defaults to `"implications"`):
+            How the policy is asked to restate a passage: `"implications"`, `"implications-long"`,
+            `"implications-very-long"`, `"rewrite"`, `"self-qa"` or `"none"` (the passage without an instruction); or a
+            template of your own, as text or as the path of a `.txt` file, with a place for the passage, `{context}`,
+            and, if wanted, one for its title, `{title}`.
+        split_newlines (`bool`, *optional*, defaults to `True`):
+            Whether lines, or questions with their answers, become training sequences of their own. Otherwise a
+            completion is split at `---` only.
+        grader ([`LexicalGrader`] or [`JudgeGrader`], *optional*):
+            Judge of the answers. Defaults to a [`LexicalGrader`], which needs neither network nor key.
+        chat (`bool`, *optional*):
+            Whether prompts are chat messages for an instruction-tuned model rather than plain text for a base model.
+            Where it is not set, [`SelfAdaptingLM`] sets it by whether the tokenizer has a chat template.
+            The chat form is one user message, without the last line of the template if that ends in a colon: such a
+            line is the beginning of the answer, which a base model continues.
+
+    Raises:
+        ValueError: If `prompt_style` is neither one of the styles nor a template with a place for the passage.
+        FileNotFoundError: If `prompt_style` is the path of a file that does not exist.
+    """
+
+    def __init__(
+        self,
+        prompt_style: str = "implications",
+        split_newlines: bool = True,
+        grader: Grader | None = None,
+        chat: bool | None = None,
+    ):
+        self.prompt_style = prompt_style
+        self.split_newlines = split_newlines
+        self.grader = LexicalGrader() if grader is None else grader
+        self.chat = chat
+        self._prompt_template = _load_prompt_template(prompt_style)
+        self._answer_template = read_prompt_file("answer")
+        self._answer_in_context_template = read_prompt_file("answer-in-context")
+
+    def prompt(self, example: Mapping[str, Any]) -> str | list[dict]:
+        """
+        Return what the policy sees when it writes a self-edit: the instruction of the prompt style and the passage.
+
+        Args:
+            example (`Mapping[str, Any]`):
+                A passage; its questions are not needed.
+
+        Returns:
+            `str` or `list[dict]`: Plain text, or chat messages when `chat` is set.
+        """
+        return self._fill(self._prompt_template, example)
+
+    def parse(self, completion: str, example: Mapping[str, Any]) -> SelfEdit | None:
+        """
+        Turn a completion into training sequences by the paper's rules (see [`split_completion`]).
+
+        Each text is preceded by the title, and the passage itself is always the last sequence. The loss is taken on
+        every token. Unlike in the reference implementation, a completion without any text is malformed.
+
+        Args:
+            completion (`str`):
+                What the policy wrote.
+            example (`Mapping[str, Any]`):
+                The passage that it wrote about; its questions are not needed.
+
+        Returns:
+            [`SelfEdit`] or `None`: `None` when the completion has no text.
+        """
+        texts = split_completion(completion, self.split_newlines)
+        if not texts:
+            return None
+        return SelfEdit(
+            prompt=self.prompt(example),
+            completion=completion,
+            sequences=(*(_sequence(example, text) for text in texts), _passage_sequence(example)),
+        )
+
+    def passage_only(self, example: Mapping[str, Any]) -> SelfEdit:
+        """
+        Return the baseline that trains on the passage alone, without anything that a policy wrote.
+
+        Args:
+            example (`Mapping[str, Any]`):
+                A passage; its questions are not needed.
+
+        Returns:
+            [`SelfEdit`]: The passage as the only training sequence; prompt and completion are empty.
+        """
+        return SelfEdit(prompt="", completion="", sequences=(_passage_sequence(example),))
+
+    def questions(self, example: Mapping[str, Any]) -> list[str | list[dict]]:
+        """
+        Return the closed-book evaluation prompts: topic and question, without the passage.
+
+        Args:
+            example (`Mapping[str, Any]`):
+                A passage with its questions.
+
+        Returns:
+            `list[str | list[dict]]`: A prompt for each question.
+        """
+        return [self._fill(self._answer_template, example, question=item["question"]) for item in example["questions"]]
+
+    def questions_in_context(self, example: Mapping[str, Any]) -> list[str | list[dict]]:
+        """
+        Return the same questions with the passage in view, to see what the model could answer if it had learned all.
+
+        Args:
+            example (`Mapping[str, Any]`):
+                A passage with its questions.
+
+        Returns:
+            `list[str | list[dict]]`: A prompt for each question.
+        """
+        template = self._answer_in_context_template
+        return [self._fill(template, example, question=item["question"]) for item in example["questions"]]
+
+    def gold_answers(self, example: Mapping[str, Any]) -> list[list[str]]:
+        """
+        Return the gold answer to each question.
+
+        Args:
+            example (`Mapping[str, Any]`):
+                A passage with its questions.
+
+        Returns:
+            `list[list[str]]`: A list of one text for each question.
+        """
+        return [[item["answer"]] for item in example["questions"]]
+
+    def grade(
+        self, examples: Sequence[Mapping[str, Any]], answers: Sequence[Sequence[str]]
+    ) -> list[list[bool | None]]:
+        """
+        Judge the answers to the questions of many passages with one call of the grader.
+
+        Args:
+            examples (`Sequence[Mapping[str, Any]]`):
+                Passages with their questions. The same passage may occur more than once.
+            answers (`Sequence[Sequence[str]]`):
+                For each passage, one answer to each of its questions, in their order.
+
+        Returns:
+            `list[list[bool | None]]`: A verdict for each answer of each passage; `None` where the grader gave none.
+
+        Raises:
+            ValueError: If the number of answers differs from the number of questions.
+        """
+        rows = [
+            (item["question"], item["answer"], answer)
+            for example, example_answers in zip(examples, answers, strict=True)
+            for item, answer in zip(example["questions"], example_answers, strict=True)
+        ]
+        verdicts = iter(
+            self.grader.grade(
+                [question for question, _, _ in rows], [gold for _, gold, _ in rows], [answer for *_, answer in rows]
+            )
+        )
+        return [[next(verdicts) for _ in example_answers] for example_answers in answers]
+
+    def _fill(self, template: str, example: Mapping[str, Any], **values: str) -> str | list[dict]:
+        if "context" not in example:
+            raise ValueError(f'An example has no "context", only {", ".join(example) or "nothing"}; give its passage.')
+        values.update(title=example.get("title") or "", context=example["context"].strip())
+        if not self.chat:
+            return fill_template(template, values)
+        body, _, last_line = template.rstrip().rpartition("\n")
+        is_cue = last_line.endswith(":") and "{" not in last_line
+        return [{"role": "user", "content": fill_template(body if is_cue else template, values).strip()}]
+
+
+def read_prompt_file(name: str) -> str:
+    """The text of a prompt of this package, by its name."""
+    return (resources.files(__package__) / "prompts" / f"{name}.txt").read_text(encoding="utf-8")
+
+
+def _load_prompt_template(prompt_style: str) -> str:
+    if prompt_style in PROMPT_STYLES:
+        return read_prompt_file(prompt_style)
+    if "{context}" in prompt_style:
+        return prompt_style
+    if not prompt_style.endswith(".txt"):
+        raise ValueError(
+            f"Unknown prompt_style {prompt_style!r}: choose one of {', '.join(PROMPT_STYLES)}, or give a template of "
+            "your own that contains {context}, as text or as the path of a .txt file."
+        )
+    path = Path(prompt_style)
+    if not path.is_file():
+        raise FileNotFoundError(f"The prompt template {prompt_style!r} does not exist; check the path.")
+    template = path.read_text(encoding="utf-8")
+    if "{context}" not in template:
+        raise ValueError(f"The prompt template {prompt_style!r} has no place for the passage; add {{context}} to it.")
+    return template
+
+
+def _sequence(example: Mapping[str, Any], text: str) -> tuple[str, str]:
+    title = example.get("title")
+    return "", f"{title}\n{text}" if title else text
+
+
+def _passage_sequence(example: Mapping[str, Any]) -> tuple[str, str]:
+    return _sequence(example, example["context"].strip())

@@ -1,0 +1,1 @@
+"""Evaluation protocols without outer training."""

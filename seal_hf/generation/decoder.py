@@ -1,0 +1,223 @@
+"""
+The model's side of generation: read the prompts of a batch, then give the logits of one token more at a time.
+
+What many rows begin with is read once, and rows that are done can leave the batch.
+"""
+
+import inspect
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.modeling_outputs import ModelOutput
+
+from ..adapters.bank import AdapterBank
+from ..adapters.layout import unwrap
+from ..models.access import head_input_changed
+from .attention import grouped_attention
+from .key_values import continued, joined, roomy_cache
+
+
+# Tokens that one forward pass reads: enough for full speed, while the activations of a small model stay in a CPU's cache.
+_TOKENS_PER_PASS = 1024
+# Tokens that reading a common beginning once must save in a batch to be worth forward passes of its own.
+_LEAST_SAVED = 64
+
+
+class Decoder:
+    """
+    The rows of one batch with the keys and values of what they have read; to be used as a context manager.
+
+    Parameters:
+        model (`PreTrainedModel` or `PeftModel`):
+            The causal LM, in evaluation mode.
+        pad_id (`int`):
+            Token that rows are filled with on the left; it is masked.
+        adapters (`Sequence[int | None]`):
+            For each row its adapter in `bank`, `None` for no inner adapter. Rows of one adapter are best kept together.
+        bank ([`AdapterBank`], *optional*):
+            The adapters.
+    """
+
+    def __init__(self, model: nn.Module, pad_id: int, adapters: Sequence[int | None], bank: AdapterBank | None = None):
+        self.base, self.device, self.pad_id = unwrap(model), model.device, pad_id
+        self.adapters, self.bank = list(adapters), bank and bank.for_inference()
+        accepted = inspect.signature(self.base.forward).parameters
+        self.takes_positions = "position_ids" in accepted
+        self.last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+        layers = DynamicCache(config=self.base.config).layers
+        self.num_layers = len(layers)
+        # Layers of other kinds, such as Mamba's, hold states that rows can neither share nor leave behind.
+        plain = {type(layer) for layer in layers} <= {DynamicLayer, DynamicSlidingWindowLayer}
+        self.is_selectable = plain and self.takes_positions
+        self._context, self._attached = ExitStack(), ExitStack()
+
+    def __enter__(self) -> "Decoder":
+        self._context.enter_context(torch.no_grad())
+        self._context.enter_context(grouped_attention(self.base))
+        # The last token's hidden states have gaps between them, and torch multiplies frozen weights with such states row
+        # by row, each with a copy of the weights of its own.
+        self._context.enter_context(head_input_changed(self.base, torch.Tensor.contiguous))
+        self._context.enter_context(self._attached)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._context.__exit__(*error)
+
+    def read(self, prompts: Sequence[list[int]]) -> torch.Tensor:
+        """
+        Read the prompts of all rows, at least one token each.
+
+        Returns:
+            `torch.Tensor` of shape `(R, V)`: logits of each row's next token.
+        """
+        if self.is_selectable:
+            self.cache, logits = self._read_in_passes(prompts)
+        else:
+            self.cache = DynamicCache(config=self.base.config)
+            self._attach(self.adapters)
+            logits = self._read(self.base, prompts, max(map(len, prompts)), self.cache, self.last_only).logits[:, -1]
+        self.mask, self.lengths = self._mask(prompts)
+        return logits
+
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """
+        Read one token more of every row.
+
+        Parameters:
+            tokens (`torch.Tensor` of shape `(R,)`, int64):
+                The tokens.
+
+        Returns:
+            `torch.Tensor` of shape `(R, V)`: logits of each row's next token.
+        """
+        self.mask = F.pad(self.mask, (0, 1), value=1)
+        positions, self.lengths = self.lengths[:, None], self.lengths + 1
+        return self._call(self.base, tokens[:, None], self.mask, positions, self.cache, self.last_only).logits[:, -1]
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows alone, in the order given; only where `is_selectable`."""
+        index = torch.tensor(rows, device=self.device)
+        self.cache.batch_select_indices(index)
+        self.mask, self.lengths = self.mask[index], self.lengths[index]
+        self.adapters = [self.adapters[row] for row in rows]
+        self._attach(self.adapters)
+
+    def _read_in_passes(self, prompts: Sequence[list[int]]) -> tuple[DynamicCache, torch.Tensor]:
+        shared = self._shared_beginnings(prompts)
+        begun = self._read_beginnings(prompts, shared)
+        source = {row: (group, length) for group, (rows, length) in enumerate(shared) for row in rows}
+        own = [len(ids) - source.get(row, (0, 0))[1] for row, ids in enumerate(prompts)]
+        caches, logits = [], []
+        for rows in _passes(own):
+            sequences = [prompts[row] for row in rows]
+            # All rows of a pass read equally many tokens, so that some read a part of their beginning again.
+            num_read, width = max(own[row] for row in rows), max(map(len, sequences))
+            cache = roomy_cache(self.num_layers)
+            if width > num_read:
+                groups, lengths = zip(*(source.get(row, (0, 0)) for row in rows), strict=True)
+                known = [max(0, len(ids) - num_read) for ids in sequences]
+                cache = continued(begun, *map(self._tensor, (groups, lengths, known)), width - num_read)
+            self._attach([self.adapters[row] for row in rows])
+            logits.append(self._read(self.base, sequences, num_read, cache, self.last_only).logits[:, -1])
+            caches.append(cache)
+        if len(caches) > 1:
+            self._attach(self.adapters)
+        return joined(caches), torch.cat(logits)
+
+    def _read_beginnings(
+        self, prompts: Sequence[list[int]], shared: Sequence[tuple[list[int], int]]
+    ) -> DynamicCache | None:
+        """Keys and values of the beginnings, a row for each."""
+        beginnings = [prompts[rows[0]][:length] for rows, length in shared]
+        caches = []
+        for groups in _passes([len(ids) for ids in beginnings]):
+            sequences = [beginnings[group] for group in groups]
+            self._attach([self.adapters[shared[group][0][0]] for group in groups])
+            caches.append(roomy_cache(self.num_layers))
+            self._read(self.base.base_model, sequences, max(map(len, sequences)), caches[-1], {})
+        return joined(caches) if caches else None
+
+    def _shared_beginnings(self, prompts: Sequence[list[int]]) -> list[tuple[list[int], int]]:
+        """Groups of rows of one adapter that begin with the same tokens, and the number of these tokens."""
+        by_adapter: dict[int | None, list[int]] = {}
+        for row, adapter in enumerate(self.adapters):
+            by_adapter.setdefault(adapter, []).append(row)
+        groups = [group for rows in by_adapter.values() for group in _shared(rows, prompts)]
+        return groups if _saved(groups) >= _LEAST_SAVED else []
+
+    def _read(
+        self, model: nn.Module, sequences: Sequence[list[int]], num_read: int, cache: DynamicCache, options: dict
+    ) -> ModelOutput:
+        """Let a model read the last `num_read` tokens of every sequence, behind what its row of the cache holds."""
+        ids = [[self.pad_id] * (num_read - len(ids)) + ids[-num_read:] for ids in sequences]
+        mask, _ = self._mask(sequences)
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -num_read:]
+        return self._call(model, self._tensor(ids), mask, positions, cache, options)
+
+    def _call(
+        self,
+        model: nn.Module,
+        input_ids: torch.Tensor,  # (R, T)
+        mask: torch.Tensor,  # (R, L)
+        positions: torch.Tensor,  # (R, T)
+        cache: DynamicCache,
+        options: dict,
+    ) -> ModelOutput:
+        if self.takes_positions:
+            options = {**options, "position_ids": positions}
+        return model(input_ids=input_ids, attention_mask=mask, past_key_values=cache, use_cache=True, **options)
+
+    def _mask(self, sequences: Sequence[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which columns of left-padded rows are theirs, `(R, L)`, and how many, `(R,)`; int64."""
+        lengths = self._tensor([len(ids) for ids in sequences])
+        width = max(map(len, sequences))
+        columns = torch.arange(width, device=self.device)
+        return (columns >= width - lengths[:, None]).long(), lengths
+
+    def _attach(self, adapters: Sequence[int | None]) -> None:
+        self._attached.close()
+        if self.bank is not None:
+            self._attached.enter_context(self.bank.attach(adapters))
+
+    def _tensor(self, values: Sequence) -> torch.Tensor:
+        return torch.tensor(values, device=self.device)
+
+
+def _passes(lengths: Sequence[int]) -> Iterator[range]:
+    """Cut rows of these lengths into forward passes."""
+    start = longest = 0
+    for row, length in enumerate(lengths):
+        if row > start and max(longest, length) * (row + 1 - start) > _TOKENS_PER_PASS:
+            yield range(start, row)
+            start, longest = row, 0
+        longest = max(longest, length)
+    if lengths:
+        yield range(start, len(lengths))
+
+
+def _shared(rows: list[int], prompts: Sequence[list[int]]) -> list[tuple[list[int], int]]:
+    """
+    Groups among rows that begin alike, such that reading each beginning once saves most tokens.
+
+    At least one token of every row is left to read, for the logits behind it.
+    """
+    common = len(os.path.commonprefix([prompts[row] for row in rows]))
+    length = min(common, min(len(prompts[row]) for row in rows) - 1)
+    branches: dict[int | None, list[int]] = {}
+    for row in rows:
+        branches.setdefault(next(iter(prompts[row][common : common + 1]), None), []).append(row)
+    whole = [(rows, length)] if len(rows) > 1 and length else []
+    if len(branches) == 1:
+        return whole
+    parts = [group for branch in branches.values() for group in _shared(branch, prompts)]
+    return parts if _saved(parts) > _saved(whole) else whole
+
+
+def _saved(groups: Iterable[tuple[list[int], int]]) -> int:
+    return sum((len(rows) - 1) * length for rows, length in groups)

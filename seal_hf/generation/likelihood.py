@@ -1,0 +1,135 @@
+"""
+How likely an adapted model finds the gold answers: a reward without writing and grading answers.
+
+Answers are graded right or wrong, so that self-edits of one example often have equal rewards. The likelihood of the gold
+answer has no ties, and takes one forward pass over prompt and answer.
+"""
+
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from ..adapters.bank import AdapterBank
+from ..adapters.layout import unwrap
+from ..models.access import evaluating, head_input_changed
+from .transformers_generation import Prompt, context_length, encode_prompt
+
+
+def answer_log_likelihoods(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    gold_answers: Sequence[Sequence[str]],
+    *,
+    bank: AdapterBank | None = None,
+    rows: Sequence[int | None] | None = None,
+    batch_size: int = 64,
+) -> list[float | None]:
+    """
+    The mean log-probability of a gold answer's tokens as the continuation of its prompt, of the likeliest gold answer.
+
+    Parameters:
+        model (`PreTrainedModel` or `PeftModel`):
+            The causal LM; a policy adapter it carries stays active.
+        tokenizer (`PreTrainedTokenizerBase`):
+            Its tokenizer.
+        prompts (`Sequence[str | list[dict]]`):
+            Plain texts, or chat messages for the tokenizer's template.
+        gold_answers (`Sequence[Sequence[str]]`):
+            For each prompt the answers that are right, at least one.
+        bank ([`AdapterBank`], *optional*):
+            Adapters that rows may use.
+        rows (`Sequence[int | None]`, *optional*):
+            For each prompt the adapter in `bank`, or `None` for no inner adapter.
+        batch_size (`int`, *optional*, defaults to `64`):
+            Most answers in one forward pass.
+
+    Returns:
+        `list[float | None]`: one per prompt, in nats per token, at most 0; `None` where it is not finite.
+
+    Raises:
+        ValueError: Gold answers or adapters that are not one (list) per prompt, a prompt without a gold answer, an empty
+            prompt or answer, or one that does not fit the model's context.
+    """
+    for name, values in (("lists of gold answers", gold_answers), ("rows", rows)):
+        if values is not None and len(values) != len(prompts):
+            raise ValueError(f"{len(values)} {name} were given for {len(prompts)} prompts; give one for each.")
+    if (bank is None) != (rows is None):
+        raise ValueError("`bank` and `rows` belong together; give both or neither.")
+    context = context_length(model)
+    pairs = []  # (prompt's place, token ids, length of the prompt)
+    for place, (prompt, answers) in enumerate(zip(prompts, gold_answers, strict=True)):
+        if not answers:
+            raise ValueError(f"prompts[{place}] has no gold answer; give at least one.")
+        prompt_ids = encode_prompt(tokenizer, prompt)
+        for answer in answers:
+            if not prompt_ids or not answer.strip():
+                raise ValueError(f"prompts[{place}] or its gold answer {answer!r} is empty; give both some text.")
+            ids = prompt_ids + encode_answer(tokenizer, prompt, answer)
+            if context is not None and len(ids) > context:
+                raise ValueError(
+                    f"A prompt and its gold answer have {len(ids)} tokens, more than the model's context of {context}; "
+                    "shorten or drop the question."
+                )
+            pairs.append((place, ids, len(prompt_ids)))
+    found: list[list[float]] = [[] for _ in prompts]
+    # Rows of like length, so that little of a batch is padding.
+    pairs.sort(key=lambda pair: -len(pair[1]))
+    for start in range(0, len(pairs), batch_size):
+        batch = pairs[start : start + batch_size]
+        with bank.attach([rows[place] for place, *_ in batch]) if bank is not None else nullcontext():
+            values = _log_likelihoods(model, [ids for _, ids, _ in batch], [length for *_, length in batch])
+        for (place, *_), value in zip(batch, values, strict=True):
+            found[place].append(value)
+    return [max(values) if all(map(math.isfinite, values)) else None for values in found]
+
+
+def encode_answer(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, answer: str) -> list[int]:
+    """
+    Token ids of an answer as it goes on from [`encode_prompt`]'s ids of its prompt, without an end-of-turn token.
+
+    In chat form it is what the tokenizer's template makes of the answer as the assistant's message. In plain text a blank
+    comes before it, unless the prompt ends in white space. Both are tokenized together, since many tokenizers have other
+    tokens for the beginning of a text than for a word within it; only where the prompt's own tokens would change by that
+    is the answer tokenized alone.
+    """
+    prompt_ids, answer = encode_prompt(tokenizer, prompt), answer.strip()
+    if isinstance(prompt, str):
+        text = answer if not prompt or prompt[-1].isspace() else f" {answer}"
+        whole = tokenizer(prompt + text)["input_ids"]
+    else:
+        text, turn = answer, {"role": "assistant", "content": answer}
+        whole = tokenizer.apply_chat_template([*prompt, turn], continue_final_message=True, return_dict=True)
+        whole = whole["input_ids"]
+    if whole[: len(prompt_ids)] == prompt_ids and len(whole) > len(prompt_ids):
+        return whole[len(prompt_ids) :]
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+@torch.no_grad()
+def _log_likelihoods(model: nn.Module, sequences: Sequence[list[int]], prompt_lengths: Sequence[int]) -> list[float]:
+    """Mean log-probability of each sequence's tokens behind its prompt, in nats."""
+    base, length = unwrap(model), max(map(len, sequences))
+    device = base.get_input_embeddings().weight.device
+    # Padding is on the right, where no token sees it under a causal mask, so that no attention mask is needed.
+    input_ids = torch.tensor([ids + [0] * (length - len(ids)) for ids in sequences], device=device)  # (R, L)
+    owners, positions = [], []
+    for row, (ids, prompt_length) in enumerate(zip(sequences, prompt_lengths, strict=True)):
+        # The token at t is predicted at t - 1.
+        positions += range(row * length + prompt_length - 1, row * length + len(ids) - 1)
+        owners += [row] * (len(ids) - prompt_length)
+    positions, owners = torch.tensor(positions, device=device), torch.tensor(owners, device=device)  # (N,)
+
+    def select(states: torch.Tensor) -> torch.Tensor:
+        return states.flatten(0, 1).index_select(0, positions)
+
+    with evaluating(base), head_input_changed(base, select):
+        logits = base(input_ids=input_ids, use_cache=False).logits  # (N, V)
+    labels = input_ids.flatten()[positions + 1]
+    own = logits.float().log_softmax(-1).gather(-1, labels[:, None]).squeeze(-1)
+    sums = torch.zeros(len(sequences), device=device).index_add_(0, owners, own)
+    return (sums / torch.bincount(owners, minlength=len(sequences))).tolist()

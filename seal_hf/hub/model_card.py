@@ -1,0 +1,145 @@
+"""The model card of an adapter or a policy."""
+
+import hashlib
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import httpx2
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+from ..grading.intervals import Accuracy
+from ..records.journal import write_text
+from .errors import HubError
+from .transfer import LOOK_UP_SECONDS, hub_api, is_hub_id
+
+
+logger = logging.getLogger(__name__)
+
+_TEMPLATE = Path(__file__).parent / "templates" / "adapter_card.md.jinja"
+
+
+@dataclass(frozen=True)
+class AdapterCard:
+    """
+    What a model card tells beyond what an adapter knows of itself.
+
+    Parameters:
+        passage (`str`, *optional*):
+            The text that was learned; the card gives its SHA-256.
+        publish_passage (`bool`, *optional*, defaults to `False`):
+            Whether the card shows the text itself.
+        accuracies (`Mapping[str, Accuracy]`, *optional*):
+            Of the base model and the adapted one, by what answered, as `{"base": ..., "adapted": ...}` (see
+            `seal_hf.grading.intervals`).
+        dataset (`str`, *optional*):
+            Hub id of the dataset that it was measured on.
+        license (`str`, *optional*):
+            The adapter's licence, as the Hub spells it. Defaults to that of the base model where the Hub tells it.
+        tags (`Sequence[str]`, *optional*):
+            Added to the card's own.
+    """
+
+    passage: str | None = None
+    publish_passage: bool = False
+    accuracies: Mapping[str, Accuracy] = field(default_factory=dict)
+    dataset: str | None = None
+    license: str | None = None
+    tags: Sequence[str] = ()
+
+
+def with_base_license(card: AdapterCard, base_model_id: str, token: str | None = None) -> AdapterCard:
+    """The card with the base model's licence, where it names none and the Hub tells it."""
+    if card.license is not None or not is_hub_id(base_model_id):
+        return card
+    try:
+        base = hub_api(token).model_info(base_model_id, timeout=LOOK_UP_SECONDS).card_data
+    # The last two: something else answers in the Hub's place.
+    except (HubError, HfHubHTTPError, httpx2.HTTPError, OfflineModeIsEnabled, KeyError, ValueError) as error:
+        logger.info("The licence of %s is not known (%s); the card names none.", base_model_id, type(error).__name__)
+        return card
+    return replace(card, license=base.license if base is not None else None)
+
+
+def write_model_card(
+    folder: Path,
+    name: str,
+    base_model_id: str,
+    settings: Mapping[str, object],
+    card: AdapterCard | None = None,
+    *,
+    is_policy: bool = False,
+    on_policy: bool = False,
+    results: str = "",
+) -> None:
+    """
+    Write `README.md`, a model card with metadata of the Hub.
+
+    Parameters:
+        folder (`Path`):
+            Where to.
+        name (`str`):
+            The adapter's repository or name.
+        base_model_id (`str`):
+            The base model's Hub id, or a path, which the metadata then leave out, since the Hub refuses it.
+        settings (`Mapping[str, object]`):
+            How it was trained, a line each; without those that are `None`.
+        card ([`AdapterCard`], *optional*):
+            What else it tells.
+        is_policy (`bool`, *optional*, defaults to `False`):
+            Whether it writes self-edits, rather than having learned one.
+        on_policy (`bool`, *optional*, defaults to `False`):
+            Whether it holds the ranks of a policy adapter too.
+        results (`str`, *optional*):
+            A run's tables, in Markdown.
+    """
+    card = card or AdapterCard()
+    on_hub = is_hub_id(base_model_id)
+    passage = card.passage if card.publish_passage else None
+    content = ModelCard.from_template(
+        ModelCardData(
+            base_model=base_model_id if on_hub else None,
+            datasets=[card.dataset] if card.dataset else None,
+            library_name="peft",
+            license=card.license,
+            pipeline_tag="text-generation",
+            tags=sorted({"trl", "seal", "lora", *card.tags, *([f"base_model:adapter:{base_model_id}"] * on_hub)}),
+            model_name=name if card.accuracies else None,
+            eval_results=[_eval_result(*item, card.dataset) for item in card.accuracies.items()] or None,
+        ),
+        template_path=str(_TEMPLATE),
+        name=name,
+        base_model_id=base_model_id or "base model",
+        base_link=f"[{base_model_id}](https://huggingface.co/{base_model_id})" if on_hub else "its base model",
+        is_policy=is_policy,
+        on_policy=on_policy,
+        accuracies=card.accuracies,
+        num_passages=max((accuracy.num_passages for accuracy in card.accuracies.values()), default=0),
+        results=results.strip(),
+        settings={key: value for key, value in settings.items() if value is not None},
+        passage_hash=None if card.passage is None else hashlib.sha256(card.passage.encode()).hexdigest(),
+        passage=passage,
+        # Longer than any that the passage has.
+        fence="`" * max(3, 1 + max(map(len, re.findall("`+", passage or "")), default=0)),
+    )
+    write_text(folder / "README.md", f"{str(content).rstrip()}\n")
+
+
+def _eval_result(condition: str, accuracy: Accuracy, dataset: str | None) -> EvalResult:
+    return EvalResult(
+        task_type="question-answering",
+        task_name="Questions about passages",
+        dataset_type=dataset or "custom",
+        dataset_name=dataset or "Questions about the learned passages",
+        metric_type="accuracy",
+        metric_name=f"accuracy, {condition} (n = {accuracy.num_questions})",
+        metric_value=round(accuracy.value, 4),
+        metric_args={
+            "num_questions": accuracy.num_questions,
+            "num_passages": accuracy.num_passages,
+            "confidence_interval_95": [round(accuracy.low, 4), round(accuracy.high, 4)],
+        },
+    )

@@ -1,0 +1,241 @@
+"""
+A run's self-edits as a dataset, in a folder or on the Hub, in the form that TRL's `SFTTrainer` trains on.
+
+    python -m seal_hf.hub.self_edits OUTPUT_DIR --repo_id me/self-edits    # private, unless --public is given
+    python -m seal_hf.hub.self_edits OUTPUT_DIR --folder self-edits
+
+One row is one self-edit with its rewards. What the policy was trained on is the split `train`; evaluation's passages are
+held out, and do not go along unless asked for.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+from huggingface_hub import constants
+from pyarrow import compute, parquet
+
+from ..records.journal import RUN_FILE, check_schema_version
+from .errors import HubError
+from .self_edit_card import write_self_edit_card
+from .self_edit_table import evaluation_table, read_table, training_table
+from .transfer import download, is_hub_id, upload, with_namespace
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+TRAIN, EVALUATION = "train", "evaluation"
+
+
+def save_self_edits(
+    output_dir: str | Path, folder: str | Path, *, include_evaluation: bool = False, name: str | None = None
+) -> Path:
+    """
+    Write the self-edits of all scored rounds of a run as a dataset: parquet files in `data/`, and a card.
+
+    Parameters:
+        output_dir (`str` or `Path`):
+            The run's output directory.
+        folder (`str` or `Path`):
+            Where to: a new or empty folder, or one that holds such a dataset, which is replaced.
+        include_evaluation (`bool`, *optional*, defaults to `False`):
+            Whether the self-edits about held-out passages go along, as the split `evaluation`.
+        name (`str`, *optional*):
+            What the card calls the dataset. Defaults to the folder's name.
+
+    Returns:
+        `Path`: the folder.
+
+    Raises:
+        FileNotFoundError: `output_dir` holds no run.
+        ValueError: No round is scored yet, the run is damaged or of a newer version, its prompts fit into no column, or
+            `folder` holds something else.
+        OSError: The folder cannot be written.
+    """
+    settings = _settings(Path(output_dir))
+    tables = {TRAIN: training_table(Path(output_dir))}
+    if include_evaluation:
+        tables[EVALUATION] = evaluation_table(Path(output_dir))
+    folder = Path(folder)
+    _require_free(folder)
+    for split in (TRAIN, EVALUATION):
+        for earlier in _data_files(folder, split):
+            earlier.unlink()
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    for split, table in tables.items():
+        parquet.write_table(table, folder / "data" / f"{split}-00000-of-00001.parquet")
+    write_self_edit_card(folder, name or folder.resolve().name, Path(output_dir), settings, tables)
+    return folder
+
+
+def push_self_edits(
+    output_dir: str | Path,
+    repo_id: str,
+    *,
+    private: bool = True,
+    include_evaluation: bool = False,
+    token: str | None = None,
+    commit_message: str = "Upload self-edits",
+) -> str:
+    """
+    Upload the self-edits of a run to the Hub, in place of those that were pushed to the same repository before.
+
+    Parameters:
+        output_dir (`str` or `Path`):
+            The run's output directory.
+        repo_id (`str`):
+            `"user/name"`, or `"name"` in the token's own namespace.
+        private (`bool`, *optional*, defaults to `True`):
+            Visibility of a new repository. The prompts hold the passages' text: check its licence before it is public. A
+            repository that is private already stays so.
+        include_evaluation (`bool`, *optional*, defaults to `False`):
+            As for [`save_self_edits`].
+        token (`str`, *optional*):
+            Defaults to the one saved by `hf auth login`.
+        commit_message (`str`, *optional*):
+            First line of the commit's message.
+
+    Returns:
+        `str`: URL of the dataset.
+
+    Raises:
+        HubError: The Hub refused or could not be reached, or the repository is public and `private` is set.
+        FileNotFoundError, ValueError: As [`save_self_edits`].
+    """
+    safe = f"Everything is still in {output_dir}."
+    with tempfile.TemporaryDirectory() as folder:
+        _settings(Path(output_dir))  # whose errors need no Hub
+        repo_id = with_namespace(repo_id, token)
+        save_self_edits(output_dir, folder, include_evaluation=include_evaluation, name=repo_id)
+        upload(
+            folder,
+            repo_id,
+            commit_message=commit_message,
+            repo_type="dataset",
+            private=private,
+            delete_patterns=[f"data/{split}-*.parquet" for split in (TRAIN, EVALUATION)],
+            safe=safe,
+            token=token,
+        )
+    return f"{constants.ENDPOINT}/datasets/{repo_id}"
+
+
+def load_self_edits(
+    source: str | Path, *, kept: bool | None = None, revision: str | None = None, token: str | None = None
+) -> "Dataset":
+    """
+    Load self-edits, ready as `train_dataset` of TRL's `SFTTrainer`.
+
+    Parameters:
+        source (`str` or `Path`):
+            A repository of the Hub, a folder of [`save_self_edits`], or the output directory of a run.
+        kept (`bool`, *optional*):
+            `True` for those that the policy was finetuned on, `False` for those that were dropped. Defaults to all.
+        revision (`str`, *optional*):
+            A branch, tag or commit of the Hub. Defaults to `main`.
+        token (`str`, *optional*):
+            Defaults to the one saved by `hf auth login`.
+
+    Returns:
+        `datasets.Dataset`: `prompt` and `completion` (both chat messages, or both plain text), `kept`, `reward`,
+            `base_reward`, `well_formed`, `example_id`, `round`, `edit`, `completion_tokens`, `tokens` and `repeats`.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or neither a run nor a dataset in it.
+        HubError: No such repository or revision, one that this token may not see, or no Hub.
+        ValueError: No round is scored yet, none is kept, it is another dataset, or one of a newer version.
+    """
+    import datasets  # which takes a second
+
+    folder = Path(source)
+    if not folder.exists() and is_hub_id(str(source)):
+        try:
+            patterns = [f"data/{TRAIN}-*.parquet"]
+            folder, _ = download(str(source), patterns, repo_type="dataset", revision=revision, token=token)
+        except HubError as error:
+            message = f"{error} A folder of this name is not here either."
+            raise HubError(message, error.is_refusal) from error.__cause__
+        if not _data_files(folder):
+            raise ValueError(f"{source} is not a dataset of self-edits: it has no data/{TRAIN}-*.parquet.")
+    if (folder / RUN_FILE).is_file():
+        _settings(folder)
+        table = training_table(folder)
+    elif files := _data_files(folder):
+        table = pa.concat_tables([read_table(file, source) for file in files], promote_options="default")
+    else:
+        raise FileNotFoundError(
+            f"{source} holds neither a run of seal-hf ({RUN_FILE}) nor self-edits; check the name."
+        )
+    if kept is not None:
+        table = table.filter(compute.equal(table["kept"], kept))  # null is neither
+        if not table.num_rows:
+            raise ValueError(f"{source} has no self-edits with kept={kept} yet; load all with kept=None.")
+    return datasets.Dataset(table.replace_schema_metadata())
+
+
+def _settings(output_dir: Path) -> dict[str, Any]:
+    """The run's settings."""
+    file = output_dir / RUN_FILE
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{output_dir} holds no run of seal-hf (no {RUN_FILE}); give the output_dir of a run, or restore the file."
+        )
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        version, settings = record["schema_version"], dict(record["settings"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{file} is not a run of seal-hf ({error!r}); restore it.") from error
+    check_schema_version(version, file)
+    return settings
+
+
+def _data_files(folder: Path, split: str = TRAIN) -> list[Path]:
+    return sorted((folder / "data").glob(f"{split}-*.parquet"))
+
+
+def _require_free(folder: Path) -> None:
+    """
+    Raises:
+        ValueError: The folder holds something that is not a dataset of self-edits.
+    """
+    if files := _data_files(folder):
+        for file in files:
+            read_table(file, folder)
+    elif folder.exists() and (not folder.is_dir() or any(not file.name.startswith(".") for file in folder.iterdir())):
+        raise ValueError(f"{folder} holds something else than self-edits; give a new folder. Nothing was changed.")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Save or push a run's self-edits; `python -m seal_hf.hub.self_edits --help` states the options."""
+    parser = argparse.ArgumentParser(
+        prog="python -m seal_hf.hub.self_edits", description="A run's self-edits as a dataset."
+    )
+    parser.add_argument("output_dir", metavar="OUTPUT_DIR", help="output directory of the run")
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument("--repo_id", help="repository of the Hub to push to, such as me/self-edits")
+    target.add_argument("--folder", help="folder to save in, in place of a push")
+    parser.add_argument("--public", action="store_true", help="make a new repository public; it is private otherwise")
+    parser.add_argument("--include_evaluation", action="store_true", help="add those about held-out passages")
+    options = parser.parse_args(arguments)
+    if options.public and options.folder is not None:
+        parser.error("--public goes with --repo_id")
+    evaluation = {"include_evaluation": options.include_evaluation}
+    try:
+        if options.repo_id is not None:
+            target = push_self_edits(options.output_dir, options.repo_id, private=not options.public, **evaluation)
+        else:
+            target = save_self_edits(options.output_dir, options.folder, **evaluation)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    sys.stdout.write(f"{target}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The inner loop: self-edits into trained LoRA adapters."""

@@ -1,0 +1,167 @@
+"""
+The forward and backward pass of a bank's step over a frozen model.
+
+A [`PackedRow`] goes through the model as one row where the model allows it, which is found out by trying. Models whose
+layers mix tokens in other ways than plain causal attention get one padded batch per block instead: padding is on the
+right, under a causal mask no real token sees it, so no mask is needed.
+"""
+
+import inspect
+import logging
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..adapters.layout import LoraLayout, hooked, unwrap
+from ..models.access import attention_set, head_input_changed
+from .attention import PACKED_ATTENTION, PackedAttention, UnsupportedAttention
+from .lora import LoraLeaves, lora_hooks
+from .losses import PiecewiseCrossEntropy
+from .packing import Batch, PackedRow, cut_into_blocks, share_out
+from .update import TrainingSequence
+
+
+logger = logging.getLogger(__name__)
+
+# What one more block costs beside its tokens, in tokens, and one more forward and backward pass: dispatch and kernel
+# launches. Measured on a CPU.
+_BLOCK_COST, _PASS_COST = 24, 64
+# Tokens of one pass. With more, the activations outgrow the caches of a CPU; with fewer, a GPU has too little to do.
+_PASS_TOKENS = {"cpu": 1024, "cuda": 16384}
+# Padded lengths are multiples of 16 bytes in bf16, which grouped products ask for.
+_LENGTH_MULTIPLE = {"cpu": 1, "cuda": 8}
+
+
+class TrainingForward:
+    """
+    Forward and backward passes of adapters over a frozen model in evaluation mode.
+
+    Parameters:
+        model (`PreTrainedModel` or `PeftModel`):
+            The model. It is run on a few tokens to find out what it allows.
+        layout (`LoraLayout`):
+            The adapted modules.
+
+    Attributes:
+        packs (`bool`):
+            Whether all blocks go through the model as one row.
+        cross_entropy (`PiecewiseCrossEntropy`, *optional*):
+            The loss, where the model does nothing to the logits behind its output embedding.
+    """
+
+    def __init__(self, model: nn.Module, layout: LoraLayout):
+        self.model, self.layout = model, layout
+        self.base = unwrap(model)
+        self.device = self.base.get_input_embeddings().weight.device
+        with torch.no_grad():
+            head = self._plain_head()
+            self.cross_entropy = PiecewiseCrossEntropy(head) if head is not None else None
+            self.packs = self._can_pack()
+
+    def cut(self, batches: Mapping[int, Batch]) -> list[list[list[int]]]:
+        """
+        Share the adapters of a step out to passes and blocks.
+
+        Returns:
+            `list[list[list[int]]]`: for each forward pass its blocks, for each block its adapters.
+        """
+        if not self.packs:
+            return [[block] for block in cut_into_blocks(batches, _PASS_COST)]
+        return share_out(
+            batches, cut_into_blocks(batches, _BLOCK_COST), _PASS_TOKENS.get(self.device.type, _PASS_TOKENS["cuda"])
+        )
+
+    def backward(self, leaves: LoraLeaves, batches: Sequence[Sequence[Batch]]) -> torch.Tensor:
+        """
+        One forward and backward pass, which writes the gradients of the matrices.
+
+        Parameters:
+            leaves (`LoraLeaves`):
+                The matrices of the adapters in this pass, in the order of their batches.
+            batches (`Sequence[Sequence[Sequence[TrainingSequence]]]`):
+                For each block its adapters' sequences.
+
+        Returns:
+            `torch.Tensor` of shape `(K,)`: the loss of each adapter, the mean over its labels.
+        """
+        row = PackedRow(batches, self.device, _LENGTH_MULTIPLE.get(self.device.type, 1))
+        loras = leaves.of_pass(row.blocks)
+        hooks = lora_hooks(loras, row.blocks, self.layout.scaling)
+        with torch.enable_grad(), hooked(self.model, hooks):
+            token_losses = self._losses(row) * row.shares
+            # The adapters do not meet in any product, so the gradient of the sum is each adapter's own.
+            token_losses.sum().backward()
+        for lora in loras.values():
+            lora.zero_if_unused()
+        losses = torch.zeros(row.num_adapters, device=self.device)
+        return losses.index_add_(0, row.owners, token_losses.detach())
+
+    def _losses(self, row: PackedRow) -> torch.Tensor:
+        """The loss at each label, `(M,)`, in nats, fp32."""
+        hidden = []
+
+        def select(states: torch.Tensor) -> torch.Tensor:
+            labelled = states.flatten(0, 1).index_select(0, row.positions)
+            hidden.append(labelled)
+            # The cross entropy works the logits out itself.
+            return labelled if self.cross_entropy is None else labelled[:0]
+
+        with head_input_changed(self.base, select):
+            logits = self._logits(row)
+        if self.cross_entropy is None:
+            return F.cross_entropy(logits.float(), row.labels, reduction="none")
+        return self.cross_entropy(hidden[0], row.labels)
+
+    def _logits(self, row: PackedRow) -> torch.Tensor:
+        if self.packs:
+            return self._packed_logits(row, PackedAttention(row.blocks))
+        return self.base(input_ids=row.input_ids.view(-1, row.blocks[0].length), use_cache=False).logits
+
+    def _packed_logits(self, row: PackedRow, attention: PackedAttention) -> torch.Tensor:
+        with attention_set(self.base, PACKED_ATTENTION):
+            return self.base(
+                input_ids=row.input_ids[None],
+                position_ids=row.position_ids[None],
+                use_cache=False,
+                packed_attention=attention,
+            ).logits
+
+    def _plain_head(self) -> nn.Linear | None:
+        head, outputs = self.base.get_output_embeddings(), []
+        handle = head.register_forward_hook(lambda module, args, output: outputs.append(output))
+        try:
+            logits = self.base(input_ids=torch.zeros(1, 1, dtype=torch.long, device=self.device)).logits
+        finally:
+            handle.remove()
+        return head if type(head) is nn.Linear and logits is outputs[0] else None
+
+    def _can_pack(self) -> bool:
+        """Whether sequences in one row do not see each other and give the logits that they give alone."""
+        config = self.base.config.get_text_config()
+        parameters = inspect.signature(self.base.forward).parameters
+        takes_options = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+        if not (getattr(self.base, "_supports_attention_backend", False) and takes_options):
+            return False
+        if not set(getattr(config, "layer_types", None) or ()) <= {"full_attention", "sliding_attention"}:
+            return False
+        vocabulary = self.base.get_input_embeddings().weight.shape[0]
+        sequences = [
+            TrainingSequence(tuple((first + 7 * i) % vocabulary for i in range(length)))
+            for first, length in ((5, 12), (3, 9))
+        ]
+        row = PackedRow([[[sequence]] for sequence in sequences], self.device)
+        attention = PackedAttention(row.blocks)
+        try:
+            packed = self._packed_logits(row, attention)[0]
+        except UnsupportedAttention as error:
+            logger.debug("%s", error)
+            return False
+        if getattr(config, "sliding_window", None) is not None and attention.windows == {None}:
+            return False  # the window is in a mask that packed attention does not see
+        alone = torch.cat(
+            [self.base(input_ids=row.input_ids[None, block.tokens], use_cache=False).logits[0] for block in row.blocks]
+        )
+        error = (packed - alone).float().abs().mean() / alone.float().std()
+        return bool(error < torch.finfo(alone.dtype).eps ** 0.5)

@@ -1,0 +1,240 @@
+"""
+Trainable LoRA adapters on a packed row: every token meets the matrices of its own adapter.
+
+On the CPU these are batched products block by block; on CUDA grouped products over the whole row, which follow torch's
+documentation and were not run on a GPU.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..adapters.layout import LoraLayout
+from ..adapters.stacks import LoraStacks
+from .packing import Block
+
+
+class LoraLeaves:
+    """
+    The weights of one pass's adapters in the dtype of the activations, and their gradients.
+
+    Parameters:
+        layout (`LoraLayout`):
+            The adapted modules.
+        dtype, device:
+            Of the activations.
+        num_adapters (`int`, *optional*, defaults to `0`):
+            How many there is room for.
+
+    Attributes:
+        weights, grads (`LoraStacks`):
+            The weights, and their gradients after a backward pass.
+    """
+
+    def __init__(self, layout: LoraLayout, dtype: torch.dtype, device: torch.device, num_adapters: int = 0):
+        self.weights = LoraStacks(layout, num_adapters, dtype, device)
+        self.grads = LoraStacks(layout, num_adapters, dtype, device)
+        # Of which autograd believes that the adapters' products depend on it.
+        self.anchor = torch.zeros((), dtype=dtype, device=device, requires_grad=True)
+
+    def make_room(self, num_adapters: int) -> None:
+        """Take more memory where there is too little for so many adapters; what is in it is lost then."""
+        self.weights.make_room(num_adapters)
+        self.grads.make_room(num_adapters)
+
+    def of_pass(self, blocks: tuple[Block, ...]) -> "dict[str, TrainedLora]":
+        """The adapters of the blocks by module; no gradients are written yet."""
+        whole = slice(sum(block.num_adapters for block in blocks))
+        weights, grads = self.weights.matrices(whole), self.grads.matrices(whole)
+        parts = [
+            (
+                self.weights.matrices(block.adapters),
+                self.weights.matrices(block.adapters, transposed=True),
+                self.grads.matrices(block.adapters),
+            )
+            for block in blocks
+        ]
+        return {
+            name: TrainedLora(
+                *weights[name], *grads[name], [BlockLora(*(part[name] for part in own)) for own in parts], self.anchor
+            )
+            for name in weights
+        }
+
+
+class BlockLora(NamedTuple):
+    """The matrices `A` and `B` of a block's adapters, `(k, r, in)` and `(k, out, r)`: as they are, transposed, gradients."""
+
+    weights: tuple[torch.Tensor, torch.Tensor]
+    transposed: tuple[torch.Tensor, torch.Tensor]
+    grads: tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass
+class TrainedLora:
+    """
+    The adapters of one module in one pass.
+
+    Parameters:
+        lora_a, lora_b (`torch.Tensor` of shapes `(K, r, in)` and `(K, out, r)`):
+            Their matrices.
+        grad_a, grad_b (`torch.Tensor` of the same shapes):
+            Where the gradients go.
+        blocks (`list[BlockLora]`):
+            The same by block.
+        anchor (`torch.Tensor`):
+            See [`LoraLeaves`].
+        has_grad (`bool`):
+            Whether there are gradients, to which those of a further use are added.
+    """
+
+    lora_a: torch.Tensor
+    lora_b: torch.Tensor
+    grad_a: torch.Tensor
+    grad_b: torch.Tensor
+    blocks: list[BlockLora]
+    anchor: torch.Tensor
+    has_grad: bool = False
+
+    def zero_if_unused(self) -> None:
+        """Of a module that the forward pass did not use."""
+        if not self.has_grad:
+            self.grad_a.zero_()
+            self.grad_b.zero_()
+
+
+class _PackedLora(torch.autograd.Function):
+    """`base + scaling * (hidden @ A^T) @ B^T`, with the A and B of each token's adapter, block by block."""
+
+    @staticmethod
+    def forward(
+        ctx,
+        hidden: torch.Tensor,  # (N, in)
+        anchor: torch.Tensor,
+        base: torch.Tensor,  # (N, out)
+        lora: TrainedLora,
+        blocks: tuple[Block, ...],
+        scaling: float,
+    ) -> torch.Tensor:
+        # In the module's own output, which no module that computes a product needs again.
+        result = base.detach()
+        ctx.kept = []
+        for block, own in zip(blocks, lora.blocks, strict=True):
+            a_transposed, b_transposed = own.transposed
+            own_hidden = _of_block(hidden, block)
+            low_rank = torch.bmm(own_hidden, a_transposed)  # (k, T, r)
+            _of_block(result, block).baddbmm_(low_rank, b_transposed, alpha=scaling)
+            ctx.kept.append((own_hidden, low_rank))
+        ctx.shape, ctx.lora, ctx.blocks, ctx.scaling = hidden.shape, lora, blocks, scaling
+        return result
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor):
+        lora, scaling = ctx.lora, ctx.scaling
+        grad = grad.contiguous()
+        grad_hidden = grad.new_empty(ctx.shape) if ctx.needs_input_grad[0] else None
+        for block, own, (own_hidden, low_rank) in zip(ctx.blocks, lora.blocks, ctx.kept, strict=True):
+            (lora_a, lora_b), (grad_a, grad_b) = own.weights, own.grads
+            own_grad = _of_block(grad, block)
+            grad_low_rank = torch.bmm(own_grad, lora_b)  # (k, T, r)
+            grad_b.baddbmm_(own_grad.mT, low_rank, beta=lora.has_grad, alpha=scaling)
+            grad_a.baddbmm_(grad_low_rank.mT, own_hidden, beta=lora.has_grad, alpha=scaling)
+            if grad_hidden is not None:
+                _of_block(grad_hidden, block).baddbmm_(grad_low_rank, lora_a, beta=0, alpha=scaling)
+        lora.has_grad = True
+        return grad_hidden, None, grad if ctx.needs_input_grad[2] else None, None, None, None
+
+
+class _GroupedLora(torch.autograd.Function):
+    """As [`_PackedLora`] by grouped products over the whole row."""
+
+    @staticmethod
+    def forward(
+        ctx,
+        hidden: torch.Tensor,
+        anchor: torch.Tensor,
+        base: torch.Tensor,
+        lora: TrainedLora,
+        blocks: tuple[Block, ...],
+        scaling: float,
+    ) -> torch.Tensor:
+        ends = _ends(blocks, hidden.device)
+        low_rank = F.grouped_mm(hidden, lora.lora_a.mT, offs=ends)  # (N, r)
+        ctx.save_for_backward(hidden, low_rank, ends)
+        ctx.lora, ctx.scaling = lora, scaling
+        return torch.add(base, F.grouped_mm(low_rank, lora.lora_b.mT, offs=ends), alpha=scaling)
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor):
+        (hidden, low_rank, ends), lora, scaling = ctx.saved_tensors, ctx.lora, ctx.scaling
+        grad = grad.contiguous()
+        grad_low_rank = F.grouped_mm(grad, lora.lora_b, offs=ends).mul_(scaling)
+        for into, left, right in (
+            (lora.grad_b, grad, low_rank.mul(scaling)),
+            (lora.grad_a, grad_low_rank, hidden),
+        ):
+            sums = F.grouped_mm(left.mT, right, offs=ends)
+            into.add_(sums) if lora.has_grad else into.copy_(sums)
+        lora.has_grad = True
+        grad_hidden = F.grouped_mm(grad_low_rank, lora.lora_a, offs=ends) if ctx.needs_input_grad[0] else None
+        return grad_hidden, None, grad if ctx.needs_input_grad[2] else None, None, None, None
+
+
+def _has_grouped_products(hidden: torch.Tensor, lora: TrainedLora) -> bool:
+    """Grouped products are for bf16 and rows of a multiple of 16 bytes, and not in older versions of torch."""
+    aligned = all(size % 8 == 0 for size in (*lora.lora_a.shape[1:], *lora.lora_b.shape[1:]))
+    return hidden.is_cuda and hidden.dtype == torch.bfloat16 and aligned and hasattr(F, "grouped_mm")
+
+
+def _of_block(rows: torch.Tensor, block: Block) -> torch.Tensor:
+    """The part of contiguous rows `(N, m)` that is a block's, `(k, T, m)`: one view, since a step takes thousands."""
+    num_tokens, size = block.num_rows * block.length, rows.shape[1]
+    offset = rows.storage_offset() + block.start * size
+    return rows.as_strided((block.num_adapters, num_tokens, size), (num_tokens * size, size, 1), offset)
+
+
+@lru_cache(maxsize=8)  # one transfer to the device for all modules of a pass
+def _ends(blocks: tuple[Block, ...], device: torch.device) -> torch.Tensor:
+    """Where each adapter's tokens end, `(K,)`."""
+    counts = [block.num_rows * block.length for block in blocks for _ in range(block.num_adapters)]
+    return torch.tensor(counts, device=device).cumsum(0, dtype=torch.int32)
+
+
+def _add_lora(
+    lora: TrainedLora,
+    blocks: tuple[Block, ...],
+    scaling: float,
+    module: nn.Module,
+    args: tuple[torch.Tensor],
+    output: torch.Tensor,  # (..., out)
+) -> torch.Tensor:
+    hidden, num_tokens = args[0], sum(block.tokens.stop - block.tokens.start for block in blocks)
+    if hidden.numel() != num_tokens * hidden.shape[-1]:
+        raise ValueError(
+            f"An adapted module got an input of shape {tuple(hidden.shape)}, but the bank trains on {num_tokens} tokens; "
+            "leave modules that see a choice of tokens, such as routed experts, out of target_modules."
+        )
+    hidden = hidden.to(lora.lora_a.dtype).reshape(num_tokens, -1).contiguous()
+    base = output.reshape(num_tokens, -1).contiguous()
+    product = _GroupedLora if _has_grouped_products(hidden, lora) else _PackedLora
+    return product.apply(hidden, lora.anchor, base, lora, blocks, scaling).view(output.shape)
+
+
+def lora_hooks(loras: Mapping[str, TrainedLora], blocks: tuple[Block, ...], scaling: float) -> dict[str, Callable]:
+    """
+    What [`hooked`] needs to add trainable adapters to forward passes over a packed row.
+
+    Parameters:
+        loras (`Mapping[str, TrainedLora]`):
+            The adapters of each adapted module (see [`LoraLeaves.of_pass`]).
+        blocks (`tuple[Block, ...]`):
+            The blocks of the row.
+        scaling (`float`):
+            LoRA's scaling.
+    """
+    return {name: partial(_add_lora, lora, blocks, scaling) for name, lora in loras.items()}

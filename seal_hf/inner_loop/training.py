@@ -1,0 +1,233 @@
+"""
+The inner loop of SEAL: every self-edit finetunes a LoRA adapter of its own, all of them together.
+
+One step of a bank is one forward and one backward pass over a row of tokens in which each adapter has its own, so the
+frozen model is read once for all (see [`seal_hf.inner_loop.forward`]). Two things keep it exact and lean:
+
+- Adapters share the order of length ranks. One stream of uniform numbers per order seed is read by every adapter: in each
+  of its epochs it takes its sequences by the ranks of that epoch's numbers, a uniformly random permutation that depends
+  on nothing but the seed and the adapter's own sequences. Adapters that read the same number take sequences of about the
+  same length quantile, so long meets long and little is padding.
+- Each adapter has its own AdamW state, learning rate, schedule and gradient norm, and leaves the batch when it is done.
+"""
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from ..adapters.bank import AdapterBank, activation_dtype, is_packed_for_inference
+from ..adapters.layout import LoraLayout
+from ..models.access import evaluating
+from .forward import TrainingForward
+from .lora import LoraLeaves
+from .norm import frozen_norms
+from .update import InnerUpdate, learning_rate, training_order
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class InnerStep:
+    """
+    Progress of a bank after one optimizer step.
+
+    Parameters:
+        step (`int`):
+            Steps done, from 1.
+        num_steps (`int`):
+            Steps of the adapter that has the most.
+        losses (`dict[int, float]`):
+            The loss of each adapter that took part, in nats per token, before the step.
+        num_tokens (`int`):
+            Real tokens trained on so far, all adapters together, padding not counted.
+        seconds (`float`):
+            Time since the start.
+    """
+
+    step: int
+    num_steps: int
+    losses: dict[int, float]
+    num_tokens: int
+    seconds: float
+
+
+@dataclass
+class InnerResult:
+    """
+    What became of one adapter.
+
+    Parameters:
+        losses (`list[float]`):
+            Loss at every step, in nats per token.
+        num_tokens (`int`):
+            Real tokens trained on.
+        stopped (`str`, *optional*):
+            Why it ended early: `"non-finite"` (its last finite weights are kept) or `"stop"`; `None` when it was
+            trained to the end.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    num_tokens: int = 0
+    stopped: str | None = None
+
+
+def train(
+    bank: AdapterBank,
+    updates: Sequence[InnerUpdate],
+    *,
+    order_seed: int = 0,
+    on_step: Callable[[InnerStep], None] | None = None,
+    stop: threading.Event | None = None,
+) -> list[InnerResult]:
+    """
+    Train all adapters of a bank, each on its own update. The bank's weights are changed in place.
+
+    Parameters:
+        bank (`AdapterBank`):
+            The adapters, with their initial weights.
+        updates (`Sequence[InnerUpdate]`):
+            One per adapter.
+        order_seed (`int`, *optional*, defaults to `0`):
+            Seed of the order of sequences (see [`training_order`]).
+        on_step (`Callable[[InnerStep], None]`, *optional*):
+            Called after every optimizer step.
+        stop (`threading.Event`, *optional*):
+            Checked before every step; once set, training ends and the adapters keep the weights they have.
+
+    Returns:
+        `list[InnerResult]`: one per adapter. An adapter whose loss or gradient is not finite is stopped with its last
+        finite weights and named in a warning; the others go on as if it had not been there.
+
+    Raises:
+        ValueError: The number of updates differs from the number of adapters, an update has no sequences, or
+            the model's 4-bit weights are packed for inference (see [`keep_trainable`]).
+    """
+    if len(updates) != len(bank):
+        raise ValueError(f"{len(updates)} updates were given for a bank of {len(bank)} adapters; give one for each.")
+    for adapter, update in enumerate(updates):
+        if not update.sequences:
+            raise ValueError(f"The update of adapter {adapter} has no sequences to train on; give it at least one.")
+    if is_packed_for_inference(bank.model):
+        raise ValueError(
+            "bitsandbytes packed this model's 4-bit weights for CPU inference, and that form has no backward pass; load "
+            "the model again and call keep_trainable(model) before the first forward pass."
+        )
+    orders = [training_order(update, order_seed) for update in updates]
+    results = [InnerResult() for _ in updates]
+    wide = torch.empty_like(bank.weights[0])
+    optimizers = [
+        _RowOptimizer(row, update, bank.layout, wide) for row, update in zip(bank.weights, updates, strict=True)
+    ]
+    num_steps = max(update.num_steps for update in updates)
+    start = time.perf_counter()
+    with _frozen(bank.model), frozen_norms(bank.model):
+        forward = TrainingForward(bank.model, bank.layout)
+        leaves = LoraLeaves(bank.layout, activation_dtype(bank.model), bank.weights.device)
+        for step in range(num_steps):
+            batches = {
+                adapter: [update.sequences[i] for i in orders[adapter][step]]
+                for adapter, update in enumerate(updates)
+                if step < update.num_steps and results[adapter].stopped is None
+            }
+            if stop is not None and stop.is_set():
+                for adapter in batches:
+                    results[adapter].stopped = "stop"
+                break
+            if not batches:
+                break
+            losses = {}
+            for blocks in forward.cut(batches):
+                order = [adapter for adapters in blocks for adapter in adapters]
+                leaves.make_room(len(order))
+                for place, adapter in enumerate(order):
+                    _copy(optimizers[adapter].weights, leaves.weights.pieces(place))
+                found = forward.backward(leaves, [[batches[adapter] for adapter in adapters] for adapters in blocks])
+                losses |= zip(order, found.tolist(), strict=True)
+                for place, adapter in enumerate(order):
+                    update, result = updates[adapter], results[adapter]
+                    if optimizers[adapter].step(leaves.grads.pieces(place), losses[adapter]):
+                        result.losses.append(losses[adapter])
+                        result.num_tokens += sum(len(sequence.input_ids) for sequence in batches[adapter])
+                    else:
+                        result.stopped = "non-finite"
+                        logger.warning(
+                            "Adapter %d was stopped at step %d of %d: its loss or gradient is not finite (learning rate "
+                            "%g). Its last finite weights are kept.",
+                            adapter,
+                            step + 1,
+                            update.num_steps,
+                            update.config.learning_rate,
+                        )
+            if on_step is not None:
+                num_tokens = sum(result.num_tokens for result in results)
+                on_step(InnerStep(step + 1, num_steps, losses, num_tokens, time.perf_counter() - start))
+    return results
+
+
+def _copy(sources: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> None:
+    for source, target in zip(sources, targets, strict=True):
+        target.copy_(source)
+
+
+class _RowOptimizer:
+    """
+    AdamW of one adapter, with its own schedule and clipping.
+
+    Parameters:
+        weights (`torch.Tensor` of shape `(num_parameters,)`, fp32):
+            Its weights, changed in place.
+        update ([`InnerUpdate`]):
+            Its schedule.
+        layout (`LoraLayout`):
+            Where the matrices lie in the weights.
+        wide (`torch.Tensor` of shape `(num_parameters,)`, fp32):
+            Room for a gradient, shared by all adapters of a bank.
+
+    Attributes:
+        weights (`list[torch.Tensor]`):
+            The weights in pieces (see [`LoraLayout.pieces`]).
+    """
+
+    def __init__(self, weights: torch.Tensor, update: InnerUpdate, layout: LoraLayout, wide: torch.Tensor):
+        self.update, self.num_steps = update, 0
+        self.weights, self.grad, self.grad_pieces = layout.pieces(weights), wide, layout.pieces(wide)
+        self.parameter = nn.Parameter(weights)
+        self.optimizer = torch.optim.AdamW([self.parameter], lr=0.0, weight_decay=0.0, fused=True)
+
+    def step(self, grads: Sequence[torch.Tensor], loss: float) -> bool:
+        """Take a step along a gradient in pieces; or none, and return `False`, where it or the loss is not finite."""
+        config = self.update.config
+        _copy(grads, self.grad_pieces)
+        norm = torch.linalg.vector_norm(self.grad).item()
+        if not (math.isfinite(norm) and math.isfinite(loss)):
+            return False
+        if config.max_grad_norm and norm > config.max_grad_norm:
+            self.grad.mul_(config.max_grad_norm / (norm + 1e-6))
+        self.parameter.grad = self.grad
+        self.optimizer.param_groups[0]["lr"] = learning_rate(self.num_steps, self.update.num_steps, config)
+        self.optimizer.step()
+        self.parameter.grad = None
+        self.num_steps += 1
+        return True
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no gradients for the model's own parameters inside the block; both restored after it."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    try:
+        with evaluating(model):
+            yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)

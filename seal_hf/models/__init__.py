@@ -1,0 +1,1 @@
+"""Base models: how they are loaded, and what is asked of them."""

@@ -1,0 +1,130 @@
+"""Loads base models: from the Hub, from a folder, quantized, or the embedded one."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import HfHubHTTPError
+from peft import PeftModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import is_bitsandbytes_available
+
+from ..adapters.layout import unwrap
+from .embedded import EMBEDDED, EMBEDDED_MODEL_ID, embedded_model_path
+
+
+def load_causal_lm(
+    model_name_or_path: str | Path,
+    *,
+    load_in_4bit: bool | None = None,
+    dtype: str | torch.dtype = "bfloat16",
+    device: str | torch.device | None = None,
+    revision: str = "main",
+    trust_remote_code: bool = False,
+    quantization_config: BitsAndBytesConfig | None = None,
+    **model_kwargs: Any,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
+    """
+    Load a causal LM and its tokenizer.
+
+    Parameters:
+        model_name_or_path (`str` or `Path`):
+            A Hub id, a folder, or `"embedded"` for the small model that needs no Hub.
+        load_in_4bit (`bool`, *optional*):
+            Whether to quantize the base to NF4 with double quantization (QLoRA); needs the extra `quantization`. Where
+            absent: on CUDA if that extra is installed, and not elsewhere, since it is slower there than bf16.
+        dtype (`str` or `torch.dtype`, *optional*, defaults to `"bfloat16"`):
+            Of the weights, or of the activations where these are quantized.
+        device (`str` or `torch.device`, *optional*):
+            Defaults to the accelerator where there is one, else the CPU.
+        revision (`str`, *optional*, defaults to `"main"`):
+            Branch, tag or commit on the Hub.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether code from the model's repository may run.
+        quantization_config (`BitsAndBytesConfig`, *optional*):
+            Another quantization than that of `load_in_4bit`.
+        **model_kwargs:
+            Passed to `AutoModelForCausalLM.from_pretrained`, such as `attn_implementation`.
+
+    Returns:
+        `tuple[PreTrainedModel, PreTrainedTokenizerBase, str]`: model, tokenizer, and the base model's identity for cards and
+        adapters: its name, or the Hub id of the embedded one.
+
+    Raises:
+        ValueError: An unknown dtype.
+        OSError: The model does not exist or cannot be reached.
+        ImportError: `load_in_4bit` without bitsandbytes.
+    """
+    if (load_in_4bit or quantization_config is not None) and not is_bitsandbytes_available():
+        raise ImportError("A quantized model needs bitsandbytes; run `pip install 'seal-hf[quantization]'`.")
+    if isinstance(dtype, str):
+        if not isinstance(getattr(torch, dtype, None), torch.dtype):
+            raise ValueError(f"dtype={dtype!r} is not one of torch's; use 'bfloat16' or 'float32'.")
+        dtype = getattr(torch, dtype)
+    model_name_or_path = str(model_name_or_path)
+    path = str(embedded_model_path()) if model_name_or_path == EMBEDDED else model_name_or_path
+    device = torch.device(device or _default_device())
+    shared = {"revision": revision, "trust_remote_code": trust_remote_code}
+    try:
+        if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
+            raise FileNotFoundError(f"{path} has no config.json.")
+        if load_in_4bit is None:
+            load_in_4bit = _is_quantized_by_default(path, device, shared)
+        if load_in_4bit and quantization_config is None:
+            quantization_config = BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=dtype,
+            )
+        tokenizer = AutoTokenizer.from_pretrained(path, **shared)
+        model = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=dtype,
+            quantization_config=quantization_config,
+            device_map={"": device},
+            **shared,
+            **model_kwargs,
+        )
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise OSError(
+            f"The model {model_name_or_path!r} (revision {revision!r}) could not be loaded from a folder or the Hub; check "
+            f"its name and the network (a gated one needs `hf auth login`), or use {EMBEDDED!r}, which needs no Hub. "
+            f"The cause was: {cause}"
+        ) from error
+    return model, tokenizer, EMBEDDED_MODEL_ID if model_name_or_path == EMBEDDED else model_name_or_path
+
+
+def base_facts(model: PreTrainedModel | PeftModel) -> dict[str, str | None]:
+    """Which base a model is, for those who want to train the same again: its commit on the Hub, dtype and quantization."""
+    config = unwrap(model).config
+    found, quantization = getattr(config, "quantization_config", None), "none"
+    if found is not None:
+        settings = found if isinstance(found, dict) else found.to_dict()
+        kind = settings.get("bnb_4bit_quant_type") if settings.get("load_in_4bit") else settings.get("quant_method")
+        quantization = f"{kind}{', double quantization' if settings.get('bnb_4bit_use_double_quant') else ''}"
+    return {
+        "base_revision": getattr(config, "_commit_hash", None),
+        "base_dtype": str(model.get_input_embeddings().weight.dtype).removeprefix("torch."),
+        "quantization": quantization,
+    }
+
+
+def _is_quantized_by_default(path: str, device: torch.device, shared: Mapping[str, Any]) -> bool:
+    if device.type != "cuda" or not is_bitsandbytes_available():
+        return False
+    # A checkpoint that is quantized already stays as it is.
+    return getattr(AutoConfig.from_pretrained(path, **shared), "quantization_config", None) is None
+
+
+def _default_device() -> str:
+    return torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"

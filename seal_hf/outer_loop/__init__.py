@@ -1,0 +1,1 @@
+"""The outer loop: the policy learns to write better self-edits."""

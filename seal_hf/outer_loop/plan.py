@@ -1,0 +1,175 @@
+"""What a run will do, and about how long that takes here: worked out without training anything."""
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from ..adapters.layout import lora_layout
+from ..domains import KnowledgeDomain
+from ..inner_loop.training import InnerStep
+from ..inner_loop.update import InnerUpdate, tokenize_self_edit
+from ..records.journal import PASSAGE_ONLY
+from ..rollout.bank_schedule import adapters_per_bank, work_of
+from ..rollout.examples import ExampleSet
+from ..rollout.rollout import baselines_of, policy_in_activation_dtype
+from ..rollout.stage import num_trained
+from ..self_adapting_lm import SelfAdaptingLM
+from .outer_sft import optimizer_steps
+from .seal_config import SEALConfig
+
+
+_PROBE_STEPS = 4
+_PROBE_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """
+    The work of a run.
+
+    Parameters:
+        num_rounds, num_examples, num_eval_examples, num_processes (`int`):
+            As configured.
+        self_edits_per_round, adapters_per_round (`int`):
+            Self-edits written and inner updates trained.
+        adapters_per_batch (`int`, *optional*):
+            Most inner updates in one bank; `None` where that follows from self-edits of unknown length.
+        evaluation_adapters (`int`):
+            Inner updates of all evaluations together.
+        inner_tokens (`int`, *optional*):
+            Tokens that all inner updates train on, a self-edit taken to be as long as its passage; `None` for a domain
+            without passages.
+        optimizer_steps (`list[int]`):
+            Steps of each round's outer SFT, if every example has its share of kept self-edits.
+        seconds (`float`, *optional*):
+            Expected time of the inner updates, the writing and the answers; without the outer SFT.
+    """
+
+    num_rounds: int
+    num_examples: int
+    num_eval_examples: int
+    num_processes: int
+    self_edits_per_round: int
+    adapters_per_round: int
+    adapters_per_batch: int | None
+    evaluation_adapters: int
+    inner_tokens: int | None
+    optimizer_steps: list[int]
+    seconds: float | None
+
+    def __str__(self) -> str:
+        banks = "" if self.adapters_per_batch is None else f" in banks of {self.adapters_per_batch}"
+        least, most = min(self.optimizer_steps), max(self.optimizer_steps)
+        steps = f"{least}" if least == most else f"{least} to {most}"
+        lines = [
+            f"rounds: {self.num_rounds}, examples: {self.num_examples}, evaluated on: {self.num_eval_examples}, "
+            f"processes: {self.num_processes}",
+            f"each round: {self.self_edits_per_round} self-edits, {self.adapters_per_round} adapters{banks}, "
+            f"{steps} steps of outer SFT",
+            f"all evaluations: {self.evaluation_adapters} adapters",
+        ]
+        if self.inner_tokens is not None:
+            lines.append(f"about {self.inner_tokens:,} tokens of inner updates, if self-edits are as long as passages")
+        if self.seconds is not None:
+            lines.append(f"about {self.seconds / 60:.0f} minutes by a short probe of this machine, without the SFT")
+        return "\n".join(lines)
+
+
+def plan_run(
+    lm: SelfAdaptingLM, args: SEALConfig, train: ExampleSet, evaluation: ExampleSet | None, num_processes: int
+) -> RunPlan:
+    """Count the work of a run, and measure this machine for a few steps, whose results are thrown away."""
+    num_eval = len(evaluation) if evaluation is not None else 0
+    per_example = num_trained(args.num_generations, args.num_evaluations, args.keep_for_halving)
+    adapters_per_round = len(train) * per_example
+    eval_adapters = num_eval * (
+        args.num_eval_generations * (args.num_rounds + 1) + (PASSAGE_ONLY in baselines_of(lm.domain))
+    )
+    tokens = seconds = None
+    passages = _passages(lm, train) if isinstance(lm.domain, KnowledgeDomain) else []
+    num_self_edits = len(train) * args.num_generations
+    per_batch = None if args.adapters_per_batch is None else min(args.adapters_per_batch, num_self_edits)
+    if passages:
+        per_batch = per_batch or _adapters_per_bank(lm, args, passages, num_processes)
+        # A rewrite and the passage itself; the passage alone once.
+        tokens = 2 * _num_tokens(passages) * per_example * args.num_rounds
+        if evaluation is not None:
+            eval_tokens = _num_tokens(_passages(lm, evaluation))
+            tokens += eval_tokens * (2 * args.num_eval_generations * (args.num_rounds + 1) + 1)
+        num_read = sum(len(example["questions"]) for example in train.examples) * args.num_rounds * (per_example + 1)
+        num_answers = 0 if args.reward == "likelihood" else num_read
+        if evaluation is not None:
+            num_questions = sum(len(example["questions"]) for example in evaluation.examples)
+            num_evaluated = num_questions * (args.num_eval_generations * (args.num_rounds + 1) + 3)
+            num_read, num_answers = num_read + num_evaluated, num_answers + num_evaluated
+        num_written = len(train) * args.num_generations * args.num_rounds
+        num_written += num_eval * args.num_eval_generations * (args.num_rounds + 1)
+        tokens_per_second, prompt_seconds, token_seconds = _probe(lm, train, per_batch)
+        generated = num_written * args.max_completion_length + num_answers * args.max_answer_length
+        seconds = tokens / tokens_per_second + (num_written + num_read) * prompt_seconds + generated * token_seconds
+        seconds /= num_processes
+    return RunPlan(
+        num_rounds=args.num_rounds,
+        num_examples=len(train),
+        num_eval_examples=num_eval,
+        num_processes=num_processes,
+        self_edits_per_round=num_self_edits,
+        adapters_per_round=adapters_per_round,
+        adapters_per_batch=per_batch,
+        evaluation_adapters=eval_adapters,
+        inner_tokens=tokens,
+        optimizer_steps=optimizer_steps(len(train), args),
+        seconds=seconds,
+    )
+
+
+def _passages(lm: SelfAdaptingLM, data: ExampleSet) -> list[InnerUpdate]:
+    """The inner updates on the passages alone."""
+    return [
+        tokenize_self_edit(lm.domain.passage_only(example), lm.processing_class, lm.inner_config)
+        for example in data.examples
+    ]
+
+
+def _num_tokens(updates: Sequence[InnerUpdate]) -> int:
+    """Tokens of all updates, all epochs."""
+    return sum(work_of(update).num_tokens for update in updates)
+
+
+def _adapters_per_bank(
+    lm: SelfAdaptingLM, args: SEALConfig, passages: Sequence[InnerUpdate], num_processes: int
+) -> int:
+    """As many as the first round will take if self-edits are as long as their passages."""
+    work = [
+        replace(update, sequences=update.sequences * 2) for update in passages for _ in range(args.num_generations)
+    ]
+    layout, num_repeats = lora_layout(lm.model, lm.peft_config), args.num_evaluations
+    if args.keep_for_halving is not None:
+        num_repeats = 1
+    return adapters_per_bank(lm.model, layout, list(map(work_of, work)), num_repeats, num_processes)
+
+
+def _probe(lm: SelfAdaptingLM, data: ExampleSet, per_batch: int) -> tuple[float, float, float]:
+    """Tokens trained on per second, and the seconds that a prompt and a written token take in a batch."""
+    examples = [data.examples[i % len(data)] for i in range(per_batch)]
+    marks: list[tuple[int, float]] = []
+    stop = threading.Event()
+
+    def on_step(step: InnerStep) -> None:
+        marks.append((step.num_tokens, step.seconds))
+        if step.step >= _PROBE_STEPS:
+            stop.set()
+
+    def writing_seconds(num_tokens: int) -> float:
+        start = time.perf_counter()
+        lm.write_batch(examples, 1, temperature=1.0, top_p=1.0, max_completion_length=num_tokens, seed=0)
+        return time.perf_counter() - start
+
+    with policy_in_activation_dtype(lm.model):
+        lm.adapt([lm.domain.passage_only(example) for example in examples], on_step=on_step, stop=stop)
+        one, more = writing_seconds(1), writing_seconds(1 + _PROBE_TOKENS)
+    # The first step is slower, since memory is taken for the first time; it counts only where there is no other.
+    (first_tokens, first_seconds), (tokens, seconds) = marks[0] if len(marks) > 1 else (0, 0.0), marks[-1]
+    per_token = max(more - one, 0.0) / _PROBE_TOKENS / len(examples)
+    return (tokens - first_tokens) / (seconds - first_seconds), one / len(examples), per_token

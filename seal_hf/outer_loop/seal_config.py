@@ -1,0 +1,272 @@
+"""Configuration of [`SEALTrainer`]."""
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+
+import torch
+from peft import LoraConfig
+from trl import SFTConfig
+
+from ..generation.transformers_generation import Sampling
+from ..inner_loop.update import InnerLoopConfig, is_whole
+
+
+@dataclass
+class SEALConfig(SFTConfig):
+    r"""
+    Configuration of [`SEALTrainer`].
+
+    The fields of TRL's [`SFTConfig`] govern the outer SFT; those below govern the rest. The defaults are the paper's
+    (SEAL, section 4.2 and appendix B: knowledge incorporation), made for models of 7B parameters.
+
+    Where no accelerator is found, `use_cpu` is set.
+
+    Parameters:
+        > Parameters that control self-edit generation
+
+        num_generations (`int`, *optional*, defaults to `5`):
+            Self-edits sampled per example.
+        temperature (`float`, *optional*, defaults to `1.0`):
+            Sampling temperature.
+        top_p (`float`, *optional*, defaults to `0.95`):
+            Nucleus of the sampling.
+        max_completion_length (`int`, *optional*, defaults to `512`):
+            Longest self-edit, in tokens.
+        prompt_style (`str`, *optional*, defaults to `"implications"`):
+            How self-edits are asked for, where the trainer is given no domain (see [`KnowledgeDomain`]).
+        split_newlines (`bool`, *optional*, defaults to `True`):
+            Whether every line of a self-edit is a training sequence of its own, where the trainer is given no domain.
+
+        > Parameters that control the inner update
+
+        inner_learning_rate (`float`, *optional*, defaults to `1e-3`):
+            AdamW's initial learning rate.
+        inner_num_train_epochs (`int`, *optional*, defaults to `10`):
+            Passes over a self-edit's sequences.
+        inner_batch_size (`int`, *optional*, defaults to `1`):
+            Sequences per optimizer step of one adapter.
+        inner_lora_r (`int`, *optional*, defaults to `32`):
+            Rank of the inner adapters.
+        inner_lora_alpha (`int`, *optional*, defaults to `64`):
+            Alpha of the inner adapters.
+        inner_lora_dropout (`float`, *optional*, defaults to `0.0`):
+            Dropout of the inner adapters. Only 0 is supported.
+        inner_target_modules (`list[str]`, *optional*):
+            Adapted modules, or `all-linear`. Defaults to PEFT's choice for the architecture, mostly the query and value
+            projections.
+        inner_max_length (`int`, *optional*, defaults to `2048`):
+            Longest training sequence, in tokens.
+        inner_lr_scheduler_type (`str`, *optional*, defaults to `"linear"`):
+            `"linear"`, `"cosine"` or `"constant"`.
+        inner_warmup_ratio (`float`, *optional*, defaults to `0.0`):
+            Share of the steps in which the learning rate rises.
+        inner_max_grad_norm (`float`, *optional*, defaults to `1.0`):
+            Greatest gradient norm of one adapter.
+        adapters_per_batch (`int`, *optional*):
+            Most adapters trained together in one bank. Where absent it is chosen in every round, from the free memory
+            and from the work (see [`seal_hf.rollout.bank_schedule.adapters_per_bank`]).
+
+        > Parameters that control the reward
+
+        num_evaluations (`int`, *optional*, defaults to `3`):
+            Independent inner updates per self-edit whose rewards are averaged.
+        repeat_schedule (`str`, *optional*, defaults to `"all"`):
+            Which self-edits get all of these: `"all"`, or with `"halving"` the leaders of each example alone. After each
+            repeat the better half goes on, rounded up, and always more than `keep_best`, so that the last repeat decides
+            (successive halving; Karnin et al., *Almost Optimal Exploration in Multi-Armed Bandits*, 2013; Jamieson and
+            Talwalkar, *Non-stochastic Best Arm Identification and Hyperparameter Optimization*, 2016). Five self-edits
+            and three repeats then take 10 inner updates in place of 15. Evaluations are not affected.
+        reward (`str`, *optional*, defaults to `"accuracy"`):
+            What a self-edit is worth: `"accuracy"`, the share of right answers, or `"likelihood"`, the mean
+            log-likelihood of the gold answers in nats per token, which takes one forward pass in place of writing and
+            grading answers (see [`seal_hf.generation.likelihood.answer_log_likelihoods`]). Evaluations are not affected.
+        max_answer_length (`int`, *optional*, defaults to `64`):
+            Longest answer, in tokens. Answers are greedy.
+        num_eval_generations (`int`, *optional*, defaults to `1`):
+            Self-edits per example of the evaluation set.
+
+        > Parameters that control selection
+
+        keep_best (`int`, *optional*, defaults to `1`):
+            Self-edits kept per example, those with the highest reward; the first of equals. All are kept where it is
+            `None`.
+        min_reward (`float`, *optional*):
+            Least reward of a self-edit that is kept, a share from 0 to 1; not for likelihoods.
+        drop_zero_std (`bool`, *optional*, defaults to `False`):
+            Whether an example whose self-edits all have the same reward is left out: its best one is no better than
+            the others.
+
+        > Parameters that control the rounds
+
+        num_rounds (`int`, *optional*, defaults to `2`):
+            Rounds of self-edits, rewards and outer SFT.
+        sft_on (`str`, *optional*, defaults to `"round"`):
+            Whether a round's SFT sees the self-edits kept in this round (`"round"`) or in all rounds so far (`"all"`).
+        sft_batch_size (`int`, *optional*, defaults to `10`):
+            Self-edits per optimizer step of the outer SFT, over all processes. Gradient accumulation follows from it
+            and from `per_device_train_batch_size`, which is a limit, so that the fit is the same for any number of
+            processes.
+
+        > Parameters whose default value is overridden
+
+        learning_rate (`float`, *optional*, defaults to `3e-4`):
+            Of the outer SFT.
+        num_train_epochs (`float`, *optional*, defaults to `2`):
+            Epochs of the outer SFT in each round.
+        max_length (`int`, *optional*, defaults to `2048`):
+            Longest prompt with self-edit in the outer SFT, in tokens.
+        logging_steps (`float`, *optional*, defaults to `1`):
+            Steps of the outer SFT between two logs.
+        ddp_timeout (`int`, *optional*, defaults to `21600`):
+            How long one process waits for another's banks, in seconds.
+
+    Raises:
+        ValueError: A value out of its range.
+    """
+
+    num_generations: int = field(default=5, metadata={"help": "Self-edits sampled per example."})
+    temperature: float = field(default=1.0, metadata={"help": "Sampling temperature of the self-edits."})
+    top_p: float = field(default=0.95, metadata={"help": "Nucleus of the sampling."})
+    max_completion_length: int = field(default=512, metadata={"help": "Longest self-edit, in tokens."})
+    prompt_style: str = field(
+        default="implications",
+        metadata={"help": "How self-edits are asked for: a style's name, or a template with {context}."},
+    )
+    split_newlines: bool = field(default=True, metadata={"help": "Make every line a training sequence of its own."})
+
+    inner_learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the inner update."})
+    inner_num_train_epochs: int = field(default=10, metadata={"help": "Epochs of the inner update."})
+    inner_batch_size: int = field(default=1, metadata={"help": "Sequences per step of one adapter."})
+    inner_lora_r: int = field(default=32, metadata={"help": "Rank of the inner adapters."})
+    inner_lora_alpha: int = field(default=64, metadata={"help": "Alpha of the inner adapters."})
+    inner_lora_dropout: float = field(default=0.0, metadata={"help": "Dropout of the inner adapters; must be 0."})
+    inner_target_modules: list[str] | None = field(
+        default=None, metadata={"help": "Adapted modules, or 'all-linear'; PEFT's choice where absent."}
+    )
+    inner_max_length: int = field(default=2048, metadata={"help": "Longest training sequence, in tokens."})
+    inner_lr_scheduler_type: str = field(default="linear", metadata={"help": "linear, cosine or constant."})
+    inner_warmup_ratio: float = field(default=0.0, metadata={"help": "Share of the steps with a rising rate."})
+    inner_max_grad_norm: float = field(default=1.0, metadata={"help": "Greatest gradient norm of one adapter."})
+    adapters_per_batch: int | None = field(
+        default=None,
+        metadata={"help": "Most adapters trained together; chosen from free memory and work where absent."},
+    )
+
+    num_evaluations: int = field(default=3, metadata={"help": "Inner updates per self-edit, averaged."})
+    repeat_schedule: str = field(
+        default="all", metadata={"help": "Who gets all inner updates: 'all' self-edits, or the leaders by 'halving'."}
+    )
+    reward: str = field(
+        default="accuracy", metadata={"help": "'accuracy' of the answers, or 'likelihood' of the gold answers."}
+    )
+    max_answer_length: int = field(default=64, metadata={"help": "Longest answer, in tokens."})
+    num_eval_generations: int = field(default=1, metadata={"help": "Self-edits per evaluation example."})
+
+    keep_best: int | None = field(default=1, metadata={"help": "Self-edits kept per example; all if None."})
+    min_reward: float | None = field(default=None, metadata={"help": "Least reward of a self-edit that is kept."})
+    drop_zero_std: bool = field(default=False, metadata={"help": "Leave out examples whose rewards are all equal."})
+
+    num_rounds: int = field(default=2, metadata={"help": "Rounds of self-edits, rewards and outer SFT."})
+    sft_on: str = field(
+        default="round", metadata={"help": "What the SFT sees: this round's self-edits ('round') or 'all'."}
+    )
+    sft_batch_size: int = field(
+        default=10, metadata={"help": "Self-edits per step of the outer SFT, over all processes."}
+    )
+
+    learning_rate: float = field(default=3e-4, metadata={"help": "Learning rate of the outer SFT."})
+    num_train_epochs: float = field(default=2.0, metadata={"help": "Epochs of the outer SFT in each round."})
+    max_length: int | None = field(
+        default=2048, metadata={"help": "Longest prompt with self-edit in the outer SFT, in tokens."}
+    )
+    logging_steps: float = field(default=1, metadata={"help": "Steps of the outer SFT between two logs."})
+    ddp_timeout: int = field(default=21600, metadata={"help": "Seconds that one process waits for another."})
+
+    def __post_init__(self):
+        # transformers refuses bf16, TRL's default, on a machine without an accelerator unless it is told so.
+        if not torch.accelerator.is_available():
+            self.use_cpu = True
+        super().__post_init__()
+        # transformers would make a public Space of the metrics of a run that is pushed.
+        if self.trackio_static_space_id is None:
+            self.trackio_static_space_id = False
+        for name in (
+            "num_generations",
+            "max_completion_length",
+            "num_evaluations",
+            "max_answer_length",
+            "num_eval_generations",
+            "num_rounds",
+            "sft_batch_size",
+            "per_device_train_batch_size",
+            "inner_lora_r",
+        ):
+            if not is_whole(getattr(self, name), 1):
+                raise ValueError(f"{name}={getattr(self, name)!r} must be a whole number of at least 1.")
+        for name in ("adapters_per_batch", "keep_best", "max_length"):
+            if getattr(self, name) is not None and not is_whole(getattr(self, name), 1):
+                raise ValueError(f"{name}={getattr(self, name)!r} must be a whole number of at least 1, or None.")
+        if self.min_reward is not None and not (math.isfinite(self.min_reward) and 0 <= self.min_reward <= 1):
+            raise ValueError(f"min_reward={self.min_reward} must be a share from 0 to 1, or None.")
+        for name, known in (
+            ("sft_on", ("round", "all")),
+            ("repeat_schedule", ("all", "halving")),
+            ("reward", ("accuracy", "likelihood")),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be {known[0]!r} or {known[1]!r}.")
+        if self.repeat_schedule == "halving" and self.keep_best is None:
+            raise ValueError(
+                "repeat_schedule='halving' gives repeats to those that may be kept, but keep_best=None keeps all; set "
+                "keep_best, or repeat_schedule='all'."
+            )
+        if self.reward == "likelihood" and self.min_reward is not None:
+            raise ValueError(
+                f"min_reward={self.min_reward} is a share of right answers, but reward='likelihood' is in nats per "
+                "token; leave min_reward out, or use reward='accuracy'."
+            )
+        if self.inner_lora_dropout != 0:
+            raise ValueError(f"inner_lora_dropout={self.inner_lora_dropout} is not supported; leave it at 0.")
+        if self.gradient_accumulation_steps != 1:
+            raise ValueError(
+                f"gradient_accumulation_steps={self.gradient_accumulation_steps} is not used by SEALTrainer; set "
+                "sft_batch_size, from which it follows for any number of processes."
+            )
+        epochs = self.num_train_epochs
+        if not math.isfinite(epochs) or epochs < 1 or epochs != int(epochs):
+            raise ValueError(f"num_train_epochs={self.num_train_epochs} must be a whole number of at least 1.")
+        if self.max_steps > 0:
+            raise ValueError(
+                f"max_steps={self.max_steps} is not used by SEALTrainer, whose fits are as long as what is kept; set "
+                "num_rounds and num_train_epochs."
+            )
+        for name in ("load_best_model_at_end", "eos_token", "chat_template_path"):
+            if getattr(self, name):
+                raise ValueError(f"{name}={getattr(self, name)!r} is not supported by SEALTrainer; leave it out.")
+        if self.packing or self.padding_free:
+            raise ValueError("packing and padding_free are not supported by SEALTrainer; leave them off.")
+        Sampling((), self.temperature, self.top_p)  # raises for values out of range
+        self.inner_config()
+
+    def inner_config(self) -> InnerLoopConfig:
+        """How a self-edit is trained on."""
+        names = [option.name for option in dataclasses.fields(InnerLoopConfig)]
+        try:
+            return InnerLoopConfig(**{name: getattr(self, f"inner_{name}") for name in names})
+        except ValueError as error:
+            raise ValueError(f"inner_{error}") from error
+
+    @property
+    def keep_for_halving(self) -> int | None:
+        """`keep_best` where only the leaders get all repeats, else `None`."""
+        return self.keep_best if self.repeat_schedule == "halving" else None
+
+    def inner_peft_config(self) -> LoraConfig:
+        """Shape of the inner adapters."""
+        targets = self.inner_target_modules
+        return LoraConfig(
+            r=self.inner_lora_r,
+            lora_alpha=self.inner_lora_alpha,
+            target_modules="all-linear" if targets == ["all-linear"] else targets,
+        )

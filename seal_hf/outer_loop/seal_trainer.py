@@ -1,0 +1,438 @@
+"""
+The outer loop of SEAL: a language model learns to write the self-edits from which it learns best.
+
+Deviations from the paper and its reference implementation:
+
+- The policy is one LoRA adapter that goes on from round to round, in place of weights that are merged after each.
+- All adapters of a bank are trained at once, and all repeats' adapters of one bank share their seed.
+- Answers are graded without a key, by the domain's grader.
+- A completion without any text is malformed and never learned from; its reward is 0.
+- The order of the outer SFT is drawn per round and does not depend on the number of processes.
+"""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+
+from datasets import Dataset
+from peft import LoraConfig, PeftModel
+from transformers import (
+    BitsAndBytesConfig,
+    DefaultFlowCallback,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+)
+from transformers.trainer_utils import TrainOutput
+from trl.trainer.base_trainer import _BaseTrainer
+
+from ..domains import Domain, KnowledgeDomain
+from ..generation.transformers_generation import context_length, draw_seed
+from ..records.journal import ScoredSelfEdit, SelectedSelfEdit, explaining_failed_write
+from ..records.plot import save_plot
+from ..records.report import round_metrics, save_samples
+from ..records.run_folder import LAST_CHECKPOINT, RunFolder, run_settings
+from ..rollout.example_checks import check_gold_answers, check_lengths
+from ..rollout.examples import ExampleSet
+from ..rollout.processes import Processes
+from ..rollout.rollout import Rollout
+from ..rollout.stage import SFT, TRAINING, Stage
+from ..self_adapting_lm import SelfAdaptingLM
+from .outer_sft import fit_policy, optimizer_steps, require_end_token
+from .plan import RunPlan, plan_run
+from .policy import policy_weights, prepare_policy, read_policy, restore_policy, write_policy
+from .policy_evaluation import PolicyEvaluation
+from .publishing import PolicyPublishing
+from .seal_config import SEALConfig
+from .selection import select_self_edits
+
+
+logger = logging.getLogger(__name__)
+
+
+class SEALTrainer(PolicyEvaluation, PolicyPublishing, _BaseTrainer):
+    """
+    Trains a policy to write self-edits (SEAL, section 3.1), round by round: propose, adapt and score, select, fit.
+
+    Everything worked out is on disk in `args.output_dir` at once (see `seal_hf.records.journal`), and `train(
+    resume_from_checkpoint=True)` goes on where a run ended, however that was, with any number of processes.
+
+    Callbacks see one step for each round's scoring and one for each optimizer step of the outer SFT, `on_substep_end`
+    after every bank, `on_evaluate` after every evaluation and `on_save` after every fit; `should_training_stop` ends the
+    run after the bank or step that is under way.
+
+    Parameters:
+        model (`str`, `PreTrainedModel` or `PeftModel`):
+            The base model: a Hub id, a folder, `"embedded"`, or a loaded one. A `PeftModel` brings its policy adapter.
+        args ([`SEALConfig`], *optional*):
+            The configuration. Defaults to the paper's, with an output directory named after the model.
+        domain ([`Domain`], *optional*):
+            What is learned. Defaults to a [`KnowledgeDomain`] with `args.prompt_style` and `args.split_newlines`.
+        train_dataset (`datasets.Dataset` or `Sequence[Mapping]`):
+            Examples of the domain.
+        eval_dataset (`datasets.Dataset` or `Sequence[Mapping]`, *optional*):
+            Held-out examples, evaluated before the first round and after each.
+        processing_class (`PreTrainedTokenizerBase`, *optional*):
+            The tokenizer. Defaults to the model's.
+        peft_config (`LoraConfig`, *optional*):
+            The policy adapter. Defaults to the paper's: rank 64, alpha 128, all linear layers.
+        quantization_config (`BitsAndBytesConfig`, *optional*):
+            For a model that is loaded by name.
+        callbacks (`list[TrainerCallback]`, *optional*):
+            Added to the default ones.
+
+    Raises:
+        ValueError: A `PeftModel` together with `peft_config` or with another adapter than a plain LoRA, examples that do
+            not fit the model's context, ids that are not unique, a sharded model, or several GPUs in one process.
+        OSError: The output directory cannot be written, or the model cannot be loaded.
+        TypeError: A dataset that cannot be indexed.
+
+    Example:
+
+    ```python
+    trainer = SEALTrainer(
+        model="embedded",
+        args=SEALConfig("outputs/seal", num_generations=3, num_evaluations=1),
+        domain=KnowledgeDomain("rewrite"),
+        train_dataset=load_demo_passages("train")[:4],
+        eval_dataset=load_demo_passages("test")[:4],
+    )
+    trainer.train()
+    trainer.save_model()
+    ```
+    """
+
+    _tag_names = ["trl", "seal"]
+    _name = "SEAL"
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | PeftModel,
+        args: SEALConfig | None = None,
+        domain: Domain | None = None,
+        train_dataset: Dataset | Sequence[Mapping] | None = None,
+        eval_dataset: Dataset | Sequence[Mapping] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        peft_config: LoraConfig | None = None,
+        quantization_config: BitsAndBytesConfig | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+    ):
+        if args is None:
+            name = model if isinstance(model, str) else model.config.name_or_path
+            args = SEALConfig(f"{Path(name).name or 'model'}-SEAL")
+
+        model, processing_class, base_model_id = prepare_policy(
+            model, args, processing_class, peft_config, quantization_config
+        )
+
+        # Data
+        self.domain = domain or KnowledgeDomain(args.prompt_style, args.split_newlines)
+        if train_dataset is None:
+            raise ValueError("train_dataset is required; give a list or a datasets.Dataset of examples.")
+        self._train = ExampleSet.of(train_dataset, "train_dataset")
+        self._eval = None if eval_dataset is None else ExampleSet.of(eval_dataset, "eval_dataset")
+        num_shared = self._eval.num_shared_with(self._train) if self._eval is not None else 0
+        if num_shared and args.process_index == 0:
+            logger.warning(
+                "%d of %d evaluation examples are in the training set too; their accuracy says nothing about new ones.",
+                num_shared,
+                len(self._eval),
+            )
+
+        inner_config = args.inner_config()
+        if (context := context_length(model)) is not None:
+            inner_config = replace(inner_config, max_length=min(inner_config.max_length, context))
+        self.lm = SelfAdaptingLM(
+            model,
+            processing_class,
+            domain=self.domain,
+            peft_config=args.inner_peft_config(),
+            inner_config=inner_config,
+            base_model_id=base_model_id,
+        )
+        require_end_token(processing_class, self.domain.prompt(self._train.examples[0]))
+        check_lengths(self.lm, args, self._train, "train_dataset", is_trained_on=True)
+        if args.reward == "likelihood":
+            check_gold_answers(self.lm, self._train, "train_dataset")
+        if self._eval is not None:
+            check_lengths(self.lm, args, self._eval, "eval_dataset")
+        eval_examples = None if self._eval is None else self._eval.examples
+        self._folder = RunFolder(args.output_dir, run_settings(args, self.lm, self._train.examples, eval_examples))
+        self._folder.check_writable()
+
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=self._train.examples,
+            eval_dataset=eval_examples,
+            processing_class=processing_class,
+            callbacks=callbacks,
+        )
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError(
+                "FSDP and DeepSpeed are not supported by SEALTrainer, whose processes each hold the whole model; launch "
+                "with plain data parallelism, and quantize a model that is too large."
+            )
+        if args.n_gpu > 1:
+            raise ValueError(
+                f"{args.n_gpu} GPUs are visible to one process; start one for each with `accelerate launch`, or show it "
+                "one with CUDA_VISIBLE_DEVICES."
+            )
+        # It decides when to log, save and evaluate by step counts, and ends the run at a number that is not known ahead.
+        self.remove_callback(DefaultFlowCallback)
+        self.base_model_id = base_model_id
+        self._rounds_fitted = 0
+        self._processes = Processes(Path(args.output_dir))
+        self._rollout = Rollout(self.lm, args, self._processes, self._after_bank)
+
+    def train(self, resume_from_checkpoint: bool | str | None = None) -> TrainOutput:
+        """
+        Run all rounds.
+
+        Parameters:
+            resume_from_checkpoint (`bool` or `str`, *optional*):
+                `True`, or the output directory, to go on with the run that is there (a new one starts where there is
+                none). `"last-checkpoint"`: with the run that `hub_strategy="checkpoint"` pushed to `hub_model_id`, where
+                the output directory holds none.
+
+        Returns:
+            `TrainOutput`: the step count, the mean SFT loss and the last round's metrics.
+
+        Raises:
+            ValueError: The output directory holds another run, one that is not to be resumed, or one that another process
+                is training.
+            OSError: It cannot be written, or is full; what was worked out before is on disk.
+            ProcessEnded: Another process has ended.
+        """
+        from_hub = resume_from_checkpoint == LAST_CHECKPOINT
+        if (
+            isinstance(resume_from_checkpoint, str | os.PathLike)
+            and not from_hub
+            and Path(resume_from_checkpoint).resolve() != self._folder.path.resolve()
+        ):
+            raise ValueError(
+                f"resume_from_checkpoint={str(resume_from_checkpoint)!r} is not output_dir={self.args.output_dir!r}; a "
+                "run goes on in its own output directory."
+            )
+        self.is_in_train = True
+        try:
+            with self._processes.explaining_termination(), ExitStack() as held:
+                if from_hub:
+                    self._processes.on_main(self._fetch_last_checkpoint)
+                self._open(bool(resume_from_checkpoint), held)
+                self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
+                if self._evaluate_round(0):
+                    for round_index in range(self.args.num_rounds):
+                        if not self._train_round(round_index):
+                            break
+                        if round_index + 1 < self.args.num_rounds:
+                            self._processes.on_main(self._push_round)
+                self._processes.on_main(self._push_end)
+                self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+        finally:
+            self.is_in_train = False
+        losses = [entry["loss"] for entry in self.state.log_history if "loss" in entry]
+        last_round = next((entry for entry in reversed(self.state.log_history) if "num_examples" in entry), {})
+        return TrainOutput(self.state.global_step, sum(losses) / len(losses) if losses else 0.0, dict(last_round))
+
+    def plan(self, resume_from_checkpoint: bool | None = None) -> RunPlan:
+        """
+        Check everything that `train` checks and work out what it will do, without training.
+
+        Parameters:
+            resume_from_checkpoint (`bool`, *optional*):
+                As for [`~SEALTrainer.train`].
+
+        Returns:
+            [`RunPlan`]: counts and the expected time of the whole run; `print` it.
+        """
+        self._processes.on_main(self._folder.check, bool(resume_from_checkpoint), self._bytes_needed())
+        self._processes.on_main(self._require_rounds)
+        return plan_run(self.lm, self.args, self._train, self._eval, self._processes.count)
+
+    def _train_round(self, round_index: int) -> bool:
+        """One round; `False` where a callback ended the run."""
+        self.control = self.callback_handler.on_epoch_begin(self.args, self.state, self.control)
+        stage = Stage(
+            name=f"round {round_index + 1}/{self.args.num_rounds}: inner updates",
+            journal=self._folder.journal,
+            round=round_index,
+            data=self._train,
+            seed=draw_seed(self.args.seed, TRAINING, round_index),
+            num_generations=self.args.num_generations,
+            num_repeats=self.args.num_evaluations,
+            keep_for_halving=self.args.keep_for_halving,
+            reward=self.args.reward,
+        )
+        if self._is_stopped():
+            return False
+        proposals = self._rollout.propose(stage)
+        scored = self._rollout.score(stage, proposals)
+        if scored is None:
+            return False
+        selected = self._select(round_index, scored)
+        if self._is_stopped() or not self._fit(round_index, selected):
+            return False
+        self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
+        return self._evaluate_round(round_index + 1)
+
+    def _select(self, round_index: int, scored: Sequence[ScoredSelfEdit]) -> list[SelectedSelfEdit]:
+        """Choose what is learned, and log the round's rewards."""
+        journal = self._folder.journal
+        selected = self._processes.on_main(journal.selected, round_index)
+        if selected is None:
+            selected = select_self_edits(
+                scored,
+                keep_best=self.args.keep_best,
+                min_reward=self.args.min_reward,
+                drop_zero_std=self.args.drop_zero_std,
+            )
+            self._processes.on_main(journal.write_selected, round_index, selected)
+        metrics = {"round": round_index + 1, **round_metrics(scored, selected)}
+        logged = self._logged("num_examples", round_index + 1)
+        if logged is not None and metrics.items() <= logged.items():  # a run that goes on
+            return selected
+        if self.is_world_process_zero():
+            self._warn_of_little(round_index, scored, selected)
+        if logged is None:
+            self.state.global_step += 1
+        else:  # its files were removed, and it was scored again
+            self.state.log_history.remove(logged)
+        self.state.epoch = float(round_index)
+        self.log(metrics)
+        self.control = self.callback_handler.on_step_end(self.args, self.state, self.control)
+        self._processes.on_main(self._save_round_files, round_index)
+        return selected
+
+    def _warn_of_little(
+        self, round_index: int, scored: Sequence[ScoredSelfEdit], selected: Sequence[SelectedSelfEdit]
+    ) -> None:
+        num_ungraded = sum(edit.reward is None for edit in scored)
+        if not any(edit.well_formed for edit in scored):
+            logger.warning(
+                "Round %d: all %d self-edits are malformed, so nothing is learned; look at %s and change the prompt "
+                "style, the temperature or max_completion_length.",
+                round_index + 1,
+                len(scored),
+                self._folder.path / "proposals",
+            )
+        elif not selected:
+            logger.warning(
+                "Round %d: the selection keeps none of %d self-edits, so there is nothing new to learn; lower min_reward or "
+                "turn drop_zero_std off to learn from more.",
+                round_index + 1,
+                len(scored),
+            )
+        if num_ungraded:
+            logger.warning(
+                "Round %d: %d of %d self-edits could not be graded and are left out; look at the %s. Remove the "
+                "round's files in journal/ and selected/ before its policy is there to score it again.",
+                round_index + 1,
+                num_ungraded,
+                len(scored),
+                "grader" if self.args.reward == "accuracy" else "inner_learning_rate: likelihoods are not finite",
+            )
+
+    def _save_round_files(self, round_index: int) -> None:
+        save_samples(self._folder.path, round_index)
+        save_plot(self._folder.path)
+        self._folder.save_state(self.state)
+
+    def _fit(self, round_index: int, selected: list[SelectedSelfEdit]) -> bool:
+        """Bring the policy to where the round's SFT leaves it; `False` where a callback ended the run."""
+        folder = self._folder.policy(round_index)
+        if weights := self._processes.on_main(read_policy, folder):
+            restore_policy(self.model, weights)
+            self._rounds_fitted = round_index + 1
+            return True
+        if self.args.sft_on == "all":
+            earlier = self._processes.on_main(lambda: list(map(self._folder.journal.selected, range(round_index))))
+            selected = [*chain.from_iterable(earlier), *selected]
+        before, steps, num_logs = policy_weights(self.model), self.state.global_step, len(self.state.log_history)
+        if selected and not fit_policy(
+            self.model,
+            self.processing_class,
+            selected,
+            self.args,
+            seed=draw_seed(self.args.seed, SFT, round_index),
+            output_dir=folder.with_suffix(".partial"),
+            on_step=self._after_sft_step,
+            on_log=lambda logs: self.log({"round": round_index + 1, **logs}),
+        ):
+            self.state.global_step = steps
+            del self.state.log_history[num_logs:]
+            return False
+        self.state.epoch = float(round_index + 1)
+        try:
+            self._processes.on_main(self._keep_policy, round_index)
+        except BaseException:
+            restore_policy(self.model, before)  # so that the same trainer can go on once there is room
+            self.state.global_step = steps
+            del self.state.log_history[num_logs:]
+            raise
+        self._rounds_fitted = round_index + 1
+        self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+        return True
+
+    def _keep_policy(self, round_index: int) -> None:
+        with explaining_failed_write(self._folder.policy(round_index)):
+            partial = self._folder.begin_policy(round_index)
+            write_policy(self.model, partial)
+        self._folder.save_state(self.state, partial)
+        with explaining_failed_write(self._folder.policy(round_index)):
+            self._folder.finish_policy(round_index)
+        self._folder.save_state(self.state)
+
+    def _open(self, resume: bool, held: ExitStack) -> None:
+        """Make the output directory this run's, as long as it is held, and bring back how far it came."""
+        self._processes.on_main(self._folder.open, resume, self._bytes_needed())
+        self._processes.on_main(self._require_rounds)
+        self._processes.on_main(lambda: held.enter_context(self._folder.held()))
+        self._processes.on_main(self._folder.remove_staged)
+        if resume:
+            for name, value in self._processes.on_main(self._folder.load_state).items():
+                setattr(self.state, name, value)
+        self.state.max_steps = self.args.num_rounds + sum(optimizer_steps(len(self._train), self.args))
+        self.state.num_train_epochs = self.args.num_rounds
+
+    def _bytes_needed(self) -> int:
+        trained = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
+        # fp32 policies of all rounds to come, and one to be saved at the end; some room for the records.
+        policies = max(0, self.args.num_rounds - self._folder.num_policies()) + 1
+        return 4 * trained * policies + 20_000_000
+
+    def _require_rounds(self) -> None:
+        if (number := self._folder.num_policies()) > self.args.num_rounds:
+            raise ValueError(
+                f"{self._folder.path} holds {number} rounds, more than num_rounds={self.args.num_rounds}; set num_rounds to "
+                f"at least {number}, or give another output_dir. The policy of each round is in its folder policy."
+            )
+
+    def _require_latest_policy(self) -> None:
+        if self._rounds_fitted < self._folder.num_policies():
+            raise ValueError(
+                f"{self._folder.path} holds the policy of round {self._folder.num_policies()}, this trainer's is that of "
+                f"round {self._rounds_fitted}; call train(resume_from_checkpoint=True) first, which brings it back."
+            )
+
+    def _logged(self, key: str, round_number: int) -> dict[str, float] | None:
+        """The entry of a round in the log that has this key."""
+        entries = (entry for entry in self.state.log_history if key in entry and entry.get("round") == round_number)
+        return next(entries, None)
+
+    def _after_bank(self) -> bool:
+        self.control = self.callback_handler.on_substep_end(self.args, self.state, self.control)
+        return self.control.should_training_stop
+
+    def _after_sft_step(self) -> bool:
+        self.state.global_step += 1
+        self.control = self.callback_handler.on_step_end(self.args, self.state, self.control)
+        return self._is_stopped()
+
+    def _is_stopped(self) -> bool:
+        """Whether a callback has ended the run, in any process."""
+        return self._processes.any(self.control.should_training_stop)

@@ -1,0 +1,163 @@
+"""The picture of a run: rewards in training and accuracy per evaluation."""
+
+import io
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .journal import BASE, IN_CONTEXT, PASSAGE_ONLY, SELF_EDITS, Journal, ScoredSelfEdit, write_bytes
+from .report import Evaluation, base_reward, evaluations, is_likelihood, nats, percent, round_metrics
+
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+# After Okabe and Ito's palette, which the colour-blind can tell apart; darker where it is text.
+_COLORS = {BASE: "#555555", IN_CONTEXT: "#007a59", PASSAGE_ONLY: "#c24e00", SELF_EDITS: "#0072b2", "best": "#a3457f"}
+_STYLE = {
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "font.size": 9.5,
+    "grid.color": "#e5e5e5",
+    "lines.markersize": 5,
+}
+
+
+def save_plot(output_dir: str | Path) -> Path:
+    """
+    Draw `rewards.png`: the rewards in training and, where there are evaluations, the accuracy of the self-edits after
+    each round beside the baselines. The same records give the same file.
+
+    Returns:
+        `Path`: the picture, 1800 by 800 pixels.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        OSError: The disk is full, or the folder cannot be written.
+        ValueError: Nothing is scored yet.
+    """
+    import matplotlib.style
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rounds, results = Journal(output_dir).scored_rounds(), evaluations(Journal(Path(output_dir) / "evaluation"))
+    draw_rewards = _draw_likelihoods if is_likelihood(output_dir) else _draw_rewards
+    panels = [(draw, what) for draw, what in ((draw_rewards, rounds), (_draw_accuracies, results)) if what]
+    if not panels:
+        raise ValueError(f"{output_dir} holds no scored round to draw; train for a round first.")
+    with matplotlib.style.context(["default", _STYLE]):
+        figure = Figure(figsize=(9, 4), dpi=200, layout="constrained")
+        FigureCanvasAgg(figure)
+        for axes, (draw, what) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+            draw(axes, what)
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png")
+    path = Path(output_dir) / "rewards.png"
+    write_bytes(path, picture.getvalue())
+    return path
+
+
+def _draw_rewards(axes: "Axes", rounds: Sequence[Sequence[ScoredSelfEdit]]) -> None:
+    ends = _draw_rounds(axes, rounds)
+    axes.set(ylim=(-0.03, 1.03), title="Reward in training")
+    _finish(axes, ends)
+
+
+def _draw_likelihoods(axes: "Axes", rounds: Sequence[Sequence[ScoredSelfEdit]]) -> None:
+    ends = _draw_rounds(axes, rounds)
+    axes.set(title="Log-likelihood of gold answers, nats per token")
+    _finish(axes, ends, nats)
+
+
+def _draw_rounds(axes: "Axes", rounds: Sequence[Sequence[ScoredSelfEdit]]) -> list[tuple[str, float, str]]:
+    """The rewards of all self-edits and three lines; returns name, last value and color of each line."""
+    jitter, numbers = np.random.default_rng(0), range(1, len(rounds) + 1)
+    left, right = 0.65, len(rounds) + 0.35
+    for number, scored in zip(numbers, rounds, strict=True):
+        rewards = [edit.reward for edit in scored if edit.reward is not None]
+        places = number + jitter.uniform(-0.18, 0.18, len(rewards))
+        axes.scatter(places, rewards, s=9, color=_COLORS[SELF_EDITS], alpha=0.2, linewidths=0)
+    values = [round_metrics(scored, ()) | {"base": base_reward(scored)} for scored in rounds]
+    best, mean, base = (
+        np.array([one.get(name) for one in values], dtype=float) for name in ("reward/best", "reward", "base")
+    )
+    axes.plot(numbers, best, "o-", color=_COLORS["best"])
+    axes.plot(numbers, mean, "o-", color=_COLORS[SELF_EDITS])
+    axes.plot([left, *numbers, right], [base[0], *base, base[-1]], "--", color=_COLORS[BASE])
+    axes.set(xlim=(left, right), xlabel="round")
+    most = max(Counter(edit.example for edit in rounds[-1]).values(), default=0)
+    ends = [(f"best of {most}", best, "best"), ("mean", mean, SELF_EDITS), ("base", base, BASE)]
+    known = [(name, line[np.isfinite(line)], _COLORS[color]) for name, line, color in ends]
+    return [(name, float(line[-1]), color) for name, line, color in known if len(line)]
+
+
+def _draw_accuracies(axes: "Axes", results: Sequence[Evaluation]) -> None:
+    numbers, own = range(len(results)), [one.accuracies[SELF_EDITS] for one in results]
+    baselines = {name: value for name, value in results[0].accuracies.items() if name != SELF_EDITS}
+    for name, value in baselines.items():
+        axes.axhline(value.value, color=_COLORS[name], linestyle="--")
+        axes.axhspan(value.low, value.high, color=_COLORS[name], alpha=0.08, linewidth=0)
+    axes.vlines(numbers, [one.low for one in own], [one.high for one in own], color=_COLORS[SELF_EDITS])
+    axes.plot(numbers, [one.value for one in own], "o-", color=_COLORS[SELF_EDITS])
+    everything = [*own, *baselines.values()]
+    low = min(0.8, math.floor(10 * min(one.low for one in everything)) / 10)
+    high = max(low + 0.2, math.ceil(10 * max(one.high for one in everything)) / 10)
+    axes.set(
+        xlim=(-0.35, len(results) - 0.65),
+        ylim=(low - 0.03 * (high - low), high + 0.03 * (high - low)),
+        xlabel="rounds of training",
+        title=f"Accuracy on {own[0].num_passages} passages, 95 % intervals",
+    )
+    shown = {**baselines, SELF_EDITS: own[-1]}
+    _finish(axes, [(name, one.value, _COLORS[name]) for name, one in shown.items()])
+
+
+def _finish(axes: "Axes", ends: Sequence[tuple[str, float, str]], shown: Callable[[float], str] = percent) -> None:
+    """Set the ticks, and name each line at its end, right of the axes and apart from the other names."""
+    axes.locator_params(axis="x", integer=True, min_n_ticks=1)
+    if shown is percent:
+        axes.locator_params(axis="y", steps=[1, 2, 5, 10])  # whole percents
+        axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f} %")
+    low, high = axes.get_ylim()
+    ends = sorted(ends, key=lambda end: end[1])
+    places = _apart([(value - low) / (high - low) for _, value, _ in ends], gap=0.065)
+    for (name, value, color), place in zip(ends, places, strict=True):
+        axes.annotate(
+            f"{name}: {shown(value)}",
+            xy=(1, value),
+            xycoords=axes.get_yaxis_transform(),
+            xytext=(12, place),
+            textcoords=("offset points", "axes fraction"),
+            color=color,
+            verticalalignment="center",
+            arrowprops={
+                "arrowstyle": "-",
+                "color": color,
+                "relpos": (0, 0.5),
+                "patchA": None,
+                "shrinkA": 3,
+                "shrinkB": 0,
+            },
+        )
+
+
+def _apart(places: Sequence[float], gap: float) -> list[float]:
+    """Ascending places from 0 to 1, moved as little as needed to be `gap` apart and half of it from the ends."""
+    blocks: list[list[float]] = []  # of places that push each other, less the gaps below them
+    for index, place in enumerate(places):
+        blocks.append([place - index * gap])
+        while len(blocks) > 1 and fmean(blocks[-2]) >= fmean(blocks[-1]):
+            blocks[-2:] = [blocks[-2] + blocks[-1]]
+    settled = [fmean(block) for block in blocks for _ in block]
+    low, high = gap / 2, 1 + gap / 2 - len(places) * gap
+    return [min(max(place, low), high) + index * gap for index, place in enumerate(settled)]

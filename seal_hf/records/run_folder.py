@@ -1,0 +1,362 @@
+"""The folder of one run: whose it is, whether it can be gone on with, and the policies that it keeps."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import TrainerState
+
+from ..adapters.layout import lora_layout, unwrap
+from ..outer_loop.seal_config import SEALConfig
+from ..self_adapting_lm import SelfAdaptingLM
+from .journal import RUN_FILE, SCHEMA_VERSION, Journal, check_schema_version, explaining_failed_write, write_text
+
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+logger = logging.getLogger(__name__)
+
+STATE_FILE = "trainer_state.json"
+# The folder of a repository in which a run is pushed whole, under transformers' name.
+LAST_CHECKPOINT = "last-checkpoint"
+STAGED_PREFIX = ".push-"
+# Holds what a copy of a run has not put into place yet. Where it is without a RUN_FILE beside it, a copy was interrupted.
+_PARTIAL_COPY = f".{LAST_CHECKPOINT}.partial"
+_RUN_FOLDERS = ("proposals", "journal", "selected", "evaluation", "policy")
+# What belongs to a run, as patterns; every file of it is only ever replaced whole.
+RUN_FILES = (
+    RUN_FILE,
+    STATE_FILE,
+    "rewards.png",
+    *(f"{folder}/*{suffix}" for folder in _RUN_FOLDERS for suffix in (".json", ".jsonl", ".safetensors")),
+)
+_STATE_FIELDS = ("global_step", "epoch", "log_history", "best_metric")
+# Fields of SFTConfig that change what a fit learns. How often it logs or saves does not.
+_SFT_SETTINGS = (
+    "learning_rate",
+    "num_train_epochs",
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "warmup_steps",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+    "label_smoothing_factor",
+    "loss_type",
+    "neftune_noise_alpha",
+    "optim",
+    "optim_args",
+    "max_length",
+    "truncation_mode",
+    "completion_only_loss",
+    "assistant_only_loss",
+    "bf16",
+    "fp16",
+    "seed",
+)
+# SEALConfig's own fields that do not, or that show elsewhere: in the domain's settings or in every round's records.
+_FREE_FIELDS = (
+    "num_rounds",
+    "adapters_per_batch",
+    "prompt_style",
+    "split_newlines",
+    "logging_steps",
+    "ddp_timeout",
+)
+
+
+def run_settings(
+    args: SEALConfig,
+    lm: SelfAdaptingLM,
+    train_examples: Sequence[Mapping],
+    eval_examples: Sequence[Mapping] | None,
+) -> dict[str, Any]:
+    """
+    What defines a run: two runs with equal settings compute the same.
+
+    The domain is taken by its class, its plain attributes and the prompts that it makes.
+
+    Returns:
+        `dict[str, Any]`: flat and JSON-serializable.
+    """
+    own = [name for name in SEALConfig.__annotations__ if name not in _FREE_FIELDS]
+    settings = {name: getattr(args, name) for name in dict.fromkeys((*own, *_SFT_SETTINGS))}
+    config, policy = unwrap(lm.model).config, lm.model.active_peft_config
+    quantization = getattr(config, "quantization_config", None)
+    settings |= {
+        "model": lm.base_model_id,
+        "model.dtype": lm.model.get_input_embeddings().weight.dtype,
+        "model.revision": getattr(config, "_commit_hash", None),
+        "model.quantization": quantization.to_dict() if quantization is not None else None,
+        "peft.target_modules": lora_layout(lm.model, policy, trained=True).target_modules,
+        "domain": type(lm.domain).__qualname__,
+    }
+    settings["initial_policy"] = _policy_fingerprint(lm.model)
+    settings |= {f"peft.{name}": getattr(policy, name) for name in ("r", "lora_alpha", "lora_dropout", "use_rslora")}
+    for name, value in _plain_attributes(lm.domain).items():
+        settings[f"domain.{name}"] = value
+    grader = getattr(lm.domain, "grader", None)
+    settings |= {f"domain.grader.{name}": value for name, value in _plain_attributes(grader).items()}
+    for name, examples in (("train_dataset", train_examples), ("eval_dataset", eval_examples)):
+        if examples is not None:
+            shown = [[example, lm.domain.prompt(example), lm.domain.questions(example)] for example in examples]
+            settings[name] = f"{len(examples)} examples, {_fingerprint(shown)}"
+    # As it reads when it comes back from the file.
+    return json.loads(json.dumps(settings, default=str, sort_keys=True))
+
+
+def _plain_attributes(owner: object) -> dict[str, Any]:
+    """Public attributes that are plain values, others by their class; none that may be a secret."""
+    attributes = getattr(owner, "__dict__", {})
+    return {
+        name: value if value is None or isinstance(value, str | int | float) else type(value).__qualname__
+        for name, value in attributes.items()
+        if not name.startswith("_") and "key" not in name and "token" not in name
+    }
+
+
+def _policy_fingerprint(model: nn.Module) -> str:
+    """Of the `B` matrices: zero in a new policy, whatever drew its `A`, and another one's in another policy."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            digest.update(parameter.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _fingerprint(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, default=str, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class RunFolder:
+    """
+    One run's output directory.
+
+    Parameters:
+        output_dir (`str` or `Path`):
+            The directory.
+        settings (`dict[str, Any]`):
+            What defines the run (see [`run_settings`]).
+    """
+
+    def __init__(self, output_dir: str | Path, settings: Mapping[str, Any]):
+        self.path = Path(output_dir)
+        self.journal = Journal(self.path)
+        self.evaluation = Journal(self.path / "evaluation")
+        self._settings = dict(settings)
+
+    def check_writable(self) -> None:
+        """
+        Raises:
+            OSError: The folder cannot be written, or made.
+        """
+        existing = self._existing()
+        if not existing.is_dir() or not os.access(existing, os.W_OK):
+            raise OSError(f"output_dir={str(self.path)!r} cannot be written, because of {existing}; give another one.")
+
+    def check(self, resume: bool, free_bytes_needed: int) -> None:
+        """
+        Raises:
+            ValueError: The folder holds a run with other settings, one of a newer version, or, where it is not to be
+                resumed, any run.
+            OSError: The folder cannot be written, or the disk has too little room.
+        """
+        run_file = self.path / RUN_FILE
+        if run_file.is_file():
+            self._check_settings(run_file)
+            if not resume and self.journal.proposals(0) is not None:
+                raise ValueError(
+                    f"{self.path} holds a run with these settings; go on with it with resume_from_checkpoint=True, or "
+                    "give another output_dir. Nothing was changed."
+                )
+        elif (self.path / _PARTIAL_COPY).exists():
+            raise ValueError(
+                f"{self.path} holds half of a run that was on its way from the Hub; bring it whole with "
+                f"resume_from_checkpoint={LAST_CHECKPOINT!r}, or give another output_dir."
+            )
+        elif any(journal.proposals(0) is not None for journal in (self.journal, self.evaluation)):
+            raise ValueError(
+                f"{self.path} holds a run, but not its {RUN_FILE}, so that its settings are not known; restore the file, "
+                "or give another output_dir."
+            )
+        self.check_writable()
+        free = shutil.disk_usage(self._existing()).free
+        if free < free_bytes_needed:
+            raise OSError(
+                f"The disk of {self.path} has {free / 1e6:.0f} MB left, but the run needs about "
+                f"{free_bytes_needed / 1e6:.0f} MB for its policies; make room or give another output_dir."
+            )
+
+    def _existing(self) -> Path:
+        """The folder, or the nearest one above it that is there."""
+        return next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
+
+    def open(self, resume: bool, free_bytes_needed: int) -> None:
+        """Check the folder, and make it this run's."""
+        self.check(resume, free_bytes_needed)
+        run_file = self.path / RUN_FILE
+        if not run_file.is_file():
+            record = {"schema_version": SCHEMA_VERSION, "settings": self._settings}
+            write_text(run_file, json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """
+        Keep others from training in the folder for the length of the block; the system ends it with the process.
+
+        Raises:
+            ValueError: Another one trains in it.
+        """
+        if fcntl is None:
+            yield
+            return
+        folder = os.open(self.path, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ValueError(
+                    f"Another process is training in {self.path}; wait for its end, or end it, and go on with "
+                    "resume_from_checkpoint=True."
+                ) from error
+            except OSError as error:
+                logger.warning("%s cannot be locked (%s); do not train in it twice at a time.", self.path, error)
+            yield
+        finally:
+            os.close(folder)
+
+    def _check_settings(self, run_file: Path) -> None:
+        try:
+            record = json.loads(run_file.read_text(encoding="utf-8"))
+            version, found = record["schema_version"], record["settings"]
+            if not isinstance(version, int) or not isinstance(found, dict):
+                raise TypeError("schema_version or settings of another kind")
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{run_file} is not a run of seal-hf ({error!r}); give another output_dir, so that nothing is lost."
+            ) from error
+        check_schema_version(version, run_file)
+        # Options that a run of an earlier version did not have yet.
+        found = {"repeat_schedule": "all", "reward": "accuracy", **found}
+        different = sorted(name for name in {*found, *self._settings} if found.get(name) != self._settings.get(name))
+        if different:
+            shown = ", ".join(
+                f"{name} ({found.get(name)!r} there, {self._settings.get(name)!r} here)" for name in different[:5]
+            )
+            more = f" and {len(different) - 5} more" if len(different) > 5 else ""
+            raise ValueError(
+                f"{self.path} holds a run with other settings: {shown}{more}; give another output_dir, or these settings."
+            )
+
+    def policy(self, round_index: int) -> Path:
+        """Where the policy after a round's SFT is kept; it is there once it is complete."""
+        return self.path / "policy" / f"round_{round_index:03d}"
+
+    def begin_policy(self, round_index: int) -> Path:
+        """An empty folder for a policy that is not complete yet."""
+        partial = self.policy(round_index).with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        return partial
+
+    def finish_policy(self, round_index: int) -> None:
+        """Sync the files of the folder that was begun, and give it its name."""
+        partial = self.policy(round_index).with_suffix(".partial")
+        for file in partial.iterdir():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+        os.replace(partial, self.policy(round_index))
+
+    def save_state(self, state: TrainerState, folder: Path | None = None) -> None:
+        """Write the trainer's state: step count and log history."""
+        record = {name: getattr(state, name) for name in _STATE_FIELDS}
+        write_text((folder or self.path) / STATE_FILE, json.dumps(record, indent=1) + "\n")
+
+    def holds_a_run(self) -> bool:
+        """Whether there is anything of a run, with or without its settings, other than half a copy of one."""
+        if (self.path / RUN_FILE).exists():
+            return True
+        return not (self.path / _PARTIAL_COPY).exists() and any((self.path / name).exists() for name in _RUN_FOLDERS)
+
+    def link_to(self, folder: Path) -> None:
+        """A copy of the run as it is now: hard links, since no file of it is ever changed in place."""
+        for name in (*_RUN_FOLDERS, RUN_FILE, STATE_FILE, "rewards.png"):
+            link_tree(self.path / name, folder / name)
+
+    def copy_from(self, folder: Path) -> None:
+        """
+        Make a copy of a run's files this folder's, which holds no run. One that was interrupted is made anew.
+
+        Raises:
+            OSError: The disk is full, or the folder cannot be written.
+        """
+        partial = self.path / _PARTIAL_COPY
+        with explaining_failed_write(self.path):
+            if partial.exists():
+                for name in (*_RUN_FOLDERS, partial.name):
+                    if (self.path / name).exists():
+                        shutil.rmtree(self.path / name)
+            try:
+                for file in folder.rglob("*"):
+                    name = file.relative_to(folder).as_posix()
+                    if file.is_file() and any(fnmatch(name, pattern) for pattern in RUN_FILES):
+                        (partial / name).parent.mkdir(parents=True, exist_ok=True)
+                        shutil.copyfile(file, partial / name)
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
+            # The settings come last, so that half of it is no run.
+            for path in sorted(partial.iterdir(), key=lambda path: path.name == RUN_FILE):
+                os.replace(path, self.path / path.name)
+            partial.rmdir()
+
+    def remove_staged(self) -> None:
+        """Remove what pushes and copies of a process that was killed have left."""
+        for folder in (*self.path.glob(f"{STAGED_PREFIX}*"), self.path / _PARTIAL_COPY):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def num_policies(self) -> int:
+        """How many rounds' policies are there."""
+        return len([folder for folder in (self.path / "policy").glob("round_???") if folder.is_dir()])
+
+    def load_state(self) -> dict[str, Any]:
+        """The furthest state on disk: a policy's own is written before the run's."""
+        files = [self.path / STATE_FILE, *sorted((self.path / "policy").glob(f"round_???/{STATE_FILE}"))]
+        records = []
+        for file in filter(Path.is_file, files):
+            try:
+                records.append(json.loads(file.read_text(encoding="utf-8")))
+            except ValueError as error:
+                # transformers' own save_state() writes it in place.
+                logger.warning("%s is damaged (%s); the log before it is gone on with.", file, error)
+        furthest = max(records, key=lambda record: (record["global_step"], len(record["log_history"])), default={})
+        # transformers' own save_state() writes more to a file of this name.
+        return {name: furthest[name] for name in _STATE_FIELDS if name in furthest}
+
+
+def link_tree(source: Path, target: Path) -> None:
+    """Hard links to a file or to all files of a folder, copies on another file system; none to a half-written one."""
+    files = [source] if source.is_file() else [path for path in source.rglob("*") if path.is_file()]
+    for file in files:
+        relative = file.relative_to(source)
+        if any(part.endswith(".partial") for part in relative.parts):
+            continue
+        linked = target / relative
+        linked.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(file, linked)
+        except OSError:
+            shutil.copy2(file, linked)

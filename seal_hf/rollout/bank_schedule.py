@@ -1,0 +1,174 @@
+"""Which adapters are trained together, and which process trains them."""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import psutil
+import torch
+from torch import nn
+
+from ..adapters.bank import activation_dtype
+from ..adapters.layout import LoraLayout, unwrap
+from ..inner_loop.update import InnerUpdate
+
+
+# fp32 weights and two AdamW moments, and for the adapters of one pass, which may be all, the weights in the dtype of the
+# activations with their gradients: 20 bytes where that is fp32, 16 where it is bf16.
+_BYTES_PER_PARAMETER = 20
+# Values that a layer keeps of a token for the backward pass, in multiples of the hidden and of the intermediate size.
+# Counted on the embedded model with saved_tensors_hooks: 0.43 MB a token with query and value projections adapted and
+# 0.55 MB with all linear layers; this makes it 0.65 MB.
+_KEPT_HIDDEN, _KEPT_INTERMEDIATE = 8, 4
+# The rest is left to what a forward pass holds for a moment, and to the error of the estimate.
+_MEMORY_SHARE = 0.7
+# Tokens of one step beyond which more adapters no longer raise the throughput. On two CPU cores the matrix products are
+# saturated from 1000 to 2000 tokens on; for accelerators it is a guess, by what a chip needs to be busy.
+_STEP_TOKENS = {"cpu": 2048, "cuda": 16384}
+
+
+class Work(NamedTuple):
+    """
+    What one inner update takes.
+
+    Parameters:
+        num_steps (`int`):
+            Optimizer steps.
+        num_tokens (`int`):
+            Tokens of all epochs.
+        longest_step (`int`):
+            Most tokens of one step.
+    """
+
+    num_steps: int
+    num_tokens: int
+    longest_step: int
+
+
+def work_of(update: InnerUpdate) -> Work:
+    """
+    The work of a tokenized self-edit.
+
+    Example:
+
+    ```python
+    >>> from seal_hf.inner_loop.update import InnerLoopConfig, TrainingSequence
+    >>> lines = tuple(TrainingSequence((5,) * length) for length in (3, 20, 7))
+    >>> work_of(InnerUpdate(lines, InnerLoopConfig(num_train_epochs=10, batch_size=2)))
+    Work(num_steps=20, num_tokens=300, longest_step=27)
+
+    ```
+    """
+    lengths = sorted((len(sequence.input_ids) for sequence in update.sequences), reverse=True)
+    return Work(
+        num_steps=update.num_steps,
+        num_tokens=sum(lengths) * update.config.num_train_epochs,
+        longest_step=sum(lengths[: update.config.batch_size]),
+    )
+
+
+def adapters_per_bank(
+    model: nn.Module, layout: LoraLayout, work: Sequence[Work], num_repeats: int = 1, num_processes: int = 1
+) -> int:
+    """
+    How many adapters to train together: no more than the memory holds, no more than keep the machine busy, and so that
+    banks are of even size and every process has as many.
+
+    Parameters:
+        model (`PreTrainedModel` or `PeftModel`):
+            The model that is adapted; its device is the one that trains.
+        layout ([`LoraLayout`]):
+            Shape of the adapters.
+        work (`Sequence[Work]`):
+            The updates of one repeat.
+        num_repeats (`int`, *optional*, defaults to `1`):
+            How many times they are composed into banks.
+        num_processes (`int`, *optional*, defaults to `1`):
+            Processes that share the banks.
+
+    Returns:
+        `int`: at least 1.
+    """
+    if not work:
+        return 1
+    device = model.get_input_embeddings().weight.device
+    # Adapters share the order of lengths, so that their longest sequences meet in one step.
+    longest = max(update.longest_step for update in work)
+    bytes_per_adapter = layout.num_parameters * _BYTES_PER_PARAMETER + longest * _bytes_per_token(model)
+    fitting = int(_free_memory(device) * _MEMORY_SHARE / bytes_per_adapter)
+    mean_step = sum(update.num_tokens for update in work) / sum(update.num_steps for update in work)
+    useful = math.ceil(_STEP_TOKENS.get(device.type, _STEP_TOKENS["cuda"]) / mean_step)
+    num_banks = math.ceil(len(work) / max(1, min(fitting, useful)))
+    # As many more as make the banks of all repeats a multiple of the processes.
+    stride = num_processes // math.gcd(num_processes, num_repeats)
+    return math.ceil(len(work) / (math.ceil(num_banks / stride) * stride))
+
+
+def _bytes_per_token(model: nn.Module) -> int:
+    """Activations that a token keeps for the backward pass, without those of the loss, which is taken in pieces."""
+    config = unwrap(model).config.get_text_config()
+    intermediate = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    per_layer = _KEPT_HIDDEN * config.hidden_size + _KEPT_INTERMEDIATE * intermediate
+    return config.num_hidden_layers * per_layer * activation_dtype(model).itemsize
+
+
+def _free_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        # What torch keeps for itself is free for it to use again.
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+def compose_banks(work: Sequence[Sequence[int]], num_repeats: int, adapters_per_batch: int) -> list[list[int]]:
+    """
+    Put updates of about the same length into common banks, since a bank lasts as long as its longest update.
+
+    The banks are as few as can be, and their sizes differ by at most one. All adapters of a bank are of the same repeat
+    and so share one seed. The composition depends on nothing but the arguments.
+
+    Parameters:
+        work (`Sequence[Sequence[int]]`):
+            Optimizer steps and tokens of each update, such as a [`Work`].
+        num_repeats (`int`):
+            Independent runs of each update.
+        adapters_per_batch (`int`):
+            Most adapters in a bank.
+
+    Returns:
+        `list[list[int]]`: for each update the bank of every repeat.
+
+    Example:
+
+    ```python
+    >>> compose_banks([(10, 300), (90, 900), (10, 200)], num_repeats=2, adapters_per_batch=2)
+    [[0, 2], [0, 2], [1, 3]]
+
+    ```
+    """
+    order = sorted(range(len(work)), key=lambda i: (-work[i][0], -work[i][1], i))
+    per_repeat = math.ceil(len(work) / adapters_per_batch)
+    place = {update: position * per_repeat // len(work) for position, update in enumerate(order)}
+    return [[repeat * per_repeat + place[i] for repeat in range(num_repeats)] for i in range(len(work))]
+
+
+def share_banks(costs: Mapping[int, int], num_processes: int) -> list[list[int]]:
+    """
+    Share banks out to processes by expected cost: the most costly first, each to the process with the least work.
+
+    Example:
+
+    ```python
+    >>> share_banks({0: 50, 1: 40, 2: 20, 3: 10}, num_processes=2)
+    [[0, 3], [1, 2]]
+
+    ```
+    """
+    shares: list[list[int]] = [[] for _ in range(num_processes)]
+    loads = [0] * num_processes
+    for bank in sorted(costs, key=lambda bank: (-costs[bank], bank)):
+        least = loads.index(min(loads))
+        shares[least].append(bank)
+        loads[least] += costs[bank]
+    return shares

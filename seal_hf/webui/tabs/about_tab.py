@@ -1,0 +1,90 @@
+"""What the page runs on, and what can be expected of it. Widgets only."""
+
+import platform
+from collections.abc import Callable
+from importlib import metadata
+
+import gradio as gr
+import psutil
+import torch
+
+from ...adapters.layout import unwrap
+from ...generation.transformers_generation import context_length
+from ...models.loading import base_facts
+from ..work.workbench import Workbench
+from .widgets import read_only_table
+
+
+_VERSIONS = ("seal-hf", "torch", "transformers", "peft", "trl", "accelerate", "gradio", "bitsandbytes")
+_ON_CPU = """
+**This is a CPU.** A model of some hundred million parameters writes, learns and answers in a minute or two. It shows the
+mechanism, the whole of it. It does not show the paper's figures: those are of a model of seven billion parameters on a
+GPU, whose self-edits are true to the passage. A small model invents facts in its self-edits, and learns them as well.
+"""
+_ON_GPU = """
+**This is a GPU.** With a model of some billion parameters self-edits are mostly true to the passage. The 4-bit base
+(QLoRA) needs about a quarter of the memory.
+"""
+_PRIVACY = """
+Your passage, self-edits, adapters and answers belong to your session alone. They are deleted from this machine when the
+session has not been used for an hour, or when the app ends; download what you want to keep. Runs of the tab Train stay, in
+the app's output folder. Nothing leaves the machine unless you push an adapter.
+"""
+
+
+def facts(workbench: Workbench) -> list[list[str]]:
+    """Model, device, memory and versions, a line each."""
+    lm = workbench.lm
+    model = unwrap(lm.model)
+    device = next(model.parameters()).device
+    memory = psutil.virtual_memory()
+    base = base_facts(lm.model)
+    rows = [
+        ["Model", lm.base_model_id],
+        ["Parameters", f"{model.num_parameters() / 1e6:,.0f} million"],
+        ["Data type", str(model.dtype).removeprefix("torch.")],
+        ["Quantization", str(base.get("quantization") or "none")],
+        ["Context", f"{context_length(model) or 'not stated'} tokens"],
+        ["Device", torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"],
+        ["Memory", f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free"],
+    ]  # fmt: skip
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        rows.append(["GPU memory", f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"])
+    rows.append(["Python", platform.python_version()])
+    return rows + [[name, version] for name in _VERSIONS if (version := _version(name))]
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def build_about_tab(workbench: Workbench) -> Callable[[gr.events.Dependency], None]:
+    """
+    Lay the tab out, at the place where this is called.
+
+    Returns:
+        `Callable`: called with an event, it makes the tab show how things are afterwards.
+    """
+    is_cpu = next(workbench.lm.model.parameters()).device.type == "cpu"
+    with gr.Row():
+        with gr.Column(min_width=320):
+            gr.Markdown("### This machine", elem_classes="step")
+            table = read_only_table(["", ""], [35, 65], elem_id="facts", max_height=700)
+        with gr.Column(min_width=320):
+            gr.Markdown("### What to expect", elem_classes="step")
+            gr.Markdown(_ON_CPU if is_cpu else _ON_GPU)
+            gr.Markdown("### Your text", elem_classes="step")
+            gr.Markdown(_PRIVACY)
+            gr.Markdown(
+                "The method is that of [Self-Adapting Language Models](https://huggingface.co/papers/2506.10943) "
+                "(Zweiger, Pari et al.)."
+            )
+
+    def attach(event: gr.events.Dependency) -> None:
+        event.then(lambda: facts(workbench), outputs=table, api_visibility="private", show_progress="hidden")
+
+    return attach

@@ -1,0 +1,178 @@
+"""The session's adapters: choose, download, load, push, delete: step 5. Widgets only."""
+
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+import gradio as gr
+
+from ..work.sessions import KeptAdapter, Session
+from ..work.workbench import Workbench, load_token, push_token
+from .following import duration, escape, percent
+from .widgets import read_only_table
+
+
+_EMPTY = (
+    "No adapter yet. What you learn under **Teach** is listed here; you can also load one from a zip file or the Hub."
+)
+
+
+def build_adapters_tab(
+    workbench: Workbench, session: gr.BrowserState, *, may_push: bool, on_space: bool
+) -> Callable[[gr.events.Dependency], None]:
+    """
+    Lay the tab out, at the place where this is called.
+
+    Parameters:
+        workbench ([`Workbench`]):
+            Does the work.
+        session (`gr.BrowserState`):
+            Id of the visitor's session.
+        may_push (`bool`):
+            Whether there is an account to push to: the visitor's on a Space, the owner's where only they reach the page.
+        on_space (`bool`):
+            Whether visitors sign in.
+
+    Returns:
+        `Callable`: called with an event, it makes the tab show what there is afterwards.
+    """
+    gr.Markdown("### 5 · Adapters", elem_classes="step")
+    status = gr.Markdown(_EMPTY, elem_id="adapters-status", elem_classes="status")
+    table = read_only_table(
+        ["", "Name", "Passage", "Reward", "Size", "Learned in", "At"],
+        [4, 26, 30, 14, 9, 9, 8],
+        elem_id="adapters",
+        visible=False,
+    )
+    with gr.Column(visible=False) as actions:
+        with gr.Row():
+            chosen = gr.Dropdown([], label="Adapter", elem_id="adapter", min_width=260, scale=3)
+            download = gr.DownloadButton("Download as zip", elem_id="download", min_width=140)
+            delete = gr.Button("Delete", variant="stop", elem_id="delete", min_width=100)
+        with gr.Accordion("Push it to the Hub", open=False, elem_id="push-panel"):
+            if on_space:
+                gr.LoginButton()
+            if may_push:
+                with gr.Row():
+                    name = gr.Textbox("seal-adapter", label="Name, in your account", min_width=220)
+                    private = gr.Checkbox(True, label="Private")
+                    publish = gr.Checkbox(False, label="Show the passage in the card")
+                push_button = gr.Button("Push", elem_id="push")
+            else:
+                gr.Markdown(
+                    "Pushing is off, since others may reach this page: download the adapter, or start the app on "
+                    "127.0.0.1."
+                )
+    with gr.Accordion("Load an adapter", open=False, elem_id="load-panel"):
+        with gr.Row():
+            upload = gr.UploadButton("From a zip file", file_types=[".zip"], elem_id="upload", min_width=160)
+            repo_id = gr.Textbox(
+                label="From the Hub", placeholder="user/name", submit_btn="Load", elem_id="repo-id", min_width=260
+            )
+
+    def show(current: Session) -> dict:
+        kept = list(current.adapters.values())
+        return {
+            table: gr.update(value=[row(adapter, current.chosen) for adapter in kept], visible=bool(kept)),
+            actions: gr.update(visible=bool(kept)),
+            chosen: gr.update(choices=[(adapter.name, adapter.id) for adapter in kept], value=current.chosen),
+            download: gr.update(value=str(workbench.zip_file(current)) if kept else None),
+        }
+
+    def on_show(session_id: str) -> dict:
+        current = workbench.sessions.open(session_id)
+        count = len(current.adapters)
+        text = f"{count} adapter{'s' * (count > 1)}. Ask uses the chosen one, marked ●." if count else _EMPTY
+        return {status: text, **show(current)}
+
+    def on_choose(session_id: str, adapter_id: str) -> dict:
+        current = workbench.sessions.open(session_id)
+        if adapter_id in current.adapters:
+            current.chosen = adapter_id
+        return show(current)
+
+    def on_delete(session_id: str, adapter_id: str) -> dict:
+        current = workbench.sessions.open(session_id)
+        try:
+            gone = current.delete(adapter_id)
+        except ValueError as error:  # pressed twice
+            return {status: f"⚠️ {escape(str(error))}", **show(current)}
+        return {status: f"Deleted {escape(gone.name)}.", **show(current)}
+
+    def on_load(session_id: str, source: str | Path, host: str | None, visitors_token: str | None = None) -> dict:
+        current = workbench.sessions.open(session_id)
+        try:
+            kept = workbench.load_adapter(current, source, load_token(on_space, may_push, visitors_token, host))
+        except (ValueError, OSError) as error:
+            return {status: f"⚠️ {escape(str(error))}"}
+        return {status: f"Loaded {escape(kept.name)}; Ask uses it now.", **show(current)}
+
+    def on_upload(session_id: str, file: str) -> dict:
+        return on_load(session_id, Path(file), None)
+
+    def on_load_by_visitor(session_id: str, name: str, oauth: gr.OAuthToken | None) -> dict:
+        return on_load(session_id, name, None, oauth and oauth.token)
+
+    def on_load_locally(session_id: str, name: str, request: gr.Request) -> dict:
+        return on_load(session_id, name, request.headers.get("host"))
+
+    def push(
+        session_id: str, adapter_id: str, name: str, private: bool, publish: bool, token: Callable[[], str]
+    ) -> dict:
+        try:
+            url = workbench.push(
+                workbench.sessions.open(session_id),
+                adapter_id,
+                name,
+                private=private,
+                publish_passage=publish,
+                token=token(),
+            )
+        except (ValueError, OSError) as error:
+            return {status: f"⚠️ {escape(str(error))}"}
+        return {status: f"Pushed: [{url}]({url})"}
+
+    def on_push(
+        session_id: str, adapter_id: str, name: str, private: bool, publish: bool, request: gr.Request
+    ) -> dict:
+        host = request.headers.get("host")
+        return push(session_id, adapter_id, name, private, publish, lambda: push_token(False, None, host))
+
+    def on_push_by_visitor(
+        session_id: str, adapter_id: str, name: str, private: bool, publish: bool, oauth: gr.OAuthToken | None
+    ) -> dict:
+        token = oauth and oauth.token
+        return push(session_id, adapter_id, name, private, publish, lambda: push_token(True, token, None))
+
+    shared = {"api_visibility": "private", "show_progress": "hidden"}
+    shown = [status, table, actions, chosen, download]
+    chosen.input(on_choose, [session, chosen], shown, queue=False, **shared)
+    delete.click(on_delete, [session, chosen], shown, **shared)
+    upload.upload(on_upload, [session, upload], shown, **shared)
+    repo_id.submit(on_load_by_visitor if on_space else on_load_locally, [session, repo_id], shown, **shared)
+    if may_push:
+        push_button.click(
+            on_push_by_visitor if on_space else on_push, [session, chosen, name, private, publish], status, **shared
+        )
+
+    def attach(event: gr.events.Dependency) -> None:
+        event.then(on_show, session, shown, **shared)
+
+    return attach
+
+
+def row(kept: KeptAdapter, chosen: str | None) -> list[str]:
+    """A line of the list."""
+    reward = percent(kept.reward)
+    if kept.reward is not None:
+        reward += f" of {kept.num_questions}" + (" own" if kept.own_questions else "")
+    passage = kept.context[:80].rstrip() + (" …" if len(kept.context) > 80 else "")
+    return [
+        "●" if kept.id == chosen else "",
+        kept.name,
+        passage or "–",
+        reward,
+        f"{kept.num_bytes / 1e6:.0f} MB",
+        "–" if kept.seconds is None else duration(kept.seconds),
+        datetime.fromtimestamp(kept.created).strftime("%H:%M"),
+    ]

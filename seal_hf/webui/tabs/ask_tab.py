@@ -1,0 +1,194 @@
+"""Ask the base and the adapted model the same, without the passage: step 4. Widgets only."""
+
+from collections.abc import AsyncIterator, Callable
+
+import gradio as gr
+
+from ..work.jobs import DONE, Job
+from ..work.sessions import Session
+from ..work.workbench import Workbench
+from .following import append, cumulative, ended_text, escape, follow, is_waiting, percent, waiting_text
+from .widgets import read_only_table
+
+
+_EMPTY = "Learn a passage under **Teach** first, or load an adapter under **Adapters**. Then ask."
+
+
+def build_ask_tab(
+    workbench: Workbench, session: gr.BrowserState, questions: gr.Dataframe, read_questions: Callable
+) -> Callable[[gr.events.Dependency], None]:
+    """
+    Lay the tab out, at the place where this is called.
+
+    Parameters:
+        workbench ([`Workbench`]):
+            Does the work.
+        session (`gr.BrowserState`):
+            Id of the visitor's session.
+        questions (`gr.Dataframe`):
+            The person's questions and answers.
+        read_questions (`Callable`):
+            Makes questions of its rows.
+
+    Returns:
+        `Callable`: called with an event, it makes the tab show what there is afterwards.
+    """
+    gr.Markdown("### 4 · Ask", elem_classes="step")
+    status = gr.Markdown(_EMPTY, elem_id="ask-status", elem_classes="status")
+    with gr.Row(equal_height=True):
+        question = gr.Textbox(
+            label="Question",
+            placeholder="Ask about the passage; neither model sees it",
+            elem_id="question",
+            scale=8,
+            min_width=220,
+        )
+        ask = gr.Button("Ask", variant="primary", elem_id="ask", min_width=90)
+    with gr.Row():
+        base = gr.Textbox(label="Base model", lines=3, interactive=False, min_width=280, elem_id="base")
+        adapted = gr.Textbox(label="After learning", lines=3, interactive=False, min_width=280, elem_id="adapted")
+    with gr.Row():
+        score = gr.Button("Score my questions", size="sm", elem_id="score", min_width=150)
+        probe = gr.Button("Probe what else it knows", size="sm", elem_id="probe", min_width=150)
+        stop = gr.Button("Stop", size="sm", elem_id="stop-asking", min_width=80)
+    table = read_only_table(
+        ["Question", "Right answer", "Base model", "", "After learning", ""],
+        [20, 14, 29, 4, 29, 4],
+        elem_id="scores",
+        visible=False,
+    )
+    history = read_only_table(
+        ["Question", "Base model", "After learning"],
+        [24, 38, 38],
+        elem_id="history",
+        label="Asked before",
+        visible=False,
+    )
+
+    async def watch_question(current: Session, job: Job) -> AsyncIterator[dict]:
+        texts, asked, ended = ["", ""], "", {}
+        yield {base: "", adapted: "", status: "Starting …"}
+        async for log, events in follow(job):
+            for event in events:
+                if event["event"] == "asked":
+                    asked = event["questions"][0]["question"]
+                elif event["event"] == "text":
+                    append(texts, event["new"])
+                elif event["event"] == "answered":
+                    texts = [event["base"][0], event["adapted"][0]]
+            if log.has_ended:
+                if log.state == DONE:
+                    ended = {history: gr.update(value=current.asked[::-1], visible=len(current.asked) > 0)}
+                text = ended_text(log, f"“{escape(asked)}” – answered without the passage.", "Stopped.")
+            else:
+                text = waiting_text(workbench, job) if is_waiting(log) else "Answering …"
+            yield {base: texts[0], adapted: texts[1], status: text, **ended}
+
+    async def watch_table(job: Job) -> AsyncIterator[dict]:
+        rows: list[list[str]] = []
+        asked, texts, text = [], [], "Starting …"
+        yield {table: gr.update(visible=False), status: text}
+        async for log, events in follow(job):
+            for event in events:
+                if event["event"] == "asked":
+                    asked = event["questions"]
+                    texts = [""] * 2 * len(asked)
+                elif event["event"] == "text":
+                    append(texts, event["new"])
+                elif event["event"] == "answered":
+                    texts = [*event["base"], *event["adapted"]]
+                    if event["verdicts"]:
+                        text = accuracy_text(job.kind, event["verdicts"])
+                    marks = event["verdicts"] or [[None] * len(asked)] * 2
+                    rows = answer_rows(asked, texts, marks)
+            if log.has_ended:
+                text = ended_text(log, text, "Stopped.")
+            elif is_waiting(log):
+                text = waiting_text(workbench, job)
+            elif not rows:
+                text = f"Answering {len(asked)} questions with both …"
+            shown = rows or answer_rows(asked, texts, [[None] * len(asked)] * 2)
+            yield {table: gr.update(value=shown, visible=bool(shown)), status: text}
+
+    async def started(start: Callable[[], Job], watch: Callable[[Job], AsyncIterator[dict]]) -> AsyncIterator[dict]:
+        try:
+            job = start()
+        except ValueError as error:
+            yield {status: f"⚠️ {escape(str(error))}"}
+            return
+        async for shown in watch(job):
+            yield shown
+
+    @cumulative
+    async def on_ask(session_id: str, text: str) -> AsyncIterator[dict]:
+        current = workbench.sessions.open(session_id)
+        async for shown in started(lambda: workbench.ask(current, text), lambda job: watch_question(current, job)):
+            yield shown
+
+    @cumulative
+    async def on_score(session_id: str, rows: list) -> AsyncIterator[dict]:
+        current = workbench.sessions.open(session_id)
+        async for shown in started(lambda: workbench.score(current, read_questions(rows)), watch_table):
+            yield shown
+
+    @cumulative
+    async def on_probe(session_id: str) -> AsyncIterator[dict]:
+        current = workbench.sessions.open(session_id)
+        async for shown in started(lambda: workbench.probe(current), watch_table):
+            yield shown
+
+    def on_stop(session_id: str) -> None:
+        current = workbench.sessions.open(session_id)
+        for kind in ("ask", "score", "probe"):
+            workbench.stop(current, kind)
+
+    @cumulative
+    async def on_show(session_id: str) -> AsyncIterator[dict]:
+        current = workbench.sessions.open(session_id)
+        kept = current.adapters.get(current.chosen or "")
+        yield {
+            status: f"Asking **{escape(kept.name)}** beside the base model." if kept else _EMPTY,
+            adapted: gr.update(label=f"After learning: {kept.name}" if kept else "After learning"),
+            history: gr.update(value=current.asked[::-1], visible=len(current.asked) > 0),
+        }
+        for job in workbench.jobs.active(current.id):
+            if job.kind in ("ask", "score", "probe"):
+                async for shown in watch_question(current, job) if job.kind == "ask" else watch_table(job):
+                    yield shown
+
+    shared = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
+    gr.on([question.submit, ask.click], on_ask, [session, question], [status, base, adapted, history], **shared)
+    score.click(on_score, [session, questions], [status, table], **shared)
+    probe.click(on_probe, session, [status, table], **shared)
+    stop.click(on_stop, session, api_visibility="private", queue=False)
+
+    def attach(event: gr.events.Dependency) -> None:
+        event.then(on_show, session, [status, base, adapted, history, table], **shared)
+
+    return attach
+
+
+def answer_rows(questions: list[dict], texts: list[str], verdicts: list[list]) -> list[list[str]]:
+    """A table of what both answered."""
+    marks = {True: "✓", False: "✗", None: ""}
+    half = len(questions)
+    return [
+        [
+            item["question"],
+            item.get("answer", ""),
+            texts[place],
+            marks[verdicts[0][place]],
+            texts[half + place],
+            marks[verdicts[1][place]],
+        ]
+        for place, item in enumerate(questions)
+    ]
+
+
+def accuracy_text(kind: str, verdicts: list[list[bool]]) -> str:
+    """The accuracy of both, in a sentence."""
+    (base, adapted), count = [sum(map(bool, row)) for row in verdicts], len(verdicts[0])
+    counts = f"base model {base} of {count} ({percent(base / count)}), after learning {adapted} ({percent(adapted / count)})"
+    if kind == "probe":
+        return f"Questions that have nothing to do with the passage: {counts}. What was right and is not any more was lost."
+    return f"Your questions: {counts}."

@@ -1,0 +1,263 @@
+"""The third step: learning the self-edits, and which has taught most. Widgets only."""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+
+import gradio as gr
+import pandas as pd
+
+from ..work import inputs as checks
+from ..work.jobs import Job
+from ..work.sessions import Session
+from ..work.settings import MOST_SELF_EDITS
+from ..work.workbench import NUM_OWN_QUESTIONS, Workbench
+from .following import cumulative, duration, ended_text, escape, follow, is_waiting, percent, waiting_text
+from .passage_panel import PassagePanel, read_settings
+from .widgets import read_only_table
+
+
+@dataclass
+class LearningPanel:
+    """
+    What others need of the panel.
+
+    Parameters:
+        column (`gr.Column`):
+            All of it; hidden until there is something to learn.
+        number (`gr.Dropdown`):
+            The one self-edit to learn.
+        outputs (`list`):
+            The widgets that `watch` and `reset` change.
+        reset (`Callable[[], dict]`):
+            Hides what an earlier learning has shown.
+        watch (`Callable[[Session, Job], AsyncIterator[dict]]`):
+            Follows a job.
+        learned (`list[gr.events.Dependency]`):
+            The events after which there may be new adapters.
+    """
+
+    column: gr.Column
+    number: gr.Dropdown
+    outputs: list
+    reset: Callable[[], dict]
+    watch: Callable[[Session, Job], AsyncIterator[dict]]
+    learned: list[gr.events.Dependency]
+
+
+def build_learning_panel(
+    workbench: Workbench,
+    session: gr.BrowserState,
+    tabs: gr.Tabs,
+    panel: PassagePanel,
+    edits: Sequence[gr.components.Component],
+) -> LearningPanel:
+    """
+    Lay the panel out, at the place where this is called.
+
+    Parameters:
+        workbench ([`Workbench`]):
+            Does the work.
+        session (`gr.BrowserState`):
+            Id of the visitor's session.
+        tabs (`gr.Tabs`):
+            Of which the one with the id `"ask"` comes next.
+        panel ([`PassagePanel`]):
+            Has the questions and the settings.
+        edits (`Sequence`):
+            For every self-edit the widget with its text and the one that tells whether it is used.
+    """
+    with gr.Column(visible=False, elem_id="learning") as learning:
+        gr.Markdown("### 3 · Learn", elem_classes="step")
+        with gr.Row():
+            learn_all = gr.Button(
+                "Try all, keep the best", variant="primary", elem_id="learn-all", min_width=210, size="md"
+            )
+            only = gr.Dropdown([1], value=1, show_label=False, container=False, min_width=64, scale=0, elem_id="only")
+            learn_one = gr.Button("Learn only this one", elem_id="learn-one", min_width=150, size="md")
+            stop_learning = gr.Button("Stop", elem_id="stop-learning", min_width=80, interactive=False, size="md")
+        learn_status = gr.Markdown(elem_id="learn-status", elem_classes="status")
+        plot = gr.LinePlot(
+            x="step", y="loss", color="self-edit", title="Training loss", height=240, visible=False,
+            x_title="optimizer step", y_title="nats per token", elem_id="loss",
+        )  # fmt: skip
+        rewards = read_only_table(
+            ["Self-edit", "Right", "Reward", ""], [30, 25, 25, 20], elem_id="rewards", visible=False
+        )
+        ask_next = gr.Button("Ask it something →", visible=False, elem_id="ask-next")
+        with gr.Accordion("Answers behind the rewards", open=False, visible=False) as answers_panel:
+            answers_note = gr.Markdown(elem_classes="quiet")
+            answers = read_only_table(["Question", "Right answer", "Base model", "Best adapter"], [28, 16, 28, 28])
+
+    def reset() -> dict:
+        return {
+            learn_status: "",
+            plot: gr.update(visible=False),
+            rewards: gr.update(visible=False),
+            answers_panel: gr.update(visible=False),
+            ask_next: gr.update(visible=False),
+        }
+
+    async def watch(current: Session, job: Job) -> AsyncIterator[dict]:
+        steps: list[dict] = []
+        names: list[str] = []
+        learned_event: dict | None = None
+        yield {
+            **reset(),
+            learning: gr.update(visible=True),
+            learn_all: gr.update(interactive=False),
+            learn_one: gr.update(interactive=False),
+            stop_learning: gr.update(interactive=True),
+        }
+        async for log, events in follow(job):
+            shown, text, num_before = {}, None, len(steps)
+            for event in events:
+                if event["event"] == "learning":
+                    names = [str(number) for number in event["numbers"]]
+                elif event["event"] == "step":
+                    steps.append(event)
+                elif event["event"] == "asking_itself":
+                    text = f"Trained. The model writes up to {NUM_OWN_QUESTIONS} questions of its own …"
+                elif event["event"] == "questions":
+                    text = f"Trained. Answering {len(event['questions'])} questions without the passage …"
+                elif event["event"] == "learned":
+                    learned_event = event
+                    shown |= show_rewards(event, names)
+            if len(steps) > num_before:
+                shown[plot] = gr.update(value=loss_table(steps, names), visible=True)
+                text = text or training_text(steps[-1])
+            if log.has_ended:
+                text = ended_text(log, learned_text(current, learned_event), stopped_text(steps))
+                shown |= {
+                    learn_all: gr.update(interactive=True),
+                    learn_one: gr.update(interactive=True),
+                    stop_learning: gr.update(interactive=False),
+                    ask_next: gr.update(visible=bool(current.adapters)),
+                }
+            elif is_waiting(log):
+                text = waiting_text(workbench, job)
+            if text:
+                shown[learn_status] = text
+            if shown:  # Gradio takes an empty dictionary for a value
+                yield shown
+
+    def show_rewards(event: dict, names: list[str]) -> dict:
+        if "verdicts" not in event:
+            return {}
+        right = [sum(map(bool, row)) for row in event["verdicts"]]
+        count = len(event["questions"])
+        rows = [["Base model", f"{right[0]} of {count}", percent(right[0] / count), ""]] + [
+            [
+                name,
+                f"{right[place]} of {count}",
+                percent(right[place] / count),
+                "best" * (place == event["best"] + 1),
+            ]
+            for place, name in enumerate(names, 1)
+        ]
+        whose = (
+            "The model wrote these questions itself, from the passage, and answered them with it in view."
+            if event["own"]
+            else "Your questions."
+        )
+        table = [
+            [item["question"], item["answer"], base, best]
+            for item, base, best in zip(
+                event["questions"], event["answers"][0], event["answers"][event["best"] + 1], strict=True
+            )
+        ]
+        return {
+            rewards: gr.update(value=rows, visible=True),
+            answers_panel: gr.update(visible=True),
+            answers_note: f"{whose} {count} questions: differences of {percent(1 / count)} are one answer.",
+            answers: table,
+        }
+
+    @cumulative
+    async def on_learn(
+        session_id: str, passage: str, rows: list, number: int | None, *values: object
+    ) -> AsyncIterator[dict]:
+        current = workbench.sessions.open(session_id)
+        if current.example is not None and checks.clean(passage) != current.example["context"]:
+            yield {
+                learn_status: "⚠️ The first step holds another text than these self-edits are about: write new ones, or "
+                "bring their text back."
+            }
+            return
+        edited, values = values[: 2 * MOST_SELF_EDITS], values[2 * MOST_SELF_EDITS :]
+        for draft, text, use in zip(current.drafts, edited[::2], edited[1::2], strict=False):
+            draft.text, draft.use = text, use
+        chosen = [place for place, draft in enumerate(current.drafts) if draft.use] if number is None else [number - 1]
+        try:
+            job = workbench.adapt(current, chosen, read_settings(values), checks.checked_questions(rows))
+        except ValueError as error:
+            yield {learn_status: f"⚠️ {escape(str(error))}"}
+            return
+        async for shown in watch(current, job):
+            yield shown
+
+    outputs = [
+        learning, learn_all, learn_one, stop_learning, learn_status, plot, rewards, answers_panel, answers_note, answers,
+        ask_next,
+    ]  # fmt: skip
+    no_number = gr.State(None)
+    learned = [
+        button.click(
+            on_learn,
+            [session, panel.passage, panel.questions, number, *edits, *panel.settings],
+            outputs,
+            api_visibility="private",
+            show_progress="hidden",
+            concurrency_limit=None,
+        )
+        for button, number in ((learn_all, no_number), (learn_one, only))
+    ]
+    ask_next.click(lambda: gr.Tabs(selected="ask"), outputs=tabs, api_visibility="private", queue=False)
+    stop_learning.click(
+        lambda session_id: workbench.stop(workbench.sessions.open(session_id), "adapt") and None,
+        session,
+        api_visibility="private",
+        queue=False,
+    )
+    return LearningPanel(learning, only, outputs, reset, watch, learned)
+
+
+def loss_table(steps: list[dict], names: list[str]) -> pd.DataFrame:
+    """The loss of every candidate at every step; of long runs no more points than can be told apart."""
+    stride = max(1, len(steps) // 150)
+    return pd.DataFrame(
+        [
+            {"step": step["step"], "loss": loss, "self-edit": names[int(adapter)]}
+            for step in [*steps[::stride], steps[-1]]
+            for adapter, loss in step["losses"].items()
+        ]
+    )
+
+
+def training_text(step: dict) -> str:
+    """How far the training is."""
+    left = step["seconds"] / step["step"] * (step["num_steps"] - step["step"])
+    return (
+        f"Step {step['step']} of {step['num_steps']} · {step['num_tokens'] / max(step['seconds'], 1e-3):,.0f} tokens/s · "
+        f"about {duration(left)} left"
+    )
+
+
+def learned_text(current: Session, event: dict | None) -> str:
+    """What has come out of it."""
+    kept = current.adapters.get(event["adapters"][event["best"]]) if event else None
+    if kept is None:  # deleted since
+        return "Learned."
+    if kept.reward is None:
+        return "Learned. There was no question to score it with; **ask it something** under Ask."
+    whose = " of the model's own questions" if kept.own_questions else " of your questions"
+    return (
+        f"Learned in {duration(kept.seconds)}: the best answers **{percent(kept.reward)}**{whose} right without the "
+        f"passage, the base model {percent(kept.base_reward)}. **Ask it something** under Ask."
+    )
+
+
+def stopped_text(steps: list[dict]) -> str:
+    """What a stop has left."""
+    if not steps:
+        return "Stopped before the first step: nothing was learned."
+    return f"Stopped after step {steps[-1]['step']}: the adapters as they were then are kept, without a reward."

@@ -1,0 +1,174 @@
+"""The first step: the passage, questions about it, and how self-edits are written. Widgets only."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import gradio as gr
+
+from ...domains import load_demo_passages
+from ...domains.knowledge.domain import PROMPT_STYLES
+from ..work import inputs as checks
+from ..work.settings import LABELS, MOST_SELF_EDITS, PAPER, PRESETS, RANGES, Settings, preset_for
+from ..work.workbench import Workbench
+from .following import escape
+
+
+STYLES = {
+    "rewrite": "Rewrite it several times",
+    "implications": "List what follows from it",
+    "implications-long": "List what follows, at length",
+    "implications-very-long": "List what follows, at great length",
+    "self-qa": "Questions with answers",
+    "none": "No instruction",
+}
+# In the order in which they are shown.
+_ADVANCED = (
+    "temperature", "top_p", "max_completion_length", "seed",
+    "learning_rate", "num_train_epochs", "batch_size", "lora_r", "lora_alpha",
+)  # fmt: skip
+NAMES = ("num_generations", "prompt_style", *_ADVANCED, "target_modules")
+
+
+@dataclass
+class PassagePanel:
+    """The widgets that others read."""
+
+    title: gr.Textbox
+    passage: gr.Textbox
+    questions: gr.Dataframe
+    settings: list[gr.components.Component]  # in the order of NAMES
+
+    @property
+    def inputs(self) -> list[gr.components.Component]:
+        """What [`read_settings`] and [`checks.checked_questions`] take: title, passage, questions, settings."""
+        return [self.title, self.passage, self.questions, *self.settings]
+
+
+def read_settings(values: Sequence[object]) -> Settings:
+    """
+    The settings that the widgets hold.
+
+    Raises:
+        ValueError: A value out of its range.
+    """
+    return Settings.of(**dict(zip(NAMES, values, strict=True)))
+
+
+def build_passage_panel(workbench: Workbench) -> PassagePanel:
+    """Lay the widgets out, at the place where this is called."""
+    examples = load_demo_passages("train")[:3] + load_demo_passages("other_languages")[:1]
+    preset = preset_for(workbench.lm)
+    chosen = PRESETS[preset]
+
+    gr.Markdown("### 1 · Passage", elem_classes="step")
+    with gr.Row(elem_classes="examples"):
+        example_buttons = [
+            gr.Button(example["title"], size="sm", min_width=100, elem_id=f"example-{place}")
+            for place, example in enumerate(examples)
+        ]
+    title = gr.Textbox(label="Title", placeholder="What it is about", max_length=checks.LONGEST_TITLE, elem_id="title")
+    passage = gr.Textbox(
+        label="Text", lines=9, max_lines=16, placeholder="Paste a text to learn, in any language", elem_id="passage"
+    )
+    count = gr.Markdown(_count_text(workbench, "", "", chosen), elem_id="token-count", elem_classes="quiet")
+    with gr.Accordion("Questions with answers (optional)", open=False, elem_id="questions-panel"):
+        gr.Markdown(
+            "The reward of a self-edit is the share of these that the adapted model answers right. Without them the "
+            "model writes some of its own.",
+            elem_classes="quiet",
+        )
+        questions = gr.Dataframe(
+            headers=["Question", "Answer"],
+            datatype="str",
+            type="array",
+            column_count=2,
+            row_count=1,
+            wrap=True,
+            interactive=True,
+            show_label=False,
+            elem_id="questions",
+        )
+        upload = gr.UploadButton("Take them from a file", size="sm", file_types=[".json", ".jsonl"])
+        upload_status = gr.Markdown(elem_classes="quiet")
+    with gr.Row():
+        num_generations = gr.Slider(
+            1, MOST_SELF_EDITS, value=chosen.num_generations, step=1, label="Self-edits", min_width=140,
+            elem_id="number",
+        )  # fmt: skip
+        prompt_style = gr.Dropdown(
+            [(STYLES[style], style) for style in PROMPT_STYLES],
+            value=chosen.prompt_style,
+            label="The model is asked to",
+            min_width=200,
+        )
+    with gr.Accordion("Advanced settings", open=False, elem_id="advanced"):
+        presets = gr.Radio(list(PRESETS), value=preset, label="Preset", elem_id="preset")
+        with gr.Row():
+            advanced = [
+                gr.Number(
+                    value=getattr(chosen, name),
+                    label=LABELS[name],
+                    info=f"Paper: {getattr(PAPER, name)}" if name != "seed" else "Same seed, same self-edits",
+                    minimum=RANGES[name][0],
+                    maximum=RANGES[name][1],
+                    precision=0 if isinstance(RANGES[name][0], int) else None,
+                    step=1 if isinstance(RANGES[name][0], int) else 0.0001,
+                    min_width=140,
+                )
+                for name in _ADVANCED
+            ]
+        target_modules = gr.Dropdown(
+            [("The model's default", ""), ("All linear layers", "all-linear")],
+            value=chosen.target_modules,
+            label="Adapted modules",
+            info="Paper: the model's default",
+        )
+    settings = [num_generations, prompt_style, *advanced, target_modules]
+
+    def fill(place: int) -> tuple[str, str, list[list[str]]]:
+        example = examples[place]
+        return example["title"], example["context"], [[q["question"], q["answer"]] for q in example["questions"]]
+
+    for place, button in enumerate(example_buttons):
+        button.click(
+            lambda place=place: fill(place), outputs=[title, passage, questions], api_visibility="private", queue=False
+        )
+    presets.change(
+        lambda name: [getattr(PRESETS[name], field) for field in NAMES],
+        presets,
+        settings,
+        api_visibility="private",
+        queue=False,
+    )
+    upload.upload(lambda file: _read_upload(file), upload, [questions, upload_status], api_visibility="private")
+    longest = settings[NAMES.index("max_completion_length")]
+    gr.on(
+        [passage.change, title.change, longest.change],
+        lambda title, passage, longest: _count_text(
+            workbench, title, passage, Settings(**{**asdict(chosen), "max_completion_length": int(longest or 16)})
+        ),
+        [title, passage, longest],
+        count,
+        api_visibility="private",
+        show_progress="hidden",
+        trigger_mode="always_last",
+        queue=False,
+    )
+    return PassagePanel(title, passage, questions, settings)
+
+
+def _count_text(workbench: Workbench, title: str, passage: str, settings: Settings) -> str:
+    most = checks.most_tokens(workbench.lm, checks.clean(title), settings)
+    if len(passage or "") > checks.LONGEST_PASSAGE:
+        return f"⚠️ {len(passage):,} characters: shorten it to {most:,} tokens, a few pages."
+    num_tokens = checks.count_tokens(workbench.lm, checks.clean(passage))
+    return f"{'⚠️ ' * (num_tokens > most)}{num_tokens:,} of {most:,} tokens"
+
+
+def _read_upload(file: str) -> tuple[object, str]:
+    try:
+        found = checks.questions_from_file(Path(file))
+    except (ValueError, OSError) as error:
+        return gr.skip(), f"⚠️ {escape(str(error))}"
+    return [[item["question"], item["answer"]] for item in found], f"{len(found)} questions."

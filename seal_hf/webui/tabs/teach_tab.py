@@ -1,0 +1,204 @@
+"""Passage and self-edits: steps 1 and 2, around the panels of steps 1 and 3. Widgets only."""
+
+from collections.abc import AsyncIterator, Callable
+
+import gradio as gr
+
+from ..work import inputs as checks
+from ..work.jobs import Job
+from ..work.sessions import Draft, Session
+from ..work.settings import MOST_SELF_EDITS
+from ..work.workbench import Workbench
+from .following import append, cumulative, ended_text, escape, follow, is_waiting, waiting_text
+from .learning_panel import build_learning_panel
+from .passage_panel import NAMES, PassagePanel, build_passage_panel, read_settings
+
+
+_EMPTY = """
+1. Paste a passage, or take one of the examples.
+2. Press **Write self-edits**: the model writes its own training data, all candidates at once, here.
+3. Read, edit or drop them, and let the model learn. The best is the one that answers most questions right afterwards.
+4. Ask the base and the adapted model the same, side by side.
+"""
+_WRITTEN = "Edit or drop what you like, then let the model learn."
+
+
+def build_teach_tab(
+    workbench: Workbench, session: gr.BrowserState, tabs: gr.Tabs
+) -> tuple[Callable[[gr.events.Dependency], None], PassagePanel, list[gr.events.Dependency]]:
+    """
+    Lay the tab out, at the place where this is called.
+
+    Parameters:
+        workbench ([`Workbench`]):
+            Does the work.
+        session (`gr.BrowserState`):
+            Id of the visitor's session.
+        tabs (`gr.Tabs`):
+            Of which the one with the id `"ask"` comes next.
+
+    Returns:
+        `tuple`: a function that, called with the event of the page's loading, makes a page that was loaded again show what
+        there is and follow the jobs that are under way; the widgets of the passage; and the events of learning.
+    """
+    with gr.Row(elem_classes="columns"):
+        with gr.Column(scale=5, min_width=320):
+            panel = build_passage_panel(workbench)
+            with gr.Row():
+                # It waits for the session that the page's loading opens.
+                write = gr.Button(
+                    "Write self-edits", variant="primary", elem_id="write", min_width=160, interactive=False
+                )
+                stop_writing = gr.Button("Stop", elem_id="stop-writing", min_width=80, interactive=False)
+        with gr.Column(scale=7, min_width=320):
+            gr.Markdown("### 2 · Self-edits", elem_classes="step")
+            empty = gr.Markdown(_EMPTY, elem_id="empty")
+            write_status = gr.Markdown(elem_id="write-status", elem_classes="status")
+            cards, texts, uses, previews = [], [], [], []
+            with gr.Row(elem_classes="cards"):
+                for number in range(1, MOST_SELF_EDITS + 1):
+                    with gr.Column(visible=False, min_width=260, elem_classes="card") as card:
+                        texts.append(
+                            gr.Textbox(
+                                label=f"Self-edit {number}",
+                                lines=7,
+                                max_lines=7,
+                                interactive=False,
+                                elem_id=f"self-edit-{number}",
+                                autoscroll=True,
+                            )  # fmt: skip
+                        )
+                        uses.append(gr.Checkbox(True, label="Use it", container=False, elem_id=f"use-{number}"))
+                        with gr.Accordion("What it trains on", open=False):
+                            previews.append(
+                                gr.Textbox(show_label=False, lines=4, max_lines=12, interactive=False, container=False)
+                            )
+                    cards.append(card)
+            edits = [widget for pair in zip(texts, uses, strict=True) for widget in pair]
+            learning = build_learning_panel(workbench, session, tabs, panel, edits)
+
+    def show_drafts(drafts: list[Draft], current: Session) -> dict:
+        numbers = list(range(1, len(drafts) + 1))
+        shown = {learning.column: gr.update(visible=True), learning.number: gr.update(choices=numbers, value=1)}
+        for place, (card, text, use) in enumerate(zip(cards, texts, uses, strict=True)):
+            there = place < len(drafts)
+            shown[card] = gr.update(visible=there)
+            shown[text] = gr.update(value=drafts[place].text if there else "", interactive=there)
+            shown[use] = drafts[place].use if there else True
+            shown[previews[place]] = preview(drafts[place].text, current) if there else ""
+        return shown
+
+    def preview(text: str, current: Session) -> str:
+        sequences = workbench.sequences(current, text)
+        return "\n\n".join(f"{number}. {sequence}" for number, sequence in enumerate(sequences, 1))
+
+    async def watch_writing(current: Session, job: Job) -> AsyncIterator[dict]:
+        written: list[str] = []
+        yield {
+            empty: gr.update(visible=False),
+            write: gr.update(interactive=False),
+            stop_writing: gr.update(interactive=True),
+            **learning.reset(),
+        }
+        async for log, events in follow(job):
+            shown = {}
+            for event in events:
+                if event["event"] == "writing":
+                    written = [""] * event["count"]
+                    shown |= {learning.column: gr.update(visible=False)}
+                    shown |= {card: gr.update(visible=place < len(written)) for place, card in enumerate(cards)}
+                elif event["event"] == "text":
+                    append(written, event["new"])
+            shown |= {text: gr.update(value=new, interactive=False) for text, new in zip(texts, written, strict=False)}
+            if log.has_ended:
+                if current.drafts:
+                    shown |= show_drafts(current.drafts, current)
+                ended = ended_text(log, _WRITTEN, f"Stopped. {_WRITTEN}" if current.drafts else "Stopped.")
+                yield {
+                    **shown,
+                    write_status: ended,
+                    write: gr.update(interactive=True),
+                    stop_writing: gr.update(interactive=False),
+                }
+            elif is_waiting(log):
+                yield {**shown, write_status: waiting_text(workbench, job)}
+            else:
+                num_words = sum(len(text.split()) for text in written)
+                yield {**shown, write_status: f"Writing all at once … {num_words} words"}
+
+    @cumulative
+    async def on_write(session_id: str, title: str, passage: str, rows: list, *values: object) -> AsyncIterator[dict]:
+        current = workbench.sessions.open(session_id)
+        try:
+            job = workbench.propose(current, title, passage, checks.checked_questions(rows), read_settings(values))
+        except ValueError as error:
+            yield {write_status: f"⚠️ {escape(str(error))}"}
+            return
+        async for shown in watch_writing(current, job):
+            yield shown
+
+    def on_restore(session_id: str) -> dict:
+        current = workbench.sessions.open(session_id)
+        if current.passage is None:
+            return {write_status: ""}
+        rows = [[item["question"], item["answer"]] for item in current.passage["questions"]]
+        shown = {
+            panel.title: current.passage["title"],
+            panel.passage: current.passage["context"],
+            **({panel.questions: rows} if rows else {}),
+            empty: gr.update(visible=False),
+        }
+        if current.drafts:
+            widgets = zip(panel.settings, NAMES, strict=True)
+            shown |= {widget: current.settings[name] for widget, name in widgets}
+            shown |= {write_status: _WRITTEN, **show_drafts(current.drafts, current)}
+        return shown
+
+    # Apart from the restoring, which would take back what is typed meanwhile.
+    @cumulative
+    async def on_follow(session_id: str) -> AsyncIterator[dict]:
+        current = workbench.sessions.open(session_id)
+        yield {write: gr.update(interactive=True)}
+        for kind, watch in (("propose", watch_writing), ("adapt", learning.watch)):
+            job = workbench.jobs.find(current.shown.get(kind, ""), current.id)
+            if job is not None and (kind == "adapt" or workbench.jobs.active(current.id, kind)):
+                async for shown in watch(current, job):
+                    yield shown
+
+    shared = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
+    outputs = [
+        empty, write, stop_writing, write_status, *cards, *texts, *uses, *previews, learning.number, *learning.outputs
+    ]  # fmt: skip
+    write.click(on_write, [session, *panel.inputs], outputs, **shared)
+    stop_writing.click(
+        lambda session_id: workbench.stop(workbench.sessions.open(session_id), "propose") and None,
+        session,
+        api_visibility="private",
+        queue=False,
+    )
+    for place, text in enumerate(texts):
+        text.blur(
+            lambda session_id, new_text, place=place: edit(workbench.sessions.open(session_id), place, new_text),
+            [session, text],
+            previews[place],
+            api_visibility="private",
+            queue=False,
+            show_progress="hidden",
+        )
+
+    def edit(current: Session, place: int, text: str) -> str:
+        if place < len(current.drafts):
+            current.drafts[place].text = text
+        return preview(text, current)
+
+    def attach(loaded: gr.events.Dependency) -> None:
+        restored = loaded.then(
+            on_restore,
+            session,
+            [panel.title, panel.passage, panel.questions, *panel.settings, *outputs],
+            api_visibility="private",
+            show_progress="hidden",
+        )
+        restored.then(on_follow, session, outputs, **shared)
+
+    return attach, panel, learning.learned

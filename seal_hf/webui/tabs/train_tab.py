@@ -1,0 +1,294 @@
+"""The outer loop: step 6. Widgets only."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import gradio as gr
+import pandas as pd
+
+from ...records.journal import SELF_EDITS
+from ...records.report import Evaluation
+from ..work.jobs import DONE, FAILED, RUNNING, STOPPED, JobRefused
+from ..work.settings import as_number
+from ..work.training import TrainingRuns, TrainingSnapshot
+from ..work.training_records import Candidate
+from ..work.training_settings import TRAINING_RANGES, TrainingSettings
+from .following import escape, percent
+from .passage_panel import STYLES
+from .widgets import read_only_table
+
+
+_LONGEST_TEXT = 300  # characters of a self-edit that the table shows; the run's files have all
+_REFRESH = 1.0  # seconds between two states of the page
+_EMPTY = (
+    "The model learns to **write better self-edits**: each round it writes some for every passage, learns each, scores it "
+    "by the passage's questions, and is then trained on the best. Press **Start**: the demo passages take some minutes."
+)
+_SHOWN = ("num_train_passages", "num_eval_passages", "num_rounds", "num_generations")
+_FOLDED = (
+    "temperature",
+    "max_completion_length",
+    "inner_num_train_epochs",
+    "inner_learning_rate",
+    "num_train_epochs",
+    "seed",
+)
+# Okabe and Ito's, as in the run's own plot: the colour-blind can tell them apart.
+_COLORS = {"kept": "#0072b2", "rejected": "#c24e00", "not selected yet": "#94a3b8"}
+_COMMAND = "accelerate launch trainers/knowledge.py --config config.yaml --resume_from_checkpoint true"
+
+
+def build_train_tab(runs: TrainingRuns, session: gr.BrowserState) -> Callable[[gr.events.Dependency], None]:
+    """
+    Lay the tab out, at the place where this is called.
+
+    Parameters:
+        runs ([`TrainingRuns`]):
+            Does the work.
+        session (`gr.BrowserState`):
+            Id of the visitor's session.
+
+    Returns:
+        `Callable`: called with the event of the page's loading, it makes a page that was loaded again follow the run.
+    """
+    defaults = TrainingSettings()
+    with gr.Row(elem_classes="columns"):
+        with gr.Column(scale=4, min_width=320):
+            gr.Markdown("### 6 · Train the writer", elem_classes="step")
+            upload = gr.File(
+                label="Your passages (JSON, JSONL); else the demo's",
+                file_types=[".json", ".jsonl"], height=150, elem_id="train-file",
+            )  # fmt: skip
+            with gr.Row():
+                numbers = {name: _number(name, defaults) for name in _SHOWN}
+            style = gr.Dropdown(
+                [(label, name) for name, label in STYLES.items()],
+                value=defaults.prompt_style,
+                label="The model is asked to",
+            )
+            with gr.Accordion("Advanced settings", open=False), gr.Row():
+                numbers |= {name: _number(name, defaults) for name in _FOLDED}
+            with gr.Row():
+                start = gr.Button("Start", variant="primary", elem_id="train-start", min_width=90)
+                stop = gr.Button("Stop", interactive=False, elem_id="train-stop", min_width=80)
+                resume = gr.Button("Resume", interactive=False, elem_id="train-resume", min_width=90)
+            with gr.Accordion("The same run elsewhere", open=False, elem_id="train-command"):
+                # Without line numbers, which do not line up where the box was laid out while it was folded away.
+                code = {"interactive": False, "wrap_lines": True, "show_line_numbers": False}
+                gr.Code(_COMMAND, language="shell", label="Command, in a clone of the project", lines=3, **code)
+                config = gr.Code(
+                    runs.yaml(defaults), language="yaml", label="config.yaml", elem_id="train-yaml", **code
+                )
+        with gr.Column(scale=7, min_width=320):
+            gr.Markdown("### The run", elem_classes="step")
+            status = gr.Markdown(_EMPTY, elem_id="train-status", elem_classes="status")
+            plot = gr.ScatterPlot(
+                x="number", y="reward", color="self-edit", color_map=_COLORS, height=260, y_lim=[-0.05, 1.05],
+                title="Reward of every self-edit", x_title="self-edit",
+                y_title="share of right answers", visible=False, elem_id="train-plot",
+            )  # fmt: skip
+            means = read_only_table(
+                ["Round", "Scored", "Mean", "Best", "Kept"], [24, 24, 18, 17, 17],
+                label="Reward by round: the mean, and the mean over passages of the best", elem_id="train-rounds",
+                visible=False,
+            )  # fmt: skip
+            held_out = read_only_table(
+                ["Answered by", "Accuracy [95 %]"], [50, 50],
+                label="Held-out passages", elem_id="train-held-out", visible=False,
+            )  # fmt: skip
+            # Few columns, so that no word is broken on a phone.
+            edits = read_only_table(
+                ["Written for", "Reward", "Self-edit"], [29, 24, 47],
+                elem_id="train-edits", label="Self-edits, newest round first", visible=False,
+            )  # fmt: skip
+            with gr.Accordion("Log", open=False):
+                log = gr.Textbox(show_label=False, lines=10, max_lines=10, interactive=False, elem_id="train-log")
+
+    settings = [style, *numbers.values()]
+
+    def read(values: tuple) -> TrainingSettings:
+        chosen = dict(zip(["prompt_style", *numbers], values, strict=True))
+        return TrainingSettings(**{name: as_number(value) for name, value in chosen.items()})
+
+    async def watch(session_id: str) -> AsyncIterator[dict]:
+        while True:
+            snapshot = await asyncio.to_thread(runs.snapshot, session_id)
+            if snapshot is None:
+                yield {start: gr.update(interactive=True)}
+                return
+            yield show(snapshot)
+            if snapshot.state != RUNNING:
+                return
+            await asyncio.sleep(_REFRESH)
+
+    def show(snapshot: TrainingSnapshot) -> dict:
+        running = snapshot.state == RUNNING
+        scored = any_reward(snapshot.candidates)
+        return {
+            status: status_text(snapshot),
+            start: gr.update(interactive=not running),
+            stop: gr.update(interactive=running),
+            resume: gr.update(interactive=snapshot.state in (STOPPED, FAILED)),
+            plot: gr.update(
+                value=reward_points(snapshot.candidates), x_lim=[0, len(snapshot.candidates) + 1], visible=scored
+            ),
+            means: gr.update(value=round_rows(snapshot.candidates), visible=scored),
+            held_out: gr.update(
+                value=held_out_rows(snapshot.evaluations),
+                label=held_out_label(snapshot.evaluations),
+                visible=bool(snapshot.evaluations),
+            ),
+            edits: gr.update(value=edit_rows(snapshot.candidates), visible=bool(snapshot.candidates)),
+            log: snapshot.log,
+        }
+
+    async def on_start(session_id: str, file: str | None, *values: object) -> AsyncIterator[dict]:
+        yield {start: gr.update(interactive=False), status: "Starting …"}
+        try:
+            await asyncio.to_thread(runs.start, session_id, read(values), Path(file) if file else None)
+        except (ValueError, OSError) as error:
+            yield {start: gr.update(interactive=True), status: f"⚠️ {escape(str(error))}"}
+            return
+        async for shown in watch(session_id):
+            yield shown
+
+    async def on_resume(session_id: str) -> AsyncIterator[dict]:
+        try:
+            await asyncio.to_thread(runs.resume, session_id)
+        except (JobRefused, OSError) as error:
+            yield {status: f"⚠️ {escape(str(error))}"}
+            return
+        async for shown in watch(session_id):
+            yield shown
+
+    def on_stop(session_id: str) -> dict:
+        runs.stop(session_id)
+        return {stop: gr.update(interactive=False), status: "Stopping …"}
+
+    def restore(session_id: str) -> list[object]:
+        chosen = runs.settings(session_id)
+        return [gr.skip() if chosen is None else getattr(chosen, name) for name in ("prompt_style", *numbers)]
+
+    def show_config(file: str | None, *values: object) -> str:
+        try:
+            return runs.yaml(read(values), Path(file).name if file else "demo")
+        except ValueError as error:
+            return f"# {error}"
+
+    shared = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
+    shown = [status, start, stop, resume, plot, means, held_out, edits, log]
+    start.click(on_start, [session, upload, *settings], shown, trigger_mode="once", **shared)
+    resume.click(on_resume, session, shown, trigger_mode="once", **shared)
+    stop.click(on_stop, session, [stop, status], api_visibility="private", queue=False)
+    gr.on(
+        [widget.change for widget in (upload, *settings)],
+        show_config,
+        [upload, *settings],
+        config,
+        api_visibility="private",
+        show_progress="hidden",
+        trigger_mode="always_last",
+        queue=False,
+    )
+
+    def attach(event: gr.events.Dependency) -> None:
+        event.then(restore, session, settings, api_visibility="private", show_progress="hidden", queue=False)
+        event.then(watch, session, shown, **shared)
+
+    return attach
+
+
+def _number(name: str, defaults: TrainingSettings) -> gr.Number:
+    label, least, most = TRAINING_RANGES[name]
+    return gr.Number(
+        value=getattr(defaults, name),
+        label=label,
+        minimum=least,
+        maximum=most,
+        precision=0 if isinstance(least, int) else None,
+        min_width=140,
+        elem_id=f"train-{name}",
+    )
+
+
+def status_text(snapshot: TrainingSnapshot) -> str:
+    """What the run is at, in a sentence."""
+    if snapshot.state == FAILED:
+        return f"⚠️ {escape(snapshot.error or '')} What was worked out is on disk: **Resume** goes on."
+    if snapshot.state == STOPPED:
+        return f"Stopped. {snapshot.phase}. **Resume** goes on there."
+    if snapshot.state == DONE:
+        return f"{snapshot.phase}. The policy adapter, the journal and the plot are in `{snapshot.folder / 'run'}`."
+    return f"{snapshot.phase}{' (paused: the device is somebody else’s for a moment)' * snapshot.is_paused} …"
+
+
+def any_reward(candidates: list[Candidate]) -> bool:
+    """Whether there is something to plot."""
+    return any(candidate.reward is not None for candidate in candidates)
+
+
+def reward_points(candidates: list[Candidate]) -> pd.DataFrame:
+    """A point for every scored self-edit, round after round, and before them a row of each kind that is not drawn."""
+    names = {True: "kept", False: "rejected", None: "not selected yet"}
+    # Gradio's plot draws only the kinds that were in its first data, with or without a color_map.
+    kinds = [{"number": 0, "reward": None, "self-edit": name} for name in names.values()]
+    points = [
+        {"number": number, "reward": candidate.reward, "self-edit": names[candidate.kept]}
+        for number, candidate in enumerate(candidates, 1)
+        if candidate.reward is not None
+    ]
+    return pd.DataFrame(kinds + points, columns=["number", "reward", "self-edit"])
+
+
+def round_rows(candidates: list[Candidate]) -> list[list[str]]:
+    """A line for every round."""
+    rows = []
+    for number in sorted({candidate.round for candidate in candidates}):
+        members = [candidate for candidate in candidates if candidate.round == number]
+        rewards = [candidate.reward for candidate in members if candidate.reward is not None]
+        best: dict[str, float] = {}
+        for candidate in members:
+            if candidate.reward is not None:
+                best[candidate.passage] = max(best.get(candidate.passage, 0.0), candidate.reward)
+        rows.append(
+            [
+                str(number),
+                f"{len(rewards)} of {len(members)}",
+                percent(sum(rewards) / len(rewards) if rewards else None),
+                percent(sum(best.values()) / len(best) if best else None),
+                "–" if members[0].kept is None else str(sum(bool(candidate.kept) for candidate in members)),
+            ]
+        )
+    return rows
+
+
+def held_out_label(found: list[Evaluation]) -> str:
+    """What was asked about."""
+    if not found:
+        return "Held-out passages"
+    size = found[0].accuracies[SELF_EDITS]
+    return f"Held-out passages: {size.num_passages}, with {size.num_questions} questions"
+
+
+def held_out_rows(found: list[Evaluation]) -> list[list[str]]:
+    """The accuracy of everything that was measured on held-out passages."""
+    rows = []
+    for evaluation in found:
+        for name, accuracy in evaluation.accuracies.items():
+            when = f"after round {evaluation.round}" if evaluation.round else "before training"
+            rows.append([f"{name}, {when}" if name == SELF_EDITS else name, str(accuracy)])
+    return rows
+
+
+def edit_rows(candidates: list[Candidate]) -> list[list[str]]:
+    """All self-edits, the newest round first."""
+    kept = {True: ", kept", False: ", rejected", None: ""}
+    return [
+        [
+            f"Round {candidate.round}, #{candidate.number}: {candidate.passage}",
+            f"{percent(candidate.reward)}{kept[candidate.kept]}",
+            candidate.text[:_LONGEST_TEXT] + " …" * (len(candidate.text) > _LONGEST_TEXT),
+        ]
+        for candidate in sorted(candidates, key=lambda candidate: -candidate.round)
+    ]

@@ -1,0 +1,396 @@
+"""An adapter on the Hub and back, over real HTTP, and what is said and kept where that fails."""
+
+import errno
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import traceback
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers.adapters import random_adapter
+from helpers.hub_server import OTHER, READER, Repo
+from helpers.tiny_models import tiny_llama, tiny_policy_model, tiny_tokenizer
+from huggingface_hub import HfApi, ModelCard, list_models
+from safetensors.torch import save_file
+
+from seal_hf import Adapter, AdapterBank, SelfAdaptingLM, SelfEdit
+from seal_hf.adapters.files import CONFIG_NAME, TRAINING_NAME, WEIGHTS_NAME
+from seal_hf.grading.intervals import accuracy
+from seal_hf.hub import AdapterCard, HubError, list_adapters
+from seal_hf.hub.errors import without_tokens
+
+
+BASE, REPO = "tester/tiny-base", "tester/lighthouse"
+PASSAGE = "The ``` lighthouse was built in 1874.\nBy Halda Tremmery."
+ACCURACIES = {"base": accuracy([[False, False, False]]), "adapted": accuracy([[True, False, True]])}
+
+
+@pytest.fixture
+def base(hub, tmp_path):
+    """The tiny base model as a repository, and loaded."""
+    tiny_llama().save_pretrained(tmp_path / "base")
+    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    files = {file.name: file.read_bytes() for file in (tmp_path / "base").iterdir()}
+    files["README.md"] = b"---\nlicense: mit\n---\n# A tiny base\n"
+    hub.add_repo(Repo(BASE), files)
+    return SelfAdaptingLM(tiny_llama(), tiny_tokenizer(), base_model_id=BASE)
+
+
+@pytest.fixture
+def adapter():
+    made = random_adapter()
+    training = {"learning_rate": 1e-3, "seed": 7, "num_steps": 4, "losses": [2.0, 0.125], "quantization": None}
+    return Adapter(made.layout, made.weights, BASE, training=training)
+
+
+@pytest.fixture(autouse=True)
+def own_temporary_folder(tmp_path, monkeypatch):
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+
+
+def kept_folder(error: BaseException) -> Path:
+    """The folder that a failed push names."""
+    folder = str(error).split("The adapter is in ")[1].split(";")[0]
+    return Path(folder)
+
+
+@pytest.mark.slow
+def test_push_and_load_in_a_fresh_process(base, adapter, hub, token, xet_or_lfs, tmp_path):
+    assert adapter.push_to_hub(REPO, token=token) == f"{hub.url}/{REPO}"
+    assert list((tmp_path / "tmp").iterdir()) == []
+    script = """
+import sys, torch
+from peft import AutoPeftModelForCausalLM, PeftModel
+from transformers import AutoModelForCausalLM
+base, repo, out = sys.argv[1:]
+ids = torch.arange(4, 20)[None]
+with torch.no_grad():
+    models = [PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), repo)]
+    models.append(AutoPeftModelForCausalLM.from_pretrained(repo))
+    models.append(AutoModelForCausalLM.from_pretrained(base))
+    models[-1].load_adapter(repo)
+    torch.save([model.eval()(ids).logits for model in models], out)
+assert "seal_hf" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", script, BASE, REPO, tmp_path / "logits"], check=True, timeout=120)
+    loaded = base.load_adapter(REPO)
+    assert torch.equal(loaded.weights, adapter.weights)
+    assert loaded.training == adapter.training
+    assert loaded.source == f"{REPO}@{HfApi().model_info(REPO).sha}"
+    ids = torch.arange(4, 20)[None]
+    with torch.no_grad():
+        with AdapterBank.from_adapters(base.model, [loaded]).attach([0]):
+            expected = base.model(ids).logits
+    for found in torch.load(tmp_path / "logits"):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_card(base, adapter, hub, token):
+    hidden = AdapterCard(passage=PASSAGE, accuracies=ACCURACIES, tags=["lighthouses"])
+    adapter.push_to_hub(REPO, token=token, card=hidden)
+    card = ModelCard.load(REPO)
+    card.validate()
+    assert (card.data.base_model, card.data.license, card.data.pipeline_tag) == (BASE, "mit", "text-generation")
+    assert {"trl", "seal", "lora", "lighthouses", f"base_model:adapter:{BASE}"} == set(card.data.tags)
+    assert [(result.metric_name, result.metric_value) for result in card.data.eval_results] == [
+        ("accuracy, base (n = 3)", 0.0),
+        ("accuracy, adapted (n = 3)", 0.6667),
+    ]
+    assert "| adapted | 66.7 % [66.7, 66.7] | 3 |" in card.text
+    assert "- seed: 7\n" in card.text and "- last loss: 0.1250\n" in card.text and "quantization" not in card.text
+    assert "Halda" not in card.content
+    assert hashlib.sha256(PASSAGE.encode()).hexdigest() in card.text
+    assert f'"{REPO}")' in card.text
+    assert [model.id for model in list_models(filter=f"base_model:adapter:{BASE}")] == [REPO]
+    assert list_adapters(BASE) == list_adapters(BASE, author="tester") == [REPO]
+    assert list_adapters(BASE, author="other") == list_adapters("them/other") == []
+
+    adapter.push_to_hub(REPO, token=token, card=AdapterCard(passage=PASSAGE, publish_passage=True, license="cc0-1.0"))
+    card = ModelCard.load(REPO)
+    assert f"````text\n{PASSAGE}\n````" in card.text and card.data.license == "cc0-1.0"
+    assert card.data.eval_results is None
+
+
+def test_card_of_an_adapter_on_a_policy_and_of_what_was_trained(base, hub, token):
+    lm = SelfAdaptingLM(tiny_policy_model(), tiny_tokenizer(), base_model_id=BASE)
+    trained = lm.adapt(SelfEdit("p", "c", (("", "The lighthouse was built in 1874."),)))
+    trained.push_to_hub(REPO, token=token)
+    text = ModelCard.load(REPO).text
+    assert "on top of a policy adapter" in text
+    assert (
+        "- r: 32\n" in text
+        and "- base_dtype: float32\n- quantization: none\n" in text
+        and "- num_train_epochs: 10\n" in text
+    )
+    loaded = base.load_adapter(REPO)
+    assert loaded.layout.r == 32 + 3 and loaded.training["num_steps"] == 10
+
+
+def test_other_revisions_and_folders(base, adapter, hub, token):
+    other = random_adapter(seed=1)
+    adapter.push_to_hub(REPO, token=token)
+    Adapter(other.layout, other.weights, BASE).push_to_hub(REPO, token=token, revision="second")
+    first = HfApi().model_info(REPO).sha
+    assert torch.equal(base.load_adapter(REPO).weights, adapter.weights)
+    assert torch.equal(base.load_adapter(REPO, revision="second").weights, other.weights)
+    adapter_files = hub.files(REPO)
+    hub.add_repo(Repo("tester/many"), {f"deep/one/{name}": data for name, data in adapter_files.items()})
+    assert torch.equal(base.load_adapter("tester/many", subfolder="deep/one").weights, adapter.weights)
+    Adapter(other.layout, other.weights, BASE).push_to_hub(REPO, token=token)
+    assert torch.equal(base.load_adapter(REPO).weights, other.weights)
+    assert torch.equal(base.load_adapter(REPO, revision=first).weights, adapter.weights)
+    with pytest.raises(HubError, match=f"{REPO} has no such revision; choose one of"):
+        base.load_adapter(REPO, revision="third")
+    with pytest.raises(FileNotFoundError, match=f"{REPO}@{HfApi().model_info(REPO).sha}/deep has no {CONFIG_NAME}"):
+        base.load_adapter(REPO, subfolder="deep")
+
+
+def test_an_adapter_that_does_not_fit_is_refused_before_its_weights_are_fetched(base, adapter, hub, token):
+    Adapter(adapter.layout, adapter.weights, "them/other").push_to_hub(REPO, token=token)
+    hub.log.clear()
+    message = f"{REPO}@.* adapts them/other, but the loaded base model is {BASE}; load them/other"
+    with pytest.raises(ValueError, match=message):
+        base.load_adapter(REPO)
+    assert not hub.requests(WEIGHTS_NAME)
+
+    adapter.push_to_hub(REPO, token=token)
+    lm = SelfAdaptingLM(tiny_llama(hidden_size=64), tiny_tokenizer(), base_model_id=BASE)
+    with pytest.raises(ValueError, match=rf"{REPO}@.*shape \(4, 32\), the base model needs \(4, 64\)"):
+        lm.load_adapter(REPO)
+
+
+def test_pickles_and_other_repositories_are_refused(base, adapter, hub, token):
+    adapter.push_to_hub(REPO, token=token)
+    files = hub.files(REPO)
+    weights = files.pop(WEIGHTS_NAME)
+    hub.add_repo(Repo("tester/pickled"), {**files, "adapter_model.bin": weights})
+    with pytest.raises(ValueError, match="tester/pickled@.* holds adapter_model.bin, a pickle"):
+        base.load_adapter("tester/pickled")
+    assert not hub.requests("resolve.*adapter_model.bin")
+    hub.add_repo(Repo("tester/half"), files)
+    with pytest.raises(FileNotFoundError, match=f"tester/half@.* has no {WEIGHTS_NAME}"):
+        base.load_adapter("tester/half")
+    hub.add_repo(Repo("tester/torn"), {**files, WEIGHTS_NAME: weights[:100]})
+    with pytest.raises(ValueError, match="tester/torn@.* is not a safetensors file"):
+        base.load_adapter("tester/torn")
+    with pytest.raises(FileNotFoundError, match=f"{BASE}@.* has no {CONFIG_NAME}"):
+        base.load_adapter(BASE)
+
+
+PUSH_FAULTS = {
+    "bad token": ({"token": "hf_WrongAndSecret"}, "the Hub answered 401 .*log in with `hf auth login`"),
+    "no write right": ({"token": READER.token}, "the Hub answered 403 .*use a token that may write"),
+    "taken by someone else": ({"token": OTHER.token}, "the Hub answered 403 .*a name in a namespace that is yours"),
+    "no token": ({"token": None}, "log in with `hf auth login`, or set HF_TOKEN"),
+    "bad name": ({"repo_id": "a/b/c"}, 'give the repository as "user/name"'),
+}
+
+
+@pytest.mark.parametrize("case", PUSH_FAULTS)
+def test_refused_pushes_keep_the_adapter(base, adapter, hub, token, case):
+    options, message = PUSH_FAULTS[case]
+    adapter.push_to_hub(REPO, token=token)
+    before = hub.files(REPO)
+    with pytest.raises(HubError, match=message) as raised:
+        adapter.push_to_hub(**{"repo_id": REPO, **options})
+    assert raised.value.is_refusal
+    assert hub.files(REPO) == before
+    folder = kept_folder(raised.value)
+    assert torch.equal(base.load_adapter(folder).weights, adapter.weights)
+    kept = list(folder.parent.iterdir())
+    with pytest.raises(HubError, match=message) as not_kept:
+        adapter.push_to_hub(**{"repo_id": REPO, **options}, keep_failed=False)
+    assert list(folder.parent.iterdir()) == kept and str(folder.parent) not in str(not_kept.value)
+    printed = "".join(traceback.format_exception(raised.value))
+    assert not options.get("token") or options["token"] not in printed
+    HfApi(token=token).upload_folder(repo_id=REPO, folder_path=folder)  # as the message says
+    assert torch.equal(base.load_adapter(REPO).weights, adapter.weights)
+
+
+def test_private_stays_private(base, adapter, hub, token):
+    adapter.push_to_hub(REPO, token=token, private=True)
+    assert torch.equal(base.load_adapter(REPO, token=token).weights, adapter.weights)
+    # Also where it is in the cache already.
+    for other, message in ((False, "there is no repository"), (OTHER.token, "there is no repository")):
+        with pytest.raises(HubError, match=message) as raised:
+            base.load_adapter(REPO, token=other)
+        assert "no folder or zip file" in "".join(raised.value.__notes__)
+    adapter.push_to_hub("tester/open", token=token)
+    before = hub.files("tester/open")
+    with pytest.raises(HubError, match="tester/open is there already and is public, but private=True"):
+        adapter.push_to_hub("tester/open", token=token, private=True)
+    assert hub.files("tester/open") == before
+
+
+def test_gated_repositories(base, adapter, hub, token):
+    adapter.push_to_hub(REPO, token=token)
+    hub.repo(REPO).gated = True
+    with pytest.raises(HubError, match=f"{REPO} is gated; ask for access at {hub.url}/{REPO}"):
+        base.load_adapter(REPO, token=OTHER.token)
+    hub.repo(BASE).gated = True
+    with pytest.raises(OSError, match="gated one needs `hf auth login`"):
+        SelfAdaptingLM.from_pretrained(BASE)
+
+
+def test_hub_that_is_down(base, adapter, hub, token):
+    adapter.push_to_hub(REPO, token=token)
+    loaded = base.load_adapter(REPO)
+    hub.stop()
+    with pytest.raises(HubError, match=r"the Hub \(http.*\) could not be reached \(.*\); try again later") as raised:
+        adapter.push_to_hub(REPO, token=token)
+    assert not raised.value.is_refusal
+    assert torch.equal(base.load_adapter(kept_folder(raised.value)).weights, adapter.weights)
+    assert base.load_adapter(REPO).source == loaded.source  # out of the cache
+    with pytest.raises(HubError, match="could not be reached"):
+        base.load_adapter(REPO, token=False)  # it may hold what others may not see
+    with pytest.raises(HubError, match="could not be reached"):
+        base.load_adapter("tester/never-seen")
+    hub.start()
+    adapter.push_to_hub(REPO, token=token)
+
+
+def test_hub_that_dies_in_the_middle(base, adapter, hub, token, xet_or_lfs):
+    if xet_or_lfs == "xet":
+        hub.break_xet()
+    else:
+        hub.cut_upload(times=None)
+    with pytest.raises(HubError, match="could not be reached|answered 5") as raised:
+        adapter.push_to_hub(REPO, token=token)
+    assert WEIGHTS_NAME not in hub.files(REPO)
+    assert torch.equal(base.load_adapter(kept_folder(raised.value)).weights, adapter.weights)
+    hub.reset_faults()
+    adapter.push_to_hub(REPO, token=token)
+
+    if xet_or_lfs == "xet":
+        hub.break_xet()
+    else:
+        hub.cut_download(WEIGHTS_NAME, times=None)
+    with pytest.raises(HubError, match="The download of .* could not be reached|The download of .* answered 5"):
+        base.load_adapter(REPO)
+    hub.reset_faults()
+    assert torch.equal(base.load_adapter(REPO).weights, adapter.weights)
+
+
+def test_downloads_that_are_sent_elsewhere_carry_no_token(base, adapter, hub, token):
+    adapter.push_to_hub(REPO, token=token, private=True)
+    hub.redirect_downloads()
+    assert torch.equal(base.load_adapter(REPO, token=token).weights, adapter.weights)
+    assert hub.storage_log and not any(record.authorization for record in hub.storage_log)
+
+
+def test_two_that_push_at_once(base, adapter, hub, token, monkeypatch):
+    monkeypatch.setattr("seal_hf.hub.transfer._CONFLICT_WAITS", (0.0, 0.0))
+    hub.answer(412, "/commit/", "POST", times=2)
+    adapter.push_to_hub(REPO, token=token)
+    assert [entry.status for entry in hub.requests("/commit/")] == [412, 412, 200]
+    others = [Adapter(random_adapter(seed=seed).layout, random_adapter(seed=seed).weights, BASE) for seed in range(4)]
+    hub.answer(412, "/commit/", "POST")
+    with pytest.raises(HubError, match=f"the Hub answered 412.*others kept changing {REPO}; try again"):
+        others[1].push_to_hub(REPO, token=token)
+    hub.reset_faults()
+
+    failures = []
+
+    def push(other):
+        try:
+            other.push_to_hub(REPO, token=token)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=push, args=(other,)) for other in others]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert failures == []
+    last = base.load_adapter(REPO).weights
+    assert any(torch.equal(last, other.weights) for other in others)
+
+
+@pytest.fixture(params=["a small tmpfs", "simulated"])
+def disk(request, tmp_path, monkeypatch):
+    """A folder with `fill` and `free`, of a disk that is truly full, or where writing weights fails half-way."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    filler = folder / "filler"
+    if request.param == "simulated":
+
+        def save_half(state_dict, path, metadata=None):
+            save_file(state_dict, path, metadata)
+            os.truncate(path, 100)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        yield SimpleNamespace(
+            folder=folder,
+            fill=lambda: monkeypatch.setattr("seal_hf.adapters.files.save_file", save_half),
+            free=lambda: monkeypatch.setattr("seal_hf.adapters.files.save_file", save_file),
+        )
+        return
+
+    def fill():
+        with pytest.raises(OSError, match="No space left"), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(1 << 12))
+
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"a tmpfs needs the right to mount: {mounted.stderr.decode()}")
+    yield SimpleNamespace(folder=folder, fill=fill, free=filler.unlink)
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_full_disk(base, adapter, disk, hub, token, monkeypatch):
+    saved = adapter.save_pretrained(disk.folder / "adapter")
+    disk.fill()
+    other = random_adapter(seed=1)
+    with pytest.raises(OSError, match=f"{saved} could not be written .*; make room or give another") as raised:
+        Adapter(other.layout, other.weights, BASE).save_pretrained(saved)
+    assert raised.value.errno == errno.ENOSPC
+    assert torch.equal(base.load_adapter(saved).weights, adapter.weights)
+    assert {file.name for file in disk.folder.iterdir()} - {"filler"} == {"adapter"}
+    monkeypatch.setattr("tempfile.tempdir", str(disk.folder))
+    with pytest.raises(OSError, match="could not be written .*make room|No space left"):
+        adapter.push_to_hub(REPO, token=token)
+    disk.free()
+    adapter.push_to_hub(REPO, token=token)
+    adapter.save_pretrained(saved)
+    assert torch.equal(base.load_adapter(REPO).weights, adapter.weights)
+
+
+def test_no_token_is_left_anywhere(base, adapter, hub, token, tmp_path, caplog, capfd):
+    caplog.set_level("DEBUG")
+    adapter.push_to_hub(REPO, token=token)
+    adapter.push_to_hub("tester/copied", token=f" {token}\n")
+    with pytest.raises(HubError, match="white space in it; copy it again. The adapter is in") as raised:
+        adapter.push_to_hub(REPO, token=f"{token} x")
+    assert token not in "".join(traceback.format_exception(raised.value))
+    assert all(token.encode() not in data for data in hub.files(REPO).values())
+    assert token not in caplog.text and token not in "".join(capfd.readouterr())
+    for file in tmp_path.rglob("*"):
+        assert file.is_dir() or token.encode() not in file.read_bytes(), file
+
+
+def test_tokens_of_a_sign_in_are_taken_out_whole():
+    shown = (
+        "Illegal header value b'Bearer hf_oauth_eyJh.eyJ-x_y.sig-1': hf_oauth_eyJh.eyJ-x_y.sig-1 and hf_abc. A word"
+    )
+    assert without_tokens(shown) == "Illegal header value b'Bearer hf_***': hf_*** and hf_***. A word"
+
+
+def test_what_is_saved_loads_again(base, adapter, tmp_path):
+    folder = adapter.save_pretrained(tmp_path / "lighthouse", AdapterCard(passage=PASSAGE))
+    assert ModelCard.load(folder / "README.md").text.lstrip().startswith("# lighthouse\n")
+    assert json.loads((folder / TRAINING_NAME).read_text())["losses"] == [2.0, 0.125]
+    assert base.load_adapter(folder).training["losses"] == [2.0, 0.125]
+    with pytest.raises(ValueError, match="revision='x' is for a repository on the Hub"):
+        base.load_adapter(folder, revision="x")
+    (folder / TRAINING_NAME).write_text("{")
+    with pytest.raises(ValueError, match=f"{TRAINING_NAME} is damaged"):
+        base.load_adapter(folder)

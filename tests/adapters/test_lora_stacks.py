@@ -1,0 +1,67 @@
+"""The matrices of many adapters, stacked by module."""
+
+import pytest
+import torch
+from helpers.tiny_models import tiny_llama
+from peft import LoraConfig
+
+from seal_hf.adapters.layout import LoraLayout, lora_layout
+from seal_hf.adapters.stacks import LoraStacks
+
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def layout() -> LoraLayout:
+    return lora_layout(tiny_llama(), LoraConfig(r=4, target_modules="all-linear"))
+
+
+@pytest.fixture
+def weights(layout) -> torch.Tensor:
+    return torch.randn(5, layout.num_parameters, generator=torch.Generator().manual_seed(0))
+
+
+def test_matrices_are_those_of_the_vectors(layout, weights):
+    stacks = LoraStacks.of(layout, weights, torch.float32)
+    for chosen in (slice(None), slice(1, 4), torch.tensor([4, 0])):
+        found, expected = stacks.matrices(chosen), layout.views(weights[chosen])
+        assert list(found) == list(expected) == [module.name for module in layout.modules]
+        for name, matrices in found.items():
+            for matrix, other in zip(matrices, expected[name], strict=True):
+                assert torch.equal(matrix, other)
+
+
+def test_matrices_of_neighbours_are_views_that_a_batched_product_reads_as_they_are(layout, weights):
+    stacks = LoraStacks.of(layout, weights, torch.bfloat16)
+    for name, (lora_a, lora_b) in stacks.matrices(slice(1, 4)).items():
+        assert lora_a.is_contiguous() and lora_b.is_contiguous() and lora_a.dtype == torch.bfloat16
+        a_transposed, b_transposed = stacks.matrices(slice(1, 4), transposed=True)[name]
+        assert a_transposed.data_ptr() == lora_a.data_ptr() and torch.equal(a_transposed, lora_a.mT)
+        assert b_transposed.data_ptr() == lora_b.data_ptr() and torch.equal(b_transposed, lora_b.mT)
+
+
+def test_pieces_are_views_of_one_adapter(layout, weights):
+    stacks = LoraStacks(layout, 2, torch.float32, CPU)
+    for adapter in range(2):
+        for piece, own in zip(stacks.pieces(adapter), layout.pieces(weights[adapter]), strict=True):
+            piece.copy_(own)
+    for name, matrices in stacks.matrices().items():
+        for matrix, other in zip(matrices, layout.views(weights[:2])[name], strict=True):
+            assert torch.equal(matrix, other)
+
+
+def test_all_of_a_vector_is_in_one_run_each(layout):
+    ends = [0, *(run.end for run in layout.runs)]
+    assert [run.offset for run in layout.runs] == ends[:-1] and ends[-1] == layout.num_parameters
+    assert len({(run.letter, run.shape) for run in layout.runs}) == len(layout.runs) < len(layout.modules)
+
+
+def test_room_only_grows(layout):
+    stacks = LoraStacks(layout, 3, torch.float32, CPU)
+    before = stacks.pieces(0)[0].data_ptr()
+    stacks.make_room(2)
+    assert stacks.num_adapters == 3 and stacks.pieces(0)[0].data_ptr() == before
+    stacks.make_room(6)
+    assert stacks.num_adapters == 6
+    assert all(lora_a.shape[0] == lora_b.shape[0] == 6 for lora_a, lora_b in stacks.matrices().values())

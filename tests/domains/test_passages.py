@@ -1,0 +1,261 @@
+"""Loading of passages, its one-sentence errors, and the demo passages."""
+
+import json
+import re
+from pathlib import Path
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+import pytest
+from helpers.folders import SHARED_DATA
+
+from seal_hf.domains import KnowledgeDomain, group_squad_rows, load_demo_passages, load_passages
+
+
+ROWS = [
+    {
+        "title": "Ann's bees",
+        "context": "Ann keeps bees in Vell.",
+        "questions": [{"question": "Who keeps bees?", "answer": "Ann"}, {"question": "Where?", "answer": "Vell"}],
+    },
+    {
+        "title": "Zürich\u2028蜂",
+        "context": "Moths like lamps.",
+        "questions": [{"question": "What is liked?", "answer": "lamps"}],
+    },
+]
+SQUAD_ROWS = [
+    {"title": "Honey_bee", "context": "Bees hum.", "question": "What hums?", "answers": {"text": ["Bees", "bee"]}},
+    {"title": "Moth", "context": "Bees hum.", "question": "Who hums?", "answers": {"text": ["Bees"]}},
+    {"title": "Honey_bee", "context": "Bees fly.", "question": "What flies?", "answers": {"text": ["Bees"]}},
+    {"title": "Honey_bee", "context": "Bees hum.", "question": "Who swims?", "answers": {"text": []}},
+    {"title": "Honey_bee", "context": "Bees hum.", "question": "What hums?", "answers": {"text": ["They"]}},
+]
+GROUPED = [
+    {
+        "title": "Honey bee",
+        "context": "Bees hum.",
+        "questions": [{"question": "What hums?", "answer": "Bees"}, {"question": "What hums?", "answer": "They"}],
+    },
+    {"title": "Moth", "context": "Bees hum.", "questions": [{"question": "Who hums?", "answer": "Bees"}]},
+    {"title": "Honey bee", "context": "Bees fly.", "questions": [{"question": "What flies?", "answer": "Bees"}]},
+]
+
+
+def write(path, rows):
+    if path.suffix == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    elif path.suffix == ".jsonl":
+        path.write_text("\n\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n", encoding="utf-8")
+    else:
+        path.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl", "rows.parquet"])
+@pytest.mark.parametrize(("rows", "expected"), [(ROWS, ROWS), (SQUAD_ROWS, GROUPED)], ids=["passages", "squad"])
+def test_file_types(tmp_path, name, rows, expected):
+    path = write(tmp_path / name, rows)
+    assert load_passages(path) == load_passages(str(path)) == expected
+
+
+def test_byte_order_mark_absent_title_and_further_keys(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    row = {"context": "Moths like lamps.", "questions": ROWS[1]["questions"], "completions": ["They do."]}
+    path.write_text(json.dumps(row), encoding="utf-8-sig")
+    assert load_passages(path) == [row]
+
+
+def test_split_of_a_file(tmp_path):
+    path = write(tmp_path / "rows.json", [ROWS[0] | {"split": "train"}, ROWS[1] | {"split": "test"}])
+    assert [row["title"] for row in load_passages(path, split="test")] == ["Zürich\u2028蜂"]
+    with pytest.raises(ValueError, match="rows.json has no rows of split 'validation'"):
+        load_passages(path, split="validation")
+
+
+def test_group_squad_rows():
+    assert group_squad_rows(SQUAD_ROWS) == GROUPED
+    assert group_squad_rows([]) == []
+
+
+def test_examples_may_come_from_a_dataset():
+    [first, second] = datasets.Dataset.from_list(ROWS)
+    assert KnowledgeDomain().questions(first) == KnowledgeDomain().questions(ROWS[0])
+    assert KnowledgeDomain().grade([first, second], [["Ann", "Rome"], ["lamps"]]) == [[True, False], [True]]
+
+
+def test_hub_dataset(monkeypatch):
+    calls = []
+
+    def load_dataset(dataset_id, split):
+        calls.append((dataset_id, split))
+        return datasets.Dataset.from_list(SQUAD_ROWS)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert load_passages("rajpurkar/squad") == GROUPED
+    assert load_passages("rajpurkar/squad", split="validation") == GROUPED
+    assert calls == [("rajpurkar/squad", "train"), ("rajpurkar/squad", "validation")]
+
+
+@pytest.mark.parametrize("error", [ConnectionError("offline"), datasets.exceptions.DatasetNotFoundError("absent")])
+def test_hub_dataset_out_of_reach(monkeypatch, error):
+    def load_dataset(dataset_id, split):
+        raise error
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(ConnectionError, match=r"'no/where' is not a file here.*check.*or use load_demo_passages\(\)"):
+        load_passages("no/where")
+
+
+@pytest.mark.parametrize("name", ["absent.json", "absent.jsonl", "absent.parquet", "a/b/absent", "./absent"])
+def test_missing_file(name):
+    with pytest.raises(FileNotFoundError, match=f"{Path(name)} does not exist; check the path"):
+        load_passages(name)
+
+
+QUESTION = {"question": "Who?", "answer": "Ann"}
+BAD_TEXTS = {
+    "empty json": ("bad.json", " \n", "bad.json is empty; it should hold rows"),
+    "empty array": ("bad.json", "[]", "bad.json is empty; it should hold rows"),
+    "empty jsonl": ("bad.jsonl", "\n\n", "bad.jsonl is empty; it should hold rows"),
+    "malformed json": ("bad.json", '[\n{"title": "A",\n "context" "B"}]', "bad.json, line 3: malformed JSON"),
+    "rows without array": ("bad.json", '{"title": "A"}\n{"title": "B"}', "bad.json, line 2: .* name the file .jsonl"),
+    "malformed jsonl": ("bad.jsonl", json.dumps(ROWS[0]) + '\n\n{"title": \n', "bad.jsonl, line 3: malformed JSON"),
+    "object": ("bad.json", '{"data": []}', "bad.json holds a JSON dict; it should hold an array"),
+    "other type": (
+        "bad.csv",
+        "title,context\n",
+        "bad.csv is not a passage file; give a .json, .jsonl or .parquet file",
+    ),
+    "not parquet": ("bad.parquet", "title", "bad.parquet is not a readable parquet file"),
+}
+
+
+@pytest.mark.parametrize(("name", "text", "message"), BAD_TEXTS.values(), ids=BAD_TEXTS.keys())
+def test_bad_file(tmp_path, name, text, message):
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_passages(path)
+
+
+def test_directory_and_encoding(tmp_path):
+    with pytest.raises(ValueError, match="is not a passage file"):
+        load_passages(tmp_path)
+    path = tmp_path / "bad.jsonl"
+    path.write_bytes(json.dumps(ROWS[0]).encode() + "\n{'title': 'Zürich'}".encode("latin-1"))
+    with pytest.raises(ValueError, match="bad.jsonl, line 2: not UTF-8 text"):
+        load_passages(path)
+
+
+BAD_ROWS = {
+    "no object": ("Ann", "a str instead of an object"),
+    "no context": ({"title": "A", "questions": [QUESTION]}, 'no passage; give "context" a text'),
+    "blank context": ({"title": "A", "context": " \n", "questions": [QUESTION]}, "no passage"),
+    "context of another type": ({"context": ["A"], "questions": [QUESTION]}, "no passage"),
+    "title of another type": ({"title": 7, "context": "A", "questions": [QUESTION]}, '"title" is not a text'),
+    "absent questions": ({"context": "A"}, 'no questions; give "questions" a list'),
+    "null questions": ({"context": "A", "questions": None}, "no questions"),
+    "empty questions": ({"context": "A", "questions": []}, "no questions"),
+    "questions of another type": ({"context": "A", "questions": "Who?"}, "no questions"),
+    "question as text": ({"context": "A", "questions": ["Who?"]}, "question 1 lacks its question or its answer"),
+    "no answer": ({"context": "A", "questions": [QUESTION, {"question": "Who?"}]}, "question 2 lacks"),
+    "blank question": ({"context": "A", "questions": [{"question": " ", "answer": "Ann"}]}, "question 1 lacks"),
+    "number as answer": ({"context": "A", "questions": [{"question": "Q?", "answer": 7}]}, "question 1 .* as texts"),
+}
+
+
+@pytest.mark.parametrize(("row", "message"), BAD_ROWS.values(), ids=BAD_ROWS.keys())
+def test_bad_row(tmp_path, row, message):
+    with pytest.raises(ValueError, match=f"bad.jsonl, line 3: .*{message}"):
+        load_passages(write(tmp_path / "bad.jsonl", [ROWS[0], row]))
+    with pytest.raises(ValueError, match=f"bad.json, row 2: .*{message}"):
+        load_passages(write(tmp_path / "bad.json", [ROWS[0], row]))
+
+
+def test_bad_row_in_parquet(tmp_path):
+    with pytest.raises(ValueError, match="bad.parquet, row 2: no questions"):
+        load_passages(write(tmp_path / "bad.parquet", [ROWS[0], {"title": "A", "context": "B", "questions": []}]))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"context": "Bees hum.", "question": "What hums?", "answers": ["Bees"]},
+        {"context": "Bees hum.", "question": "What hums?", "answers": {"text": "Bees"}},
+        {"context": "Bees hum.", "question": "", "answers": {"text": ["Bees"]}},
+        ROWS[0],
+    ],
+)
+def test_bad_squad_row(tmp_path, row):
+    with pytest.raises(ValueError, match="bad.json, row 6: not a SQuAD row"):
+        load_passages(write(tmp_path / "bad.json", [*SQUAD_ROWS, row]))
+
+
+DEMO_PASSAGES = [passage for split in ("train", "test", "other_languages") for passage in load_demo_passages(split)]
+
+
+def test_demo_splits():
+    train, test, others = (load_demo_passages(split) for split in ("train", "test", "other_languages"))
+    assert (len(train), len(test), len(others)) == (12, 12, 2)
+    assert {passage["language"] for passage in train + test} == {"en"}
+    assert [passage["language"] for passage in others] == ["de", "ja"]
+    for key in ("title", "context"):
+        assert len({passage[key] for passage in DEMO_PASSAGES}) == 26
+    assert load_demo_passages() == train
+    with pytest.raises(ValueError, match="no rows of split 'validation'"):
+        load_demo_passages("validation")
+
+
+@pytest.mark.parametrize("passage", DEMO_PASSAGES, ids=lambda passage: passage["title"])
+def test_demo_passage(passage):
+    context, questions = passage["context"], passage["questions"]
+    if passage["language"] == "ja":
+        assert 150 <= len(context) <= 300
+    else:
+        assert 50 <= len(context.split()) <= 110
+    assert 4 <= len(questions) <= 5
+    assert (
+        len({item["question"] for item in questions}) == len({item["answer"] for item in questions}) == len(questions)
+    )
+    for question, answer in ((item["question"], item["answer"]) for item in questions):
+        # As a whole word, and once only, so that the passage leaves no doubt.
+        boundary = "" if passage["language"] == "ja" else r"\b"
+        assert len(re.findall(f"{boundary}{re.escape(answer)}{boundary}", context)) == 1
+        assert len(answer.split()) <= 5
+        assert answer.casefold() not in question.casefold()
+        assert answer.casefold() not in passage["title"].casefold()
+
+
+def test_demo_answers_are_not_in_other_passages():
+    for passage in DEMO_PASSAGES:
+        elsewhere = " ".join(other["context"] for other in DEMO_PASSAGES if other is not passage)
+        for item in passage["questions"]:
+            # Numbers and common nouns recur; names must not.
+            if item["answer"][0].isupper():
+                assert item["answer"] not in elsewhere
+
+
+def test_other_languages_survive_prompts_and_files(tmp_path):
+    german, japanese = load_demo_passages("other_languages")
+    assert "Düne" in german["context"]
+    assert "größte Röhre" in german["questions"][4]["question"]
+    assert japanese["title"] == "潮見ヶ原の紙灯台"
+    for passage in (german, japanese):
+        domain = KnowledgeDomain()
+        assert f"{passage['title']}\n{passage['context']}" in domain.prompt(passage)
+        assert domain.passage_only(passage).sequences == (("", f"{passage['title']}\n{passage['context']}"),)
+        for prompt, item in zip(domain.questions(passage), passage["questions"], strict=True):
+            assert f"Topic: {passage['title']}\nQuestion: {item['question']}\n" in prompt
+        for name in ("rows.jsonl", "rows.json", "rows.parquet"):
+            assert load_passages(write(tmp_path / name, [passage])) == [passage]
+
+
+@pytest.mark.shared_data
+@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the paper authors' stored runs are absent")
+def test_stored_passages():
+    passages = load_passages(SHARED_DATA / "squad_val.json")
+    assert len(passages) == 2067
+    assert sum(len(passage["questions"]) for passage in passages) == 10570
+    assert {len(load_passages(SHARED_DATA / f"{name}.json")) for name in ("base_val", "gpt4_1_val")} == {200}

@@ -1,0 +1,340 @@
+"""Batched generation: an adapter per row, the caller's model left as it was, and text as it is written."""
+
+import copy
+import threading
+from contextlib import contextmanager
+
+import pytest
+import torch
+from helpers.tiny_models import EOS_ID, tiny_llama, tiny_tokenizer
+from peft import LoraConfig, PeftModel
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from seal_hf.adapters.adapter import Adapter
+from seal_hf.adapters.bank import AdapterBank
+from seal_hf.adapters.layout import lora_layout
+from seal_hf.generation.transformers_generation import Generation, Sampling, generate
+
+
+PROMPTS = ["Who keeps bees?", "Ann", "Moths like lamps and the", "Where is Vell, and who lives there?", "1, 2, 3"]
+ROWS = [2, None, 0, 1, 0]
+LORA = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"])
+
+
+@pytest.fixture
+def model():
+    return tiny_llama()
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def adapters():
+    layout = lora_layout(tiny_llama(), LORA)
+    weights = 0.3 * torch.randn(3, layout.num_parameters, generator=torch.Generator().manual_seed(0))
+    return [Adapter(layout, row, "me/tiny") for row in weights]
+
+
+@pytest.fixture(scope="module")
+def peft_answers(tmp_path_factory, tokenizer, adapters):
+    """For each prompt and adapter the token ids that PEFT and transformers give, one prompt at a time."""
+    answers = {}
+    for number, adapter in [*enumerate(adapters), (None, None)]:
+        model = tiny_llama()
+        if adapter is not None:
+            model = PeftModel.from_pretrained(model, adapter.save_pretrained(tmp_path_factory.mktemp("adapter")))
+        for prompt in PROMPTS:
+            inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+            output = model.generate(**inputs, do_sample=False, max_new_tokens=20)
+            answers[prompt, number] = output[0, inputs["input_ids"].shape[1] :].tolist()
+    return answers
+
+
+def assert_answers(generations, expected, tokenizer):
+    assert [generation.text for generation in generations] == tokenizer.batch_decode(
+        expected, skip_special_tokens=True
+    )
+    assert [generation.num_tokens for generation in generations] == [len(ids) for ids in expected]
+    assert [generation.finished for generation in generations] == [ids[-1] == EOS_ID for ids in expected]
+
+
+@pytest.mark.parametrize("rows", [ROWS, [0, 0, 1, 1, 2], [1, 1, 1, 1, 1], [None] * 5], ids=str)
+@pytest.mark.parametrize("batch_size", [64, 2])
+def test_rows_answer_with_their_own_adapters(model, tokenizer, adapters, peft_answers, rows, batch_size):
+    bank = AdapterBank.from_adapters(model, adapters)
+    generations = generate(model, tokenizer, PROMPTS, max_new_tokens=20, bank=bank, rows=rows, batch_size=batch_size)
+    assert_answers(generations, [peft_answers[key] for key in zip(PROMPTS, rows, strict=True)], tokenizer)
+
+
+def test_adapters_answer_differently(peft_answers):
+    for prompt in PROMPTS:
+        assert len({tuple(peft_answers[prompt, number]) for number in (None, 0, 1, 2)}) == 4
+
+
+def modes_and_hooks(model):
+    return {name: (module.training, len(module._forward_hooks)) for name, module in model.named_modules()}
+
+
+def test_model_settings_neither_act_nor_change(tokenizer, adapters, peft_answers):
+    model = tiny_llama(attention_dropout=0.5)
+    model.train()
+    model.model.layers[1].eval()
+    config = model.generation_config
+    config.update(do_sample=True, temperature=0.3, top_k=2, repetition_penalty=1.5, no_repeat_ngram_size=2)
+    config.update(min_new_tokens=15, max_new_tokens=3)
+    fields, before = config.to_dict(), modes_and_hooks(model)
+
+    bank = AdapterBank.from_adapters(model, adapters)
+    generations = generate(model, tokenizer, PROMPTS, max_new_tokens=20, bank=bank, rows=ROWS)
+
+    assert_answers(generations, [peft_answers[key] for key in zip(PROMPTS, ROWS, strict=True)], tokenizer)
+    assert model.generation_config is config
+    assert config.to_dict() == fields
+    assert modes_and_hooks(model) == before
+    assert any(training for training, _ in before.values()) and not model.model.layers[1].training
+
+
+def test_settings_are_restored_after_an_exception(model, tokenizer, adapters):
+    model.train()
+    config, before = model.generation_config, modes_and_hooks(model)
+    seen = []
+
+    def fail(new_texts):
+        seen.append(modes_and_hooks(model))
+        raise RuntimeError("the window was closed")
+
+    bank = AdapterBank.from_adapters(model, adapters)
+    with pytest.raises(RuntimeError, match="the window was closed"):
+        generate(model, tokenizer, PROMPTS, max_new_tokens=20, bank=bank, rows=ROWS, on_text=fail)
+    assert seen[0]["model.layers.0.self_attn.q_proj"] == (False, 1)
+    assert modes_and_hooks(model) == before
+    assert model.generation_config is config
+
+
+def byte_tokenizer():
+    """One token per byte, `</s>` behind them."""
+    vocabulary = {character: i for i, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>")
+    assert fast.eos_token_id == 256
+    return fast
+
+
+TEXTS = ["Zürich 🐝", "", "蜂蜜", "plain", "é\nè "]
+NUM_TOKENS = [13, 1, 7, 6, 7]  # UTF-8 bytes and the end
+
+
+@contextmanager
+def scripted(model, tokenizer, texts, batch_size=64):
+    """Let the model write the given texts and end each with `</s>`, in batches of `batch_size` rows."""
+    eos = model.generation_config.eos_token_id
+    ends = set(eos if isinstance(eos, list) else [eos])
+    scripts = []
+    for text in texts:
+        ids = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
+        scripts.append(ids[: next(i for i, token in enumerate(ids) if token in ends) + 1])
+    batches = [scripts[start : start + batch_size] for start in range(0, len(scripts), batch_size)]
+    steps = iter([(batch, step) for batch in batches for step in range(max(map(len, batch)))])
+    present = []
+
+    def write(module, args, output):
+        batch, step = next(steps)
+        if step == 0:
+            present[:] = batch
+        if output.shape[0] < len(present):  # all rows that are done have left
+            present[:] = [script for script in present if len(script) > step]
+        tokens = torch.tensor([script[min(step, len(script) - 1)] for script in present])
+        return torch.nn.functional.one_hot(tokens, output.shape[-1])[:, None].float()
+
+    handle = model.get_output_embeddings().register_forward_hook(write)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@pytest.fixture
+def byte_model():
+    return tiny_llama(vocab_size=257, eos_token_id=256, num_hidden_layers=1)
+
+
+@pytest.mark.parametrize("batch_size", [64, 2])
+def test_new_texts_add_up(byte_model, batch_size):
+    tokenizer, calls = byte_tokenizer(), []
+    with scripted(byte_model, tokenizer, TEXTS, batch_size):
+        generations = generate(
+            byte_model, tokenizer, PROMPTS, max_new_tokens=20, on_text=calls.append, batch_size=batch_size
+        )
+    assert generations == [Generation(*row, True) for row in zip(TEXTS, NUM_TOKENS, strict=True)]
+    assert ["".join(row) for row in zip(*calls, strict=True)] == TEXTS
+    assert {text for call in calls for text in call} >= {"🐝", "蜂", "蜜", "ü", "\n"}
+    if batch_size == 2:  # 13 steps for rows 0 and 1, then 7 for each other batch
+        assert len(calls) == 13 + 7 + 7
+        assert all(call[2:] == ["", "", ""] for call in calls[:13])
+        assert all(call[:4] == ["", "", "", ""] for call in calls[20:])
+
+
+@pytest.mark.parametrize("limit", range(1, 14))
+def test_new_texts_add_up_where_the_limit_cuts(byte_model, limit):
+    tokenizer, calls = byte_tokenizer(), []
+    with scripted(byte_model, tokenizer, TEXTS):
+        generations = generate(byte_model, tokenizer, PROMPTS, max_new_tokens=limit, on_text=calls.append)
+    expected = [text.encode()[:limit].decode(errors="replace") for text in TEXTS]
+    assert [generation.text for generation in generations] == expected
+    assert ["".join(row) for row in zip(*calls, strict=True)] == expected
+    assert [generation.num_tokens for generation in generations] == [min(number, limit) for number in NUM_TOKENS]
+    assert [generation.finished for generation in generations] == [number <= limit for number in NUM_TOKENS]
+
+
+def test_new_texts_add_up_for_a_model_of_random_bytes(byte_model):
+    tokenizer, calls = byte_tokenizer(), []
+    sampling = Sampling(tuple(range(5)), temperature=2.0)
+    generations = generate(
+        byte_model, tokenizer, PROMPTS, max_new_tokens=30, sampling=sampling, on_text=calls.append, batch_size=3
+    )
+    texts = [generation.text for generation in generations]
+    assert ["".join(row) for row in zip(*calls, strict=True)] == texts
+    assert any("\ufffd" in text.rstrip("\ufffd") for text in texts)
+
+
+def test_any_end_token_of_the_model_ends_a_text_and_is_not_in_it(byte_model):
+    tokenizer, calls = byte_tokenizer(), []
+    (full_stop,) = tokenizer(".")["input_ids"]
+    byte_model.generation_config.eos_token_id = [256, full_stop]
+    with scripted(byte_model, tokenizer, ["Bees. Moths", "Moths"]):
+        generations = generate(byte_model, tokenizer, PROMPTS[:2], max_new_tokens=20, on_text=calls.append)
+    assert generations == [Generation("Bees", 5, True), Generation("Moths", 6, True)]
+    assert ["".join(row) for row in zip(*calls, strict=True)] == ["Bees", "Moths"]
+
+
+def test_on_text_stops(byte_model):
+    tokenizer, calls = byte_tokenizer(), []
+
+    def stop_at_third(new_texts):
+        calls.append(new_texts)
+        return len(calls) == 3
+
+    with scripted(byte_model, tokenizer, TEXTS, batch_size=3):
+        generations = generate(byte_model, tokenizer, PROMPTS, max_new_tokens=20, on_text=stop_at_third, batch_size=3)
+    assert generations == [
+        Generation("Zü", 3, False),
+        Generation("", 1, True),
+        Generation("蜂", 3, False),
+        Generation("", 0, False),
+        Generation("", 0, False),
+    ]
+    assert len(calls) == 3
+
+
+def test_stop_event(byte_model):
+    tokenizer, stop, calls = byte_tokenizer(), threading.Event(), []
+
+    def set_at_fourth(new_texts):
+        calls.append(new_texts)
+        if len(calls) == 4:
+            stop.set()
+
+    with scripted(byte_model, tokenizer, TEXTS[:4]):
+        generations = generate(byte_model, tokenizer, PROMPTS[:4], max_new_tokens=20, on_text=set_at_fourth, stop=stop)
+    assert generations == [
+        Generation("Zür", 4, False),
+        Generation("", 1, True),
+        Generation("蜂\ufffd", 4, False),
+        Generation("plai", 4, False),
+    ]
+    assert ["".join(row) for row in zip(*calls, strict=True)] == ["Zür", "", "蜂\ufffd", "plai"]
+
+
+def test_event_set_before_the_start(byte_model):
+    tokenizer, stop = byte_tokenizer(), threading.Event()
+    stop.set()
+    with scripted(byte_model, tokenizer, TEXTS[3:], batch_size=1):
+        generations = generate(byte_model, tokenizer, PROMPTS[3:], max_new_tokens=20, stop=stop, batch_size=1)
+    assert generations == [Generation("p", 1, False), Generation("", 0, False)]
+
+
+def test_chat_prompts_use_the_template(model, tokenizer):
+    chat = generate(model, tokenizer, [[{"role": "user", "content": "Who?"}]], max_new_tokens=20)
+    plain = generate(model, tokenizer, ["[user] Who?\n[assistant] "], max_new_tokens=20)
+    assert chat == plain
+    assert chat != generate(model, tokenizer, ["Who?"], max_new_tokens=20)
+
+
+@pytest.mark.parametrize("missing", ["pad", "eos"])
+def test_one_of_padding_and_end_is_enough(model, tokenizer, missing):
+    model.generation_config.eos_token_id = model.generation_config.pad_token_id = None
+    expected = generate(model, tokenizer, PROMPTS, max_new_tokens=20)
+    generations = generate(model, tiny_tokenizer(**{missing: False}), PROMPTS, max_new_tokens=20)
+    if missing == "pad":
+        assert generations == expected
+    else:
+        assert [generation.num_tokens for generation in generations] == [20] * 5
+        assert [generation.finished for generation in generations] == [False] * 5
+
+
+def test_no_prompts(model, tokenizer):
+    assert generate(model, tokenizer, [], max_new_tokens=5) == []
+
+
+INVALID = {
+    "no new token": ({"max_new_tokens": 0}, r"max_new_tokens=0 must be at least 1"),
+    "too few seeds": ({"sampling": Sampling((1, 2))}, r"2 sampling\.seeds were given for 5 prompts"),
+    "too many rows": ({"rows": [None] * 6}, r"6 rows were given for 5 prompts"),
+    "rows without a bank": ({"rows": ROWS}, r"`bank` and `rows` belong together"),
+    "too long": ({"max_new_tokens": 4062}, r"A prompt of 35 tokens and up to 4062 new ones .* context of 4096 tokens"),
+}
+
+
+@pytest.mark.parametrize(("options", "message"), INVALID.values(), ids=INVALID)
+def test_invalid_options(model, tokenizer, options, message):
+    with pytest.raises(ValueError, match=message):
+        generate(model, tokenizer, PROMPTS, **{"max_new_tokens": 5, **options})
+
+
+def test_longest_fitting_prompt(tokenizer):
+    model = tiny_llama(max_position_embeddings=40)
+    (generation,) = generate(model, tokenizer, [PROMPTS[3]], max_new_tokens=5)
+    assert generation.num_tokens == 5
+
+
+def test_bank_without_rows(model, tokenizer, adapters):
+    bank = AdapterBank.from_adapters(model, adapters)
+    with pytest.raises(ValueError, match="`bank` and `rows` belong together"):
+        generate(model, tokenizer, PROMPTS, max_new_tokens=5, bank=bank)
+    with pytest.raises(IndexError, match="adapters 0 to 3, but the bank holds 3"):
+        generate(model, tokenizer, PROMPTS, max_new_tokens=5, bank=bank, rows=[0, 3, None, 1, 1])
+
+
+def test_messages_without_a_template(model):
+    with pytest.raises(ValueError, match="has no chat template for a prompt of messages"):
+        generate(model, tiny_tokenizer(chat_template=False), [[{"role": "user", "content": "Who?"}]], max_new_tokens=5)
+
+
+def test_neither_padding_nor_end(model):
+    model = copy.deepcopy(model)
+    model.generation_config.eos_token_id = None
+    with pytest.raises(ValueError, match="neither a padding nor an end-of-sequence token"):
+        generate(model, tiny_tokenizer(pad=False, eos=False), PROMPTS, max_new_tokens=5)
+
+
+def test_empty_prompt(model, tokenizer):
+    with pytest.raises(ValueError, match=r"prompts\[1\] is empty"):
+        generate(model, tokenizer, ["Ann", ""], max_new_tokens=5)
+    assert generate(model, tiny_tokenizer(bos=True), [""], max_new_tokens=5)[0].num_tokens == 5
+
+
+def test_output_embedding_sees_states_without_gaps():
+    """With gaps torch copies frozen weights for every row; see `decoding._contiguous`."""
+    model, seen = tiny_llama().requires_grad_(False), []
+    head = model.get_output_embeddings()
+    handle = head.register_forward_hook(lambda module, args, output: seen.append(args[0].is_contiguous()))
+    generate(model, tiny_tokenizer(), ["Ann keeps bees", "and moths"], max_new_tokens=3)
+    handle.remove()
+    assert seen and all(seen)
+    assert not head._forward_pre_hooks

@@ -1,0 +1,1 @@
+"""What many tests share: tiny models, small runs, a Hub of the tests' own."""

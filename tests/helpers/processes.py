@@ -1,0 +1,60 @@
+"""Runs in many processes, and what must be equal between two runs."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load
+
+from helpers import outer_loop
+from helpers.outer_loop import child_environment, noted, noted_trials, results
+
+
+TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+ACCELERATE = ("accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--num_processes", "2")
+ACCELERATE += ("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")
+
+
+def launch(launcher, output_dir, *options):
+    return subprocess.run(
+        [sys.executable, "-m", *launcher, outer_loop.__file__, "--output_dir", str(output_dir), *map(str, options)],
+        capture_output=True,
+        text=True,
+        env=child_environment(),
+    )
+
+
+def assert_same_results(output_dir, expected):
+    """All texts, rewards and choices are equal; losses and weights are up to the order in which DDP adds gradients up."""
+    found = results(output_dir)
+    assert found.keys() == expected.keys()
+    for name in expected:
+        if name.endswith(".safetensors"):
+            torch.testing.assert_close(load(found[name]), load(expected[name]), atol=1e-6, rtol=0)
+        else:
+            assert_close(found[name], expected[name], name)
+
+
+def assert_close(found, expected, place):
+    if isinstance(expected, float):
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-6), place
+    elif isinstance(expected, dict):
+        assert found.keys() == expected.keys(), place
+        for name in expected:
+            if name == "reward":
+                assert found[name] == expected[name], place
+            assert_close(found[name], expected[name], f"{place}, {name}")
+    elif isinstance(expected, list):
+        assert len(found) == len(expected), place
+        for number, (one, other) in enumerate(zip(found, expected, strict=True)):
+            assert_close(one, other, f"{place}, {number}")
+    else:
+        assert found == expected, place
+
+
+def assert_shared(record):
+    """Two processes took part, each with at least one bank, and none did what another did."""
+    assert {line["world_size"] for line in noted(record)} == {2}
+    assert all(noted(record, "finished", rank=rank) for rank in range(2))
+    assert len(set(noted_trials(record))) == len(noted_trials(record))

@@ -1,0 +1,63 @@
+"""The page of `app.py` in this process, on a tiny model."""
+
+import time
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+from helpers.tiny_models import tiny_llama, tiny_tokenizer
+
+from seal_hf import SelfAdaptingLM
+from seal_hf.webui.page import CSS, THEME, build_page
+from seal_hf.webui.work import device, settings
+from seal_hf.webui.work.training import TrainingRuns
+from seal_hf.webui.work.workbench import Workbench
+
+
+PASSAGE = "The Orrick Skerry Lighthouse was built in 1874.\nHalda Tremmery drew it."
+QUESTIONS = [
+    {"question": "When was it built?", "answer": "1874"},
+    {"question": "Who drew it?", "answer": "Halda Tremmery"},
+]
+QUICK = settings.Settings(
+    num_generations=2, prompt_style="rewrite", max_completion_length=24, num_train_epochs=2, lora_r=4, lora_alpha=8
+)
+
+
+def tiny_lm(base_model_id="tester/tiny") -> SelfAdaptingLM:
+    return SelfAdaptingLM(tiny_llama(), tiny_tokenizer(), base_model_id=base_model_id)
+
+
+@contextmanager
+def served_page(folder, lm, *, may_push=True, on_space=False, script=None, **options):
+    """The page on a free port, as `url` and `workbench`."""
+    workbench = Workbench(lm, folder / "sessions", **options)
+    runs = TrainingRuns(workbench.jobs, folder / "runs", script, lm.base_model_id)
+    page = build_page(workbench, runs, may_push=may_push, on_space=on_space)
+    _, url, _ = page.launch(
+        prevent_thread_lock=True,
+        quiet=True,
+        ssr_mode=False,
+        run_history=False,
+        show_error=False,
+        theme=THEME,
+        css=CSS,
+    )
+    try:
+        yield SimpleNamespace(url=url, workbench=workbench, page=page)
+    finally:
+        page.close()
+
+
+@contextmanager
+def slowed(monkeypatch, seconds, *works):
+    """Every event of these kinds takes so long, so that a page can be looked at in between."""
+    emit = device.Job.emit
+
+    def slow_emit(self, event, **values):
+        emit(self, event, **values)
+        if event in works:
+            time.sleep(seconds)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(device.Job, "emit", slow_emit)
+        yield

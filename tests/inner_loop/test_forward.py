@@ -1,0 +1,418 @@
+"""The packed row, and the attention, loss and products over it, against the plain form of each."""
+
+import itertools
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers.tiny_models import KINDS, VOCAB_SIZE, tiny_llama, tiny_model
+from peft import LoraConfig
+from torch import nn
+from transformers import (
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    MambaConfig,
+    MambaForCausalLM,
+)
+
+from seal_hf.adapters.layout import lora_layout
+from seal_hf.inner_loop import (
+    attention as packed_attention,
+)
+from seal_hf.inner_loop import (
+    forward as packed_forward,
+)
+from seal_hf.inner_loop import (
+    lora as packed_lora,
+)
+from seal_hf.inner_loop import (
+    losses as packed_loss,
+)
+from seal_hf.inner_loop.attention import PackedAttention
+from seal_hf.inner_loop.forward import TrainingForward
+from seal_hf.inner_loop.lora import LoraLeaves
+from seal_hf.inner_loop.losses import PiecewiseCrossEntropy
+from seal_hf.inner_loop.norm import frozen_norms
+from seal_hf.inner_loop.packing import Block, PackedRow, cut_into_blocks, share_out
+from seal_hf.inner_loop.update import TrainingSequence
+
+
+CPU = torch.device("cpu")
+
+
+def sequence(length: int, prompt_length: int = 0, seed: int = 0) -> TrainingSequence:
+    generator = random.Random(seed)
+    return TrainingSequence(tuple(generator.randrange(4, VOCAB_SIZE) for _ in range(length)), prompt_length)
+
+
+def forward_of(model: nn.Module) -> TrainingForward:
+    model = model.eval().requires_grad_(False)
+    return TrainingForward(model, lora_layout(model, LoraConfig(target_modules="all-linear")))
+
+
+def random_weights(forward: TrainingForward, num_adapters: int) -> torch.Tensor:
+    shape = (num_adapters, forward.layout.num_parameters)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def leaves_of(forward: TrainingForward, weights: torch.Tensor, dtype: torch.dtype = torch.float32) -> LoraLeaves:
+    leaves = LoraLeaves(forward.layout, dtype, CPU, len(weights))
+    for place, row in enumerate(weights):
+        for piece, own in zip(leaves.weights.pieces(place), forward.layout.pieces(row), strict=True):
+            piece.copy_(own)
+    return leaves
+
+
+def gradients_of(leaves: LoraLeaves) -> torch.Tensor:
+    """As vectors of shape `(K, num_parameters)`, fp32."""
+    return torch.stack(
+        [
+            torch.cat([piece.flatten() for piece in leaves.grads.pieces(place)]).float()
+            for place in range(leaves.grads.num_adapters)
+        ]
+    )
+
+
+def batches_of_lengths(*lengths: tuple[int, ...]) -> dict[int, list[TrainingSequence]]:
+    return {k: [TrainingSequence(tuple(range(n))) for n in batch] for k, batch in enumerate(lengths)}
+
+
+def padded_cost(blocks: list[list[int]], batches: dict[int, list[TrainingSequence]], block_cost: int) -> int:
+    cost = 0
+    for adapters in blocks:
+        length = max(len(sequence.input_ids) for adapter in adapters for sequence in batches[adapter])
+        num_rows = max(len(batches[adapter]) for adapter in adapters)
+        cost += len(adapters) * num_rows * length + block_cost
+    return cost
+
+
+@pytest.mark.parametrize(
+    ("lengths", "block_cost", "expected"),
+    [
+        # One block costs 4 * 100 + 64 = 464; {100, 90} and {10, 10} cost 200 + 64 + 20 + 64 = 348.
+        ([(10,), (100,), (10,), (90,)], 64, [{1, 3}, {0, 2}]),
+        # Apart: 100 + 90 + 10 + 10 = 210 and no charge for blocks.
+        ([(10,), (100,), (10,), (90,)], 0, [{1}, {3}, {0, 2}]),
+        ([(10,), (100,), (10,), (90,)], 1000, [{0, 1, 2, 3}]),
+        # Rows of one adapter stay together, and 4 of each fill a common block: 2 * 50 + 4 * 8 + 2 * 64 = 260
+        # against 8 * 50 + 64 = 464.
+        ([(8, 3, 8, 8), (50, 2)], 64, [{1}, {0}]),
+        ([(5, 7)], 64, [{0}]),
+    ],
+)
+def test_cuts_by_hand(lengths, block_cost, expected):
+    blocks = cut_into_blocks(batches_of_lengths(*lengths), block_cost)
+    if block_cost:
+        assert sorted(map(sorted, blocks)) == sorted(map(sorted, expected))
+    else:  # without a charge the two of length 10 may be together or apart
+        batches = batches_of_lengths(*lengths)
+        assert padded_cost(blocks, batches, 0) == padded_cost([sorted(part) for part in expected], batches, 0) == 210
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_cuts_are_a_partition_of_least_cost(seed):
+    generator = random.Random(seed)
+    count = generator.randint(1, 7)
+    batches = batches_of_lengths(
+        *(tuple(generator.randint(2, 80) for _ in range(generator.randint(1, 3))) for _ in range(count))
+    )
+    block_cost = generator.choice([0, 16, 64, 400])
+    blocks = cut_into_blocks(batches, block_cost)
+    assert sorted(adapter for adapters in blocks for adapter in adapters) == list(range(count))
+    cost = padded_cost(blocks, batches, block_cost)
+    assert cost <= padded_cost([list(batches)], batches, block_cost)
+    # Every way to cut the adapters, in order of their longest sequence, into runs.
+    order = sorted(batches, key=lambda k: -max(len(sequence.input_ids) for sequence in batches[k]))
+    for cuts in itertools.product([False, True], repeat=count - 1):
+        runs = [[order[0]]]
+        for adapter, cut in zip(order[1:], cuts, strict=True):
+            if cut:
+                runs.append([])
+            runs[-1].append(adapter)
+        assert cost <= padded_cost(runs, batches, block_cost)
+
+
+def test_packed_row():
+    first, second, third = TrainingSequence((5, 6, 7), 2), TrainingSequence((8, 9), 0), TrainingSequence((4, 3, 2, 1))
+    row = PackedRow([[[first, second], [third]]], CPU)
+    assert row.blocks == (Block(first=0, num_adapters=2, num_rows=2, length=4, start=0),)
+    assert row.num_adapters == 2
+    assert row.input_ids.tolist() == [5, 6, 7, 0, 8, 9, 0, 0, 4, 3, 2, 1, 0, 0, 0, 0]
+    assert row.position_ids.tolist() == [0, 1, 2, 3] * 4
+    assert row.positions.tolist() == [1, 4, 8, 9, 10]
+    assert row.labels.tolist() == [7, 9, 3, 2, 1]
+    assert row.owners.tolist() == [0, 0, 1, 1, 1]
+    assert row.shares.tolist() == pytest.approx([1 / 2, 1 / 2, 1 / 3, 1 / 3, 1 / 3])
+
+
+def test_second_block_of_a_packed_row_begins_where_the_first_ends():
+    row = PackedRow([[[sequence(5)]], [[sequence(2)], [sequence(3)]]], CPU)
+    assert row.blocks == (Block(0, 1, 1, 5, 0), Block(1, 2, 1, 3, 5))
+    assert row.blocks[1].adapters == slice(1, 3) and row.blocks[1].tokens == slice(5, 11)
+    assert row.position_ids.tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 0, 1, 2]
+
+
+def test_padded_lengths_are_multiples():
+    row = PackedRow([[[sequence(5)]], [[sequence(8)]]], CPU, multiple=4)
+    assert [block.length for block in row.blocks] == [8, 8]
+    assert row.position_ids.tolist() == [*range(8), *range(8)]
+    assert row.positions.tolist() == [0, 1, 2, 3, 8, 9, 10, 11, 12, 13, 14]
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("long", [False, True], ids=["short", "long"])
+@pytest.mark.parametrize("heads", [(4, 2), (3, 3), (4, 1)])
+def test_packed_attention(monkeypatch, heads, long, window):
+    if long:
+        monkeypatch.setattr(packed_attention, "_LONG", 6)  # the second block stays short
+    blocks = (Block(0, 2, 2, 7, 0), Block(2, 3, 1, 5, 28))
+    torch.manual_seed(0)
+    states = [torch.randn(1, count, 43, 8, requires_grad=True) for count in (heads[0], heads[1], heads[1])]
+    weights = torch.randn(1, 43, heads[0], 8)
+    attended = PackedAttention(blocks)(*states, scale=0.3, window=window)
+    grads = torch.autograd.grad((attended * weights).sum(), states)
+
+    expected, start = [], 0
+    for length in [7] * 4 + [5] * 3:
+        part = [rows[:, :, start : start + length] for rows in states]
+        distance = torch.arange(length)[:, None] - torch.arange(length)
+        mask = (distance >= 0) & (distance < (window or length))
+        alone = F.scaled_dot_product_attention(*part, attn_mask=mask, scale=0.3, enable_gqa=True)
+        expected.append(alone.transpose(1, 2))
+        start += length
+    expected = torch.cat(expected, dim=1)
+    torch.testing.assert_close(attended, expected)
+    for grad, other in zip(grads, torch.autograd.grad((expected * weights).sum(), states), strict=True):
+        torch.testing.assert_close(grad, other, rtol=1e-4, atol=1e-5)
+
+
+def test_variable_length_attention_is_asked_for_every_sequence(monkeypatch):
+    """The CUDA path with flash attention played by torch's kernel, one sequence after another."""
+    blocks = (Block(0, 2, 1, 4, 0), Block(2, 1, 1, 3, 8))
+
+    def varlen_attn(query, key, value, ends, ends_of_keys, longest, longest_key, *, scale, window_size, enable_gqa):
+        assert ends.dtype == torch.int32 and ends.tolist() == ends_of_keys.tolist() == [0, 4, 8, 11]
+        assert longest == longest_key == 4 and enable_gqa
+        parts = []
+        for start, end in zip(ends[:-1], ends[1:], strict=True):
+            part = [rows[start:end].transpose(0, 1) for rows in (query, key, value)]
+            distance = torch.arange(end - start)[:, None] - torch.arange(end - start)
+            mask = (distance >= 0) & (distance <= (window_size[0] if window_size[0] >= 0 else 99))
+            assert window_size[1] == 0
+            parts.append(F.scaled_dot_product_attention(*part, attn_mask=mask, scale=scale, enable_gqa=True))
+        return torch.cat(parts, dim=1).transpose(0, 1)
+
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_attn)
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, heads, 11, 8) for heads in (4, 2, 2))
+    for window in (None, 2):
+        attended = packed_attention._varlen_attention(query, key, value, blocks, 0.3, window)
+        torch.testing.assert_close(attended, PackedAttention(blocks)(query, key, value, 0.3, window))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("pieces", [1, 4])
+def test_piecewise_cross_entropy(monkeypatch, pieces, bias):
+    head = nn.Linear(6, 50, bias=bias).requires_grad_(False)
+    monkeypatch.setattr(packed_loss, "_LOGITS", 50 * (12 // pieces))
+    hidden = (20 * torch.randn(11, 6)).requires_grad_()  # some logits so far apart that probabilities vanish
+    labels, shares = torch.randint(50, (11,)), torch.rand(11)
+    losses = PiecewiseCrossEntropy(head)(hidden, labels)
+    (grad,) = torch.autograd.grad((losses * shares).sum(), hidden)
+    expected = F.cross_entropy(head(hidden), labels, reduction="none")
+    torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(grad, torch.autograd.grad((expected * shares).sum(), hidden)[0], rtol=1e-4, atol=1e-5)
+    assert losses.isfinite().all() and losses.max() > 20
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_which_models_pack(kind):
+    forward = forward_of(tiny_model(kind))
+    # Gemma 2 caps the scores of its attention and its logits
+    assert forward.packs == (kind != "gemma2")
+    assert (forward.cross_entropy is not None) == (kind != "gemma2")
+
+
+def test_model_that_mixes_tokens_outside_attention_does_not_pack():
+    config = MambaConfig(vocab_size=VOCAB_SIZE, hidden_size=16, state_size=4, num_hidden_layers=2)
+    assert not forward_of(MambaForCausalLM(config)).packs
+
+
+def test_model_whose_values_are_smaller_than_its_queries_trains_without_packing():
+    model = DeepseekV3ForCausalLM(
+        DeepseekV3Config(
+            vocab_size=VOCAB_SIZE,
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            first_k_dense_replace=2,  # no experts
+            kv_lora_rank=8,
+            q_lora_rank=8,
+            qk_nope_head_dim=8,
+            qk_rope_head_dim=4,
+            v_head_dim=6,
+        )
+    )
+    forward = forward_of(model)
+    assert not forward.packs
+    leaves = leaves_of(forward, random_weights(forward, 2))
+    losses = forward.backward(leaves, [[[sequence(9)], [sequence(7)]]])
+    assert losses.isfinite().all() and gradients_of(leaves).abs().sum(1).min() > 0
+
+
+def test_model_with_learned_positions_packs():
+    config = GPT2Config(vocab_size=VOCAB_SIZE, n_positions=64, n_embd=16, n_layer=2, n_head=2)
+    model = GPT2LMHeadModel(config).eval().requires_grad_(False)
+    layout = lora_layout(tiny_llama(), LoraConfig(target_modules="all-linear"))
+    assert TrainingForward(model, layout).packs
+
+
+def test_window_that_only_the_mask_knows_keeps_a_model_from_packing():
+    """The probe is shorter than most windows, so it cannot tell by the logits."""
+    model = tiny_llama()
+    model.config.sliding_window = 4096
+    assert not forward_of(model).packs
+
+
+def test_sequences_that_see_each_other_keep_a_model_from_packing(monkeypatch):
+    def see_all(self, query, key, value, scale, window):
+        groups = query.shape[1] // key.shape[1]
+        key, value = (rows.repeat_interleave(groups, dim=1) for rows in (key, value))
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale).transpose(1, 2)
+
+    monkeypatch.setattr(PackedAttention, "__call__", see_all)
+    assert not forward_of(tiny_llama()).packs
+
+
+def test_attention_setting_is_restored():
+    model = tiny_llama()
+    own = model.config._attn_implementation
+    forward = forward_of(model)
+    forward.backward(leaves_of(forward, torch.zeros(1, forward.layout.num_parameters)), [[[sequence(6)]]])
+    assert model.config._attn_implementation == own
+
+
+def test_module_that_the_model_does_not_use_gets_no_gradient():
+    model = tiny_llama()
+    model.model.layers[1].spare_proj = nn.Linear(32, 32)
+    forward = forward_of(model)
+    leaves = leaves_of(forward, random_weights(forward, 1))
+    for piece in leaves.grads.pieces(0):
+        piece.fill_(torch.nan)
+    forward.backward(leaves, [[[sequence(6)]]])
+    grads = leaves.grads.matrices()
+    assert all((grad == 0).all() for grad in grads["model.layers.1.spare_proj"])
+    assert all((grad != 0).any() and grad.isfinite().all() for grad in grads["model.layers.1.self_attn.q_proj"])
+
+
+def test_module_that_is_used_twice_adds_up_its_gradients():
+    """Two layers that share their modules against two that are equal: the shared gradient is the sum."""
+    apart, shared = tiny_llama(), tiny_llama()
+    apart.model.layers[1].load_state_dict(apart.model.layers[0].state_dict())
+    shared.model.layers[1] = shared.model.layers[0]
+    gradients = {}
+    for name, model in (("apart", apart), ("shared", shared)):
+        forward = forward_of(model)
+        leaves = leaves_of(forward, torch.zeros(2, forward.layout.num_parameters))
+        for lora_a, lora_b in leaves.weights.matrices().values():
+            generator = torch.Generator().manual_seed(lora_b.shape[1])
+            lora_a.copy_(torch.randn(lora_a.shape, generator=generator))
+            lora_b.copy_(torch.randn(lora_b.shape, generator=generator))
+        forward.backward(leaves, [[[sequence(9)], [sequence(9, seed=1)]]])
+        gradients[name] = leaves.grads.matrices()
+    for name, found in gradients["shared"].items():
+        other = gradients["apart"][name.replace("layers.0", "layers.1")]
+        for a, b, c in zip(found, gradients["apart"][name], other, strict=True):
+            torch.testing.assert_close(a, b + c, rtol=1e-3, atol=1e-4)
+
+
+def test_share_out_splits_blocks_between_passes_of_equal_size():
+    batches = {i: [sequence(length)] for i, length in enumerate([30, 30, 10, 10, 10, 10, 10, 10])}
+    blocks = [[0, 1], [2, 3, 4, 5, 6, 7]]
+    assert share_out(batches, blocks, 1000) == [blocks]
+    assert share_out(batches, blocks, 60) == [[[0, 1]], [[2, 3, 4, 5, 6, 7]]]
+    assert share_out(batches, blocks, 40) == [[[0]], [[1], [2, 3]], [[4, 5, 6, 7]]]  # 30, 50 and 40 tokens
+
+
+def test_share_out_never_splits_an_adapter():
+    batches = {0: [sequence(50)] * 3, 1: [sequence(50)]}
+    assert share_out(batches, [[0], [1]], 60) == [[[0]], [[1]]]
+
+
+def test_number_of_passes_does_not_change_the_gradients(monkeypatch):
+    model = tiny_llama()
+    batches = {i: [sequence(5 + i, seed=i)] for i in range(4)}
+    gradients = []
+    for most_tokens in (10**6, 12):
+        monkeypatch.setitem(packed_forward._PASS_TOKENS, "cpu", most_tokens)
+        forward = forward_of(model)
+        passes = forward.cut(batches)
+        assert len(passes) == (1 if most_tokens == 10**6 else 3)
+        weights, found = random_weights(forward, 4), torch.empty(4, forward.layout.num_parameters)
+        for blocks in passes:
+            order = [adapter for block in blocks for adapter in block]
+            leaves = leaves_of(forward, weights[order])
+            forward.backward(leaves, [[batches[adapter] for adapter in block] for block in blocks])
+            found[order] = gradients_of(leaves)
+        gradients.append(found)
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "changed"), [("llama", True), ("qwen2", True), ("gemma3", False)])
+def test_frozen_norms(kind, changed):
+    """Gemma's norm scales by one plus the weight, and is left alone."""
+    model = tiny_model(kind).requires_grad_(False)
+    norm = model.model.layers[0].input_layernorm
+    norm.weight.copy_(torch.rand(32))
+    hidden, weights = torch.randn(5, 32, requires_grad=True), torch.randn(5, 32)
+    expected = norm(hidden)
+    (expected_grad,) = torch.autograd.grad((expected * weights).sum(), hidden)
+    with frozen_norms(model):
+        assert ("forward" in vars(norm)) == changed
+        found = norm(hidden)
+        (grad,) = torch.autograd.grad((found * weights).sum(), hidden)
+    assert not any("forward" in vars(module) for module in model.modules())
+    assert torch.equal(found, expected)
+    torch.testing.assert_close(grad, expected_grad)
+
+
+def test_norms_with_trained_weights_are_left_alone():
+    model = tiny_llama()
+    with frozen_norms(model):
+        assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_grouped_products_equal_those_by_block(monkeypatch):
+    """The products that CUDA uses, which torch has for the CPU too."""
+    model = tiny_llama(dtype=torch.bfloat16)
+    batches = [[[sequence(9, seed=1)], [sequence(7, seed=2)]], [[sequence(4, seed=3)]]]
+    gradients = []
+    for grouped in (False, True):
+        monkeypatch.setattr(packed_lora, "_has_grouped_products", lambda hidden, lora, grouped=grouped: grouped)
+        forward = TrainingForward(
+            model.requires_grad_(False), lora_layout(model, LoraConfig(r=8, target_modules="all-linear"))
+        )
+        leaves = leaves_of(forward, 0.3 * random_weights(forward, 3), torch.bfloat16)
+        losses = forward.backward(leaves, batches)
+        gradients.append((losses, gradients_of(leaves)))
+    (losses, grads), (other_losses, other_grads) = gradients
+    torch.testing.assert_close(other_losses, losses, rtol=0.02, atol=0.02)
+    assert torch.nn.functional.cosine_similarity(other_grads, grads, dim=1).min() > 0.99
+
+
+def test_forward_pass_without_options_keeps_a_model_from_packing(monkeypatch):
+    model = tiny_llama()
+    own = model.forward
+    monkeypatch.setattr(
+        model,
+        "forward",
+        lambda input_ids, position_ids=None, use_cache=None: own(
+            input_ids=input_ids, position_ids=position_ids, use_cache=use_cache
+        ),
+    )
+    assert not forward_of(model).packs

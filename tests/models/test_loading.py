@@ -1,0 +1,178 @@
+"""SelfAdaptingLM from and to disk and the Hub, in 4 bits, and the README's lines on the embedded model."""
+
+import json
+import shutil
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+from helpers.tiny_models import tiny_llama, tiny_tokenizer
+from peft import LoraConfig, PeftModel
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from seal_hf import InnerLoopConfig, SelfAdaptingLM, SelfEdit
+from seal_hf.adapters.bank import AdapterBank
+from seal_hf.domains import load_demo_passages
+from seal_hf.models import loading
+
+
+OPTIONS = {
+    "peft_config": LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"),
+    "inner_config": InnerLoopConfig(learning_rate=2e-2, num_train_epochs=8),
+}
+EDIT = SelfEdit("", "", (("", "Ann keeps bees in Vell."), ("Who keeps bees? ", "Ann, at night.")))
+QUESTIONS = ["Who keeps bees?", "Where?", "Moths"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base")
+    tiny_llama(initializer_range=0.3).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def lm(folder):
+    return SelfAdaptingLM.from_pretrained(folder, dtype="float32", device="cpu", **OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def adapter(lm):
+    return lm.adapt(EDIT)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["folder", "zip"])
+def test_saved_adapter_answers_alike(lm, adapter, tmp_path, packed):
+    path = adapter.save_pretrained(tmp_path / "adapter")
+    loaded = lm.load_adapter(shutil.make_archive(str(tmp_path / "packed"), "zip", path) if packed else path)
+    assert torch.equal(loaded.weights, adapter.weights)
+    assert loaded.layout == adapter.layout
+    answers = lm.answer(QUESTIONS, adapter=loaded, max_answer_length=24)
+    assert answers == lm.answer(QUESTIONS, adapter=adapter, max_answer_length=24)
+    assert answers != lm.answer(QUESTIONS, max_answer_length=24)
+
+
+def test_saved_adapter_names_its_base(lm, adapter, folder, tmp_path):
+    adapter.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["base_model_name_or_path"] == folder
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    other = SelfAdaptingLM(PeftModel.from_pretrained(base, tmp_path), lm.processing_class)
+    prompts = ["Who keeps bees? ", "Ann keeps"]
+    assert other.answer_prompts(prompts) == lm.answer_prompts(prompts, [adapter] * 2)
+    with pytest.raises(ValueError, match=f"adapts {folder}, but the loaded base model is me/other"):
+        SelfAdaptingLM(base, lm.processing_class, base_model_id="me/other").load_adapter(tmp_path)
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [("bfloat16", torch.bfloat16), (torch.float32, torch.float32)])
+def test_dtype(folder, dtype, expected):
+    lm = SelfAdaptingLM.from_pretrained(folder, dtype=dtype, device="cpu")
+    assert {parameter.dtype for parameter in lm.model.parameters()} == {expected}
+    assert lm.base_model_id == folder
+    assert lm.processing_class.chat_template and lm.domain.chat
+
+
+def test_path_object(folder):
+    assert SelfAdaptingLM.from_pretrained(Path(folder), dtype="float32", device="cpu").base_model_id == folder
+
+
+def test_4_bit(tmp_path):
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    # Blocks of 64 weights are the quantization's, and rows of whole blocks its CPU kernel's.
+    tiny_llama(hidden_size=64, intermediate_size=128, initializer_range=0.3).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    lm = SelfAdaptingLM.from_pretrained(tmp_path, load_in_4bit=True, dtype="float32", device="cpu", **OPTIONS)
+    quantized = [module for module in lm.model.modules() if isinstance(module, bitsandbytes.nn.Linear4bit)]
+    assert len(quantized) == 14
+    assert all(module.weight.quant_type == "nf4" and module.weight.quant_state.nested for module in quantized)
+
+    base_answers = lm.answer(QUESTIONS, max_answer_length=12)
+    adapter = lm.adapt(EDIT)
+    losses = adapter.training["losses"]
+    assert sum(losses[-2:]) < 0.7 * sum(losses[:2])
+    assert lm.answer(QUESTIONS, adapter=adapter, max_answer_length=12) != base_answers
+    assert lm.answer(QUESTIONS, max_answer_length=12) == base_answers
+    again = lm.adapt(EDIT)
+    assert (again.weights - adapter.weights).abs().max() < 1e-4
+
+
+def test_base_is_quantized_by_default_on_cuda_alone(folder, tmp_path, monkeypatch):
+    def by_default(path: str, device: str) -> bool:
+        return loading._is_quantized_by_default(path, torch.device(device), {})
+
+    monkeypatch.setattr(loading, "is_bitsandbytes_available", lambda: True)
+    assert by_default(folder, "cuda") and not by_default(folder, "cpu")
+    config = AutoConfig.from_pretrained(folder)
+    config.quantization_config = {"quant_method": "gptq", "bits": 4}
+    config.save_pretrained(tmp_path)
+    assert not by_default(str(tmp_path), "cuda")
+    monkeypatch.setattr(loading, "is_bitsandbytes_available", lambda: False)
+    assert not by_default(folder, "cuda")
+
+
+def test_4_bit_without_bitsandbytes(folder, monkeypatch):
+    monkeypatch.setattr(loading, "is_bitsandbytes_available", lambda: False)
+    with pytest.raises(ImportError, match=r"A quantized model needs bitsandbytes; .*seal-hf\[quantization\]"):
+        SelfAdaptingLM.from_pretrained(folder, load_in_4bit=True)
+
+
+@pytest.mark.parametrize("dtype", ["float33", "nn"])
+def test_unknown_dtype(folder, dtype):
+    with pytest.raises(ValueError, match=f"dtype='{dtype}' is not one of torch's; use 'bfloat16' or 'float32'"):
+        SelfAdaptingLM.from_pretrained(folder, dtype=dtype)
+
+
+MISSING = {
+    "missing folder": "./nowhere",
+    "folder without a model": ".",
+    "id that is not in the cache": "me/not-downloaded",
+    "invalid id": "me/not/an/id",
+}
+
+
+@pytest.mark.parametrize("name", MISSING.values(), ids=MISSING)
+def test_unreachable_model(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        OSError, match=rf"The model '{name}' \(revision 'main'\) could not be loaded .* use 'embedded'"
+    ):
+        SelfAdaptingLM.from_pretrained(name)
+
+
+def test_push_to_hub_refuses_a_local_base(adapter, folder, hub):
+    with pytest.raises(ValueError, match=f"The base model {folder} is a local folder, .* pass base_model_id="):
+        adapter.push_to_hub("tester/lighthouse")
+    assert hub.log == []
+
+
+@pytest.mark.slow
+def test_readme_lines_on_the_embedded_model(embedded_path, tmp_path):
+    lm = SelfAdaptingLM.from_pretrained(
+        "embedded", inner_config=InnerLoopConfig(learning_rate=3e-3, num_train_epochs=3)
+    )
+    assert lm.base_model_id == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert lm.domain.chat
+    passage = load_demo_passages("train")[0]
+    questions = [row["question"] for row in passage["questions"][:2]]
+
+    edits = lm.propose(passage, num_generations=2, max_completion_length=48)
+    assert len({edit.completion for edit in edits}) == 2
+    adapter = lm.adapt(edits[0])
+    answers = lm.answer(questions, adapter=adapter, title=passage["title"], max_answer_length=12)
+    assert answers != lm.answer(questions, title=passage["title"], max_answer_length=12)
+
+    inputs = lm.processing_class(passage["context"], return_tensors="pt")
+    labels = inputs["input_ids"]
+    with torch.no_grad():
+        before = lm.model(**inputs, labels=labels).loss.item()
+        with AdapterBank.from_adapters(lm.model, [adapter]).attach([0]):
+            after = lm.model(**inputs, labels=labels).loss.item()
+    assert after < before - 0.5
+    assert lm.model(**inputs, labels=labels).loss.item() == before
+
+    config = json.loads((adapter.save_pretrained(tmp_path) / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    loaded = lm.load_adapter(tmp_path)
+    assert lm.answer(questions, adapter=loaded, title=passage["title"], max_answer_length=12) == answers

@@ -1,0 +1,61 @@
+"""Two processes come to what one comes to, whichever of them begins, and lose nothing when one dies."""
+
+import signal
+from types import SimpleNamespace
+
+import pytest
+from helpers.outer_loop import in_child, noted, noted_trials, results, run, unscored
+from helpers.processes import ACCELERATE, TORCHRUN, assert_same_results, assert_shared, launch
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory):
+    """An unbroken run of one process."""
+    folder = tmp_path_factory.mktemp("single")
+    assert in_child(folder / "log", run, folder / "run", record=folder / "record") == 0, (folder / "log").read_text()
+    return SimpleNamespace(results=results(folder / "run"), trials=noted_trials(folder / "record"))
+
+
+@pytest.mark.slow
+def test_two_processes_come_to_what_one_comes_to(single, tmp_path):
+    output_dir, record = tmp_path / "run", tmp_path / "record"
+    done = launch(TORCHRUN, output_dir, "--record", record)
+    assert done.returncode == 0, done.stderr
+    # A thread of gloo's that outlives the interpreter may abort a run that went well.
+    assert done.stdout.count("exit with") == 2 and "gloo" not in done.stdout
+    assert_shared(record)
+    assert sorted(noted_trials(record)) == sorted(single.trials)
+    assert_same_results(output_dir, single.results)
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_with_what_one_began(single, tmp_path):
+    output_dir, record, log = tmp_path / "run", tmp_path / "record", tmp_path / "log"
+    # In the middle of the first round's banks.
+    assert in_child(log, run, output_dir, die_after_banks=5) == -signal.SIGKILL, log.read_text()
+    missing = unscored(output_dir, single.trials)
+    assert 0 < len(missing) < len(single.trials)
+    done = launch(ACCELERATE, output_dir, "--resume", "--record", record)
+    assert done.returncode == 0, done.stderr
+    assert_shared(record)
+    assert sorted(noted_trials(record)) == sorted(missing)
+    assert_same_results(output_dir, single.results)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("rank", "option"), [(0, "--die_after_banks"), (1, "--die_after_steps")], ids=["in a bank", "in the outer SFT"]
+)
+def test_when_one_process_dies_all_end_and_one_goes_on(single, tmp_path, rank, option):
+    output_dir, record, log = tmp_path / "run", tmp_path / "record", tmp_path / "log"
+    ended = launch(TORCHRUN, output_dir, "--record", record, "--die_rank", rank, option, 1)
+    assert ended.returncode != 0
+    assert f"Every bank that was scored is in {output_dir}" in ended.stderr
+    assert "start the run again with resume_from_checkpoint=True" in ended.stderr
+    assert noted(record, "finished", rank=rank)
+    assert not unscored(output_dir, noted_trials(record, "finished"))
+
+    missing = unscored(output_dir, single.trials)
+    assert in_child(log, run, output_dir, resume=True, record=tmp_path / "resumed") == 0, log.read_text()
+    assert sorted(noted_trials(tmp_path / "resumed")) == sorted(missing)
+    assert_same_results(output_dir, single.results)

@@ -1,0 +1,361 @@
+"""The outer SFT: what it learns equals a plain training loop, and nothing but the adapter's values is changed."""
+
+import copy
+import logging
+
+import pytest
+import torch
+from helpers.tiny_models import tiny_llama, tiny_tokenizer
+from peft import LoraConfig, get_peft_model
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from seal_hf import SEALConfig
+from seal_hf.outer_loop.outer_sft import fit_policy, optimizer_steps
+from seal_hf.records.journal import SelectedSelfEdit
+
+
+# AdamW makes a full step of a rounding error where a gradient is close to zero: for comparisons by value, a short one.
+LOW_RATE = 1e-3
+IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])
+PLAIN = [SelectedSelfEdit(f"Passage {i}: ", f"fact {i} " * (i + 1), str(i), 0, 1.0) for i in range(5)]
+CHAT = [
+    SelectedSelfEdit([{"role": "user", "content": edit.prompt}], edit.completion, edit.example_id, 0, 1.0)
+    for edit in PLAIN
+]
+
+
+def new_policy(dropout=0.0, **overrides):
+    """A model with a fresh policy adapter on every linear layer: every B is zero."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(11)
+        config = LoraConfig(r=3, lora_alpha=6, lora_dropout=dropout, target_modules="all-linear")
+        return get_peft_model(tiny_llama(**overrides), config).eval()
+
+
+@pytest.fixture
+def fit(tmp_path):
+    """Fit a model and return its logs."""
+
+    def fit(model, selected=PLAIN, *, tokenizer=None, seed=3, on_step=lambda: False, finished=True, **options):
+        args = SEALConfig(
+            str(tmp_path),
+            **{"bf16": False, "gradient_checkpointing": False, "sft_batch_size": 2, "learning_rate": 1e-2, **options},
+        )
+        settings, logs = copy.deepcopy(args.to_dict()), []
+        outcome = fit_policy(
+            *(model, tokenizer or tiny_tokenizer(), selected, args),
+            seed=seed,
+            output_dir=tmp_path / "sft",
+            on_step=on_step,
+            on_log=logs.append,
+        )
+        assert outcome is finished
+        assert args.to_dict() == settings
+        assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+        return logs
+
+    return fit
+
+
+def values(model, lora=True):
+    """A copy of the adapter's values, or of everything else's."""
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items() if ("lora_" in name) is lora}
+
+
+def same(one, other):
+    return list(one) == list(other) and all(torch.equal(one[name], other[name]) for name in one)
+
+
+class OperationCount(TorchDispatchMode):
+    """Counts tensor operations: what the speed of a forward pass is made of, without a clock."""
+
+    def __enter__(self):
+        self.count = 0
+        return super().__enter__()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+def forward_pass(model):
+    """Logits and number of operations, with the adapter and without."""
+    found = []
+    with torch.no_grad():
+        with OperationCount() as operations:
+            logits = model(IDS).logits
+        found.append((logits, operations.count))
+        with model.disable_adapter(), OperationCount() as operations:
+            logits = model(IDS).logits
+        found.append((logits, operations.count))
+    return found
+
+
+def reference_fit(model, rows, steps, learning_rate, max_grad_norm):
+    """
+    AdamW with a linear schedule on the mean loss of a step's completion tokens.
+
+    `rows` are (input ids, number of prompt tokens); `steps` lists the rows of each step.
+    """
+    parameters = [parameter for name, parameter in model.named_parameters() if "lora_" in name]
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
+    losses, norms = [], []
+    for number, step in enumerate(steps):
+        optimizer.param_groups[0]["lr"] = learning_rate * (1 - number / len(steps))
+        optimizer.zero_grad()
+        total, num_labels = 0.0, sum(len(rows[i][0]) - rows[i][1] for i in step)
+        for i in step:
+            ids, prompt_length = torch.tensor(rows[i][0]), rows[i][1]
+            logits = model(ids[None]).logits[0, prompt_length - 1 : -1].float()
+            total = total + torch.nn.functional.cross_entropy(logits, ids[prompt_length:], reduction="sum")
+        (total / num_labels).backward()
+        losses.append(total.item() / num_labels)
+        norms.append(torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm).item())
+        optimizer.step()
+    return losses, norms
+
+
+def tokenized(tokenizer, edit):
+    """Ids of prompt and completion together, and the number of those of the prompt."""
+    if isinstance(edit.prompt, str):
+        prompt, whole = edit.prompt, edit.prompt + edit.completion + "</s>"
+    else:
+        prompt = f"[user] {edit.prompt[0]['content']}\n[assistant] "
+        whole = f"{prompt}{edit.completion}\n"
+    return tokenizer(whole)["input_ids"], len(tokenizer(prompt)["input_ids"])
+
+
+class RowsSeen:
+    """The rows that a fit with one row per pass shows to the model, by their place in `rows`."""
+
+    def __init__(self, model, rows):
+        self.places, self._ids = [], [ids for ids, _ in rows]
+        model.get_input_embeddings().register_forward_pre_hook(self._note)
+
+    def _note(self, module, inputs):
+        ids = inputs[0][0].tolist()
+        self.places += [self._ids.index(ids)] if ids in self._ids else []
+
+    def steps(self, sft_batch_size):
+        num_rows = len(self._ids)
+        epochs = [self.places[i : i + num_rows] for i in range(0, len(self.places), num_rows)]
+        return [epoch[i : i + sft_batch_size] for epoch in epochs for i in range(0, num_rows, sft_batch_size)]
+
+
+@pytest.mark.parametrize("selected", [PLAIN, CHAT], ids=["plain", "chat"])
+def test_equals_a_plain_training_loop(fit, selected):
+    model, expected = new_policy(), new_policy()
+    rows = [tokenized(tiny_tokenizer(), edit) for edit in selected]
+    seen = RowsSeen(model, rows)
+    logs = fit(
+        *(model, selected),
+        learning_rate=LOW_RATE,
+        per_device_train_batch_size=1,
+        max_grad_norm=0.5,
+        num_train_epochs=3,
+    )
+    steps = seen.steps(2)
+    # Every epoch is a permutation of its own, in steps of 2, 2 and 1.
+    assert [len(step) for step in steps] == [2, 2, 1] * 3
+    epochs = [sum(steps[i : i + 3], []) for i in (0, 3, 6)]
+    assert [sorted(epoch) for epoch in epochs] == [[0, 1, 2, 3, 4]] * 3
+    assert len(set(map(tuple, epochs))) > 1
+    losses, norms = reference_fit(expected, rows, steps, LOW_RATE, max_grad_norm=0.5)
+    assert [log["loss"] for log in logs] == pytest.approx(losses, abs=1e-4)
+    assert [log["grad_norm"] for log in logs] == pytest.approx(norms, rel=1e-3)
+    assert max(norms) > 0.5  # so that clipping took part
+    assert [log["learning_rate"] for log in logs] == pytest.approx([LOW_RATE * (1 - i / 9) for i in range(9)])
+    trained, start = values(model), values(new_policy())
+    for name, reference in values(expected).items():
+        assert torch.allclose(trained[name], reference, rtol=0, atol=1e-5), name
+        assert not torch.allclose(trained[name], start[name], rtol=0, atol=1e-3), name
+
+
+def test_only_the_adapter_changes_and_all_of_it(fit):
+    model = new_policy()
+    base, before = values(model, lora=False), values(model)
+    fit(model)
+    assert same(values(model, lora=False), base)
+    after = values(model)
+    unchanged = [name for name in before if torch.equal(before[name], after[name])]
+    assert unchanged == []
+    assert sum("lora_B" in name for name in after) == 14  # seven linear layers in each of two blocks
+
+
+def state(model, tokenizer):
+    """What a trainer might change, in a form that can be compared."""
+    base = model.get_base_model()
+    return {
+        "modules": {
+            name: {
+                key: (type(value), dict(value)) if isinstance(value, dict) else value
+                for key, value in vars(module).items()
+            }
+            for name, module in model.named_modules()
+        },
+        "training": {name: module.training for name, module in model.named_modules()},
+        "parameters": {
+            name: (id(value), value.requires_grad, value.dtype, value.grad) for name, value in model.named_parameters()
+        },
+        "config": base.config.to_dict(),
+        "generation": base.generation_config.to_dict(),
+        "checkpointing": base.is_gradient_checkpointing,
+        "tokenizer": (
+            *(tokenizer.pad_token, tokenizer.eos_token, len(tokenizer), tokenizer.padding_side),
+            *(tokenizer.truncation_side, tokenizer.chat_template, tokenizer.special_tokens_map),
+        ),
+    }
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("options", [{"gradient_checkpointing": True}, {"bf16": True, "neftune_noise_alpha": 5.0}])
+def test_all_else_is_left_as_found(fit, options, training):
+    model, tokenizer = new_policy().train(training), tiny_tokenizer(pad=False)
+    model.base_model.model.model.layers[0].eval()
+    model.get_input_embeddings().register_forward_hook(lambda module, inputs, output: None)
+    before = state(model, tokenizer)
+    assert before["tokenizer"][0] is None
+    fit(model, tokenizer=tokenizer, **options)
+    after = state(model, tokenizer)
+    for part in before:
+        assert after[part] == before[part], part
+    assert "forward" not in vars(model) and "forward" not in vars(model.get_base_model())
+    assert len(model.get_input_embeddings()._forward_hooks) == 1
+
+
+@pytest.mark.parametrize("options", [{"gradient_checkpointing": True, "bf16": True}, {"bf16": False}])
+def test_three_fits_leave_the_base_and_its_speed(fit, options):
+    model = new_policy(dtype=torch.bfloat16 if options["bf16"] else torch.float32)
+    (_, adapted_count), (logits, count) = forward_pass(model)
+    assert adapted_count > count > 0
+    for _ in range(3):
+        fit(model, **options)
+        (adapted, adapted_count_now), (logits_now, count_now) = forward_pass(model)
+        assert torch.equal(logits_now, logits) and logits_now.dtype == logits.dtype
+        assert (adapted_count_now, count_now) == (adapted_count, count)
+        assert not torch.equal(adapted, logits)
+
+
+def test_an_error_leaves_all_as_found_too(fit):
+    model, tokenizer = new_policy(), tiny_tokenizer(pad=False)
+    before = state(model, tokenizer)
+
+    def failing():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, tokenizer=tokenizer, on_step=failing, gradient_checkpointing=True)
+    assert state(model, tokenizer) == before
+
+
+def test_a_second_fit_goes_on_from_the_first_with_a_fresh_schedule(fit):
+    model = new_policy()
+    first = fit(model)
+    between = copy.deepcopy(model)
+    second = fit(model)
+    assert [log["learning_rate"] for log in first] == [log["learning_rate"] for log in second]
+    assert second[0]["learning_rate"] == 1e-2
+    assert second[0]["loss"] < first[0]["loss"]
+    # Nothing of the first is left but the values: a model that has just them fits alike.
+    assert fit(between) == second
+    assert same(values(between), values(model))
+
+
+def test_the_number_of_rows_per_pass_does_not_matter(fit):
+    fitted = []
+    for per_device in (1, 2, 8):
+        model = new_policy()
+        logs = fit(model, sft_batch_size=3, per_device_train_batch_size=per_device)
+        assert len(logs) == 4
+        fitted.append((values(model), [log["loss"] for log in logs]))
+    for other, losses in fitted[1:]:
+        assert losses == pytest.approx(fitted[0][1], abs=1e-4)
+        for name, value in fitted[0][0].items():
+            assert torch.allclose(other[name], value, rtol=0, atol=1e-6), name
+
+
+def test_seed_draws_order_and_dropout(fit):
+    models = [new_policy(dropout=0.2) for _ in range(3)]
+    for before, (model, seed) in enumerate(zip(models, (2**62 + 1, 2**62 + 1, 2**62 + 2), strict=True)):
+        torch.manual_seed(before)  # has no part in it
+        fit(model, CHAT, seed=seed)
+    assert same(values(models[0]), values(models[1]))
+    assert not same(values(models[0]), values(models[2]))
+
+
+def test_another_seed_is_another_order(fit):
+    orders = []
+    for seed in (1, 2):
+        model = new_policy()
+        seen = RowsSeen(model, [tokenized(tiny_tokenizer(), edit) for edit in PLAIN])
+        fit(model, seed=seed, per_device_train_batch_size=1)
+        orders.append(seen.places)
+    assert orders[0] != orders[1]
+
+
+def test_ending_early_gives_the_values_back(fit):
+    model = new_policy()
+    fit(model)
+    before, calls = values(model), []
+
+    def on_step():
+        calls.append(same(values(model), before))
+        return len(calls) == 2
+
+    logs = fit(model, on_step=on_step, finished=False)
+    assert calls == [False, False]  # it had learned by then
+    assert len(logs) <= 2
+    assert same(values(model), before)
+
+
+def test_too_long_ones_are_cut_with_a_warning(fit, caplog):
+    model, expected = new_policy(), new_policy()
+    tokenizer = tiny_tokenizer()
+    edits = [SelectedSelfEdit("p" * n, "completion", str(n), 0, 1.0) for n in (3, 9, 10, 30)]
+    rows = [tokenized(tokenizer, edit) for edit in edits[:2]]
+    rows = [(ids[:10], prompt_length) for ids, prompt_length in rows]
+    seen = RowsSeen(model, rows)
+    with caplog.at_level(logging.WARNING, logger="seal_hf.outer_loop.outer_sft"):
+        fit(model, edits, max_length=10, learning_rate=LOW_RATE, per_device_train_batch_size=1)
+    assert [record.getMessage() for record in caplog.records if record.name == "seal_hf.outer_loop.outer_sft"] == [
+        "max_length=10 cuts 2 of 4 kept self-edits and leaves out 2; raise it to learn them in full."
+    ]
+    reference_fit(expected, rows, seen.steps(2), LOW_RATE, max_grad_norm=1.0)
+    for name, reference in values(expected).items():
+        assert torch.allclose(values(model)[name], reference, rtol=0, atol=1e-5), name
+
+
+@pytest.mark.parametrize("max_length", [None, 30])
+def test_what_fits_is_silent(fit, caplog, max_length):
+    with caplog.at_level(logging.WARNING, logger="seal_hf.outer_loop.outer_sft"):
+        fit(new_policy(), PLAIN[:2], max_length=max_length, num_train_epochs=1)
+    assert [record for record in caplog.records if record.name == "seal_hf.outer_loop.outer_sft"] == []
+
+
+def test_what_just_fits_is_silent(fit, caplog):
+    (ids, _) = tokenized(tiny_tokenizer(), PLAIN[0])
+    with caplog.at_level(logging.WARNING, logger="seal_hf.outer_loop.outer_sft"):
+        fit(new_policy(), PLAIN[:1], max_length=len(ids), num_train_epochs=1)
+    assert [record for record in caplog.records if record.name == "seal_hf.outer_loop.outer_sft"] == []
+
+
+def test_none_that_fits_is_an_error_and_changes_nothing(fit):
+    model, tokenizer = new_policy(), tiny_tokenizer(pad=False)
+    before, trained = state(model, tokenizer), values(model)
+    with pytest.raises(
+        ValueError, match="None of the 5 kept self-edits fits into max_length=4 tokens .*raise max_len"
+    ):
+        fit(model, tokenizer=tokenizer, max_length=4)
+    assert state(model, tokenizer) == before
+    assert same(values(model), trained)
+
+
+def test_a_tokenizer_without_an_end_token(fit):
+    with pytest.raises(ValueError, match="eos_token"):
+        fit(new_policy(), PLAIN, tokenizer=tiny_tokenizer(eos=False))
+
+
+@pytest.mark.parametrize(("num_examples", "steps"), [(1, 3), (10, 3), (11, 6), (25, 9)])
+def test_optimizer_steps(tmp_path, num_examples, steps):
+    args = SEALConfig(str(tmp_path), bf16=False, sft_batch_size=10, num_train_epochs=3)
+    assert optimizer_steps(num_examples, args) == [steps] * args.num_rounds

@@ -1,0 +1,416 @@
+"""A run that pushes itself to the Hub as it goes on, over real HTTP, what is said where that fails, and going on elsewhere."""
+
+import asyncio
+import importlib
+import json
+import os
+import re
+import threading
+import time
+import traceback
+
+import pytest
+import torch
+from helpers.folders import TRAINERS
+from helpers.hub_server import OTHER, READER, Repo
+from helpers.observing import small_trainer
+from helpers.outer_loop import SMALLEST, in_child, noted_trials, results, tiny_trainer
+from helpers.processes import TORCHRUN, assert_same_results, assert_shared, launch
+from helpers.tiny_models import tiny_llama
+from huggingface_hub import ModelCard
+from peft import PeftModel
+from safetensors.torch import load
+from transformers import TrainerCallback
+
+from seal_hf import SEALTrainer
+from seal_hf.hub.errors import HubError
+from seal_hf.outer_loop.policy_pushes import BackgroundPushes
+from seal_hf.outer_loop.seal_config import SEALConfig
+
+
+REPO, BASE = "tester/policy", "tester/tiny-base"
+POLICY = {
+    ".gitattributes",
+    "README.md",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "chat_template.jinja",
+    "tokenizer.json",
+    "tokenizer_config.json",
+}
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch):
+    monkeypatch.setattr("seal_hf.outer_loop.publishing._RETRY_WAITS", (0.0, 0.0))
+
+
+@pytest.fixture
+def pushing(hub, token, tmp_path):
+    def make(folder="run", **options):
+        model = tiny_llama()
+        model.config.name_or_path = BASE
+        defaults = {"push_to_hub": True, "hub_model_id": REPO, "hub_token": token}
+        return small_trainer(tmp_path / folder, model=model, **{**defaults, **options})
+
+    return make
+
+
+class CountPushes(TrainerCallback):
+    number = 0
+
+    def on_push_begin(self, args, state, control, **kwargs):
+        self.number += 1
+
+
+def titles(hub):
+    repo = hub.repo(REPO)
+    found, oid = [], repo.branches["main"]
+    while oid is not None:
+        found.append(repo.commits[oid].title)
+        oid = repo.commits[oid].parent
+    return found[::-1]
+
+
+def assert_last_policy(hub, trainer):
+    pushed = load(hub.files(REPO)["adapter_model.safetensors"])
+    own = {
+        name.replace(".default", ""): value for name, value in trainer.model.state_dict().items() if "lora_" in name
+    }
+    assert pushed.keys() == own.keys()
+    assert all(torch.equal(pushed[name], own[name].cpu()) for name in own)
+
+
+def test_every_round_arrives(pushing, hub):
+    counted = CountPushes()
+    trainer = pushing(callbacks=[counted])
+    trainer.train()
+    assert trainer.failed_push is None and counted.number == trainer.args.num_rounds == 2
+    assert set(hub.files(REPO)) == POLICY
+    # A push that waited for another one may have given way to a later one.
+    assert titles(hub)[-1] == "End of training" and len(titles(hub)) >= 3
+    assert_last_policy(hub, trainer)
+    card = ModelCard.load(REPO, token=trainer.args.hub_token)
+    card.validate()
+    assert card.data.base_model == BASE and len(card.data.eval_results) >= 3
+    assert not list(trainer._folder.path.glob(".push-*"))
+    with torch.no_grad():
+        ids = torch.arange(4, 20)[None]
+        loaded = PeftModel.from_pretrained(tiny_llama(), REPO, token=trainer.args.hub_token).eval()
+        expected = trainer.model.eval()(ids).logits.float()
+        torch.testing.assert_close(loaded(ids).logits, expected, rtol=0, atol=1e-5)
+
+
+def test_strategies(pushing, hub, token):
+    trainer = pushing("end", hub_strategy="end")
+    trainer.train()
+    assert set(hub.files(REPO)) == {".gitattributes"}
+    counted = CountPushes()
+    trainer.add_callback(counted)
+    assert trainer.push_to_hub("Two rounds", dataset_name="me/bees").startswith(hub.url)
+    assert counted.number == 1 and b"- dataset: me/bees" in hub.files(REPO)["README.md"]
+    assert set(hub.files(REPO)) == POLICY and titles(hub)[-1] == "Two rounds"
+    trainer.processing_class.chat_template = "{{ messages }}"
+    assert trainer.push_to_hub(blocking=False).result(timeout=60).startswith(hub.url)
+    assert hub.files(REPO)["chat_template.jinja"] == b"{{ messages }}"
+
+    trainer = pushing("all", hub_strategy="all_checkpoints", hub_model_id="tester/all", hub_private_repo=True)
+    trainer.train()
+    files = hub.files("tester/all")
+    assert hub.repo("tester/all").private
+    for number in (1, 2):
+        kept = trainer._folder.policy(number - 1) / "adapter_model.safetensors"
+        assert files[f"round_{number:03d}/adapter_model.safetensors"] == kept.read_bytes()
+        assert f"round_{number:03d}/adapter_config.json" in files
+
+
+def test_a_run_goes_on_elsewhere(pushing, hub, token, monkeypatch):
+    unbroken = pushing("unbroken", push_to_hub=False)
+    unbroken.train()
+    # Stopped in the second round, after the push of the first, which is all that the other machine sees.
+    here = pushing("here", hub_strategy="checkpoint", num_rounds=1)
+    here.train()
+    files = hub.files(REPO)
+    pushed = {name.removeprefix("last-checkpoint/") for name in files if name.startswith("last-checkpoint/")}
+    assert {"run.json", "trainer_state.json", "journal/round_000.jsonl", "selected/round_000.jsonl"} <= pushed
+    assert "evaluation/journal/round_001.jsonl" in pushed and not any("partial" in name for name in pushed)
+
+    there = pushing("there", hub_strategy="checkpoint")
+    rename = os.replace
+
+    def rename_in_part(source, target):
+        if target == there._folder.path / "policy":
+            raise MemoryError("of this test")
+        rename(source, target)
+
+    with monkeypatch.context() as killed:
+        killed.setattr("os.replace", rename_in_part)
+        with pytest.raises(MemoryError):
+            there.train(resume_from_checkpoint="last-checkpoint")
+    with pytest.raises(ValueError, match="there holds half of a run that was on its way from the Hub"):
+        there.train(resume_from_checkpoint=True)
+    there.train(resume_from_checkpoint="last-checkpoint")
+    assert results(there._folder.path) == results(unbroken._folder.path)
+    assert_last_policy(hub, there)
+    files = hub.files(REPO)
+    assert "last-checkpoint/policy/round_001/adapter_model.safetensors" in files
+    # The last evaluation is part of what every push after it holds.
+    assert "last-checkpoint/evaluation/journal/round_002.jsonl" in files
+    # What is here already goes on from here.
+    hub.log.clear()
+    again = pushing("there", hub_strategy="end")
+    again.train(resume_from_checkpoint="last-checkpoint")
+    assert not hub.requests("last-checkpoint")
+
+
+def test_there_must_be_a_run_to_go_on_with(pushing, hub, tmp_path):
+    with pytest.raises(ValueError, match=f'{REPO} has no last-checkpoint/run.json at .*hub_strategy="checkpoint"'):
+        pushing().train(resume_from_checkpoint="last-checkpoint")
+    with pytest.raises(ValueError, match="needs hub_model_id"):
+        pushing(push_to_hub=False, hub_model_id=None).train(resume_from_checkpoint="last-checkpoint")
+    with pytest.raises(HubError, match="there is no repository tester/nothing"):
+        pushing(push_to_hub=False, hub_model_id="tester/nothing").train(resume_from_checkpoint="last-checkpoint")
+    assert not (tmp_path / "run" / "run.json").exists()
+    pushing("one", hub_strategy="checkpoint", num_rounds=1).train()
+    other = pushing("two", push_to_hub=False, seed=99)
+    with pytest.raises(ValueError, match="holds a run with other settings: .*seed"):
+        other.train(resume_from_checkpoint="last-checkpoint")
+
+
+def test_a_hub_that_fails_for_a_while(pushing, hub, caplog):
+    hub.answer(503, "/commit/", "POST")
+    trainer = pushing()
+    recover = threading.Event()
+
+    class Recover(TrainerCallback):
+        def on_epoch_end(self, args, state, control, **kwargs):
+            if state.epoch == 2:
+                trainer._pushes.wait()
+                recover.set()
+                hub.reset_faults()
+
+    trainer.add_callback(Recover())
+    trainer.train()
+    assert recover.is_set() and trainer.failed_push is None
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert any(f"The upload to {REPO} failed: the Hub answered 503" in text for text in warnings)
+    assert any("Training goes on, and it is tried again." in text for text in warnings)
+    assert_last_policy(hub, trainer)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (lambda hub: hub.answer(403, "/commit/", "POST"), "this token may not write to tester/policy"),
+        (lambda hub: hub.stop(), r"the Hub \(http://.*\) could not be reached"),
+        (lambda hub: hub.cut_upload(times=None), r"the Hub \(http://.*\) could not be reached"),
+    ],
+    ids=["refused", "down", "cut"],
+)
+def test_a_hub_that_fails_to_the_end(pushing, hub, caplog, token, fault, message, tmp_path):
+    fault(hub)
+    trainer = pushing(num_rounds=1)
+    output = trainer.train()
+    assert output.global_step > 0 and (tmp_path / "run" / "policy" / "round_000").is_dir()
+    assert f"The policy is not on the Hub as {REPO}." in trainer.failed_push
+    assert (
+        "trainer.push_to_hub()" in trainer.failed_push
+        and f"Everything is in {tmp_path / 'run'}" in trainer.failed_push
+    )
+    errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert errors == [trainer.failed_push]
+    assert re.search(message, trainer.failed_push)
+    with pytest.raises(HubError, match=message) as raised:
+        trainer.push_to_hub()
+    assert token not in "".join(traceback.format_exception(raised.value)) and token not in caplog.text
+    assert "Training goes on" not in str(raised.value) + caplog.records[-1].getMessage()
+    hub.reset_faults()
+    hub.start()
+    trainer.push_to_hub()
+    assert trainer.failed_push is None
+    assert_last_policy(hub, trainer)
+
+
+def test_whatever_fails_does_not_stop_the_training(pushing, hub, caplog, monkeypatch):
+    hub.answer(
+        200, f"^/api/models/{BASE}$"
+    )  # something else in the Hub's place, where the base's licence is asked for
+    trainer, stage = pushing(), SEALTrainer._stage
+    failures = [ValueError("of this test")]
+
+    def failing_at_first():
+        if failures:
+            raise failures.pop()
+        return stage(trainer)
+
+    monkeypatch.setattr(trainer, "_stage", failing_at_first)
+    trainer.train()
+    assert "The policy was not pushed: of this test. Training goes on, and it is tried again." in caplog.text
+    assert trainer.failed_push is None
+    assert_last_policy(hub, trainer)
+
+
+def test_a_push_that_the_configuration_does_not_name(pushing, hub, caplog):
+    trainer = pushing(num_rounds=1, push_to_hub=False)
+    trainer.train()
+    hub.stop()
+    with pytest.raises(HubError, match="could not be reached") as raised:
+        trainer.push_to_hub()
+    assert "Nothing was trained" not in str(raised.value) and "Training" not in caplog.text
+    hub.start()
+    trainer.push_to_hub()
+    assert_last_policy(hub, trainer)
+
+
+def broken_run(folder, token, stalled):
+    """A run with an error in its second round, once the file `stalled` is there."""
+
+    class Break(TrainerCallback):
+        def on_epoch_begin(self, args, state, control, **kwargs):
+            if state.epoch:
+                while not stalled.exists():
+                    time.sleep(0.01)
+                raise MemoryError("of this test")
+
+    options = {"push_to_hub": True, "hub_model_id": REPO, "hub_token": token, "hub_strategy": "checkpoint"}
+    small_trainer(folder, callbacks=[Break()], **options).train()
+
+
+@pytest.mark.slow
+def test_an_error_ends_the_program_while_a_push_stalls(hub, token, tmp_path, monkeypatch):
+    routes, stalled, released, answered = hub.routes, tmp_path / "stalled", threading.Event(), []
+
+    async def stalling(scope, receive, send):
+        if not scope["path"].startswith("/_lfs/"):
+            return await routes(scope, receive, send)
+        stalled.touch()
+        answered.append(await asyncio.to_thread(released.wait, 60))
+
+    monkeypatch.setattr(hub, "routes", stalling)
+    log = tmp_path / "log"
+    try:
+        assert in_child(log, broken_run, tmp_path / "run", token, stalled) == 1
+        assert answered == [] and "MemoryError: of this test" in log.read_text()
+    finally:
+        released.set()
+    assert token not in log.read_text()
+
+
+@pytest.mark.parametrize("strategy", ["every_save", "end"])
+def test_the_script_tells_last_what_is_not_on_the_hub(pushing, hub, monkeypatch, capsys, strategy):
+    monkeypatch.syspath_prepend(str(TRAINERS))
+    knowledge = importlib.import_module("knowledge")
+    trainer = pushing(num_rounds=1, hub_strategy=strategy)
+    monkeypatch.setattr(knowledge, "SEALTrainer", lambda **options: trainer)
+    hub.answer(403, "/commit/", "POST")
+    with pytest.raises(SystemExit, match=f"error: .*may not write to {REPO}.*Everything is in {trainer._folder.path}"):
+        knowledge.main(knowledge.KnowledgeArguments(), trainer.args, knowledge.PolicyModelConfig())
+    assert "| self-edits after round 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"hub_token": "hf_WrongAndSecret"}, "the Hub answered 401 .*hf auth login.* Nothing was trained."),
+        ({"hub_token": READER.token}, "the Hub answered 403 .*use a token that may write.* Nothing was trained."),
+        ({"hub_token": OTHER.token}, "the Hub answered 403 .*may not write to tester/policy"),
+        ({"hub_private_repo": True}, "is there already and is public, but private=True"),
+    ],
+    ids=["token", "right", "name", "public"],
+)
+def test_refusals_come_before_training(pushing, hub, tmp_path, options, message):
+    hub.add_repo(Repo(REPO))
+    with pytest.raises(HubError, match=message) as raised:
+        pushing(**options)
+    assert raised.value.is_refusal
+    assert "WrongAndSecret" not in "".join(traceback.format_exception(raised.value))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_hub_that_is_down_at_the_start(pushing, hub, caplog):
+    hub.stop()
+    trainer = pushing(num_rounds=1)
+    assert "Training starts all the same" in caplog.text
+
+    class Recover(TrainerCallback):
+        def on_epoch_begin(self, args, state, control, **kwargs):
+            hub.start()
+
+    trainer.add_callback(Recover())
+    trainer.train()
+    assert trainer.failed_push is None
+    assert_last_policy(hub, trainer)
+
+
+def test_no_token_is_written_anywhere(pushing, hub, token, tmp_path, capfd, caplog):
+    caplog.set_level("INFO")
+    pushing(hub_strategy="checkpoint", num_rounds=1).train()
+    assert all(token.encode() not in data for data in hub.files(REPO).values())
+    for file in tmp_path.rglob("*"):
+        assert file.is_dir() or token.encode() not in file.read_bytes(), file
+    assert token not in caplog.text and token not in "".join(capfd.readouterr())
+
+
+def test_metrics_stay_on_this_machine_unless_asked(tmp_path):
+    assert SEALConfig(str(tmp_path), push_to_hub=True).trackio_static_space_id is False
+    assert SEALConfig(str(tmp_path), trackio_static_space_id="me/metrics").trackio_static_space_id == "me/metrics"
+
+
+def test_the_latest_of_those_that_wait_is_pushed(tmp_path):
+    begun, may_go_on, uploaded = threading.Event(), threading.Event(), []
+
+    def upload(folder):
+        begun.set()
+        assert may_go_on.wait(60)
+        uploaded.append(folder.name)
+        if folder.name == "third":
+            raise HubError("refused")
+        return folder.name
+
+    folders = [tmp_path / name for name in ("first", "second", "third")]
+    for folder in folders:
+        folder.mkdir()
+    pushes = BackgroundPushes()
+    first = pushes.push(folders[0], upload)
+    assert begun.wait(60)
+    assert not first.cancel()  # it is under way
+    second, third = pushes.push(folders[1], upload), pushes.push(folders[2], upload)
+    assert second.cancelled() and not folders[1].exists() and folders[0].exists()
+    pushes.wait(0.01)
+    may_go_on.set()
+    pushes.wait()
+    assert uploaded == ["first", "third"] and first.result() == "first"
+    assert isinstance(third.exception(), HubError)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_two_processes_push_once(hub, token, tmp_path):
+    options = {"push_to_hub": True, "hub_model_id": REPO, "hub_token": token, "hub_strategy": "checkpoint"}
+    done = launch(TORCHRUN, tmp_path / "run", "--options", json.dumps({**options, "num_rounds": 1, "num_eval": 0}))
+    assert done.returncode == 0, done.stderr
+    assert titles(hub) == ["initial commit", "End of training"]
+    assert POLICY < set(hub.files(REPO)) and "last-checkpoint/run.json" in hub.files(REPO)
+    assert token not in done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_elsewhere(hub, token, tmp_path):
+    options = {"hub_model_id": REPO, "hub_token": token, "num_eval": 0}
+    pushed = {**options, "push_to_hub": True, "hub_strategy": "checkpoint", "num_rounds": 1}
+    tiny_trainer(tmp_path / "here", **{**SMALLEST, **pushed}).train()
+    tiny_trainer(tmp_path / "here", **{**SMALLEST, "num_eval": 0}).train(resume_from_checkpoint=True)
+    hub.log.clear()
+    there, record = tmp_path / "there", tmp_path / "record"
+    resume = ["--resume", "last-checkpoint", "--record", record, "--options", json.dumps(options)]
+    done = launch(TORCHRUN, there, *resume)
+    assert done.returncode == 0, done.stderr
+    # One look at the repository, one in snapshot_download: the second process asks for nothing.
+    looks = hub.requests(f"^/api/models/{REPO}(/revision/.*)?$")
+    fetched = hub.requests(f"{REPO}/resolve/.*/last-checkpoint/run.json", "GET")
+    assert (len(looks), len(fetched)) == (2, 1)
+    assert_shared(record)
+    assert {number for _, number, *_ in noted_trials(record)} == {1}
+    assert_same_results(there, {**results(tmp_path / "here"), "rewards.png": None})
+    assert token not in done.stdout + done.stderr

@@ -1,0 +1,191 @@
+"""What is kept of a round: the best of each example, and nothing that cannot be learned from."""
+
+import random
+
+import pytest
+
+from seal_hf.outer_loop.selection import select_self_edits
+from seal_hf.records.journal import SELF_EDITS, ScoredSelfEdit, SelectedSelfEdit
+
+
+def scored(example, edit, reward, well_formed=True, num_repeats=1):
+    return ScoredSelfEdit(
+        round=0,
+        condition=SELF_EDITS,
+        example=example,
+        example_id=f"id {example}",
+        edit=edit,
+        prompt=[{"role": "user", "content": f"prompt {example}"}],
+        completion=f"text {example}.{edit}",
+        completion_tokens=3,
+        well_formed=well_formed,
+        repeats=[{"reward": reward}] * num_repeats if well_formed else [],
+        reward=reward,
+        base_reward=0.5,
+        tokens=30,
+        seconds=1.0,
+    )
+
+
+def one_example(*rewards):
+    return [scored(0, edit, reward) for edit, reward in enumerate(rewards)]
+
+
+def places(selected):
+    """Example and edit of each."""
+    return [(int(edit.example_id.removeprefix("id ")), edit.edit) for edit in selected]
+
+
+def kept(edits, **options):
+    """The edits kept of a single example."""
+    return [edit for _, edit in places(select_self_edits(edits, **options))]
+
+
+def test_a_selected_self_edit_has_its_prompt_text_and_reward():
+    assert select_self_edits([scored(4, 2, 0.75)]) == [
+        SelectedSelfEdit([{"role": "user", "content": "prompt 4"}], "text 4.2", "id 4", 2, 0.75)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("keep_best", "edits"), [(1, [3]), (2, [3, 1]), (3, [3, 1, 0]), (4, [3, 1, 0, 2]), (9, [3, 1, 0, 2])]
+)
+def test_the_best_are_kept_best_first(keep_best, edits):
+    assert kept(one_example(0.5, 0.75, 0.0, 1.0), keep_best=keep_best) == edits
+
+
+def test_all_are_kept_without_a_limit():
+    assert kept(one_example(0.5, 0.75, 0.0, 1.0), keep_best=None) == [3, 1, 0, 2]
+
+
+def test_of_equals_the_first_is_kept_in_whatever_order_they_come():
+    edits = one_example(0.5, 0.75, 0.75, 0.75, 0.0)
+    for order in (edits, edits[::-1], edits[2:] + edits[:2]):
+        assert kept(order) == [1]
+        assert kept(order, keep_best=2) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("min_reward", "edits"), [(None, [1, 3, 0, 2]), (0.0, [1, 3, 0, 2]), (0.5, [1, 3]), (0.75, [1]), (1.0, [])]
+)
+def test_min_reward_is_the_least_that_is_kept(min_reward, edits):
+    assert kept(one_example(0.25, 0.75, 0.0, 0.5), keep_best=None, min_reward=min_reward) == edits
+
+
+def test_limit_and_least_reward_together():
+    edits = one_example(0.25, 0.75, 0.5, 0.5) + [scored(1, 0, 0.25), scored(1, 1, 0.0)]
+    assert places(select_self_edits(edits, keep_best=2, min_reward=0.5)) == [(0, 1), (0, 2)]
+    assert places(select_self_edits(edits, keep_best=1, min_reward=0.25)) == [(0, 1), (1, 0)]
+
+
+@pytest.mark.parametrize("options", [{}, {"keep_best": None}, {"keep_best": 2, "min_reward": 0.0}])
+def test_malformed_and_ungraded_ones_are_never_kept(options):
+    edits = [scored(0, 0, 1.0, well_formed=False), scored(0, 1, None), scored(0, 2, 0.0), scored(1, 0, None)]
+    assert places(select_self_edits(edits, **options)) == [(0, 2)]
+
+
+@pytest.mark.parametrize("drop_zero_std", [False, True])
+def test_nothing_is_kept_of_malformed_ones_alone(drop_zero_std):
+    edits = [scored(example, edit, 0.0, well_formed=False) for example in range(2) for edit in range(3)]
+    assert select_self_edits(edits, keep_best=None, drop_zero_std=drop_zero_std) == []
+    assert select_self_edits([], drop_zero_std=drop_zero_std) == []
+
+
+@pytest.mark.parametrize(
+    ("edits", "with_std"),
+    [
+        (one_example(0.5, 0.5, 0.5), []),
+        (one_example(0.5, 0.5, 0.75), [2]),
+        (one_example(1.0), []),
+        (one_example(0.5, None, 0.5), []),  # what could not be graded has no part in it
+        ([scored(0, 0, 0.0, well_formed=False), scored(0, 1, 0.5)], [1]),  # a malformed one has, with its 0
+        ([scored(0, 0, 0.0, well_formed=False), scored(0, 1, 0.0)], []),
+    ],
+)
+def test_examples_of_equal_rewards_are_dropped(edits, with_std):
+    assert kept(edits, drop_zero_std=True) == with_std
+    assert len(kept(edits)) == 1
+
+
+def test_min_reward_has_no_part_in_whether_rewards_are_equal():
+    assert kept(one_example(0.0, 0.5, 0.5), keep_best=None, min_reward=0.5, drop_zero_std=True) == [1, 2]
+
+
+def test_rewards_that_differ_by_rounding_are_equal():
+    ascending, descending = (0.1 + 0.2 + 0.3) / 3, (0.3 + 0.2 + 0.1) / 3
+    assert descending < 0.2 < ascending
+    edits = one_example(descending, ascending)
+    assert kept(edits) == [0]
+    assert kept(edits, keep_best=None, min_reward=0.2) == [0, 1]
+    assert kept(edits, drop_zero_std=True) == []
+    assert [edit.reward for edit in select_self_edits(edits, keep_best=None)] == [descending, ascending]
+
+
+@pytest.mark.parametrize(
+    ("repeats", "rewards", "keep_best", "edits"),
+    [
+        # One run of the first was the best of all, but it was dropped; the last repeat is between the others.
+        ([1, 3, 2, 3], [1.0, 0.5, 0.75, 0.25], 1, [1]),
+        ([1, 3, 2, 3], [1.0, 0.5, 0.75, 0.25], 2, [1, 3]),
+        ([1, 3, 2, 3], [1.0, 0.5, 0.75, 0.25], 4, [1, 3, 2, 0]),
+        ([3, 3, 1, 1], [0.25, 0.5, 0.25, 0.75], 1, [1]),
+        ([3, 3, 1, 1], [-0.5, -0.25, -0.01, -2.0], 1, [1]),
+    ],
+)
+def test_the_last_repeat_decides(repeats, rewards, keep_best, edits):
+    own = [scored(0, edit, reward, num_repeats=repeats[edit]) for edit, reward in enumerate(rewards)]
+    assert kept(own, keep_best=keep_best) == edits
+    assert kept(own[::-1], keep_best=keep_best) == edits
+
+
+def test_a_lucky_one_does_not_take_the_place_of_a_leader_below_the_least_reward():
+    leader, dropped = scored(0, 0, 0.25, num_repeats=3), scored(0, 1, 0.75)
+    assert kept([leader, dropped], min_reward=0.5) == []
+    assert kept([leader, dropped], keep_best=2, min_reward=0.5) == [1]
+
+
+def test_selected_are_ordered_by_example():
+    edits = [scored(example, edit, 0.5 + edit / 8) for edit in range(3) for example in (10, 2, 0)]
+    assert places(select_self_edits(edits, keep_best=2)) == [(0, 2), (0, 1), (2, 2), (2, 1), (10, 2), (10, 1)]
+
+
+def naive_selection(edits, keep_best, min_reward, drop_zero_std):
+    """Take the best remaining self-edit of each example, one at a time."""
+    result = []
+    for example in range(max(edit.example for edit in edits) + 1):
+        own = [edit for edit in edits if edit.example == example]
+        graded = [edit.reward for edit in own if edit.reward is not None]
+        if drop_zero_std and (not graded or min(graded) == max(graded)):
+            continue
+        remaining = [edit for edit in own if edit.well_formed and edit.reward is not None]
+        taken = 0
+        while remaining and taken != keep_best:
+            best = remaining[0]
+            for edit in remaining[1:]:
+                if edit.reward > best.reward or (edit.reward == best.reward and edit.edit < best.edit):
+                    best = edit
+            remaining.remove(best)
+            if min_reward is None or best.reward >= min_reward:
+                result.append((example, best.edit))
+                taken += 1
+    return result
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_random_rounds_agree_with_a_naive_selection(seed):
+    draw = random.Random(seed)
+    edits = []
+    for example in range(draw.randint(1, 6)):
+        for edit in range(draw.randint(1, 6)):
+            well_formed = draw.random() < 0.7
+            reward = draw.choice([None, 0.0, 0.25, 0.5, 0.75, 1.0]) if well_formed else 0.0
+            edits.append(scored(example, edit, reward, well_formed))
+    draw.shuffle(edits)
+    options = {
+        "keep_best": draw.choice([None, 1, 2, 3]),
+        "min_reward": draw.choice([None, 0.25, 0.5, 1.0]),
+        "drop_zero_std": draw.random() < 0.5,
+    }
+    before = list(edits)
+    assert places(select_self_edits(edits, **options)) == naive_selection(edits, **options)
+    assert edits == before

@@ -1,0 +1,362 @@
+"""What a run's records say: hand-computed metrics, the tables, the picture and the samples."""
+
+import json
+import math
+
+import matplotlib
+import pyarrow.parquet
+import pytest
+from datasets import load_dataset
+from matplotlib.image import imread
+
+from seal_hf.records import plot as run_plot
+from seal_hf.records.journal import (
+    BASE,
+    IN_CONTEXT,
+    PASSAGE_ONLY,
+    SELF_EDITS,
+    Journal,
+    ScoredSelfEdit,
+    SelectedSelfEdit,
+)
+from seal_hf.records.plot import save_plot
+from seal_hf.records.report import evaluations, metrics, results_table, round_metrics, save_samples
+
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+def scored(example, edit, reward, *, base_reward=None, losses=(), well_formed=True, length=10, tokens=0, seconds=0.0):
+    """A self-edit of a training round, with one repeat for each loss."""
+    return ScoredSelfEdit(
+        round=0,
+        condition=SELF_EDITS,
+        example=example,
+        example_id=f"id {example}",
+        edit=edit,
+        prompt="Write.",
+        completion=f"text {example}.{edit}",
+        completion_tokens=length,
+        well_formed=well_formed,
+        repeats=[
+            {"seed": i, "reward": reward, "answers": [f"answer {i}"], "verdicts": [True], "loss": loss}
+            for i, loss in enumerate(losses)
+        ],
+        reward=reward,
+        base_reward=base_reward,
+        tokens=tokens,
+        seconds=seconds,
+    )
+
+
+def selected(edit, completion=None):
+    return SelectedSelfEdit(edit.prompt, completion or edit.completion, edit.example_id, edit.edit, edit.reward)
+
+
+def answered(round_index, condition, example, *runs, edit=0):
+    """An evaluation's record from the verdicts of its repeats; without any it is malformed."""
+    repeats = [
+        {"seed": i, "reward": sum(run) / len(run), "answers": ["?"] * len(run), "verdicts": run, "loss": None}
+        for i, run in enumerate(runs)
+    ]
+    reward = sum(repeat["reward"] for repeat in repeats) / len(repeats) if repeats else 0.0
+    kind = (round_index, condition, example, str(example), edit)
+    return ScoredSelfEdit(*kind, "", "", 0, bool(runs), repeats, reward, None, 0, 0.0)
+
+
+RIGHT, WRONG = True, False
+TRAINING = [
+    scored(0, 0, 0.5, base_reward=0.25, losses=[1.0, 2.0], length=30, tokens=300, seconds=2.0),
+    scored(0, 1, 0.0, base_reward=0.25, well_formed=False, length=2),
+    scored(1, 0, 0.75, base_reward=0.5, losses=[6.0, None], length=20, tokens=100, seconds=2.0),
+    scored(1, 1, 0.75, base_reward=None, losses=[math.nan], length=40),
+    scored(2, 0, None, base_reward=None, length=8),
+]
+# Passage 0 has two questions, passage 1 has one. The base answers one of passage 0's.
+EVALUATIONS = [
+    [
+        answered(0, BASE, 0, [RIGHT, WRONG]),
+        answered(0, BASE, 1, [WRONG]),
+        answered(0, IN_CONTEXT, 0, [RIGHT, RIGHT]),
+        answered(0, IN_CONTEXT, 1, [RIGHT]),
+        answered(0, PASSAGE_ONLY, 0, [WRONG, WRONG]),
+        answered(0, PASSAGE_ONLY, 1, [RIGHT]),
+        # (1 + 0) / 2 in the repeats of the first, the base's 1/2 for the malformed one.
+        answered(0, SELF_EDITS, 0, [RIGHT, RIGHT], [WRONG, WRONG]),
+        answered(0, SELF_EDITS, 0, edit=1),
+        answered(0, SELF_EDITS, 1, [WRONG]),
+        answered(0, SELF_EDITS, 1, [RIGHT], edit=1),
+    ],
+    [
+        answered(1, SELF_EDITS, 0, [RIGHT, RIGHT]),
+        answered(1, SELF_EDITS, 0, [RIGHT, WRONG], edit=1),
+        answered(1, SELF_EDITS, 1, [RIGHT]),
+        answered(1, SELF_EDITS, 1, edit=1),
+    ],
+    [answered(2, SELF_EDITS, 0, [RIGHT, RIGHT]), answered(2, SELF_EDITS, 1, [RIGHT])],
+]
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run of one training round with three evaluations."""
+    journal = Journal(tmp_path)
+    journal.write_scored(0, TRAINING)
+    journal.write_selected(0, [selected(TRAINING[0]), selected(TRAINING[2])])
+    write_evaluations(tmp_path, EVALUATIONS)
+    return tmp_path
+
+
+def write_evaluations(output_dir, rounds):
+    for number, records in enumerate(rounds):
+        Journal(output_dir / "evaluation").write_scored(number, records)
+
+
+def test_round_metrics():
+    result = round_metrics(TRAINING, [selected(TRAINING[0]), selected(TRAINING[2])])
+    assert result == {
+        "reward": 0.5,  # (0.5 + 0 + 0.75 + 0.75) / 4: the malformed one counts, the one without a reward does not
+        "reward_std": 0.125,  # 0.25 and 0, of the two examples with rewards
+        "frac_reward_zero_std": 0.5,
+        "reward/best": 0.625,
+        "completions/mean_length": 20.0,
+        "completions/min_length": 2,
+        "completions/max_length": 40,
+        "self_edits/valid_ratio": 0.8,
+        "self_edits/kept_ratio": 0.4,
+        "inner/loss": 3.0,
+        "inner/gain": pytest.approx((0.25 - 0.25 + 0.25) / 3),
+        "inner/tokens_per_second": 100.0,
+        "num_examples": 3,
+    }
+
+
+def test_the_best_is_the_one_that_selection_puts_first():
+    leader = scored(0, 0, 0.25, losses=[1.0, 1.0, 1.0])
+    lucky = scored(0, 1, 0.75, losses=[1.0])
+    malformed = scored(0, 2, 0.5, well_formed=False)
+    assert round_metrics([lucky, malformed, leader], [])["reward/best"] == 0.25
+    assert round_metrics([lucky, malformed], [])["reward/best"] == 0.75
+
+
+def test_round_metrics_leave_out_what_has_no_value():
+    result = round_metrics([scored(0, 0, None)], [])
+    assert set(result) == {
+        "completions/mean_length",
+        "completions/min_length",
+        "completions/max_length",
+        "self_edits/valid_ratio",
+        "self_edits/kept_ratio",
+        "num_examples",
+    }
+    assert result["self_edits/kept_ratio"] == 0.0
+    assert round_metrics([], []) == {"num_examples": 0}
+
+
+def test_rewards_that_differ_by_rounding_are_equal():
+    rewards = [(0.1 + 0.2 + 0.3) / 3, (0.3 + 0.2 + 0.1) / 3]
+    assert rewards[0] != rewards[1]
+    result = round_metrics([scored(0, edit, reward) for edit, reward in enumerate(rewards)], [])
+    assert result["frac_reward_zero_std"] == 1.0
+
+
+def test_no_evaluation(tmp_path):
+    assert evaluations(Journal(tmp_path / "evaluation")) == []
+
+
+def test_evaluations(run):
+    first, second, third = evaluations(Journal(run / "evaluation"))
+    assert [first.round, second.round, third.round] == [0, 1, 2]
+    values = {name: estimate.value for name, estimate in first.accuracies.items()}
+    assert values == {BASE: 0.25, IN_CONTEXT: 1.0, PASSAGE_ONLY: 0.5, SELF_EDITS: 0.5}
+    assert (first.accuracies[BASE].low, first.accuracies[BASE].high) == (0.0, 0.5)
+    assert {name: gain.value for name, gain in first.gains.items()} == {
+        BASE: 0.25,
+        IN_CONTEXT: -0.5,
+        PASSAGE_ONLY: 0.0,
+    }
+    # Passage 0: (1 + 1/2) / 2; passage 1: 1 and the base's 0.
+    assert {name: estimate.value for name, estimate in second.accuracies.items()} == {SELF_EDITS: 0.625}
+    assert {name: gain.value for name, gain in second.gains.items()} == {
+        BASE: 0.375,
+        IN_CONTEXT: -0.375,
+        PASSAGE_ONLY: 0.125,
+        "self-edits, round 0": 0.125,
+    }
+    assert {name: gain.value for name, gain in third.gains.items()} == {
+        BASE: 0.75,
+        IN_CONTEXT: 0.0,
+        PASSAGE_ONLY: 0.5,
+        "self-edits, round 0": 0.5,
+        "self-edits, round 1": 0.375,
+    }
+    assert (first.accuracies[SELF_EDITS].num_passages, first.accuracies[SELF_EDITS].num_questions) == (2, 3)
+
+
+def test_gains_are_paired_by_passage_whatever_the_order_of_the_records(run, tmp_path):
+    write_evaluations(tmp_path / "other", [EVALUATIONS[0][::-1], *EVALUATIONS[1:]])
+    other = evaluations(Journal(tmp_path / "other" / "evaluation"))
+    assert other == evaluations(Journal(run / "evaluation"))
+    gain = other[0].gains[PASSAGE_ONLY]
+    assert (gain.low, gain.value, gain.high) == (-0.5, 0.0, 0.5)
+
+
+def test_single_passage_has_a_point_for_an_interval(tmp_path):
+    write_evaluations(tmp_path, [[answered(0, BASE, 0, [RIGHT, WRONG]), answered(0, SELF_EDITS, 0)]])
+    (only,) = evaluations(Journal(tmp_path / "evaluation"))
+    own = only.accuracies[SELF_EDITS]
+    assert (own.low, own.value, own.high, own.num_passages) == (0.5, 0.5, 0.5, 1)
+    assert only.gains[BASE].value == 0.0
+    assert set(only.accuracies) == {BASE, SELF_EDITS}
+
+
+def test_metrics_of_an_evaluation(run):
+    first, _, third = evaluations(Journal(run / "evaluation"))
+    flat = metrics(first)
+    estimates = [f"{name}_accuracy" for name in ("base", "passage_in_context", "passage_only", "self_edits")]
+    estimates += [f"gain_over_{name}" for name in ("base", "passage_in_context", "passage_only")]
+    bounds = [f"{name}_{bound}" for name in estimates for bound in ("low", "high")]
+    assert set(flat) == {*estimates, *bounds, "num_passages", "num_questions"}
+    assert (flat["base_accuracy_low"], flat["base_accuracy"], flat["base_accuracy_high"]) == (0.0, 0.25, 0.5)
+    assert (flat["num_passages"], flat["num_questions"]) == (2, 3)
+    flat = metrics(third)
+    assert (flat["gain_over_round_0"], flat["gain_over_round_1"]) == (0.5, 0.375)
+    assert (flat["gain_over_round_1_low"], flat["gain_over_round_1_high"]) == (0.25, 0.5)
+    assert "base_accuracy" not in flat
+
+
+def test_results_table(run):
+    assert results_table(run) == (
+        "| round | self-edits | well-formed | kept | mean reward | best-of-k reward | base reward |\n"
+        "| ----- | ---------: | ----------: | ---: | ----------: | ---------------: | ----------: |\n"
+        "| 1     |          5 |           4 |    2 |      50.0 % |           62.5 % |      37.5 % |\n"
+        "\n"
+        "Evaluation on 2 passages with 3 questions: mean over passages of the share of right answers, with 95 % "
+        "intervals from resampling passages; differences are paired by passage.\n"
+        "\n"
+        "| condition                 |               accuracy |          minus passage only |        minus before round 1 |\n"
+        "| ------------------------- | ---------------------: | --------------------------: | --------------------------: |\n"
+        "| base                      |     25.0 % [0.0, 50.0] |                             |                             |\n"
+        "| passage in context        | 100.0 % [100.0, 100.0] |                             |                             |\n"
+        "| passage only              |    50.0 % [0.0, 100.0] |                             |                             |\n"
+        "| self-edits before round 1 |    50.0 % [50.0, 50.0] |  +0.0 points [-50.0, +50.0] |                             |\n"
+        "| self-edits after round 1  |    62.5 % [50.0, 75.0] | +12.5 points [-50.0, +75.0] |  +12.5 points [+0.0, +25.0] |\n"
+        "| self-edits after round 2  | 100.0 % [100.0, 100.0] | +50.0 points [+0.0, +100.0] | +50.0 points [+50.0, +50.0] |\n"
+    )
+
+
+def test_results_table_of_a_run_that_has_just_begun(tmp_path):
+    assert results_table(tmp_path) == "No round is scored yet.\n"
+    Journal(tmp_path).write_scored(0, [scored(0, 0, None)])
+    cells = [cell.strip() for cell in results_table(tmp_path).splitlines()[-1].split("|")]
+    assert cells[1:-1] == ["1", "1", "1", "–", "–", "–", "–"]
+
+
+def test_results_table_without_passages_compares_with_the_base(tmp_path):
+    write_evaluations(tmp_path, [[answered(0, BASE, 0, [WRONG]), answered(0, SELF_EDITS, 0, [RIGHT])]])
+    header, _, base, own = results_table(tmp_path).splitlines()[2:]
+    assert [cell.strip() for cell in header.split("|")] == ["", "condition", "accuracy", "minus base", ""]
+    assert "+100.0 points" in own and "points" not in base
+
+
+def test_plot_is_a_picture_that_depends_on_the_records_alone(run):
+    path = save_plot(run)
+    assert path == run / "rewards.png"
+    drawn = path.read_bytes()
+    assert drawn.startswith(PNG_SIGNATURE)
+    assert imread(path).shape == (800, 1800, 4)
+    with matplotlib.rc_context({"savefig.bbox": "tight", "font.size": 20, "axes.facecolor": "black"}):
+        assert save_plot(run).read_bytes() == drawn
+        assert matplotlib.rcParams["font.size"] == 20
+    Journal(run).write_scored(1, TRAINING)
+    assert save_plot(run).read_bytes() != drawn
+    assert not list(run.rglob("*.partial"))
+
+
+@pytest.mark.parametrize(
+    ("training", "evaluation"),
+    [
+        ([TRAINING], []),
+        ([], EVALUATIONS[:1]),
+        ([[scored(0, 0, None)]], EVALUATIONS[:1]),
+        ([TRAINING, [scored(0, 0, None)]], []),
+    ],
+    ids=["no evaluation", "evaluation only", "no rewards", "no rewards in the last round"],
+)
+def test_plot_of_what_there_is(tmp_path, training, evaluation):
+    for number, records in enumerate(training):
+        Journal(tmp_path).write_scored(number, records)
+    write_evaluations(tmp_path, evaluation)
+    picture = imread(save_plot(tmp_path))
+    assert picture.shape == (800, 1800, 4)
+    assert picture[..., :3].std() > 0
+
+
+def test_plot_of_nothing_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no scored round to draw; train for a round first"):
+        save_plot(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("places", "expected"),
+    [
+        ([0.3, 0.6], [0.3, 0.6]),
+        ([0.5, 0.5], [0.45, 0.55]),
+        ([0.48, 0.5, 0.9], [0.44, 0.54, 0.9]),
+        ([0.0, 0.0, 0.0], [0.05, 0.15, 0.25]),
+        ([0.99, 1.0], [0.85, 0.95]),
+        ([0.4, 0.46, 0.58], [0.38, 0.48, 0.58]),
+        ([], []),
+    ],
+)
+def test_names_move_apart_no_more_than_they_must(places, expected):
+    assert run_plot._apart(places, gap=0.1) == pytest.approx(expected)
+
+
+def test_samples(run):
+    path = save_samples(run, 0)
+    assert path == run / "self_edits" / "round_000.parquet"
+    assert not list(run.rglob("*.partial"))
+    rows = pyarrow.parquet.read_table(path).to_pylist()
+    assert list(rows[0].items()) == [
+        ("round", 0),
+        ("example_id", "id 0"),
+        ("edit", 0),
+        ("prompt", "Write."),
+        ("self_edit", "text 0.0"),
+        ("well_formed", True),
+        ("reward", 0.5),
+        ("base_reward", 0.25),
+        ("gain", 0.25),
+        ("kept", True),
+        ("tokens", 300),
+        ("answers", ["answer 0"]),
+        ("verdicts", [True]),
+    ]
+    assert [row["kept"] for row in rows] == [True, False, True, False, False]
+    assert [row["gain"] for row in rows] == [0.25, -0.25, 0.25, None, None]
+    malformed = rows[1]
+    assert (malformed["well_formed"], malformed["answers"], malformed["verdicts"]) == (False, None, None)
+    dataset = load_dataset("parquet", data_files=str(path), split="train", cache_dir=str(run / "cache"))
+    assert dataset.to_list() == rows
+
+
+def test_samples_have_the_same_columns_without_values(run):
+    journal = Journal(run)
+    messages = [{"role": "user", "content": "Écris."}]
+    empty = scored(0, 0, None)
+    journal.write_scored(1, [ScoredSelfEdit(**vars(empty) | {"prompt": messages})])
+    journal.write_scored(2, [])
+    full, without, none = (pyarrow.parquet.read_table(save_samples(run, number)) for number in range(3))
+    assert without.schema == full.schema == none.schema
+    assert none.num_rows == 0
+    (row,) = without.to_pylist()
+    assert json.loads(row["prompt"]) == messages and "É" in row["prompt"]
+    missing = {name for name, value in row.items() if value is None}
+    assert missing == {"reward", "base_reward", "gain", "kept", "answers", "verdicts"}
+
+
+def test_samples_of_a_round_that_is_not_scored_are_refused(run):
+    with pytest.raises(ValueError, match="round_index=4 is not scored"):
+        save_samples(run, 4)
+    assert not (run / "self_edits").exists()

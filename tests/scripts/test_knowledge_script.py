@@ -1,0 +1,234 @@
+"""trainers/knowledge.py as a user runs it, on a tiny model in a folder."""
+
+import importlib
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from helpers.folders import TRAINERS
+from helpers.hub_server import Repo
+from helpers.tiny_models import save_tiny_model
+from safetensors.torch import load_file
+from trl import TrlParser, get_peft_config, get_quantization_config
+
+from seal_hf import SEALConfig
+
+
+CONFIGS = sorted((TRAINERS / "configs").glob("*.yaml"))
+
+
+def run_script(*arguments):
+    command = [sys.executable, str(TRAINERS / "knowledge.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """A configuration file like those that ship, for a tiny model and three passages."""
+    folder = tmp_path_factory.mktemp("script")
+    save_tiny_model(folder / "model")
+    passages = [
+        {"title": name, "context": f"{name} keeps bees.", "questions": [{"question": "Who?", "answer": name}]}
+        for name in ("Ann\u2028", "Bob", "Cleo")
+    ]
+    (folder / "train.json").write_text(json.dumps(passages))
+    (folder / "test.json").write_text(json.dumps(passages[1:]))
+    options = {
+        "model_name_or_path": str(folder / "model"),
+        "dtype": "float32",
+        "output_dir": str(folder / "run"),
+        "dataset_name": str(folder / "train.json"),
+        "eval_dataset_name": str(folder / "test.json"),
+        "num_train_passages": 2,
+        "num_eval_passages": 1,
+        "prompt_style": "rewrite",
+        "num_generations": 3,
+        "max_completion_length": 12,
+        "max_answer_length": 6,
+        "inner_num_train_epochs": 2,
+        "inner_lora_r": 2,
+        "num_evaluations": 1,
+        "num_rounds": 1,
+        "sft_batch_size": 2,
+        "gradient_checkpointing": False,
+        "use_peft": True,
+        "lora_r": 4,
+        "lora_target_modules": ["q_proj", "v_proj"],
+        "lora_dropout": 0.0,
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(options))
+    return folder / "config.yaml"
+
+
+@pytest.fixture(scope="module")
+def done(config):
+    return run_script("--config", config, "--num_generations", 2)
+
+
+@pytest.mark.slow
+def test_script_trains(done, config):
+    assert done.returncode == 0, done.stderr
+    folder = config.parent / "run"
+    # The command line goes before the file.
+    assert json.loads((folder / "run.json").read_text())["settings"]["num_generations"] == 2
+    assert len((folder / "journal" / "round_000.jsonl").read_text(encoding="utf-8").split("\n")) == 2 * 2 + 1
+    *_, table, end = done.stdout.split("\n\n")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+    assert rows[0][:2] == ["condition", "accuracy"]
+    assert [row[0] for row in rows[2:]] == [
+        *("base", "passage in context", "passage only", "self-edits before round 1", "self-edits after round 1")
+    ]
+    assert "| 1     |          4 |" in done.stdout
+    assert end == f"The policy adapter, the journal and rewards.png are in {folder}.\n"
+
+    assert (folder / "rewards.png").read_bytes().startswith(b"\x89PNG")
+    weights = load_file(folder / "adapter_model.safetensors")
+    assert {name.split(".")[-3] for name in weights} == {"q_proj", "v_proj"}
+    assert all(4 in weight.shape for weight in weights.values())
+    assert any(torch.any(weight != 0) for name, weight in weights.items() if "lora_B" in name)
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_script_resumes(done, config):
+    assert done.returncode == 0, done.stderr
+    folder = config.parent / "run"
+    records = [path for path in folder.rglob("*") if path.suffix in (".jsonl", ".png") or "policy" in path.parts]
+    before = {path: path.stat().st_mtime_ns for path in records}
+    again = run_script("--config", config, "--num_generations", 2, "--resume_from_checkpoint", "true")
+    assert again.returncode == 0, again.stderr
+    end = done.stdout.index("| round")
+    assert again.stdout.endswith(done.stdout[end:])
+    assert {path: path.stat().st_mtime_ns for path in records} == before
+
+
+@pytest.mark.slow
+def test_script_prints_its_plan(config, tmp_path):
+    planned = run_script("--config", config, "--output_dir", tmp_path / "run", "--num_rounds", 3, "--dry_run")
+    assert planned.returncode == 0, planned.stderr
+    lines = planned.stdout.splitlines()
+    assert "rounds: 3, examples: 2, evaluated on: 1, processes: 1" in lines
+    assert "each round: 6 self-edits, 6 adapters in banks of 6, 2 steps of outer SFT" in lines
+    assert "all evaluations: 5 adapters" in lines
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.slow
+def test_script_goes_on_with_a_run_from_the_hub(done, config, hub, token, tmp_path, monkeypatch):
+    assert done.returncode == 0, done.stderr
+    here = config.parent / "run"
+    pushed = {f"last-checkpoint/{path.relative_to(here).as_posix()}": path for path in here.rglob("*.*")}
+    repo_id = "tester/bees"
+    hub.add_repo(Repo(repo_id, private=True), {name: path.read_bytes() for name, path in pushed.items()})
+    monkeypatch.setenv("HF_TOKEN", token)
+    there = tmp_path / "there"
+    options = ["--output_dir", there, "--num_generations", 2, "--num_rounds", 2, "--hub_model_id", repo_id]
+    options += ["--push_to_hub", "--hub_strategy", "checkpoint", "--resume_from_checkpoint", "last-checkpoint"]
+    again = run_script("--config", config, *options)
+    assert again.returncode == 0, again.stderr
+    assert f"The run of {repo_id} at " in again.stderr and f"is now in {there}." in again.stderr
+    assert "| self-edits after round 2 " in again.stdout
+    journals = [folder / "journal" / "round_000.jsonl" for folder in (here, there)]
+    assert journals[0].read_bytes() == journals[1].read_bytes()
+    assert hub.repo(repo_id).private
+    assert hub.files(repo_id)["last-checkpoint/journal/round_001.jsonl"]
+    assert hub.files(repo_id)["adapter_model.safetensors"] == (there / "adapter_model.safetensors").read_bytes()
+    assert token not in again.stdout + again.stderr
+
+
+def test_dry_run_asks_nothing_of_the_hub(knowledge, config, hub, tmp_path, capsys):
+    hub.stop()
+    pushing = ["--push_to_hub", "--hub_model_id", "tester/bees", "--hub_token", "hf_NeverSent"]
+    options = ["--output_dir", tmp_path / "run", *pushing, "--hub_strategy", "checkpoint", "--dry_run"]
+    knowledge.main(*parse(knowledge, "--config", config, *options))
+    assert "rounds: 1, examples: 2, evaluated on: 1, processes: 1" in capsys.readouterr().out
+    hub.start()
+    knowledge.main(*parse(knowledge, "--config", config, *options))
+    assert hub.log == [] and hub.repos == {}
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.slow
+def test_wrong_setting_is_one_sentence(config, tmp_path):
+    failed = run_script("--config", config, "--output_dir", tmp_path / "run", "--keep_best", 0)
+    assert failed.returncode == 1
+    assert (
+        failed.stderr.strip().splitlines()[-1] == "error: keep_best=0 must be a whole number of at least 1, or None."
+    )
+    assert "Traceback" not in failed.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def knowledge(monkeypatch):
+    monkeypatch.syspath_prepend(str(TRAINERS))
+    return importlib.import_module("knowledge")
+
+
+def parse(knowledge, *arguments):
+    parser = TrlParser((knowledge.KnowledgeArguments, SEALConfig, knowledge.PolicyModelConfig))
+    return parser.parse_args_and_config(list(map(str, arguments)))
+
+
+def test_configurations_ship():
+    assert {path.stem for path in CONFIGS} >= {"small", "results"}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_configuration_parses(path, knowledge):
+    options = yaml.safe_load(path.read_text())
+    parsed = {}
+    for part in parse(knowledge, "--config", path):
+        parsed |= vars(part)
+    assert {name: parsed[name] for name in options} == options
+
+
+def test_paper_configuration_is_the_paper_s(knowledge):
+    _, args, model = parse(knowledge, "--config", TRAINERS / "configs" / "qwen2.5-7b.yaml")
+    assert (args.num_generations, args.num_evaluations, args.num_rounds, args.keep_best) == (5, 3, 2, 1)
+    quantization = get_quantization_config(model)
+    assert quantization.load_in_4bit and quantization.bnb_4bit_quant_type == "nf4"
+    assert get_peft_config(model) is None  # the trainer's own default: rank 64 on all linear layers
+
+
+class _Seen(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [([], None), (["true"], True), (["True"], True), (["false"], None), (["outputs/bees"], "outputs/bees")],
+    ids=str,
+)
+def test_resume_option(given, expected, knowledge, config, monkeypatch):
+    class Trainer:
+        def __init__(self, **options):
+            pass
+
+        def train(self, resume_from_checkpoint=None):
+            raise _Seen(resume_from_checkpoint)
+
+    monkeypatch.setattr(knowledge, "SEALTrainer", Trainer)
+    options = ["--resume_from_checkpoint", *given] if given else []
+    with pytest.raises(_Seen) as seen:
+        knowledge.main(*parse(knowledge, "--config", config, *options))
+    (resume,) = seen.value.args
+    assert (resume or None) == expected
+
+
+def test_model_options_reach_the_trainer(knowledge, config, monkeypatch):
+    def trainer(**options):
+        raise _Seen(options)
+
+    monkeypatch.setattr(knowledge, "SEALTrainer", trainer)
+    with pytest.raises(_Seen) as seen:
+        knowledge.main(*parse(knowledge, "--config", config, "--model_revision", "v2", "--split_newlines", "false"))
+    (options,) = seen.value.args
+    assert options["args"].model_init_kwargs == {"dtype": "float32", "revision": "v2"}
+    assert options["model"] == str(config.parent / "model")
+    assert options["peft_config"].r == 4 and options["quantization_config"] is None
+    assert options["domain"].prompt_style == "rewrite" and not options["domain"].split_newlines
+    assert [len(options[name]) for name in ("train_dataset", "eval_dataset")] == [2, 1]

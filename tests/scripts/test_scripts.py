@@ -1,0 +1,179 @@
+"""The scripts as a user runs them, on a tiny model in a folder."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import pytest
+from helpers.folders import TRAINERS
+from helpers.tiny_models import save_tiny_model
+from transformers import HfArgumentParser
+
+from seal_hf.domains import load_demo_passages
+
+
+PASSAGES = [
+    {"title": name, "context": f"{name} keeps bees.", "questions": [{"question": "Who?", "answer": name}]}
+    for name in ("Ann\u2028", "Bob", "Cleo")
+]
+TINY = ["--dtype", "float32", "--lora_r", "4", "--num_train_epochs", "2", "--max_completion_length", "12"]
+TINY += ["--num_generations", "2"]
+
+
+def run_script(name, *arguments):
+    command = [sys.executable, str(TRAINERS / name), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def loaded_script(monkeypatch):
+    """A script's module in this process, and what parses its options."""
+
+    def load(name):
+        monkeypatch.syspath_prepend(TRAINERS)
+        spec = importlib.util.spec_from_file_location(f"script_{name}", TRAINERS / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, spec.name, module)
+        spec.loader.exec_module(module)
+        arguments = module.DemoArguments if name == "demo" else module.EvaluationArguments
+        return module, lambda *options: HfArgumentParser(arguments).parse_args_into_dataclasses(
+            list(map(str, options))
+        )[0]
+
+    return load
+
+
+@pytest.fixture
+def evaluation(model, tmp_path):
+    """Options of evaluate.py for the tiny model and three passages."""
+    dataset = tmp_path / "passages.json"
+    dataset.write_text(json.dumps(PASSAGES))
+    return [
+        *("--model_name_or_path", model, "--dataset", dataset, "--output_file", tmp_path / "results.jsonl"),
+        *("--passages_per_bank", 2, "--max_answer_length", 8, *TINY),
+    ]
+
+
+@pytest.fixture
+def evaluate(evaluation):
+    return lambda: run_script("evaluate.py", *evaluation)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("content", ['{"rows": "of something else"}', "text\n"])
+def test_evaluate_keeps_foreign_files(evaluate, tmp_path, content):
+    output = tmp_path / "results.jsonl"
+    output.write_text(content)
+    refused = evaluate()
+    assert refused.returncode == 1
+    assert "is not a record of this script" in refused.stderr
+    assert output.read_text() == content
+
+
+@pytest.mark.slow
+def test_evaluate_resumes(evaluate, evaluation, loaded_script, tmp_path):
+    output = tmp_path / "results.jsonl"
+    done = evaluate()
+    assert done.returncode == 0, done.stderr
+    assert "3 passages, 3 questions, 6 self-edits" in done.stdout
+    assert all(f"| {name} |" in done.stdout for name in ("base", "passage in context", "passage only", "self-edits"))
+    lines = output.read_text().split("\n")
+    assert [json.loads(line).get("title") for line in lines[:-1]] == [None, "Ann\u2028", "Bob", "Cleo"]
+
+    output.write_text("\n".join(lines[:3]) + "\n" + lines[3][:40])
+    resumed = evaluate()
+    assert resumed.returncode == 0, resumed.stderr
+    assert output.read_text().split("\n") == lines
+
+    script, parse = loaded_script("evaluate")
+    for options, passages, message in (
+        (["--learning_rate", 0.5], PASSAGES, "holds a run with another learning_rate; give another --output_file"),
+        (["--num_passages", 2], PASSAGES, "holds 3 passages, more than the 2 asked for; give another --output_file"),
+        ([], PASSAGES[::-1], "holds results of other passages, as of 'Ann"),
+    ):
+        (tmp_path / "passages.json").write_text(json.dumps(passages))
+        with pytest.raises(ValueError, match=message):
+            script.main(parse(*evaluation, *options))
+        assert output.read_text().split("\n") == lines
+
+
+@pytest.mark.slow
+def test_demo(model, tmp_path):
+    passage = tmp_path / "notes.txt"
+    passage.write_text("Ann keeps bees in Vell.")
+    done = run_script(
+        "demo.py", "--model_name_or_path", model, "--passage", passage, "--questions", "Who keeps bees?", *TINY
+    )
+    assert done.returncode == 0, done.stderr
+    assert "passage: notes" in done.stdout and "self-edit 2" in done.stdout
+    assert "Who keeps bees?" in done.stdout and "base model" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "options", "message"),
+    [
+        ("demo.py", ["--passage", "nowhere.txt"], "There is no passage at nowhere.txt"),
+        ("evaluate.py", ["--dataset", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
+    ],
+)
+def test_bad_input_is_one_sentence(script, options, message, tmp_path):
+    if script == "evaluate.py":
+        options = [*options, "--output_file", tmp_path / "results.jsonl"]
+    failed = run_script(script, *options)
+    assert failed.returncode == 1
+    assert failed.stderr.strip().splitlines()[-1].startswith(f"error: {message}")
+    assert "Traceback" not in failed.stderr
+    assert not (tmp_path / "results.jsonl").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "options", "message"),
+    [
+        ("demo", ["--demo_passage", "12"], "--demo_passage 12 must be from 0 to 11"),
+        ("demo", ["--learning_rate", "-1"], "learning_rate=-1.0 must be a number above 0"),
+        ("demo", ["--prompt_style", "haiku"], "Unknown prompt_style 'haiku'"),
+        ("evaluate", ["--num_passages", "0", "--output_file", "any"], "The number of passages, 0, must be at least 1"),
+        ("evaluate", ["--passages_per_bank", "0", "--output_file", "any"], "--passages_per_bank 0 must be at least 1"),
+    ],
+)
+def test_options_that_cannot_be_are_named(loaded_script, script, options, message):
+    module, parse = loaded_script(script)
+    with pytest.raises(ValueError) as raised:
+        module.main(parse(*options))
+    assert str(raised.value).startswith(message)
+
+
+def test_own_questions_about_a_demo_passage(loaded_script):
+    demo, parse = loaded_script("demo")
+    first = load_demo_passages("train")[0]
+    assert demo.read_example(parse()) == first
+    asked = demo.read_example(parse("--title", "Light", "--questions", "Who?", "When?"))
+    assert asked == {**first, "title": "Light", "questions": [{"question": "Who?"}, {"question": "When?"}]}
+
+
+def test_default_demo_passage_has_gold_answers():
+    assert all("answer" in item for item in load_demo_passages("train")[0]["questions"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "messages"),
+    [
+        (["--model_name_or_path", "/no/such/folder"], ["'/no/such/folder'", "--model_name_or_path embedded"]),
+        (["--port", "70000"], ["--port 70000 must be from 1 to 65535"]),
+    ],
+)
+def test_the_app_says_what_is_wrong_and_what_works(options, messages):
+    pytest.importorskip("gradio")
+    command = [sys.executable, str(TRAINERS.parent / "app.py"), *options]
+    result = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
+    assert result.returncode != 0 and "Traceback" not in result.stderr
+    assert all(message in result.stderr for message in messages)

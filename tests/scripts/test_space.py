@@ -1,0 +1,391 @@
+"""The Space: the app's own logic, what deploy.py uploads, and that it boots from there."""
+
+import base64
+import contextlib
+import hashlib
+import importlib.util
+import json
+import os
+import pickle
+import re
+import socket
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+from types import SimpleNamespace
+
+import httpx2
+import pytest
+import yaml
+from helpers.folders import ROOT
+from helpers.tiny_models import tiny_llama, tiny_tokenizer
+from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from seal_hf.models.embedded import EMBEDDED_MODEL_ID
+
+
+gr = pytest.importorskip("gradio")
+
+from helpers.web_page import PASSAGE, QUESTIONS, QUICK, tiny_lm  # noqa: E402
+
+from seal_hf.webui.page import build_page  # noqa: E402
+from seal_hf.webui.work import device  # noqa: E402
+from seal_hf.webui.work.jobs import DONE, FAILED, JobLog  # noqa: E402
+from seal_hf.webui.work.training import TrainingRuns  # noqa: E402
+from seal_hf.webui.work.workbench import Workbench, load_token, push_token  # noqa: E402
+
+
+def imported(path, name):
+    """A script as a module of its own, which pickle finds by its name."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def deploy_module():
+    return imported(ROOT / "space" / "deploy.py", "tested_deploy")
+
+
+def deploy(*arguments, cwd, **env):
+    """deploy.py as a user runs it."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / "space" / "deploy.py"), *arguments],
+        cwd=cwd,
+        env={**os.environ, "HF_ENDPOINT": constants.ENDPOINT, **env},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def front_matter(card):
+    return yaml.safe_load(re.match(r"---\n(.*?)\n---\n", card, re.S)[1])
+
+
+# --- ZeroGPU ---
+
+
+def test_gpu_work_is_plain_data_and_asks_for_its_time(monkeypatch, tmp_path):
+    """As on ZeroGPU, which sends arguments to a worker and results back."""
+    durations = []
+
+    def gpu(duration):
+        def decorate(function):
+            def call(*arguments):
+                arguments = pickle.loads(pickle.dumps(arguments))
+                durations.append(duration(*arguments))
+                try:
+                    return pickle.loads(pickle.dumps(function(*arguments)))
+                except gr.Error:
+                    raise
+                except Exception as error:  # only its class comes back
+                    raise gr.Error(type(error).__name__) from None
+
+            return call
+
+        return decorate
+
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "spaces", SimpleNamespace(GPU=gpu))
+        importlib.reload(device)
+        workbench = Workbench(tiny_lm(), tmp_path)
+        session = workbench.sessions.open()
+        for job in (
+            lambda: workbench.propose(session, "Lighthouse", PASSAGE, [], QUICK),
+            lambda: workbench.adapt(session, [0, 1], QUICK, QUESTIONS),
+            lambda: workbench.ask(session, "Who drew it?"),
+        ):
+            log = JobLog(started := job())
+            workbench.jobs.wait(started, 60)
+            log.read()
+            assert (log.state, log.error) == (DONE, None)
+        patch.setattr(device, "answer", run_out_of_memory)
+        failed = workbench.ask(session, "Who drew it again?")
+        workbench.jobs.wait(failed, 60)
+        log = JobLog(failed)
+        log.read()
+        assert log.state == FAILED and log.error.startswith("The device is out of memory.")
+    importlib.reload(device)
+    assert len(session.adapters) == 2 and session.asked
+    assert len(durations) == 4 and all(30 <= seconds <= 120 for seconds in durations)
+
+
+def run_out_of_memory(*arguments):
+    raise MemoryError
+
+
+def test_no_more_than_two_minutes_of_a_gpu_are_asked_for():
+    assert [device._reserved(seconds) for seconds in (1, 15, 40, 60, 1000)] == [30, 30, 80, 120, 120]
+
+
+# --- pushing ---
+
+
+@contextlib.contextmanager
+def recorded_authorization(monkeypatch):
+    seen = []
+    send = httpx2.Client.send
+
+    def recording(self, request, **kwargs):
+        seen.append((str(request.url), request.headers.get("authorization")))
+        return send(self, request, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(httpx2.Client, "send", recording)
+        yield seen
+
+
+def test_a_visitor_pushes_with_their_own_token(hub, token, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_TOKEN", "hf_ownersecret")
+    workbench = Workbench(tiny_lm(), tmp_path)
+    session = workbench.sessions.open()
+    workbench.jobs.wait(workbench.propose(session, "Lighthouse", PASSAGE, [], QUICK))
+    workbench.jobs.wait(workbench.adapt(session, [0], QUICK, QUESTIONS))
+    with recorded_authorization(monkeypatch) as requests:
+        url = workbench.push(
+            session,
+            None,
+            "lighthouse-adapter",
+            private=True,
+            publish_passage=False,
+            token=push_token(True, token, None),
+        )
+    assert requests and all(authorization in (None, f"Bearer {token}") for _, authorization in requests)
+    assert f"Bearer {token}" in [authorization for _, authorization in requests]
+    repo_id = f"{HfApi(token=token).whoami()['name']}/lighthouse-adapter"
+    assert url.endswith(repo_id)
+    info = HfApi(token=token).model_info(repo_id)
+    assert info.private and "adapter_model.safetensors" in [file.rfilename for file in info.siblings]
+
+
+@pytest.mark.parametrize("visitor", [None, ""])
+def test_without_a_sign_in_the_owners_token_is_not_used(monkeypatch, visitor):
+    monkeypatch.setenv("HF_TOKEN", "hf_ownersecret")
+    with pytest.raises(ValueError, match="not signed in.*Sign in with"):
+        push_token(True, visitor, "127.0.0.1:7860")
+    assert load_token(True, True, visitor, "127.0.0.1:7860") is False
+    assert push_token(False, None, "127.0.0.1:7860") == "hf_ownersecret"
+    assert load_token(False, True, None, "localhost:7860") is None
+
+
+@pytest.mark.parametrize("host", ["evil.example:7860", "evil.example", "127.0.0.1.evil.example:7860", "", None])
+def test_a_page_of_another_site_gets_nothing_from_this_machines_token(monkeypatch, host):
+    monkeypatch.setenv("HF_TOKEN", "hf_ownersecret")
+    with pytest.raises(ValueError, match="Only a page at 127.0.0.1 or localhost"):
+        push_token(False, None, host)
+    assert load_token(False, True, None, host) is False
+    assert load_token(False, False, None, "127.0.0.1:7860") is False  # others reach the page
+
+
+def test_a_page_that_others_reach_has_no_way_to_push(tmp_path):
+    """Nothing on it leads to the token of the user who started it."""
+    workbench = Workbench(tiny_lm(), tmp_path)
+    for may_push in (True, False):
+        page = build_page(
+            workbench, TrainingRuns(workbench.jobs, tmp_path, None, "tiny"), may_push=may_push, on_space=False
+        )
+        names = [function.fn.__name__ for function in page.fns.values() if function.fn]
+        assert ("push_adapter" in names, "on_push" in names) == (may_push, may_push)
+
+
+# --- deploy.py ---
+
+
+def test_requirements_are_in_step():
+    requirements = {
+        requirement.name: requirement
+        for line in (ROOT / "space" / "requirements.txt").read_text().splitlines()
+        if not line.startswith("#")
+        for requirement in [Requirement(line)]
+    }
+    constraints = dict(
+        line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line
+    )
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for needed in map(Requirement, project["dependencies"] + project["optional-dependencies"]["app"]):
+        own = requirements[needed.name]
+        assert needed.extras <= own.extras
+        if needed.name == "torch":
+            # ZeroGPU brings one of these, and it must not be replaced.
+            assert all(own.specifier.contains(version) for version in ("2.8.0", "2.11.0", constraints["torch"]))
+        else:
+            assert str(own.specifier) == f"=={constraints[needed.name]}"
+            assert needed.specifier.contains(constraints[needed.name])
+    assert "spaces" in requirements and "oauth" in requirements["gradio"].extras
+    card = front_matter((ROOT / "space" / "README.md").read_text(encoding="utf-8"))
+    assert Version(card["sdk_version"]) == Version(constraints["gradio"])
+
+
+def test_card(deploy_module):
+    text = (ROOT / "space" / "README.md").read_text(encoding="utf-8")
+    card = front_matter(text)
+    assert card["sdk"] == "gradio" and card["app_file"] == "app.py" and card["python_version"] == "3.12"
+    assert card["hf_oauth"] is True and card["hf_oauth_scopes"] == ["contribute-repos"]
+    assert card["models"] == [EMBEDDED_MODEL_ID] and card["preload_from_hub"][0].split()[0] == EMBEDDED_MODEL_ID
+    assert len(card["short_description"]) <= 60
+    other = front_matter(deploy_module.with_model(text, "Qwen/Qwen2.5-1.5B-Instruct"))
+    assert other["models"] == other["preload_from_hub"] == ["Qwen/Qwen2.5-1.5B-Instruct"]
+    without = front_matter(deploy_module.with_model(text, "embedded"))
+    assert "preload_from_hub" not in without and without["models"] == [EMBEDDED_MODEL_ID]
+    assert {**other, "models": 0, "preload_from_hub": 0} == {**card, "models": 0, "preload_from_hub": 0}
+
+
+def test_dry_run_lists_the_files(tmp_path):
+    result = deploy("--repo_id", "user/seal", "--dry_run", cwd=tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
+    files = result.stdout.split()
+    assert result.returncode == 0, result.stderr
+    assert {"app.py", "LICENSE", "README.md", "requirements.txt", "seal_hf/__init__.py"} <= set(files)
+    assert {"seal_hf/domains/prompts/rewrite.txt", "seal_hf/domains/data/demo_passages.jsonl"} <= set(files)
+    assert not [file for file in files if "__pycache__" in file or file.startswith(("tests", "trainers"))]
+
+
+def test_deploys_and_redeploys(hub, token, tmp_path):
+    repo_id = f"{HfApi(token=token).whoami()['name']}/seal-space"
+    result = deploy("--repo_id", repo_id, "--private", "--token", token, cwd=tmp_path, HF_TOKEN="")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == f"{constants.ENDPOINT}/spaces/{repo_id}"
+    api = HfApi(token=token)
+    files = set(api.list_repo_files(repo_id, repo_type="space"))
+    assert api.space_info(repo_id).private
+    assert {"app.py", "LICENSE", "README.md", "requirements.txt", "seal_hf/__init__.py"} <= files
+    folder = Path(snapshot_download(repo_id, repo_type="space", token=token, cache_dir=tmp_path / "cache"))
+    assert not [file for file in folder.rglob("*") if file.is_file() and token.encode() in file.read_bytes()]
+    assert (folder / "app.py").read_bytes() == (ROOT / "app.py").read_bytes()
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    checked = httpx2.post(f"{constants.ENDPOINT}/api/validate-yaml", json={"content": card, "repoType": "space"})
+    assert checked.status_code == 200 and checked.json()["errors"] == []
+
+    api.upload_file(path_or_fileobj=b"old", path_in_repo="seal_hf/gone.py", repo_id=repo_id, repo_type="space")
+    again = deploy("--repo_id", repo_id, cwd=tmp_path, HF_TOKEN=token)
+    assert again.returncode == 0, again.stderr
+    assert set(api.list_repo_files(repo_id, repo_type="space")) == files
+    assert hf_hub_download(repo_id, "app.py", repo_type="space", token=token, cache_dir=tmp_path / "cache")
+
+
+def test_model_and_hardware(hub, token, deploy_module, monkeypatch):
+    asked = []
+    monkeypatch.setattr(HfApi, "add_space_variable", lambda self, *args: asked.append(args))
+    monkeypatch.setattr(HfApi, "request_space_hardware", lambda self, *args: asked.append(args))
+    repo_id = f"{HfApi(token=token).whoami()['name']}/other-model"
+    args = SimpleNamespace(repo_id=repo_id, private=False, token=token, dry_run=False)
+    deploy_module.deploy(SimpleNamespace(**vars(args), model=None, hardware=None))
+    assert asked == []
+    deploy_module.deploy(SimpleNamespace(**vars(args), model="Qwen/Qwen2.5-1.5B-Instruct", hardware="zero-a10g"))
+    assert asked == [(repo_id, "SEAL_MODEL", "Qwen/Qwen2.5-1.5B-Instruct"), (repo_id, "zero-a10g")]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--repo_id", "a/b/c"], "a/b/c"),
+        (["--repo_id", "stranger/seal"], "the Hub answered 403"),
+        (["--repo_id", "tester/seal", "--token", "hf_wrongtoken"], "the Hub answered 401"),
+        (["--repo_id", "tester/seal", "--model", "/no/such/model"], "--model /no/such/model is not a Hub id"),
+    ],
+)
+def test_refusals_are_one_sentence(hub, token, tmp_path, options, message):
+    result = deploy(*options, cwd=tmp_path, HF_TOKEN=token)
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: ") and message in result.stderr
+    assert "Everything is still in" not in result.stderr and "Traceback" not in result.stderr
+    assert "hf_wrongtoken" not in result.stderr
+
+
+# --- the Space boots ---
+
+
+def signed_in(secret, token, username):
+    """The session cookie that Gradio gives a visitor who has signed in."""
+    from itsdangerous import TimestampSigner
+
+    info = {
+        "access_token": token,
+        "scope": "contribute-repos",
+        "expires_at": int(time.time()) + 600,
+        "userinfo": {"preferred_username": username, "name": username},
+    }
+    content = base64.b64encode(json.dumps({"oauth_info": info}).encode())
+    key = hashlib.sha256(f"{secret}-v4".encode()).hexdigest()
+    return f"session={TimestampSigner(key).sign(content).decode()}"
+
+
+@pytest.mark.slow
+def test_the_space_boots_from_what_was_deployed(hub, token, tmp_path):
+    pytest.importorskip("authlib")
+    from gradio_client import Client
+
+    api = HfApi(token=token)
+    user = api.whoami()["name"]
+    assert deploy("--repo_id", f"{user}/booted", cwd=tmp_path, HF_TOKEN=token).returncode == 0
+    folder = tmp_path / "space"
+    snapshot_download(f"{user}/booted", repo_type="space", token=token, local_dir=folder)
+    model = tmp_path / "model"
+    tiny_llama().save_pretrained(model)
+    tiny_tokenizer().save_pretrained(model)
+    api.create_repo(f"{user}/tiny-model")
+    api.upload_folder(repo_id=f"{user}/tiny-model", folder_path=model)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "HF_TOKEN")}
+    env |= {
+        "HF_ENDPOINT": constants.ENDPOINT,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "GRADIO_TEMP_DIR": str(tmp_path / "gradio"),
+        "GRADIO_SERVER_PORT": str(port),
+        "SPACE_ID": f"{user}/booted",
+        "SPACE_HOST": f"{user}-booted.hf.space",
+        "SYSTEM": "spaces",
+        "OAUTH_CLIENT_ID": "client",
+        "OAUTH_CLIENT_SECRET": "secret",
+        "OAUTH_SCOPES": "openid profile contribute-repos",
+        "OPENID_PROVIDER_URL": constants.ENDPOINT,
+        "SEAL_MODEL": f"{user}/tiny-model",
+        "OMP_NUM_THREADS": "1",
+    }
+    log = tmp_path / "log"
+    with log.open("wb") as output:
+        child = subprocess.Popen(
+            [sys.executable, "app.py"], cwd=folder, env=env, stdout=output, stderr=subprocess.STDOUT
+        )
+    try:
+        url = f"http://127.0.0.1:{port}"
+        for _ in range(600):
+            with contextlib.suppress(httpx2.HTTPError):
+                if httpx2.get(f"{url}/config", timeout=5).status_code == 200:
+                    break
+            assert child.poll() is None, log.read_text()
+            time.sleep(0.2)
+        assert f"served by {folder / 'seal_hf'}" in log.read_text()
+        components = httpx2.get(f"{url}/config").json()["components"]
+        buttons = {component["props"].get("value") for component in components if component["type"] == "button"}
+        assert {"Sign in with Hugging Face", "Duplicate Space", "Push"} <= buttons
+
+        stranger = Client(url, verbose=False)
+        session = stranger.predict("Lighthouse", PASSAGE, 2, api_name="/propose")["session"]
+        stranger.predict(session, [], QUESTIONS, api_name="/adapt")
+        answers = stranger.predict(session, "Who drew it?", api_name="/ask")
+        assert set(answers) == {"base", "adapted"}
+        with pytest.raises(Exception, match="not signed in"):
+            stranger.predict(session, "", "booted-adapter", True, api_name="/push_adapter")
+        # Another visitor has no adapter until they learn one, and pushes it into their own account.
+        visitor = Client(url, verbose=False, headers={"Cookie": signed_in("secret", token, user)})
+        with pytest.raises(Exception, match="learn a passage first"):
+            visitor.predict("", "Who drew it?", api_name="/ask")
+        own = visitor.predict("Lighthouse", PASSAGE, 1, api_name="/propose")["session"]
+        visitor.predict(own, [], QUESTIONS, api_name="/adapt")
+        url_of_push = visitor.predict(own, "", "booted-adapter", True, api_name="/push_adapter")
+        assert url_of_push.endswith(f"{user}/booted-adapter")
+        assert api.model_info(f"{user}/booted-adapter").private
+    finally:
+        child.terminate()
+        child.wait(20)
+    assert token not in log.read_text()

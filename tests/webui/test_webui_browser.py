@@ -1,0 +1,291 @@
+"""What a person sees and does, in chromium."""
+
+import shutil
+from dataclasses import replace
+
+import pytest
+from helpers.web_page import PASSAGE, QUICK, served_page, slowed, tiny_lm
+
+from seal_hf import SelfAdaptingLM
+
+
+pytest.importorskip("gradio")
+sync_api = pytest.importorskip("playwright.sync_api")
+
+from seal_hf.webui.work import settings  # noqa: E402
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine"),
+]
+TIMEOUT = 300_000  # milliseconds that a test waits before it fails; slow machines take 100 seconds for one step
+expect = sync_api.expect
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(settings.PRESETS, "Small model", QUICK)
+        with served_page(tmp_path_factory.mktemp("app"), tiny_lm()) as page:
+            yield page
+
+
+@pytest.fixture
+def visit(browser, app):
+    """Open the page, each time as another person."""
+    contexts = []
+
+    def open_page(url=app.url, **options):
+        context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(TIMEOUT)
+        page.problems = []
+        page.on("pageerror", lambda error: page.problems.append(str(error)))
+        return loaded(page, url)
+
+    yield open_page
+    for context in contexts:
+        for page in context.pages:
+            assert page.problems == []
+        context.close()
+
+
+def loaded(page, url=None):
+    """The page when its session is there."""
+    page.goto(url) if url else page.reload()
+    page.wait_for_function(
+        "['#write', '#stop-writing'].some(name => document.querySelector(name)?.disabled === false)"
+    )
+    return page
+
+
+def fill_passage(page, title="Lighthouse", passage=PASSAGE):
+    page.locator("#title textarea, #title input").fill(title)
+    page.locator("#passage textarea").fill(passage)
+    expect(page.locator("#token-count")).not_to_contain_text("0 of ", timeout=TIMEOUT)
+
+
+def write(page):
+    page.locator("#write").click()
+    expect(page.locator("#learn-all")).to_be_visible(timeout=TIMEOUT)
+
+
+def learn(page):
+    page.locator("#learn-all").click()
+    expect(page.locator("#ask-next")).to_be_visible(timeout=TIMEOUT)
+
+
+def ask(page, question="Who drew it?"):
+    page.get_by_role("tab", name="Ask").click()
+    page.locator("#question textarea, #question input").fill(question)
+    page.locator("#ask").click()
+    expect(page.locator("#ask-status")).to_contain_text("answered without the passage", timeout=TIMEOUT)
+
+
+def text_of(page, name):
+    return page.locator(f"#{name} textarea").input_value()
+
+
+@pytest.mark.slow
+def test_the_whole_story_with_the_embedded_model(visit, embedded_path, tmp_path, monkeypatch):
+    """From a click to an adapted answer; the screenshots are for people to look at."""
+    shorter = replace(settings.SMALL_MODEL, max_completion_length=96, num_train_epochs=8)
+    monkeypatch.setitem(settings.PRESETS, "Small model", shorter)
+    lm = SelfAdaptingLM.from_pretrained("embedded")
+    with served_page(tmp_path, lm) as app:
+        page = visit(app.url)
+        page.locator("#example-0").click()
+        expect(page.locator("#token-count")).to_contain_text("135 of", timeout=TIMEOUT)
+        page.locator("#number input[type=number]").fill("2")
+        page.locator("#write").click()
+        page.wait_for_function("document.querySelector('#self-edit-2 textarea')?.value.length > 20")
+        assert page.locator("#stop-writing").is_enabled()  # before the writing has ended
+        early = text_of(page, "self-edit-1")
+        page.screenshot(path=tmp_path / "watching.png")
+        expect(page.locator("#learn-all")).to_be_visible(timeout=TIMEOUT)
+        written = text_of(page, "self-edit-1")
+        assert written.startswith(early.strip()) and len(written) > len(early)
+        page.locator("#learn-all").click()
+        expect(page.locator("#learn-status")).to_contain_text("tokens/s", timeout=TIMEOUT)
+        expect(page.locator("#loss")).to_be_visible(timeout=TIMEOUT)
+        expect(page.locator("#rewards")).to_contain_text("best", timeout=TIMEOUT)
+        page.screenshot(path=tmp_path / "applying.png")
+        page.locator("#ask-next").click()
+        ask(page, "Who was the engineer of the lighthouse?")
+        assert text_of(page, "adapted") and text_of(page, "adapted") != text_of(page, "base")
+        page.screenshot(path=tmp_path / "asking.png")
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_learns_asks_and_keeps(app, visit):
+    page = visit()
+    expect(page.locator("#empty")).to_contain_text("Paste a passage")
+    fill_passage(page)
+    write(page)
+    assert text_of(page, "self-edit-1") and text_of(page, "self-edit-2")
+    page.locator("#passage textarea").fill("Bees hum.")
+    page.locator("#learn-all").click()
+    expect(page.locator("#learn-status")).to_contain_text("The first step holds another text", timeout=TIMEOUT)
+    fill_passage(page)
+    learn(page)
+    page.locator("#ask-next").click()
+    ask(page)
+    expect(page.locator("#history")).to_contain_text("Who drew it?")
+    page.locator("#probe").click()
+    expect(page.locator("#scores")).to_contain_text("capital of France")
+    expect(page.locator("#ask-status")).to_contain_text("nothing to do with the passage", timeout=TIMEOUT)
+    page.get_by_role("tab", name="Adapters").click()
+    expect(page.locator("#adapters")).to_contain_text("Lighthouse · self-edit 2", timeout=TIMEOUT)
+    with page.expect_download() as download:
+        page.locator("#download").click()
+    assert download.value.suggested_filename == "lighthouse-self-edit-1.zip"
+    page.locator("#delete").click()
+    expect(page.locator("#adapters-status")).to_contain_text("Deleted", timeout=TIMEOUT)
+    expect(page.locator("#adapters")).not_to_contain_text("self-edit 1")
+
+
+def test_words_appear_before_the_writing_ends_and_stop_keeps_them(app, visit, monkeypatch):
+    page = visit()
+    fill_passage(page)
+    with slowed(monkeypatch, 0.15, "text"):
+        page.locator("#write").click()
+        page.wait_for_function("document.querySelector('#self-edit-2 textarea')?.value.length > 3")
+        assert page.locator("#write").is_disabled()
+        page.locator("#stop-writing").click()
+        page.locator("#stop-writing").click()  # a second time does nothing
+        expect(page.locator("#write-status")).to_contain_text("Stopped.", timeout=TIMEOUT)
+    assert 0 < len(text_of(page, "self-edit-2")) < QUICK.max_completion_length
+    expect(page.locator("#write")).to_be_enabled()
+
+
+def test_a_page_that_is_loaded_again_finds_its_job(app, visit, monkeypatch):
+    page = visit()
+    fill_passage(page)
+    with slowed(monkeypatch, 0.2, "text"):
+        page.locator("#write").click()
+        page.wait_for_function("document.querySelector('#self-edit-2 textarea')?.value.length > 2")
+        loaded(page)
+        expect(page.locator("#write-status")).to_contain_text("Writing", timeout=TIMEOUT)
+        assert page.locator("#stop-writing").is_enabled()
+    expect(page.locator("#learn-all")).to_be_visible(timeout=TIMEOUT)
+    written = text_of(page, "self-edit-1")
+    page.locator("#self-edit-2 textarea").fill("Halda Tremmery drew it in 1874.")
+    page.locator("#self-edit-2 textarea").blur()
+    with slowed(monkeypatch, 1.5, "step"):
+        page.locator("#learn-all").click()
+        expect(page.locator("#learn-status")).to_contain_text("tokens/s", timeout=TIMEOUT)
+        loaded(page)
+        assert page.locator("#passage textarea").input_value() == PASSAGE
+        expect(page.locator("#stop-learning")).to_be_enabled(timeout=TIMEOUT)
+    expect(page.locator("#ask-next")).to_be_visible(timeout=TIMEOUT)
+    assert text_of(page, "self-edit-1") == written
+    assert text_of(page, "self-edit-2") == "Halda Tremmery drew it in 1874."
+
+
+def test_learning_that_is_stopped_keeps_what_there_is(app, visit, monkeypatch):
+    page = visit()
+    fill_passage(page)
+    write(page)
+    with slowed(monkeypatch, 0.5, "step"):
+        page.locator("#learn-all").click()
+        expect(page.locator("#learn-status")).to_contain_text("Step 1", timeout=TIMEOUT)
+        page.locator("#stop-learning").click()
+        expect(page.locator("#learn-status")).to_contain_text("Stopped after step", timeout=TIMEOUT)
+    ask(page)
+
+
+def test_two_people_see_nothing_of_each_other(app, visit, monkeypatch):
+    ann, bob = visit(), visit()
+    fill_passage(ann, "Ann's bees", "Ann keeps nine bees in Oslo.")
+    fill_passage(bob, "Bob's ants", "Bob keeps ten ants in Bergen.")
+    with slowed(monkeypatch, 0.1, "text"):
+        ann.locator("#write").click()
+        ann.wait_for_function("document.querySelector('#self-edit-1 textarea')?.value.length > 1")
+        bob.locator("#write").click()
+        expect(bob.locator("#write-status")).to_contain_text("Waiting for 1 other", timeout=TIMEOUT)
+    for person in (ann, bob):
+        expect(person.locator("#learn-all")).to_be_visible(timeout=TIMEOUT)
+        learn(person)
+        person.get_by_role("tab", name="Adapters").click()
+    expect(ann.locator("#adapters")).to_contain_text("Ann's bees", timeout=TIMEOUT)
+    expect(bob.locator("#adapters")).to_contain_text("Bob's ants", timeout=TIMEOUT)
+    assert "Bob" not in ann.content() and "Ann" not in bob.content()
+
+
+def test_bad_input_is_a_sentence_where_one_looks(app, visit):
+    page = visit()
+    page.locator("#write").click()
+    expect(page.locator("#write-status")).to_contain_text("There is no passage yet", timeout=TIMEOUT)
+    fill_passage(page, title="<script>document.title = 'taken'</script>", passage="🦭 🦭")
+    page.locator("#write").click()
+    expect(page.locator("#write-status")).to_contain_text("The passage has no words", timeout=TIMEOUT)
+    page.locator("#passage textarea").fill(PASSAGE + " <img src=x onerror=\"document.title = 'taken'\">")
+    write(page)
+    page.locator("#self-edit-1 textarea").fill("  ")
+    page.locator("#learn-all").click()
+    expect(page.locator("#learn-status")).to_contain_text("Self-edit 1 is empty", timeout=TIMEOUT)
+    page.locator("#use-1 input").uncheck()
+    learn(page)
+    page.get_by_role("tab", name="Adapters").click()
+    expect(page.locator("#adapters")).to_contain_text("<script>", timeout=TIMEOUT)
+    assert page.title() == "Teach a language model a passage"
+    page.get_by_role("tab", name="Ask").click()
+    page.locator("#ask").click()
+    expect(page.locator("#ask-status")).to_contain_text("There is no question yet", timeout=TIMEOUT)
+
+
+def open_training(page):
+    page.get_by_role("tab", name="Train").click()
+    expect(page.locator("#train-status")).to_contain_text("write better self-edits", timeout=TIMEOUT)
+
+
+def test_where_no_run_can_be_started_its_command_can_be_copied(app, visit):
+    page = visit()
+    open_training(page)
+    page.locator("#train-num_rounds input").fill("3")
+    page.locator("#train-num_rounds input").blur()
+    page.locator("#train-command").get_by_role("button").first.click()
+    expect(page.locator("#train-yaml")).to_contain_text("num_rounds: 3", timeout=TIMEOUT)
+    page.locator("#train-start").click()
+    expect(page.locator("#train-status")).to_contain_text("start it on your own machine", timeout=TIMEOUT)
+
+
+def test_a_run_is_stopped_found_again_and_gone_on_with(visit, tmp_path):
+    script = tmp_path / "stub.py"
+    script.write_text("import time\nprint('loading', flush=True)\ntime.sleep(60)")
+    with served_page(tmp_path, tiny_lm(), script=script) as app:
+        page = visit(app.url)
+        open_training(page)
+        page.locator("#train-start").click()
+        expect(page.locator("#train-status")).to_contain_text("before the first round: writing", timeout=TIMEOUT)
+        loaded(page)
+        page.get_by_role("tab", name="Train").click()
+        expect(page.locator("#train-stop")).to_be_enabled(timeout=TIMEOUT)
+        page.locator("#train-stop").click()
+        expect(page.locator("#train-status")).to_contain_text("Stopped.", timeout=TIMEOUT)
+        page.locator("#train-resume").click()
+        expect(page.locator("#train-stop")).to_be_enabled(timeout=TIMEOUT)
+        page.locator("#train-stop").click()
+        expect(page.locator("#train-resume")).to_be_enabled(timeout=TIMEOUT)
+
+
+@pytest.mark.parametrize("options", [{}, {"viewport": {"width": 390, "height": 844}}, {"color_scheme": "dark"}])
+def test_no_page_is_wider_than_the_screen(app, visit, options):
+    page = visit(**options)
+    fill_passage(page)
+    write(page)
+    learn(page)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    ask(page)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")

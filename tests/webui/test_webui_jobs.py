@@ -1,0 +1,354 @@
+"""Jobs in the background: their order, their log, how they are stopped, and how a page follows them."""
+
+import asyncio
+import contextvars
+import json
+import pickle
+import shutil
+import threading
+import time
+
+import pytest
+
+from seal_hf.webui.tabs.following import duration, ended_text, escape, follow, percent, waiting_text
+from seal_hf.webui.work.jobs import DONE, FAILED, RUNNING, STOPPED, JobLog, JobRefused, Jobs
+
+
+@pytest.fixture
+def jobs():
+    return Jobs(lambda error: f"It failed: {error}", max_waiting=3)
+
+
+@pytest.fixture
+def submit(jobs, tmp_path):
+    def submit(work=lambda job: None, owner="ann", kind="ask", key="", seconds=2.0):
+        return jobs.submit(owner, kind, key, tmp_path, work, seconds=seconds)
+
+    return submit
+
+
+@pytest.fixture
+def gate():
+    """What a job waits for, and the end of the test opens."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def until_running(*jobs):
+    for job in jobs:
+        log = JobLog(job)
+        while log.state != RUNNING:
+            log.read()
+
+
+def end_of(jobs, job):
+    assert jobs.wait(job, 30)
+    log = JobLog(job)
+    return log, log.read()
+
+
+def test_jobs_run_one_after_another_in_their_order(jobs, submit, gate):
+    done = []
+    first = submit(lambda job: gate.wait(30), "ann", seconds=5)
+    others = [submit(lambda job, name=name: done.append(name), name, seconds=2) for name in ("bob", "cleo")]
+    until_running(first)
+    assert [jobs.queue_place(job)[0] for job in others] == [1, 2]
+    (_, before_bob), (_, before_cleo) = map(jobs.queue_place, others)
+    assert 1 <= before_bob <= 5 and before_cleo == pytest.approx(before_bob + 2, abs=0.5)
+    gate.set()
+    for job in others:
+        jobs.wait(job)
+    assert done == ["bob", "cleo"]
+    assert [jobs.queue_place(job) for job in others] == [(0, 0.0)] * 2
+
+
+def test_who_comes_late_reads_all_from_the_start(jobs, submit):
+    job = submit(lambda job: [job.emit("text", new=[part]) for part in ("Ann", " keeps", " bees🐝\u2028")])
+    log, events = end_of(jobs, job)
+    assert (log.state, log.error, log.has_ended) == (DONE, None, True)
+    assert "".join(event["new"][0] for event in events if event["event"] == "text") == "Ann keeps bees🐝\u2028"
+    assert [event["state"] for event in events if event["event"] == "state"] == ["queued", "running", "done"]
+    assert log.read() == []
+
+
+def test_a_line_that_is_being_written_is_not_read(jobs, submit):
+    job = submit()
+    log, _ = end_of(jobs, job)
+    line = json.dumps({"event": "text", "new": ["Ann"]})
+    with (job.folder / "events.jsonl").open("a") as file:
+        file.write(line[:9])
+        file.flush()
+        assert log.read() == []
+        file.write(line[9:] + "\n")
+    assert log.read() == [{"event": "text", "new": ["Ann"]}]
+
+
+def test_an_error_is_its_owners_to_read_and_the_queue_goes_on(jobs, submit):
+    failing, other = submit(lambda job: 1 / 0), submit(owner="bob")
+    assert (end_of(jobs, failing)[0].state, end_of(jobs, failing)[0].error) == (FAILED, "It failed: division by zero")
+    assert end_of(jobs, other)[0].state == DONE
+
+
+def test_what_ends_threads_ends_no_queue(jobs, submit):
+    class Panic(BaseException):
+        """As the libraries written in Rust raise it."""
+
+    def work(job):
+        raise Panic("index out of bounds")
+
+    log, _ = end_of(jobs, submit(work))
+    assert (log.state, log.error) == (FAILED, "It failed: index out of bounds")
+    assert end_of(jobs, submit())[0].state == DONE
+
+
+def test_a_log_that_cannot_be_written_ends_no_queue(jobs, submit, gate):
+    until_running(submit(lambda job: gate.wait(30)))
+    ran = []
+    lost = submit(lambda job: ran.append(job), "bob")
+    shutil.rmtree(lost.folder)
+    lost.folder.touch()  # no folder can be made there, as on a full disk
+    gate.set()
+    assert jobs.wait(lost, 30) and ran == []
+    assert end_of(jobs, submit(owner="cleo"))[0].state == DONE
+
+
+def test_a_log_whose_end_cannot_be_written_is_not_followed_for_ever(jobs, submit, monkeypatch):
+    def work(job):
+        emit = type(job).emit
+        monkeypatch.setattr(
+            type(job), "emit", lambda self, *a, **v: no_room() if self.id == job.id else emit(self, *a, **v)
+        )
+
+    def no_room():
+        raise OSError(28, "No space left on device")
+
+    log, events = end_of(jobs, submit(work))
+    assert log.state == STOPPED and events == []
+    assert end_of(jobs, submit(owner="bob"))[0].state == DONE
+
+
+def test_two_devices_work_at_once_and_one_does_not(tmp_path):
+    def overlap(num_workers):
+        jobs, most, running, lock = Jobs(str, num_workers=num_workers), [0], [0], threading.Lock()
+        meeting = threading.Barrier(num_workers)
+
+        def work(job):
+            with lock:
+                running[0] += 1
+                most[0] = max(most[0], running[0])
+            meeting.wait(30)
+            with lock:
+                running[0] -= 1
+
+        for job in [jobs.submit(f"{owner}", "ask", "", tmp_path, work, seconds=1) for owner in range(4)]:
+            assert end_of(jobs, job)[0].state == DONE
+        return most[0]
+
+    assert [overlap(1), overlap(2)] == [1, 2]
+
+
+def test_work_has_its_callers_context(jobs, submit):
+    visitor = contextvars.ContextVar("visitor", default="nobody")
+    visitor.set("ann")
+    _, events = end_of(jobs, submit(lambda job: job.emit("seen", by=visitor.get())))
+    assert [event["by"] for event in events if event["event"] == "seen"] == ["ann"]
+
+
+def test_another_process_writes_the_log_and_sees_the_stop(jobs, submit, gate):
+    job = submit(lambda job: gate.wait(30))
+    until_running(job)
+    elsewhere = pickle.loads(pickle.dumps(job))
+    elsewhere.emit("text", new=["Ann"])
+    assert not elsewhere.stop.is_set()
+    jobs.stop(job)
+    assert elsewhere.stop.is_set()
+    gate.set()
+    log, events = end_of(jobs, job)
+    assert log.state == STOPPED and any(event.get("new") == ["Ann"] for event in events)
+
+
+def test_stop_is_seen_by_the_work_and_a_second_one_does_nothing(jobs, submit):
+    def work(job):
+        job.emit("on")
+        while not job.stop.is_set():
+            time.sleep(0.01)
+
+    job = submit(work)
+    until_running(job)
+    jobs.stop(job)
+    jobs.stop(job)
+    assert end_of(jobs, job)[0].state == STOPPED
+    jobs.stop(job)
+    assert end_of(jobs, job)[1][-1]["state"] == STOPPED
+
+
+def test_a_waiting_job_that_is_stopped_never_runs(jobs, submit, gate):
+    ran = []
+    submit(lambda job: gate.wait(30))
+    waiting = submit(lambda job: ran.append(1), "bob")
+    jobs.stop(waiting)
+    assert end_of(jobs, waiting)[0].state == STOPPED
+    gate.set()
+    jobs.wait(submit(owner="cleo"))
+    assert ran == []
+
+
+def test_the_same_click_twice_is_one_job(jobs, submit, gate):
+    job = submit(lambda job: gate.wait(30), key="one")
+    assert submit(key="one") is job
+    with pytest.raises(JobRefused, match="still under way: wait until it has ended, or press Stop"):
+        submit(key="two")
+    assert submit(key="two", owner="bob") is not job
+    assert submit(key="two", kind="probe") is not job
+    gate.set()
+    jobs.wait(job)
+    assert submit(key="one") is not job
+
+
+def test_too_many_who_wait_are_told(jobs, submit, gate):
+    until_running(submit(lambda job: gate.wait(30)))
+    for name in ("bob", "cleo", "dan"):
+        submit(owner=name)
+    with pytest.raises(JobRefused, match="3 others are waiting already: try again"):
+        submit(owner="eve")
+
+
+def test_nobody_finds_anothers_job(jobs, submit):
+    job = submit()
+    assert jobs.find(job.id, "ann") == job
+    assert jobs.find(job.id, "bob") is None and jobs.find("no such", "ann") is None
+    assert jobs.active("bob") == []
+
+
+def test_forgotten_jobs_are_stopped_and_their_files_gone(jobs, submit):
+    stopped = []
+
+    def work(job):
+        while not job.stop.is_set():
+            time.sleep(0.01)
+        stopped.append(job.id)
+
+    job, waiting = submit(work), submit(kind="probe")
+    log = JobLog(job)
+    while log.state != RUNNING:
+        log.read()
+    jobs.forget("ann")
+    assert stopped == [job.id] and not job.folder.exists() and not waiting.folder.exists()
+    assert jobs.find(job.id, "ann") is None
+    assert log.read() == [] and log.has_ended
+
+
+class Long:
+    def __init__(self):
+        self.calls = []
+
+    def pause(self):
+        self.calls.append("pause")
+
+    def resume(self):
+        self.calls.append("resume")
+
+
+def test_long_work_is_paused_while_jobs_run_also_when_they_fail(jobs, submit):
+    work = Long()
+    with jobs.background(work):
+        with pytest.raises(JobRefused, match="Another training run"), jobs.background(Long()):
+            pass
+        jobs.wait(submit(lambda job: 1 / 0))
+        while len(work.calls) < 2:
+            time.sleep(0.01)
+        assert work.calls == ["pause", "resume"]
+    jobs.wait(submit(owner="bob"))
+    assert work.calls == ["pause", "resume"]
+
+
+def test_long_work_stays_paused_from_the_first_job_to_the_last(jobs, submit, gate):
+    work, first = Long(), submit(lambda job: gate.wait(30))
+    until_running(first)
+    with jobs.background(work):
+        assert work.calls == ["pause"]  # a job had the device already
+        seen = []
+        last = submit(lambda job: seen.extend(work.calls), "bob")
+        gate.set()
+        jobs.wait(last)
+        assert "resume" not in seen
+        assert work.calls[-1] == "resume" and work.calls.count("resume") == 1
+
+
+def test_long_work_that_has_ended_is_left_alone(jobs, submit, gate):
+    work, job = Long(), submit(lambda job: gate.wait(30))
+    until_running(job)
+    with jobs.background(work):
+        pass
+    gate.set()
+    jobs.wait(job)
+    assert work.calls == ["pause"]
+    with jobs.background(Long()):  # there is room for another one
+        pass
+
+
+# --- following ---
+
+
+def followed(job, most=None):
+    async def collect():
+        found = []
+        async for latest, events in follow(job):
+            log = latest
+            found += events
+            if most is not None and len(found) >= most:
+                break
+        return log, found
+
+    return asyncio.run(collect())
+
+
+def test_who_leaves_and_comes_back_sees_the_same(jobs, submit, gate):
+    def work(job):
+        job.emit("text", new=["Ann"])
+        gate.wait(30)
+        job.emit("text", new=[" keeps bees"])
+
+    job = submit(work)
+    log, before = followed(job, most=3)
+    assert not log.has_ended and [event["event"] for event in before] == ["state", "state", "text"]
+    gate.set()
+    log, after = followed(job)
+    assert log.state == DONE and after[:3] == before and len(after) == 5
+    assert followed(job)[1] == after
+
+
+def test_a_job_that_is_dropped_is_not_followed_any_more(jobs, submit):
+    job = submit()
+    jobs.wait(job)
+    jobs.forget("ann")
+    log, events = followed(job)
+    assert log.state == STOPPED and events == []
+
+
+def test_how_long_it_takes_is_said_in_words(jobs, submit, gate):
+    class Workbench:
+        pass
+
+    Workbench.jobs = jobs
+    first = submit(lambda job: gate.wait(30), seconds=200)
+    others = [submit(owner=name, seconds=100) for name in ("bob", "cleo")]
+    until_running(first)
+    assert waiting_text(Workbench, first) == "Starting …"
+    assert waiting_text(Workbench, others[0]) == "Waiting for 1 other on this device, about 3 min."
+    assert waiting_text(Workbench, others[1]) == "Waiting for 2 others on this device, about 5 min."
+    assert [duration(0.2), duration(89), duration(95)] == ["1 s", "89 s", "2 min"]
+    assert [percent(None), percent(0.0), percent(2 / 3)] == ["–", "0 %", "67 %"]
+
+
+def test_an_error_is_shown_as_text(jobs, submit):
+    def work(job):
+        raise ValueError("<b>a_b</b> [x](y)")
+
+    log, _ = end_of(jobs, submit(work))
+    shown = ended_text(log, "Done.", "Stopped.")
+    assert shown == "⚠️ It failed: \\<b\\>a\\_b\\</b\\> \\[x\\]\\(y\\)"
+    assert escape("Ann’s 灯台: 1,5 %") == "Ann’s 灯台: 1,5 %"
+    done, _ = end_of(jobs, submit(owner="bob"))
+    assert ended_text(done, "Done.", "Stopped.") == "Done."

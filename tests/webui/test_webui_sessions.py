@@ -1,0 +1,126 @@
+"""What a visitor has: who gets it, how long it is kept, and the list of its adapters."""
+
+import time
+
+import pytest
+
+from seal_hf.webui.work.jobs import JobRefused
+from seal_hf.webui.work.sessions import MOST_ADAPTERS, Draft, KeptAdapter, Sessions
+
+
+def test_only_ids_that_were_given_out_are_taken(tmp_path):
+    sessions = Sessions(tmp_path)
+    session = sessions.open()
+    assert sessions.open(session.id) is session
+    others = ("", "a", "../../etc", "/" * 32, "ü" * 32, session.id[:-1], session.id + "a", session.id + "\n")
+    for other in (*others, None, 5, [session.id], {"id": session.id}):
+        assert sessions.open(other).id not in (session.id, other)
+    assert {folder.parent for folder in tmp_path.rglob("*")} == {tmp_path}
+    assert session.id not in str(session.folder)
+
+
+def test_a_session_that_is_not_used_goes_and_its_id_gives_an_empty_one(tmp_path):
+    forgotten, busy = [], set()
+    sessions = Sessions(tmp_path, keep_seconds=0.05, is_busy=lambda name: name in busy, on_forget=forgotten.append)
+    idle, working = sessions.open(), sessions.open()
+    idle.example = {"title": "Bees"}
+    (idle.folder / "adapters").mkdir()
+    busy.add(working.id)
+    time.sleep(0.1)
+    sessions.sweep()
+    assert forgotten == [idle.id] and not idle.folder.exists() and working.folder.exists()
+    again = sessions.open(idle.id)
+    assert again.id == idle.id and again is not idle and again.example is None
+    assert again.folder != idle.folder and again.folder.is_dir()
+    assert sessions.open(working.id) is working
+
+
+def test_of_too_many_sessions_the_longest_unused_one_goes(tmp_path):
+    sessions = Sessions(tmp_path, most=2)
+    first, second = sessions.open(), sessions.open()
+    sessions.open(first.id)
+    third = sessions.open()
+    assert not second.folder.exists()
+    assert sessions.open(first.id) is first and sessions.open(third.id) is third
+
+
+def test_too_many_sessions_take_none_that_is_busy(tmp_path):
+    busy, forgotten = set(), []
+    sessions = Sessions(tmp_path, most=2, is_busy=lambda name: name in busy, on_forget=forgotten.append)
+    oldest, second = sessions.open(), sessions.open()
+    busy.add(oldest.id)
+    sessions.open(second.id)
+    third = sessions.open()
+    assert sessions.open(oldest.id) is oldest and oldest.folder.is_dir()
+    busy.add(third.id)
+    fourth = sessions.open()
+    assert sessions.open(fourth.id) is fourth and sessions.open(third.id) is third
+    busy.clear()
+    sessions.sweep()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_session_counts_as_used_while_it_works(tmp_path):
+    busy, forgotten = set(), []
+    sessions = Sessions(tmp_path, keep_seconds=0.3, is_busy=lambda name: name in busy, on_forget=forgotten.append)
+    session = sessions.open()
+    busy.add(session.id)
+    time.sleep(0.5)
+    sessions.sweep()
+    busy.clear()
+    sessions.sweep()
+    assert forgotten == []
+    time.sleep(0.5)
+    sessions.sweep()
+    assert forgotten == [session.id]
+
+
+def test_sessions_that_hold_nothing_make_room_first(tmp_path):
+    sessions = Sessions(tmp_path, most=2)
+    working, empty = sessions.open(), sessions.open()
+    working.drafts = [Draft("Ann keeps bees.")]
+    sessions.open(empty.id)
+    sessions.open()
+    assert working.folder.exists() and not empty.folder.exists()
+
+
+def test_a_job_of_a_session_that_goes_is_stopped_before_its_files_go(tmp_path):
+    seen = []
+    sessions = Sessions(tmp_path, most=1, on_forget=lambda name: seen.append((name, first.folder.is_dir())))
+    first = sessions.open()
+    sessions.open()
+    assert seen == [(first.id, True)] and not first.folder.exists()
+
+
+def test_adapters_are_kept_chosen_and_deleted(tmp_path):
+    session = Sessions(tmp_path).open()
+    with pytest.raises(JobRefused, match="There is no adapter yet"):
+        session.adapter()
+    kept = []
+    for name in ("one", "two", "three"):
+        adapter_id, folder = session.new_folder()
+        folder.mkdir(parents=True)
+        (folder / "adapter_model.safetensors").write_bytes(b"12345")
+        kept.append(KeptAdapter(adapter_id, name, folder))
+        session.keep(kept[-1], choose=name == "two")
+    assert session.adapter() is kept[1] and session.adapter(kept[0].id) is kept[0]
+    assert kept[0].num_bytes == 5
+    assert session.delete(kept[1].id) is kept[1]
+    assert not kept[1].folder.exists() and session.adapter() is kept[2]
+    assert list(session.adapters) == [kept[0].id, kept[2].id]
+    zips = session.folder / "zips" / kept[0].id
+    zips.mkdir(parents=True)
+    session.delete(kept[0].id)
+    assert not zips.exists() and session.chosen == kept[2].id  # which was not the deleted one
+    session.keep(kept[0], choose=False)
+    assert session.adapter() is kept[2]
+    with pytest.raises(JobRefused):
+        session.delete(kept[1].id)
+    session.require_room(MOST_ADAPTERS - 2)
+    with pytest.raises(JobRefused, match="2 adapters are kept, and 24 is the limit: delete some"):
+        session.require_room(MOST_ADAPTERS - 1)
+    for adapter_id in list(session.adapters):
+        session.delete(adapter_id)
+    assert session.chosen is None
+    with pytest.raises(JobRefused, match="There is no adapter yet: learn a passage first"):
+        session.adapter()

@@ -1,0 +1,382 @@
+"""The outer loop beside the page: what runs, what is shown of it, and how it is stopped, paused and gone on with."""
+
+import errno
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from helpers.folders import TRAINERS
+from helpers.tiny_models import save_tiny_model
+
+
+pytest.importorskip("gradio")
+
+from seal_hf.records.journal import Journal, Proposal, TrialResult  # noqa: E402
+from seal_hf.webui.tabs import train_tab  # noqa: E402
+from seal_hf.webui.work import training_process  # noqa: E402
+from seal_hf.webui.work.jobs import DONE, FAILED, RUNNING, STOPPED, JobRefused, Jobs  # noqa: E402
+from seal_hf.webui.work.training import CONFIG_NAME, TrainingRuns  # noqa: E402
+from seal_hf.webui.work.training_records import Candidate  # noqa: E402
+from seal_hf.webui.work.training_settings import TrainingSettings  # noqa: E402
+
+
+SCRIPT = TRAINERS / "knowledge.py"
+QUICK = TrainingSettings(
+    num_train_passages=2,
+    num_eval_passages=1,
+    num_generations=2,
+    max_completion_length=16,
+    inner_num_train_epochs=1,
+    num_train_epochs=1,
+)
+PASSAGES = [
+    {"title": name, "context": f"{name} keeps bees.", "questions": [{"question": "Who?", "answer": name}]}
+    for name in ("Ann", "Bob", "Cleo")
+]
+
+
+@pytest.fixture
+def jobs():
+    return Jobs(str)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def passages(tmp_path):
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps(PASSAGES))
+    return file
+
+
+def stub(tmp_path, text):
+    """A script in the trainer's place."""
+    file = tmp_path / "stub.py"
+    file.write_text(text)
+    return file
+
+
+def wait_for(runs, owner, *states, seconds=60):
+    for _ in range(seconds * 20):
+        if (snapshot := runs.snapshot(owner)).state in states:
+            return snapshot
+        time.sleep(0.05)
+    raise AssertionError(f"still {snapshot.state}: {snapshot.log}")
+
+
+def wait_for_place(launch):
+    """Launch a run as soon as the one before, which has ended, has freed its place."""
+    for _ in range(100):
+        try:
+            return launch()
+        except JobRefused:
+            time.sleep(0.02)
+    raise AssertionError("the place is still taken")
+
+
+@pytest.mark.slow
+def test_a_run_is_shown_from_start_to_end(jobs, model, passages, tmp_path):
+    runs = TrainingRuns(jobs, tmp_path / "runs", SCRIPT, str(model))
+    assert runs.snapshot("ann") is None
+    runs.start("ann", QUICK, passages)
+    runs.start("ann", QUICK, passages)  # the same click twice
+    with pytest.raises(JobRefused, match="Another training run is under way"):
+        runs.start("bob", QUICK, passages)
+    snapshot = wait_for(runs, "ann", DONE, FAILED, seconds=120)
+    assert (snapshot.state, snapshot.error) == (DONE, None), snapshot.log
+    assert snapshot.phase == "The round is done"
+    assert {(one.round, one.passage, one.number) for one in snapshot.candidates} == {
+        (1, name, number) for name in ("Ann", "Bob") for number in (1, 2)
+    }
+    assert all(one.reward is not None and one.kept is not None and one.text for one in snapshot.candidates)
+    assert [evaluation.round for evaluation in snapshot.evaluations] == [0, 1]
+    run = snapshot.folder / "run"
+    assert (run / "adapter_model.safetensors").is_file() and (run / "rewards.png").is_file()
+    assert runs.snapshot("bob") is None
+
+    process = runs._runs["ann"].process
+    runs.resume("ann")  # nothing is left to do
+    assert runs._runs["ann"].process is not process
+    assert wait_for(runs, "ann", DONE, FAILED).candidates == snapshot.candidates
+
+
+@pytest.mark.slow
+def test_the_command_that_is_shown_is_accepted_by_the_script(jobs, model, tmp_path):
+    runs = TrainingRuns(jobs, tmp_path / "runs", SCRIPT, str(model))
+    file = tmp_path / "config.yaml"
+    file.write_text(runs.yaml(QUICK))
+    command = train_tab._COMMAND.replace("accelerate launch ", "").replace("config.yaml", str(file)).split()
+    result = subprocess.run(
+        [sys.executable, *command, "--dry_run"], cwd=SCRIPT.parent.parent, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert "examples: 2, evaluated on: 1" in result.stdout
+
+
+def test_stop_ends_it_and_resume_goes_on(jobs, tmp_path):
+    runs = TrainingRuns(
+        jobs, tmp_path / "runs", stub(tmp_path, "import time\nprint('on', flush=True)\ntime.sleep(60)"), "m"
+    )
+    with pytest.raises(JobRefused, match="There is no run to go on with"):
+        runs.resume("ann")
+    runs.start("ann", QUICK)
+    assert runs.snapshot("ann").state == RUNNING and runs.is_running("ann")
+    runs.stop("ann")
+    runs.stop("ann")
+    assert wait_for(runs, "ann", STOPPED).error is None
+    runs.resume("ann")
+    assert wait_for(runs, "ann", RUNNING).state == RUNNING
+    runs.stop("ann")
+    wait_for(runs, "ann", STOPPED)
+    assert not runs.is_running("ann")
+
+
+def test_a_job_on_the_device_pauses_it(jobs, tmp_path):
+    script = stub(tmp_path, "import time\nfor i in range(10**6):\n print(i, flush=True)\n time.sleep(0.01)")
+    runs = TrainingRuns(jobs, tmp_path / "runs", script, "m")
+    runs.start("ann", QUICK)
+    log = runs.snapshot("ann").folder / "log.txt"
+    while not log.stat().st_size:
+        time.sleep(0.01)
+    going = threading.Event()
+    job = jobs.submit("bob", "ask", "", tmp_path / "jobs", lambda job: going.wait(30), seconds=1)
+    while not runs.snapshot("ann").is_paused:
+        time.sleep(0.01)
+    time.sleep(0.1)  # for what it had begun to write
+    size = log.stat().st_size
+    time.sleep(0.3)
+    assert log.stat().st_size == size
+    going.set()
+    jobs.wait(job)
+    for _ in range(200):
+        if log.stat().st_size > size:
+            break
+        time.sleep(0.02)
+    assert log.stat().st_size > size and not runs.snapshot("ann").is_paused
+    # One that is paused can be stopped.
+    waiting = threading.Event()
+    job = jobs.submit("bob", "ask", "again", tmp_path / "jobs", lambda job: waiting.wait(30), seconds=1)
+    while not runs.snapshot("ann").is_paused:
+        time.sleep(0.01)
+    runs.stop("ann")
+    wait_for(runs, "ann", STOPPED)
+    waiting.set()
+    jobs.wait(job)
+
+
+def test_a_run_that_fails_says_why_and_frees_the_place(jobs, tmp_path):
+    script = stub(tmp_path, "import sys\nprint('loading')\nsys.exit('error: There is no room on the disk.')")
+    runs = TrainingRuns(jobs, tmp_path / "runs", script, "m")
+    runs.start("ann", QUICK)
+    snapshot = wait_for(runs, "ann", FAILED)
+    assert snapshot.error == "There is no room on the disk."
+    assert "There is no room" in train_tab.status_text(snapshot) and "Resume" in train_tab.status_text(snapshot)
+    wait_for_place(lambda: runs.start("bob", QUICK))
+    wait_for(runs, "bob", FAILED)
+    first = runs.snapshot("bob").folder
+    wait_for_place(lambda: runs.start("bob", QUICK))
+    assert runs.snapshot("bob").folder != first and (first / CONFIG_NAME).is_file()
+
+
+def test_an_error_is_that_of_the_last_launch(jobs, tmp_path):
+    first = tmp_path / "first"
+    script = stub(
+        tmp_path,
+        f"import pathlib, sys\nfirst = pathlib.Path({str(first)!r})\n"
+        "if not first.exists():\n first.touch(); sys.exit('error: The disk is full.')\nraise RuntimeError('of bees')",
+    )
+    runs = TrainingRuns(jobs, tmp_path / "runs", script, "m")
+    runs.start("ann", QUICK)
+    assert wait_for(runs, "ann", FAILED).error == "The disk is full."
+    wait_for_place(lambda: runs.resume("ann"))
+    snapshot = wait_for(runs, "ann", FAILED)
+    assert snapshot.error == "RuntimeError: of bees"
+    assert "The disk is full." in snapshot.log  # what was said before stays to be read
+
+
+def test_a_run_that_was_killed_is_said_to_be(jobs, tmp_path):
+    script = stub(
+        tmp_path,
+        "import os, signal\nprint('Loading: 100 %', flush=True)\nos.kill(os.getpid(), signal.SIGKILL)",
+    )
+    runs = TrainingRuns(jobs, tmp_path / "runs", script, "m")
+    runs.start("ann", QUICK)
+    error = wait_for(runs, "ann", FAILED).error
+    assert "SIGKILL" in error and "memory" in error and "fewer self-edits" in error
+
+
+def test_a_job_that_ends_while_a_run_begins_leaves_it_going(jobs, tmp_path, monkeypatch):
+    runs = TrainingRuns(jobs, tmp_path / "runs", stub(tmp_path, "import time\ntime.sleep(60)"), "m")
+    going, stopping = threading.Event(), threading.Event()
+    job = jobs.submit("bob", "ask", "", tmp_path / "jobs", lambda job: going.wait(30), seconds=1)
+    while jobs.queue_place(job) != (0, 0.0):
+        time.sleep(0.01)
+    kill = training_process.os.killpg
+
+    def slow_kill(group, number):
+        if number == signal.SIGSTOP:  # the job ends just before the new process is paused
+            stopping.set()
+            time.sleep(0.3)
+        kill(group, number)
+
+    monkeypatch.setattr(training_process.os, "killpg", slow_kill)
+    starting = threading.Thread(target=runs.start, args=("ann", QUICK))
+    starting.start()
+    assert stopping.wait(10)
+    going.set()
+    jobs.wait(job)
+    starting.join()
+    process = runs._runs["ann"].process
+    assert not runs.snapshot("ann").is_paused
+    assert Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T"
+    runs.stop("ann")
+    wait_for(runs, "ann", STOPPED)
+
+
+def test_files_that_go_while_they_are_read_are_read_again(jobs, tmp_path, monkeypatch):
+    runs = TrainingRuns(jobs, tmp_path / "runs", stub(tmp_path, "import time\ntime.sleep(60)"), "m")
+    runs.start("ann", QUICK)
+    journal = Journal(runs.snapshot("ann").folder / "run")
+    journal.write_proposals(0, [Proposal(0, "self-edits", 0, "0", 0, "Write.", "Bees.", 1, True, 1, [0])])
+    journal.write_bank(0, 0, [TrialResult("self-edits", 0, 0, 0, 0, 0.5, ["a"], [True], None, 1, 1.0)])
+    read, reads = Path.read_bytes, []
+
+    def read_what_goes(path):
+        if path.name == "bank_0000.jsonl" and not reads:
+            reads.append(path)
+            journal.forget_banks(0)  # as the trainer does once a round is scored
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_what_goes)
+    (candidate,) = runs.snapshot("ann").candidates
+    assert reads and candidate.text == "Bees."
+    runs.stop("ann")
+    wait_for(runs, "ann", STOPPED)
+
+
+@pytest.mark.parametrize(("is_saved", "state"), [(True, DONE), (False, STOPPED)])
+def test_an_app_that_starts_again_tells_a_run_that_is_done_from_one_that_is_not(jobs, tmp_path, is_saved, state):
+    runs = TrainingRuns(jobs, tmp_path / "runs", stub(tmp_path, ""), "m")
+    runs.start("ann", QUICK)
+    snapshot = wait_for(runs, "ann", DONE)
+    if is_saved:
+        (snapshot.folder / "run").mkdir()
+        (snapshot.folder / "run" / "adapter_model.safetensors").touch()
+    assert TrainingRuns(jobs, tmp_path / "runs", None, "m").snapshot("ann").state == state
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.json", "{", "a.json, line 1: malformed JSON"),
+        ("a.json", "[]", "a.json is empty"),
+        ("a.jsonl", '{"context": "Ann"}', "no questions"),
+        ("a.txt", "Ann", "a.txt is not a passage file"),
+        ("a.json", json.dumps(PASSAGES[:1]), "There are 1 passages, but 2"),
+    ],
+)
+def test_a_bad_file_is_refused_in_a_sentence_before_anything_starts(jobs, tmp_path, name, content, message):
+    file = tmp_path / name
+    file.write_text(content)
+    runs = TrainingRuns(jobs, tmp_path / "runs", stub(tmp_path, ""), "m")
+    with pytest.raises(ValueError, match=message) as refusal:
+        runs.start("ann", QUICK, file)
+    assert str(tmp_path) not in str(refusal.value)
+    assert runs.snapshot("ann") is None
+
+
+@pytest.mark.slow
+def test_a_full_disk_leaves_nothing_in_the_way_of_the_next_run(jobs, tmp_path, monkeypatch):
+    file = tmp_path / "passages.json"
+    file.write_text(json.dumps(PASSAGES))
+    runs = TrainingRuns(jobs, tmp_path / "runs", stub(tmp_path, ""), "m")
+
+    def copy_nothing(source, target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr("shutil.copyfile", copy_nothing)
+        runs.start("ann", QUICK, file)
+    assert runs.snapshot("ann") is None
+    runs.start("ann", QUICK, file)
+    assert wait_for(runs, "ann", "failed", "done", "stopped").folder.name == "run_001"
+
+
+def test_without_the_script_the_command_remains(jobs, tmp_path):
+    runs = TrainingRuns(jobs, tmp_path / "runs", None, "user/model", load_in_4bit=True)
+    with pytest.raises(JobRefused, match="start it on your own machine"):
+        runs.start("ann", QUICK)
+    config = yaml.safe_load(runs.yaml(TrainingSettings(num_eval_passages=0), "mine.json"))
+    assert config["model_name_or_path"] == "user/model" and config["load_in_4bit"] is True
+    assert config["dataset_name"] == "mine.json" and "dataset_test_split" not in config
+    assert "num_eval_passages" not in config and "eval_dataset_name" not in config
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"num_rounds": 0}, "Rounds: 0 is out of range; choose from 1 to 10"),
+        ({"num_train_passages": 2.5}, "Passages to learn from: 2.5 is not a whole number"),
+        ({"temperature": None}, "Temperature: None is out of range"),
+        ({"prompt_style": "haiku"}, "no prompt style 'haiku'"),
+    ],
+)
+def test_settings_are_checked(values, message):
+    with pytest.raises(ValueError, match=message):
+        TrainingSettings(**values)
+
+
+@pytest.mark.parametrize("num_eval_passages", [0, 3])
+def test_a_page_that_is_loaded_again_has_the_settings_of_its_run(jobs, tmp_path, num_eval_passages):
+    runs = TrainingRuns(jobs, tmp_path / "runs", stub(tmp_path, ""), "m")
+    settings = TrainingSettings(num_eval_passages=num_eval_passages, num_rounds=3, temperature=0.9, seed=7)
+    runs.start("ann", settings)
+    wait_for(runs, "ann", DONE)
+    assert TrainingRuns(jobs, tmp_path / "runs", None, "m").settings("ann") == settings
+    assert runs.settings("bob") is None
+
+
+def test_the_end_of_the_app_ends_its_runs(jobs, tmp_path):
+    runs = TrainingRuns(jobs, tmp_path / "runs", stub(tmp_path, "import time\ntime.sleep(60)"), "m")
+    runs.start("ann", QUICK)
+    process = runs._runs["ann"].process
+    runs.close()
+    assert process.wait(20) == -signal.SIGTERM
+    assert (runs.snapshot("ann").folder / CONFIG_NAME).is_file()
+
+
+def test_tables_tell_what_there_is():
+    candidates = [
+        Candidate(1, "Ann", 1, "a", 1.0, True),
+        Candidate(1, "Ann", 2, "b", 0.5, False),
+        Candidate(1, "Bob", 1, "c", 0.0, True),
+        Candidate(1, "Bob", 2, "d", 0.0, False),
+        Candidate(2, "Ann", 1, "e", 0.5, None),
+        Candidate(2, "Ann", 2, "f", None, None),
+    ]
+    assert train_tab.round_rows(candidates) == [
+        ["1", "4 of 4", "38 %", "50 %", "2"],
+        ["2", "1 of 2", "50 %", "50 %", "–"],
+    ]
+    points = train_tab.reward_points(candidates)
+    # The plot must know all kinds from its first data on.
+    for known in (points, train_tab.reward_points(candidates[-2:])):
+        assert set(known[known["reward"].isna()]["self-edit"]) == {"kept", "rejected", "not selected yet"}
+    points = points[points["reward"].notna()]
+    assert points["self-edit"].tolist() == ["kept", "rejected", "kept", "rejected", "not selected yet"]
+    assert points["number"].tolist() == [1, 2, 3, 4, 5]
+    assert train_tab.edit_rows(candidates)[:3] == [
+        ["Round 2, #1: Ann", "50 %", "e"],
+        ["Round 2, #2: Ann", "–", "f"],
+        ["Round 1, #1: Ann", "100 %, kept", "a"],
+    ]
+    assert train_tab.edit_rows(candidates)[3][1] == "50 %, rejected"
