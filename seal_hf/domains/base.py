@@ -12,7 +12,7 @@ class Domain:
 
     Subclass it, implement the four methods and pass an instance to [`SelfAdaptingLM`]; nothing has to be registered. An
     `example` is one row of the dataset. The reward of a self-edit is the mean of the verdicts that [`~Domain.grade`]
-    gives to the answers of the model adapted to it. [`~Domain.gold_answers`] is needed for likelihoods as rewards alone.
+    gives to the answers of the model adapted to it.
     """
 
     def prompt(self, example: Mapping[str, Any]) -> str | list[dict]:
@@ -72,19 +72,5 @@ class Domain:
         Returns:
             `list[list[bool | None]]`: A verdict for each answer of each example. `None` marks an answer that could
             not be graded; it counts neither as right nor as wrong.
-        """
-        raise NotImplementedError
-
-    def gold_answers(self, example: Mapping[str, Any]) -> list[list[str]]:
-        """
-        Return the right answers, for `SEALConfig(reward="likelihood")`.
-
-        Args:
-            example (`Mapping[str, Any]`):
-                One row of the dataset.
-
-        Returns:
-            `list[list[str]]`: For each of the example's [`~Domain.questions`], in their order, the answers that are
-            right; at least one. Only the likeliest counts.
         """
         raise NotImplementedError

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from ..records.report import is_likelihood, results_table
+from ..records.report import results_table
 from .errors import without_tokens
 from .transfer import is_hub_id
 
@@ -59,7 +59,6 @@ def write_self_edit_card(
         num_kept=sum(flag is True for flag in kept),
         is_selected=None not in kept,
         is_chat=not pa.types.is_string(own.schema.field("prompt").type),
-        is_likelihood=is_likelihood(output_dir),
         has_evaluation=len(tables) > 1,
         results=results_table(output_dir).strip(),
         settings=without_tokens(json.dumps(_publishable(settings), indent=2, ensure_ascii=False)),

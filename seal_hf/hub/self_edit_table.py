@@ -21,7 +21,6 @@ _REPEAT = pa.struct(
         ("loss", pa.float64()),
         ("answers", pa.list_(pa.string())),
         ("verdicts", pa.list_(pa.bool_())),
-        ("log_likelihoods", pa.list_(pa.float64())),
     ]
 )
 # Those whose type does not depend on the prompts.

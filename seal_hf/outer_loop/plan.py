@@ -13,7 +13,6 @@ from ..records.journal import PASSAGE_ONLY
 from ..rollout.bank_schedule import adapters_per_bank, work_of
 from ..rollout.examples import ExampleSet
 from ..rollout.rollout import baselines_of, policy_in_activation_dtype
-from ..rollout.stage import num_trained
 from ..self_adapting_lm import SelfAdaptingLM
 from .outer_sft import optimizer_steps
 from .seal_config import SEALConfig
@@ -33,7 +32,7 @@ class RunPlan:
             As configured.
         self_edits_per_round, adapters_per_round (`int`):
             Self-edits written and inner updates trained.
-        adapters_per_batch (`int`, *optional*):
+        adapters_per_bank (`int`, *optional*):
             Most inner updates in one bank; `None` where that follows from self-edits of unknown length.
         evaluation_adapters (`int`):
             Inner updates of all evaluations together.
@@ -52,14 +51,14 @@ class RunPlan:
     num_processes: int
     self_edits_per_round: int
     adapters_per_round: int
-    adapters_per_batch: int | None
+    adapters_per_bank: int | None
     evaluation_adapters: int
     inner_tokens: int | None
     optimizer_steps: list[int]
     seconds: float | None
 
     def __str__(self) -> str:
-        banks = "" if self.adapters_per_batch is None else f" in banks of {self.adapters_per_batch}"
+        banks = "" if self.adapters_per_bank is None else f" in banks of {self.adapters_per_bank}"
         least, most = min(self.optimizer_steps), max(self.optimizer_steps)
         steps = f"{least}" if least == most else f"{least} to {most}"
         lines = [
@@ -81,7 +80,7 @@ def plan_run(
 ) -> RunPlan:
     """Count the work of a run, and measure this machine for a few steps, whose results are thrown away."""
     num_eval = len(evaluation) if evaluation is not None else 0
-    per_example = num_trained(args.num_generations, args.num_evaluations, args.keep_for_halving)
+    per_example = args.num_generations * args.num_repeats
     adapters_per_round = len(train) * per_example
     eval_adapters = num_eval * (
         args.num_eval_generations * (args.num_rounds + 1) + (PASSAGE_ONLY in baselines_of(lm.domain))
@@ -89,7 +88,7 @@ def plan_run(
     tokens = seconds = None
     passages = _passages(lm, train) if isinstance(lm.domain, KnowledgeDomain) else []
     num_self_edits = len(train) * args.num_generations
-    per_batch = None if args.adapters_per_batch is None else min(args.adapters_per_batch, num_self_edits)
+    per_batch = None if args.adapters_per_bank is None else min(args.adapters_per_bank, num_self_edits)
     if passages:
         per_batch = per_batch or _adapters_per_bank(lm, args, passages, num_processes)
         # A rewrite and the passage itself; the passage alone once.
@@ -97,17 +96,17 @@ def plan_run(
         if evaluation is not None:
             eval_tokens = _num_tokens(_passages(lm, evaluation))
             tokens += eval_tokens * (2 * args.num_eval_generations * (args.num_rounds + 1) + 1)
-        num_read = sum(len(example["questions"]) for example in train.examples) * args.num_rounds * (per_example + 1)
-        num_answers = 0 if args.reward == "likelihood" else num_read
+        num_answers = (
+            sum(len(example["questions"]) for example in train.examples) * args.num_rounds * (per_example + 1)
+        )
         if evaluation is not None:
             num_questions = sum(len(example["questions"]) for example in evaluation.examples)
-            num_evaluated = num_questions * (args.num_eval_generations * (args.num_rounds + 1) + 3)
-            num_read, num_answers = num_read + num_evaluated, num_answers + num_evaluated
+            num_answers += num_questions * (args.num_eval_generations * (args.num_rounds + 1) + 3)
         num_written = len(train) * args.num_generations * args.num_rounds
         num_written += num_eval * args.num_eval_generations * (args.num_rounds + 1)
         tokens_per_second, prompt_seconds, token_seconds = _probe(lm, train, per_batch)
         generated = num_written * args.max_completion_length + num_answers * args.max_answer_length
-        seconds = tokens / tokens_per_second + (num_written + num_read) * prompt_seconds + generated * token_seconds
+        seconds = tokens / tokens_per_second + (num_written + num_answers) * prompt_seconds + generated * token_seconds
         seconds /= num_processes
     return RunPlan(
         num_rounds=args.num_rounds,
@@ -116,7 +115,7 @@ def plan_run(
         num_processes=num_processes,
         self_edits_per_round=num_self_edits,
         adapters_per_round=adapters_per_round,
-        adapters_per_batch=per_batch,
+        adapters_per_bank=per_batch,
         evaluation_adapters=eval_adapters,
         inner_tokens=tokens,
         optimizer_steps=optimizer_steps(len(train), args),
@@ -144,9 +143,7 @@ def _adapters_per_bank(
     work = [
         replace(update, sequences=update.sequences * 2) for update in passages for _ in range(args.num_generations)
     ]
-    layout, num_repeats = lora_layout(lm.model, lm.peft_config), args.num_evaluations
-    if args.keep_for_halving is not None:
-        num_repeats = 1
+    layout, num_repeats = lora_layout(lm.model, lm.peft_config), args.num_repeats
     return adapters_per_bank(lm.model, layout, list(map(work_of, work)), num_repeats, num_processes)
 
 

@@ -283,7 +283,7 @@ class PolicyPublishing:
     def _write_card(
         self, folder: Path, model_name: str | None = None, dataset_name: str | None = None, tags: Sequence[str] = ()
     ) -> None:
-        names = ("num_generations", "num_evaluations", "repeat_schedule", "reward", "keep_best", "min_reward")
+        names = ("num_generations", "num_repeats", "keep_best", "min_reward")
         names += ("temperature", "num_rounds")
         names += ("inner_learning_rate", "inner_num_train_epochs", "learning_rate", "num_train_epochs", "seed")
         measured = evaluations(self._folder.evaluation)

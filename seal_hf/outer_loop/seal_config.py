@@ -50,8 +50,6 @@ class SEALConfig(SFTConfig):
             Rank of the inner adapters.
         inner_lora_alpha (`int`, *optional*, defaults to `64`):
             Alpha of the inner adapters.
-        inner_lora_dropout (`float`, *optional*, defaults to `0.0`):
-            Dropout of the inner adapters. Only 0 is supported.
         inner_target_modules (`list[str]`, *optional*):
             Adapted modules, or `all-linear`. Defaults to PEFT's choice for the architecture, mostly the query and value
             projections.
@@ -63,24 +61,14 @@ class SEALConfig(SFTConfig):
             Share of the steps in which the learning rate rises.
         inner_max_grad_norm (`float`, *optional*, defaults to `1.0`):
             Greatest gradient norm of one adapter.
-        adapters_per_batch (`int`, *optional*):
+        adapters_per_bank (`int`, *optional*):
             Most adapters trained together in one bank. Where absent it is chosen in every round, from the free memory
             and from the work (see [`seal_hf.rollout.bank_schedule.adapters_per_bank`]).
 
         > Parameters that control the reward
 
-        num_evaluations (`int`, *optional*, defaults to `3`):
+        num_repeats (`int`, *optional*, defaults to `3`):
             Independent inner updates per self-edit whose rewards are averaged.
-        repeat_schedule (`str`, *optional*, defaults to `"all"`):
-            Which self-edits get all of these: `"all"`, or with `"halving"` the leaders of each example alone. After each
-            repeat the better half goes on, rounded up, and always more than `keep_best`, so that the last repeat decides
-            (successive halving; Karnin et al., *Almost Optimal Exploration in Multi-Armed Bandits*, 2013; Jamieson and
-            Talwalkar, *Non-stochastic Best Arm Identification and Hyperparameter Optimization*, 2016). Five self-edits
-            and three repeats then take 10 inner updates in place of 15. Evaluations are not affected.
-        reward (`str`, *optional*, defaults to `"accuracy"`):
-            What a self-edit is worth: `"accuracy"`, the share of right answers, or `"likelihood"`, the mean
-            log-likelihood of the gold answers in nats per token, which takes one forward pass in place of writing and
-            grading answers (see [`seal_hf.generation.likelihood.answer_log_likelihoods`]). Evaluations are not affected.
         max_answer_length (`int`, *optional*, defaults to `64`):
             Longest answer, in tokens. Answers are greedy.
         num_eval_generations (`int`, *optional*, defaults to `1`):
@@ -92,7 +80,7 @@ class SEALConfig(SFTConfig):
             Self-edits kept per example, those with the highest reward; the first of equals. All are kept where it is
             `None`.
         min_reward (`float`, *optional*):
-            Least reward of a self-edit that is kept, a share from 0 to 1; not for likelihoods.
+            Least reward of a self-edit that is kept, a share from 0 to 1.
         drop_zero_std (`bool`, *optional*, defaults to `False`):
             Whether an example whose self-edits all have the same reward is left out: its best one is no better than
             the others.
@@ -140,7 +128,6 @@ class SEALConfig(SFTConfig):
     inner_batch_size: int = field(default=1, metadata={"help": "Sequences per step of one adapter."})
     inner_lora_r: int = field(default=32, metadata={"help": "Rank of the inner adapters."})
     inner_lora_alpha: int = field(default=64, metadata={"help": "Alpha of the inner adapters."})
-    inner_lora_dropout: float = field(default=0.0, metadata={"help": "Dropout of the inner adapters; must be 0."})
     inner_target_modules: list[str] | None = field(
         default=None, metadata={"help": "Adapted modules, or 'all-linear'; PEFT's choice where absent."}
     )
@@ -148,18 +135,12 @@ class SEALConfig(SFTConfig):
     inner_lr_scheduler_type: str = field(default="linear", metadata={"help": "linear, cosine or constant."})
     inner_warmup_ratio: float = field(default=0.0, metadata={"help": "Share of the steps with a rising rate."})
     inner_max_grad_norm: float = field(default=1.0, metadata={"help": "Greatest gradient norm of one adapter."})
-    adapters_per_batch: int | None = field(
+    adapters_per_bank: int | None = field(
         default=None,
         metadata={"help": "Most adapters trained together; chosen from free memory and work where absent."},
     )
 
-    num_evaluations: int = field(default=3, metadata={"help": "Inner updates per self-edit, averaged."})
-    repeat_schedule: str = field(
-        default="all", metadata={"help": "Who gets all inner updates: 'all' self-edits, or the leaders by 'halving'."}
-    )
-    reward: str = field(
-        default="accuracy", metadata={"help": "'accuracy' of the answers, or 'likelihood' of the gold answers."}
-    )
+    num_repeats: int = field(default=3, metadata={"help": "Inner updates per self-edit, averaged."})
     max_answer_length: int = field(default=64, metadata={"help": "Longest answer, in tokens."})
     num_eval_generations: int = field(default=1, metadata={"help": "Self-edits per evaluation example."})
 
@@ -194,7 +175,7 @@ class SEALConfig(SFTConfig):
         for name in (
             "num_generations",
             "max_completion_length",
-            "num_evaluations",
+            "num_repeats",
             "max_answer_length",
             "num_eval_generations",
             "num_rounds",
@@ -204,30 +185,13 @@ class SEALConfig(SFTConfig):
         ):
             if not is_whole(getattr(self, name), 1):
                 raise ValueError(f"{name}={getattr(self, name)!r} must be a whole number of at least 1.")
-        for name in ("adapters_per_batch", "keep_best", "max_length"):
+        for name in ("adapters_per_bank", "keep_best", "max_length"):
             if getattr(self, name) is not None and not is_whole(getattr(self, name), 1):
                 raise ValueError(f"{name}={getattr(self, name)!r} must be a whole number of at least 1, or None.")
         if self.min_reward is not None and not (math.isfinite(self.min_reward) and 0 <= self.min_reward <= 1):
             raise ValueError(f"min_reward={self.min_reward} must be a share from 0 to 1, or None.")
-        for name, known in (
-            ("sft_on", ("round", "all")),
-            ("repeat_schedule", ("all", "halving")),
-            ("reward", ("accuracy", "likelihood")),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}={getattr(self, name)!r} must be {known[0]!r} or {known[1]!r}.")
-        if self.repeat_schedule == "halving" and self.keep_best is None:
-            raise ValueError(
-                "repeat_schedule='halving' gives repeats to those that may be kept, but keep_best=None keeps all; set "
-                "keep_best, or repeat_schedule='all'."
-            )
-        if self.reward == "likelihood" and self.min_reward is not None:
-            raise ValueError(
-                f"min_reward={self.min_reward} is a share of right answers, but reward='likelihood' is in nats per "
-                "token; leave min_reward out, or use reward='accuracy'."
-            )
-        if self.inner_lora_dropout != 0:
-            raise ValueError(f"inner_lora_dropout={self.inner_lora_dropout} is not supported; leave it at 0.")
+        if self.sft_on not in ("round", "all"):
+            raise ValueError(f"sft_on={self.sft_on!r} must be 'round' or 'all'.")
         if self.gradient_accumulation_steps != 1:
             raise ValueError(
                 f"gradient_accumulation_steps={self.gradient_accumulation_steps} is not used by SEALTrainer; set "
@@ -256,11 +220,6 @@ class SEALConfig(SFTConfig):
             return InnerLoopConfig(**{name: getattr(self, f"inner_{name}") for name in names})
         except ValueError as error:
             raise ValueError(f"inner_{error}") from error
-
-    @property
-    def keep_for_halving(self) -> int | None:
-        """`keep_best` where only the leaders get all repeats, else `None`."""
-        return self.keep_best if self.repeat_schedule == "halving" else None
 
     def inner_peft_config(self) -> LoraConfig:
         """Shape of the inner adapters."""

@@ -36,7 +36,7 @@ from ..records.journal import ScoredSelfEdit, SelectedSelfEdit, explaining_faile
 from ..records.plot import save_plot
 from ..records.report import round_metrics, save_samples
 from ..records.run_folder import LAST_CHECKPOINT, RunFolder, run_settings
-from ..rollout.example_checks import check_gold_answers, check_lengths
+from ..rollout.example_checks import check_lengths
 from ..rollout.examples import ExampleSet
 from ..rollout.processes import Processes
 from ..rollout.rollout import Rollout
@@ -96,7 +96,7 @@ class SEALTrainer(PolicyEvaluation, PolicyPublishing, _BaseTrainer):
     ```python
     trainer = SEALTrainer(
         model="embedded",
-        args=SEALConfig("outputs/seal", num_generations=3, num_evaluations=1),
+        args=SEALConfig("outputs/seal", num_generations=3, num_repeats=1),
         domain=KnowledgeDomain("rewrite"),
         train_dataset=load_demo_passages("train")[:4],
         eval_dataset=load_demo_passages("test")[:4],
@@ -156,8 +156,6 @@ class SEALTrainer(PolicyEvaluation, PolicyPublishing, _BaseTrainer):
         )
         require_end_token(processing_class, self.domain.prompt(self._train.examples[0]))
         check_lengths(self.lm, args, self._train, "train_dataset", is_trained_on=True)
-        if args.reward == "likelihood":
-            check_gold_answers(self.lm, self._train, "train_dataset")
         if self._eval is not None:
             check_lengths(self.lm, args, self._eval, "eval_dataset")
         eval_examples = None if self._eval is None else self._eval.examples
@@ -264,9 +262,7 @@ class SEALTrainer(PolicyEvaluation, PolicyPublishing, _BaseTrainer):
             data=self._train,
             seed=draw_seed(self.args.seed, TRAINING, round_index),
             num_generations=self.args.num_generations,
-            num_repeats=self.args.num_evaluations,
-            keep_for_halving=self.args.keep_for_halving,
-            reward=self.args.reward,
+            num_repeats=self.args.num_repeats,
         )
         if self._is_stopped():
             return False
@@ -329,12 +325,11 @@ class SEALTrainer(PolicyEvaluation, PolicyPublishing, _BaseTrainer):
             )
         if num_ungraded:
             logger.warning(
-                "Round %d: %d of %d self-edits could not be graded and are left out; look at the %s. Remove the "
+                "Round %d: %d of %d self-edits could not be graded and are left out; look at the grader. Remove the "
                 "round's files in journal/ and selected/ before its policy is there to score it again.",
                 round_index + 1,
                 num_ungraded,
                 len(scored),
-                "grader" if self.args.reward == "accuracy" else "inner_learning_rate: likelihoods are not finite",
             )
 
     def _save_round_files(self, round_index: int) -> None:

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Sequence
 
-from ..records.journal import ScoredSelfEdit, SelectedSelfEdit
+from ..records.journal import ScoredSelfEdit, SelectedSelfEdit, rank, rounded
 
 
 def select_self_edits(
@@ -15,9 +15,6 @@ def select_self_edits(
 ) -> list[SelectedSelfEdit]:
     """
     Keep each example's best self-edits.
-
-    The best are those with the highest mean reward among those with the most repeats: where repeats are given to the
-    leaders (see [`seal_hf.rollout.stage.halved`]), one that was dropped after a lucky first one is not compared with them.
 
     Parameters:
         scored (`Sequence[ScoredSelfEdit]`):
@@ -47,13 +44,3 @@ def select_self_edits(
             if min_reward is None or rounded(edit.reward) >= rounded(min_reward)
         ]
     return selected
-
-
-def rank(edit: ScoredSelfEdit) -> tuple[int, float, int]:
-    """Sorts an example's graded self-edits, the best first."""
-    return -len(edit.repeats), -rounded(edit.reward), edit.edit
-
-
-def rounded(reward: float) -> float:
-    """For comparisons: means of repeats that add up to the same can differ by rounding."""
-    return round(reward, 9)

@@ -65,8 +65,7 @@ class Proposal:
         tokens (`int`):
             Tokens that one inner update trains on, all epochs together.
         banks (`list[int]`):
-            The bank of each repeat, or of the first one alone where later repeats depend on the rewards; empty when it
-            is malformed.
+            The bank of each repeat; empty when it is malformed.
     """
 
     round: int
@@ -95,10 +94,9 @@ class TrialResult:
         seed (`int`):
             Seed of the adapter's initial weights and order.
         reward (`float`, *optional*):
-            Share of the answers that were right, among those that could be graded; `None` when none could. Or the mean
-            of `log_likelihoods`; `None` when one is not finite.
+            Share of the answers that were right, among those that could be graded; `None` when none could.
         answers (`list[str]`):
-            An answer to each question; none where the reward is a likelihood.
+            An answer to each question.
         verdicts (`list[bool | None]`):
             The verdict on each answer.
         loss (`float`, *optional*):
@@ -107,8 +105,6 @@ class TrialResult:
             Tokens trained on.
         seconds (`float`):
             This adapter's share of its bank's training time, by tokens.
-        log_likelihoods (`list[float | None]`, *optional*):
-            Of the gold answer to each question, in nats per token, where that is the reward.
     """
 
     condition: str
@@ -122,7 +118,6 @@ class TrialResult:
     loss: float | None
     tokens: int
     seconds: float
-    log_likelihoods: list[float | None] | None = None
 
     @property
     def key(self) -> tuple[str, int, int, int]:
@@ -139,11 +134,9 @@ class ScoredSelfEdit:
         round, condition, example, example_id, edit, prompt, completion, completion_tokens, well_formed:
             As in [`Proposal`].
         repeats (`list[dict]`):
-            For each independent inner update its `seed`, `reward`, `answers`, `verdicts` and `loss`, and
-            `log_likelihoods` where they are the reward.
+            For each independent inner update its `seed`, `reward`, `answers`, `verdicts` and `loss`.
         reward (`float`, *optional*):
-            Mean reward of the repeats, `None` when no answer could be graded. When it is malformed, 0, or where rewards
-            are likelihoods the base reward: nothing was learned.
+            Mean reward of the repeats, `None` when no answer could be graded. 0 when it is malformed.
         base_reward (`float`, *optional*):
             Reward of the policy without an inner adapter on the same questions.
         tokens (`int`):
@@ -183,6 +176,16 @@ class SelectedSelfEdit:
     example_id: str
     edit: int
     reward: float
+
+
+def rank(edit: ScoredSelfEdit) -> tuple[float, int]:
+    """A key that sorts an example's graded self-edits, the best first; the first of equals before the others."""
+    return -rounded(edit.reward), edit.edit
+
+
+def rounded(reward: float) -> float:
+    """A reward for comparisons: means of repeats that add up to the same can differ by rounding."""
+    return round(reward, 9)
 
 
 class Journal:

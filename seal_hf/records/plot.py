@@ -3,7 +3,7 @@
 import io
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .journal import BASE, IN_CONTEXT, PASSAGE_ONLY, SELF_EDITS, Journal, ScoredSelfEdit, write_bytes
-from .report import Evaluation, base_reward, evaluations, is_likelihood, nats, percent, round_metrics
+from .report import Evaluation, base_reward, evaluations, percent, round_metrics
 
 
 if TYPE_CHECKING:
@@ -51,8 +51,7 @@ def save_plot(output_dir: str | Path) -> Path:
     from matplotlib.figure import Figure
 
     rounds, results = Journal(output_dir).scored_rounds(), evaluations(Journal(Path(output_dir) / "evaluation"))
-    draw_rewards = _draw_likelihoods if is_likelihood(output_dir) else _draw_rewards
-    panels = [(draw, what) for draw, what in ((draw_rewards, rounds), (_draw_accuracies, results)) if what]
+    panels = [(draw, what) for draw, what in ((_draw_rewards, rounds), (_draw_accuracies, results)) if what]
     if not panels:
         raise ValueError(f"{output_dir} holds no scored round to draw; train for a round first.")
     with matplotlib.style.context(["default", _STYLE]):
@@ -68,19 +67,7 @@ def save_plot(output_dir: str | Path) -> Path:
 
 
 def _draw_rewards(axes: "Axes", rounds: Sequence[Sequence[ScoredSelfEdit]]) -> None:
-    ends = _draw_rounds(axes, rounds)
-    axes.set(ylim=(-0.03, 1.03), title="Reward in training")
-    _finish(axes, ends)
-
-
-def _draw_likelihoods(axes: "Axes", rounds: Sequence[Sequence[ScoredSelfEdit]]) -> None:
-    ends = _draw_rounds(axes, rounds)
-    axes.set(title="Log-likelihood of gold answers, nats per token")
-    _finish(axes, ends, nats)
-
-
-def _draw_rounds(axes: "Axes", rounds: Sequence[Sequence[ScoredSelfEdit]]) -> list[tuple[str, float, str]]:
-    """The rewards of all self-edits and three lines; returns name, last value and color of each line."""
+    """The rewards of all self-edits, and their best, mean and base as lines."""
     jitter, numbers = np.random.default_rng(0), range(1, len(rounds) + 1)
     left, right = 0.65, len(rounds) + 0.35
     for number, scored in zip(numbers, rounds, strict=True):
@@ -94,11 +81,11 @@ def _draw_rounds(axes: "Axes", rounds: Sequence[Sequence[ScoredSelfEdit]]) -> li
     axes.plot(numbers, best, "o-", color=_COLORS["best"])
     axes.plot(numbers, mean, "o-", color=_COLORS[SELF_EDITS])
     axes.plot([left, *numbers, right], [base[0], *base, base[-1]], "--", color=_COLORS[BASE])
-    axes.set(xlim=(left, right), xlabel="round")
+    axes.set(xlim=(left, right), ylim=(-0.03, 1.03), xlabel="round", title="Reward in training")
     most = max(Counter(edit.example for edit in rounds[-1]).values(), default=0)
     ends = [(f"best of {most}", best, "best"), ("mean", mean, SELF_EDITS), ("base", base, BASE)]
     known = [(name, line[np.isfinite(line)], _COLORS[color]) for name, line, color in ends]
-    return [(name, float(line[-1]), color) for name, line, color in known if len(line)]
+    _finish(axes, [(name, float(line[-1]), color) for name, line, color in known if len(line)])
 
 
 def _draw_accuracies(axes: "Axes", results: Sequence[Evaluation]) -> None:
@@ -122,18 +109,17 @@ def _draw_accuracies(axes: "Axes", results: Sequence[Evaluation]) -> None:
     _finish(axes, [(name, one.value, _COLORS[name]) for name, one in shown.items()])
 
 
-def _finish(axes: "Axes", ends: Sequence[tuple[str, float, str]], shown: Callable[[float], str] = percent) -> None:
+def _finish(axes: "Axes", ends: Sequence[tuple[str, float, str]]) -> None:
     """Set the ticks, and name each line at its end, right of the axes and apart from the other names."""
     axes.locator_params(axis="x", integer=True, min_n_ticks=1)
-    if shown is percent:
-        axes.locator_params(axis="y", steps=[1, 2, 5, 10])  # whole percents
-        axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f} %")
+    axes.locator_params(axis="y", steps=[1, 2, 5, 10])  # whole percents
+    axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f} %")
     low, high = axes.get_ylim()
     ends = sorted(ends, key=lambda end: end[1])
     places = _apart([(value - low) / (high - low) for _, value, _ in ends], gap=0.065)
     for (name, value, color), place in zip(ends, places, strict=True):
         axes.annotate(
-            f"{name}: {shown(value)}",
+            f"{name}: {percent(value)}",
             xy=(1, value),
             xycoords=axes.get_yaxis_transform(),
             xytext=(12, place),

@@ -14,16 +14,15 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from ..grading.intervals import Accuracy, Difference, accuracy, paired_difference
-from ..outer_loop.selection import rank
 from .journal import (
     BASE,
     CONDITIONS,
     PASSAGE_ONLY,
-    RUN_FILE,
     SELF_EDITS,
     Journal,
     ScoredSelfEdit,
     SelectedSelfEdit,
+    rank,
     write_bytes,
 )
 
@@ -157,7 +156,7 @@ def round_metrics(scored: Sequence[ScoredSelfEdit], selected: Sequence[SelectedS
 
 def results_table(output_dir: str | Path) -> str:
     """What a run has come to, as Markdown: a table of its training rounds and one of its evaluations."""
-    journal, shown = Journal(output_dir), nats if is_likelihood(output_dir) else percent
+    journal = Journal(output_dir)
     rows = []
     for index, scored in enumerate(journal.scored_rounds()):
         selected = journal.selected(index)
@@ -169,17 +168,15 @@ def results_table(output_dir: str | Path) -> str:
                 str(len(scored)),
                 str(sum(edit.well_formed for edit in scored)),
                 "–" if selected is None else str(sum(_key(edit) in kept for edit in scored)),
-                shown(values.get("reward")),
-                shown(values.get("reward/best")),
-                shown(base_reward(scored)),
+                percent(values.get("reward")),
+                percent(values.get("reward/best")),
+                percent(base_reward(scored)),
             ]
         )
     parts = []
     if rows:
         header = ["round", "self-edits", "well-formed", "kept", "mean reward", "best-of-k reward", "base reward"]
         parts.append(_markdown(header, rows))
-        if shown is nats:
-            parts.append("Rewards are the mean log-likelihood of the gold answers, in nats per token.")
     if results := evaluations(Journal(Path(output_dir) / "evaluation")):
         parts += _evaluation_table(results)
     return "\n\n".join(parts or ["No round is scored yet."]) + "\n"
@@ -230,12 +227,6 @@ def _graded(scored: Iterable[ScoredSelfEdit]) -> dict[int, list[ScoredSelfEdit]]
     return by_example
 
 
-def is_likelihood(output_dir: str | Path) -> bool:
-    """Whether a run's rewards are log-likelihoods in nats per token, rather than shares of right answers."""
-    file = Path(output_dir) / RUN_FILE
-    return file.is_file() and json.loads(file.read_text(encoding="utf-8"))["settings"].get("reward") == "likelihood"
-
-
 def base_reward(scored: Iterable[ScoredSelfEdit]) -> float | None:
     known = {edit.example: edit.base_reward for edit in scored if edit.base_reward is not None}
     return fmean(known.values()) if known else None
@@ -265,10 +256,6 @@ def _slug(name: str) -> str:
 
 def percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f} %"
-
-
-def nats(log_likelihood: float | None) -> str:
-    return "–" if log_likelihood is None else f"{log_likelihood:.3f}"
 
 
 def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

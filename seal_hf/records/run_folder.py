@@ -70,7 +70,7 @@ _SFT_SETTINGS = (
 # SEALConfig's own fields that do not, or that show elsewhere: in the domain's settings or in every round's records.
 _FREE_FIELDS = (
     "num_rounds",
-    "adapters_per_batch",
+    "adapters_per_bank",
     "prompt_style",
     "split_newlines",
     "logging_steps",
@@ -249,8 +249,6 @@ class RunFolder:
                 f"{run_file} is not a run of seal-hf ({error!r}); give another output_dir, so that nothing is lost."
             ) from error
         check_schema_version(version, run_file)
-        # Options that a run of an earlier version did not have yet.
-        found = {"repeat_schedule": "all", "reward": "accuracy", **found}
         different = sorted(name for name in {*found, *self._settings} if found.get(name) != self._settings.get(name))
         if different:
             shown = ", ".join(

@@ -121,7 +121,7 @@ def _free_memory(device: torch.device) -> int:
     return psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
-def compose_banks(work: Sequence[Sequence[int]], num_repeats: int, adapters_per_batch: int) -> list[list[int]]:
+def compose_banks(work: Sequence[Sequence[int]], num_repeats: int, adapters_per_bank: int) -> list[list[int]]:
     """
     Put updates of about the same length into common banks, since a bank lasts as long as its longest update.
 
@@ -133,7 +133,7 @@ def compose_banks(work: Sequence[Sequence[int]], num_repeats: int, adapters_per_
             Optimizer steps and tokens of each update, such as a [`Work`].
         num_repeats (`int`):
             Independent runs of each update.
-        adapters_per_batch (`int`):
+        adapters_per_bank (`int`):
             Most adapters in a bank.
 
     Returns:
@@ -142,13 +142,13 @@ def compose_banks(work: Sequence[Sequence[int]], num_repeats: int, adapters_per_
     Example:
 
     ```python
-    >>> compose_banks([(10, 300), (90, 900), (10, 200)], num_repeats=2, adapters_per_batch=2)
+    >>> compose_banks([(10, 300), (90, 900), (10, 200)], num_repeats=2, adapters_per_bank=2)
     [[0, 2], [0, 2], [1, 3]]
 
     ```
     """
     order = sorted(range(len(work)), key=lambda i: (-work[i][0], -work[i][1], i))
-    per_repeat = math.ceil(len(work) / adapters_per_batch)
+    per_repeat = math.ceil(len(work) / adapters_per_bank)
     place = {update: position * per_repeat // len(work) for position, update in enumerate(order)}
     return [[repeat * per_repeat + place[i] for repeat in range(num_repeats)] for i in range(len(work))]
 

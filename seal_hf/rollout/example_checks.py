@@ -2,7 +2,6 @@
 
 from ..domains import KnowledgeDomain
 from ..domains.knowledge.passages import is_text
-from ..generation.likelihood import encode_answer
 from ..generation.transformers_generation import context_length, encode_prompt
 from ..outer_loop.seal_config import SEALConfig
 from ..self_adapting_lm import SelfAdaptingLM
@@ -56,40 +55,3 @@ def check_lengths(
                     f"{name}: example {example_id} has a prompt of {longest} tokens, which with {option}={new_tokens} "
                     f"exceeds the model's context of {context}; shorten or drop the example, or lower {option}."
                 )
-
-
-def check_gold_answers(lm: SelfAdaptingLM, data: ExampleSet, name: str) -> None:
-    """
-    Raises:
-        ValueError: A domain without gold answers, an example that lacks one, or one that does not fit the model's
-            context.
-    """
-    context = context_length(lm.model)
-    for example, example_id in zip(data.examples, data.ids, strict=True):
-        try:
-            gold_answers = lm.domain.gold_answers(example)
-        except KeyError as error:
-            raise ValueError(f"{name}: example {example_id} has no {error}; add it, or drop the example.") from error
-        except (AttributeError, NotImplementedError) as error:
-            raise ValueError(
-                f"reward='likelihood' needs the gold answers, which {type(lm.domain).__name__} does not give; implement "
-                "its gold_answers(example), or use reward='accuracy'."
-            ) from error
-        prompts = lm.domain.questions(example)
-        if len(gold_answers) != len(prompts) or not all(
-            answers and all(map(is_text, answers)) for answers in gold_answers
-        ):
-            raise ValueError(
-                f"{name}: example {example_id} has {len(prompts)} questions, but not a gold answer to each, which "
-                "reward='likelihood' needs; add them, or drop the example."
-            )
-        longest = max(
-            len(encode_prompt(lm.processing_class, prompt) + encode_answer(lm.processing_class, prompt, answer))
-            for prompt, answers in zip(prompts, gold_answers, strict=True)
-            for answer in answers
-        )
-        if context is not None and longest > context:
-            raise ValueError(
-                f"{name}: example {example_id} has a question that with its gold answer takes {longest} tokens, more than "
-                f"the model's context of {context}; shorten or drop the question."
-            )

@@ -4,7 +4,6 @@ One round over a set of examples: the policy writes self-edits, each trains an a
 What is computed is a function of the policy, the examples and the seed alone: batches of generation are cut by the
 examples, banks are composed from the proposals and recorded with them, and every random stream has a seed of its own.
 So neither the number of processes nor an interruption changes the records (in fp32; in lower precision up to rounding).
-Where only the leaders get another repeat, its banks follow from the rewards of the repeats before, which are on disk.
 """
 
 import logging
@@ -35,13 +34,12 @@ from .processes import Processes
 from .stage import (
     Stage,
     Trial,
-    first_banks,
     mean,
-    next_banks,
     plain_proposals,
     scored_self_edits,
     self_edit_of,
     size_of,
+    stage_banks,
 )
 
 
@@ -98,14 +96,9 @@ class Rollout:
             return recorded
         # Every process reads its own disk, so that a shared one is not needed.
         on_disk = self.processes.gather(stage.journal.banks(stage.round))
-        banks = first_banks(self.lm, stage, proposals)
-        finished: dict[int, list[TrialResult]] = {}
-        while banks:
-            results = self._run_banks(stage, banks, on_disk)
-            if results is None:
-                return None
-            finished.update(results)
-            banks = next_banks(self.lm, stage, proposals, banks, finished)
+        finished = self._run_banks(stage, stage_banks(self.lm, stage, proposals), on_disk)
+        if finished is None:
+            return None
         results = [result for bank in sorted(finished) for result in finished[bank]]
         recorded = self.processes.on_main(self._record_scored, stage, proposals, results)
         stage.journal.forget_banks(stage.round)
@@ -186,8 +179,8 @@ class Rollout:
                     )
                 )
                 work += [size] if size else []
-        layout, num_repeats = lora_layout(self.lm.model, self.lm.peft_config), stage.num_first_repeats
-        size = self.args.adapters_per_batch or adapters_per_bank(
+        layout, num_repeats = lora_layout(self.lm.model, self.lm.peft_config), stage.num_repeats
+        size = self.args.adapters_per_bank or adapters_per_bank(
             self.lm.model, layout, work, num_repeats, self.processes.count
         )
         composed = iter(compose_banks(work, num_repeats, size))
@@ -208,8 +201,7 @@ class Rollout:
         num_tokens = sum(adapter.training["num_tokens"] for adapter in trained)
         remaining = iter(trained)
         adapters = [next(remaining) if trial.self_edit is not None else None for trial in trials]
-        examine = self._find_likelihoods if stage.reward == "likelihood" else self._answer_and_grade
-        outcomes = examine(stage, trials, adapters)
+        outcomes = self._answer_and_grade(stage, trials, adapters)
         bar.update(before + sum(trial.tokens + self.args.max_answer_length for trial in trials) - bar.n)
         results = []
         for trial, adapter, outcome in zip(trials, adapters, outcomes, strict=True):
@@ -254,22 +246,6 @@ class Rollout:
                 "verdicts": own_verdicts,
             }
             for own_answers, own_verdicts in zip(answers, verdicts, strict=True)
-        ]
-
-    def _find_likelihoods(
-        self, stage: Stage, trials: Sequence[Trial], adapters: Sequence[Adapter | None]
-    ) -> list[dict[str, Any]]:
-        """How likely each trial's adapter finds the gold answers: fields of [`TrialResult`]."""
-        domain, examples = self.lm.domain, [stage.data.examples[trial.example] for trial in trials]
-        prompts = [domain.questions(example) for example in examples]
-        gold_answers = [answers for example in examples for answers in domain.gold_answers(example)]
-        flat_prompts, flat_adapters = _flattened(prompts, adapters)
-        flat = iter(self.lm.answer_log_likelihoods(flat_prompts, gold_answers, flat_adapters))
-        values = [[next(flat) for _ in own] for own in prompts]
-        # To leave out a question that is not finite would make the others' mean look better than it is.
-        return [
-            {"reward": None if None in own else mean(own), "answers": [], "verdicts": [], "log_likelihoods": own}
-            for own in values
         ]
 
     def _adapt(self, self_edits: list[SelfEdit], seed: int, on_step: Callable[[InnerStep], None]) -> list[Adapter]:

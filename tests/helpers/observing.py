@@ -4,18 +4,18 @@ import json
 
 import pytest
 import torch
-from helpers.outer_loop import HashGrader, tiny_trainer
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainerCallback
 from trl import SFTTrainer
 
+from helpers.outer_loop import HashGrader, tiny_trainer
 from seal_hf.domains import KnowledgeDomain
 from seal_hf.outer_loop import outer_sft, seal_trainer
 
 
 BASE_ID = "someone/tiny-llama"
-SMALL = {"num_train": 2, "num_eval": 2, "num_generations": 2, "num_evaluations": 1, "adapters_per_batch": 2}
+SMALL = {"num_train": 2, "num_eval": 2, "num_generations": 2, "num_repeats": 1, "adapters_per_bank": 2}
 PROMPT = torch.arange(4, 40)[None]
 
 
@@ -176,7 +176,7 @@ def observed(trainer):
     return fits, rows, output
 
 
-def warnings_of(caplog, module="seal_trainer"):
+def warnings_of(caplog, module="outer_loop.seal_trainer"):
     return [record.getMessage() for record in caplog.records if record.name == f"seal_hf.{module}"]
 
 

@@ -49,8 +49,8 @@ def tiny_config(output_dir, **overrides) -> SEALConfig:
         "inner_lora_r": 2,
         "inner_target_modules": ["all-linear"],
         "inner_learning_rate": 1e-2,
-        "adapters_per_batch": 4,
-        "num_evaluations": 2,
+        "adapters_per_bank": 4,
+        "num_repeats": 2,
         "max_answer_length": 6,
         "learning_rate": 1e-2,
         "sft_batch_size": 2,
@@ -77,7 +77,7 @@ def tiny_trainer(output_dir, *, model=None, domain=None, num_train=4, num_eval=3
 
 
 # The smallest run that has all there is: two rounds, repeats, several banks in a stage, baselines with and without adapter.
-SMALLEST = {"num_train": 3, "num_eval": 2, "num_generations": 2, "adapters_per_batch": 2}
+SMALLEST = {"num_train": 3, "num_eval": 2, "num_generations": 2, "adapters_per_bank": 2}
 
 
 def run(
@@ -93,7 +93,6 @@ def run(
     trainer = tiny_trainer(output_dir, **{**SMALLEST, **(options or {})})
     rollout, processes = trainer._rollout, trainer._processes
     run_bank, answer_and_grade, on_bank = rollout._run_bank, rollout._answer_and_grade, rollout.on_bank
-    find_likelihoods = rollout._find_likelihoods
     after_sft_step = trainer._after_sft_step
     under_way, num_finished, num_steps = [], 0, 0
 
@@ -119,10 +118,6 @@ def run(
         die_if(num_finished == die_after_banks)
         return answer_and_grade(*args)
 
-    def mortal_find_likelihoods(*args):
-        die_if(num_finished == die_after_banks)
-        return find_likelihoods(*args)
-
     def mortal_after_sft_step():
         nonlocal num_steps
         num_steps += 1
@@ -134,7 +129,7 @@ def run(
             os.kill(os.getpid(), signal.SIGKILL)
 
     rollout._run_bank, rollout.on_bank = noted_run_bank, noted_on_bank
-    rollout._answer_and_grade, rollout._find_likelihoods = mortal_answer_and_grade, mortal_find_likelihoods
+    rollout._answer_and_grade = mortal_answer_and_grade
     trainer._after_sft_step = mortal_after_sft_step
     trainer.train(resume_from_checkpoint=resume)
 

@@ -11,7 +11,7 @@ PLAIN = "Passage: bees hum.\n"
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Rewrite: bees hum."}]
 
 
-def scored(example, edit, reward, *, prompt=PLAIN, round_index=0, log_likelihoods=None, condition=SELF_EDITS):
+def scored(example, edit, reward, *, prompt=PLAIN, round_index=0, condition=SELF_EDITS):
     """A self-edit with one repeat; malformed where the reward is `None`."""
     repeat = {
         "seed": 2**63 - 1,
@@ -20,8 +20,6 @@ def scored(example, edit, reward, *, prompt=PLAIN, round_index=0, log_likelihood
         "verdicts": [True, None],
         "loss": 1.5,
     }
-    if log_likelihoods is not None:
-        repeat |= {"answers": [], "verdicts": [], "log_likelihoods": log_likelihoods}
     return ScoredSelfEdit(
         round=round_index,
         condition=condition,
@@ -75,6 +73,5 @@ def expected_rows(folder):
                 all(one[name] == record[name] for name in ("example_id", "edit", "completion")) for one in kept or ()
             ]
             record |= {"kept": any(same) if chosen.exists() else None}
-            record["repeats"] = [{"log_likelihoods": None, **repeat} for repeat in record["repeats"]]
             rows.append({name: record[name] for name in COLUMNS})
     return rows

@@ -89,23 +89,6 @@ def test_prompts_that_fit_into_no_column_are_refused(tmp_path, prompts, message)
     assert not (tmp_path / "saved").exists()
 
 
-def test_likelihoods(tmp_path):
-    edits = [scored(0, 0, -1.5, log_likelihoods=[-1.0, None]), scored(0, 1, -2.0, log_likelihoods=[-2.0, -2.0])]
-    run = write_run(tmp_path / "run", [edits], [edits[:1]], {"reward": "likelihood"})
-    folder = save_self_edits(run, tmp_path / "saved")
-    assert load_self_edits(folder)["repeats"][0] == [
-        {
-            "seed": 2**63 - 1,
-            "reward": -1.5,
-            "loss": 1.5,
-            "answers": [],
-            "verdicts": [],
-            "log_likelihoods": [-1.0, None],
-        }
-    ]
-    assert "mean log-likelihood" in card(folder).text and "share of right answers" not in card(folder).text
-
-
 def test_evaluation_goes_along_only_when_asked_for(run, tmp_path):
     folder = save_self_edits(run.folder, tmp_path / "saved", include_evaluation=True)
     both = datasets.load_dataset(str(folder))

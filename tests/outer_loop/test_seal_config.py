@@ -27,16 +27,13 @@ DEFAULTS = {
     "inner_batch_size": 1,
     "inner_lora_r": 32,
     "inner_lora_alpha": 64,
-    "inner_lora_dropout": 0.0,
     "inner_target_modules": None,
     "inner_max_length": 2048,
     "inner_lr_scheduler_type": "linear",
     "inner_warmup_ratio": 0.0,
     "inner_max_grad_norm": 1.0,
-    "adapters_per_batch": None,
-    "num_evaluations": 3,
-    "repeat_schedule": "all",
-    "reward": "accuracy",
+    "adapters_per_bank": None,
+    "num_repeats": 3,
     "max_answer_length": 64,
     "num_eval_generations": 1,
     "keep_best": 1,
@@ -91,10 +88,10 @@ def test_every_field_is_documented():
     ("field", "value", "remedy"),
     [
         *((name, 0, "must be a whole number of at least 1.") for name in ("num_generations", "max_completion_length")),
-        *((name, 0, "must be a whole number of at least 1.") for name in ("num_evaluations", "max_answer_length")),
+        *((name, 0, "must be a whole number of at least 1.") for name in ("num_repeats", "max_answer_length")),
         *((name, -1, "must be a whole number of at least 1.") for name in ("num_eval_generations", "num_rounds")),
         *((name, 0, "must be a whole number of at least 1.") for name in ("sft_batch_size", "inner_lora_r")),
-        ("adapters_per_batch", 0, "must be a whole number of at least 1, or None."),
+        ("adapters_per_bank", 0, "must be a whole number of at least 1, or None."),
         ("keep_best", 0, "must be a whole number of at least 1, or None."),
         ("num_generations", 2.5, "must be a whole number of at least 1."),
         ("keep_best", "2", "must be a whole number of at least 1, or None."),
@@ -104,9 +101,6 @@ def test_every_field_is_documented():
         ("min_reward", math.nan, "must be a share from 0 to 1, or None."),
         ("min_reward", math.inf, "must be a share from 0 to 1, or None."),
         ("sft_on", "both", "must be 'round' or 'all'."),
-        ("repeat_schedule", "half", "must be 'all' or 'halving'."),
-        ("reward", "loss", "must be 'accuracy' or 'likelihood'."),
-        ("inner_lora_dropout", 0.1, "leave it at 0."),
         ("gradient_accumulation_steps", 2, "set sft_batch_size"),
         ("num_train_epochs", 0, "must be a whole number of at least 1."),
         ("num_train_epochs", 1.5, "must be a whole number of at least 1."),
@@ -141,23 +135,6 @@ def test_joined_rows_are_refused(config, option):
         config(**{option: True})
 
 
-def test_halving_needs_something_to_choose(config):
-    with pytest.raises(ValueError, match="^repeat_schedule='halving' .* keep_best=None keeps all; set keep_best, or"):
-        config(repeat_schedule="halving", keep_best=None)
-
-
-def test_a_likelihood_has_no_least_share(config):
-    with pytest.raises(
-        ValueError, match="^min_reward=0.5 is a share .* reward='likelihood' .*; leave min_reward out, or"
-    ):
-        config(reward="likelihood", min_reward=0.5)
-
-
-@pytest.mark.parametrize(("schedule", "expected"), [("all", None), ("halving", 2)])
-def test_how_many_are_kept_of_those_that_are_halved(config, schedule, expected):
-    assert config(repeat_schedule=schedule, keep_best=2).keep_for_halving == expected
-
-
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_epochs_that_are_no_number_are_named(config, value):
     with pytest.raises(ValueError, match="num_train_epochs="):
@@ -172,9 +149,9 @@ def test_a_batch_of_no_rows_is_named(config):
 @pytest.mark.parametrize(
     "options",
     [
-        {"keep_best": None, "adapters_per_batch": 1, "min_reward": 0.0},
+        {"keep_best": None, "adapters_per_bank": 1, "min_reward": 0.0},
         {"min_reward": 1.0, "top_p": 1.0, "temperature": 1e-3, "sft_on": "all"},
-        {"repeat_schedule": "halving", "reward": "likelihood", "num_evaluations": 1},
+        {"num_repeats": 1, "keep_best": None},
         {"num_train_epochs": 1, "inner_max_grad_norm": 0.0, "inner_warmup_ratio": 1.0, "inner_max_length": 2},
     ],
 )
@@ -242,9 +219,8 @@ def test_command_line(parse):
     parsed = parse(
         *("--num_generations", "3", "--temperature", "0.5", "--prompt_style", "{context} again"),
         *("--inner_learning_rate", "2e-4", "--inner_target_modules", "q_proj", "v_proj"),
-        *("--adapters_per_batch", "4", "--keep_best", "2", "--min_reward", "0.5", "--drop_zero_std"),
+        *("--adapters_per_bank", "4", "--keep_best", "2", "--min_reward", "0.5", "--drop_zero_std"),
         *("--split_newlines", "false", "--sft_on", "all", "--weight_decay", "0.25"),
-        *("--repeat_schedule", "halving"),
     )
     changed = {
         "num_generations": 3,
@@ -252,21 +228,20 @@ def test_command_line(parse):
         "prompt_style": "{context} again",
         "inner_learning_rate": 2e-4,
         "inner_target_modules": ["q_proj", "v_proj"],
-        "adapters_per_batch": 4,
+        "adapters_per_bank": 4,
         "keep_best": 2,
         "min_reward": 0.5,
         "drop_zero_std": True,
         "split_newlines": False,
         "sft_on": "all",
-        "repeat_schedule": "halving",
     }
     assert {name: getattr(parsed, name) for name in DEFAULTS} == DEFAULTS | changed
     assert parsed.weight_decay == 0.25
 
 
 def test_none_on_the_command_line(parse):
-    parsed = parse("--keep_best", "None", "--adapters_per_batch", "None", "--min_reward", "None")
-    assert (parsed.keep_best, parsed.adapters_per_batch, parsed.min_reward) == (None, None, None)
+    parsed = parse("--keep_best", "None", "--adapters_per_bank", "None", "--min_reward", "None")
+    assert (parsed.keep_best, parsed.adapters_per_bank, parsed.min_reward) == (None, None, None)
 
 
 def test_yaml_file(parse, tmp_path):

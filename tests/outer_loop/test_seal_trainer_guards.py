@@ -249,7 +249,7 @@ def taken_losses(found):
 
 
 def test_bank_that_is_too_large_is_halved(tmp_path, monkeypatch, caplog):
-    options = {"num_rounds": 1, "num_eval": 0, "num_generations": 4, "adapters_per_batch": 8}
+    options = {"num_rounds": 1, "num_eval": 0, "num_generations": 4, "adapters_per_bank": 8}
     small_trainer(tmp_path / "unbroken", **options).train()
     memory_for(monkeypatch, 2)
     with caplog.at_level(logging.WARNING):
@@ -257,7 +257,7 @@ def test_bank_that_is_too_large_is_halved(tmp_path, monkeypatch, caplog):
     expected = [
         f"A bank of {size} adapters is too large for the memory; it is trained in halves." for size in (8, 4, 4)
     ]
-    assert warnings_of(caplog, "rollout") == expected
+    assert warnings_of(caplog, "rollout.rollout") == expected
     found, expected = records(tmp_path / "halved"), records(tmp_path / "unbroken")
     losses, expected_losses = taken_losses(found), taken_losses(expected)
     # An adapter is the same among others up to rounding, which shows in the losses alone.
@@ -269,7 +269,7 @@ def test_adapter_that_is_too_large(tmp_path, monkeypatch, caplog):
     memory_for(monkeypatch, 0)
     with caplog.at_level(logging.WARNING), pytest.raises(torch.OutOfMemoryError):
         small_trainer(tmp_path, num_rounds=1, num_eval=0).train()
-    assert [message[:20] for message in warnings_of(caplog, "rollout")] == ["A bank of 2 adapters"]
+    assert [message[:20] for message in warnings_of(caplog, "rollout.rollout")] == ["A bank of 2 adapters"]
     assert not (tmp_path / "journal").exists()
 
 

@@ -17,7 +17,7 @@ from seal_hf.domains import KnowledgeDomain
 from seal_hf.outer_loop import seal_trainer
 
 
-SHORT = {"num_generations": 2, "num_evaluations": 1, "num_rounds": 1}
+SHORT = {"num_generations": 2, "num_repeats": 1, "num_rounds": 1}
 
 
 def trainer_of(output_dir, *, args=None, **options):

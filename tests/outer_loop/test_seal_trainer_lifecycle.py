@@ -250,7 +250,7 @@ def test_a_damaged_log_is_passed_over(reference, tmp_path, caplog):
     state.write_text(state.read_text()[:100])
     with caplog.at_level(logging.WARNING):
         small_trainer(folder).train(resume_from_checkpoint=True)
-    assert any(warning.startswith(f"{state} is damaged") for warning in warnings_of(caplog, "run_folder"))
+    assert any(warning.startswith(f"{state} is damaged") for warning in warnings_of(caplog, "records.run_folder"))
     logged = records(folder)["trainer_state.json"]["log_history"]
     assert [entry for entry in logged if "reward" in entry] == [
         entry for entry in reference.records["trainer_state.json"]["log_history"] if "reward" in entry
@@ -309,7 +309,7 @@ def test_domain_of_ones_own(tmp_path):
     examples = [{"id": f"{a}+{b}", "a": a, "b": b} for a, b in ((1, 2), (3, 4), (5, 67))]
     trainer = SEALTrainer(
         model=tiny_llama(),
-        args=tiny_config(tmp_path, num_rounds=1, num_evaluations=1, num_generations=4),
+        args=tiny_config(tmp_path, num_rounds=1, num_repeats=1, num_generations=4),
         domain=domain,
         train_dataset=examples,
         eval_dataset=[{"a": 8, "b": 9}, {"a": 9, "b": 11}],
@@ -351,7 +351,7 @@ def test_domain_of_ones_own(tmp_path):
 def test_answers_that_cannot_be_graded_are_left_out_of_the_reward(tmp_path, caplog):
     # The last question never, the second example not at all.
     domain = GradingDomain(lambda title, place, answer: None if title == "T1" or place == 2 else hashed(answer))
-    trainer = small_trainer(tmp_path, domain=domain, num_eval=0, num_train=3, num_rounds=1, num_evaluations=2)
+    trainer = small_trainer(tmp_path, domain=domain, num_eval=0, num_train=3, num_rounds=1, num_repeats=2)
     with caplog.at_level(logging.WARNING):
         trainer.train()
     assert warnings_of(caplog) == [
@@ -404,7 +404,7 @@ def test_evaluation_that_cannot_be_graded(tmp_path):
         return None if title == "T100" and place == 1 else hashed(answer)
 
     # Each bank holds one adapter, so that some are scored before the grader fails.
-    trainer = small_trainer(tmp_path, domain=GradingDomain(strict), num_rounds=1, adapters_per_batch=1)
+    trainer = small_trainer(tmp_path, domain=GradingDomain(strict), num_rounds=1, adapters_per_bank=1)
     with pytest.raises(GradingIncomplete):
         trainer.train()
     folder = tmp_path / "evaluation"
@@ -420,7 +420,7 @@ def test_evaluation_that_cannot_be_graded(tmp_path):
 
     recorder = Recorder()
     working = GradingDomain(lambda title, place, answer: hashed(answer))
-    trainer = small_trainer(tmp_path, domain=working, num_rounds=1, adapters_per_batch=1, callbacks=[recorder])
+    trainer = small_trainer(tmp_path, domain=working, num_rounds=1, adapters_per_bank=1, callbacks=[recorder])
     trainer.train(resume_from_checkpoint=True)
     assert proposals.read_bytes() == before
     # 2 self-edits and 2 passages each in a bank, and one bank without adapters, less those of the first run.

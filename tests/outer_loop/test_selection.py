@@ -8,7 +8,7 @@ from seal_hf.outer_loop.selection import select_self_edits
 from seal_hf.records.journal import SELF_EDITS, ScoredSelfEdit, SelectedSelfEdit
 
 
-def scored(example, edit, reward, well_formed=True, num_repeats=1):
+def scored(example, edit, reward, well_formed=True):
     return ScoredSelfEdit(
         round=0,
         condition=SELF_EDITS,
@@ -19,7 +19,7 @@ def scored(example, edit, reward, well_formed=True, num_repeats=1):
         completion=f"text {example}.{edit}",
         completion_tokens=3,
         well_formed=well_formed,
-        repeats=[{"reward": reward}] * num_repeats if well_formed else [],
+        repeats=[{"reward": reward}] if well_formed else [],
         reward=reward,
         base_reward=0.5,
         tokens=30,
@@ -119,29 +119,6 @@ def test_rewards_that_differ_by_rounding_are_equal():
     assert kept(edits, keep_best=None, min_reward=0.2) == [0, 1]
     assert kept(edits, drop_zero_std=True) == []
     assert [edit.reward for edit in select_self_edits(edits, keep_best=None)] == [descending, ascending]
-
-
-@pytest.mark.parametrize(
-    ("repeats", "rewards", "keep_best", "edits"),
-    [
-        # One run of the first was the best of all, but it was dropped; the last repeat is between the others.
-        ([1, 3, 2, 3], [1.0, 0.5, 0.75, 0.25], 1, [1]),
-        ([1, 3, 2, 3], [1.0, 0.5, 0.75, 0.25], 2, [1, 3]),
-        ([1, 3, 2, 3], [1.0, 0.5, 0.75, 0.25], 4, [1, 3, 2, 0]),
-        ([3, 3, 1, 1], [0.25, 0.5, 0.25, 0.75], 1, [1]),
-        ([3, 3, 1, 1], [-0.5, -0.25, -0.01, -2.0], 1, [1]),
-    ],
-)
-def test_the_last_repeat_decides(repeats, rewards, keep_best, edits):
-    own = [scored(0, edit, reward, num_repeats=repeats[edit]) for edit, reward in enumerate(rewards)]
-    assert kept(own, keep_best=keep_best) == edits
-    assert kept(own[::-1], keep_best=keep_best) == edits
-
-
-def test_a_lucky_one_does_not_take_the_place_of_a_leader_below_the_least_reward():
-    leader, dropped = scored(0, 0, 0.25, num_repeats=3), scored(0, 1, 0.75)
-    assert kept([leader, dropped], min_reward=0.5) == []
-    assert kept([leader, dropped], keep_best=2, min_reward=0.5) == [1]
 
 
 def test_selected_are_ordered_by_example():

@@ -131,14 +131,6 @@ def test_round_metrics():
     }
 
 
-def test_the_best_is_the_one_that_selection_puts_first():
-    leader = scored(0, 0, 0.25, losses=[1.0, 1.0, 1.0])
-    lucky = scored(0, 1, 0.75, losses=[1.0])
-    malformed = scored(0, 2, 0.5, well_formed=False)
-    assert round_metrics([lucky, malformed, leader], [])["reward/best"] == 0.25
-    assert round_metrics([lucky, malformed], [])["reward/best"] == 0.75
-
-
 def test_round_metrics_leave_out_what_has_no_value():
     result = round_metrics([scored(0, 0, None)], [])
     assert set(result) == {

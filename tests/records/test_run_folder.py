@@ -135,7 +135,7 @@ CHANGES = [
     ({"temperature": 1.0}, "temperature (1.5 there, 1.0 here)"),
     ({"inner_learning_rate": 2e-2}, "inner_learning_rate (0.01 there, 0.02 here)"),
     ({"inner_target_modules": ["q_proj"]}, "inner_target_modules (['all-linear'] there, ['q_proj'] here)"),
-    ({"num_evaluations": 1}, "num_evaluations (2 there, 1 here)"),
+    ({"num_repeats": 1}, "num_repeats (2 there, 1 here)"),
     ({"keep_best": None}, "keep_best (1 there, None here)"),
     ({"min_reward": 0.5}, "min_reward (None there, 0.5 here)"),
     ({"sft_on": "all"}, "sft_on ('round' there, 'all' here)"),
@@ -193,8 +193,8 @@ def test_of_many_differences_five_are_shown(run, settings):
     "change",
     [
         {"num_rounds": 7},
-        {"adapters_per_batch": 9},
-        {"adapters_per_batch": None},
+        {"adapters_per_bank": 9},
+        {"adapters_per_bank": None},
         {"logging_steps": 5, "ddp_timeout": 60, "per_device_train_batch_size": 1, "gradient_checkpointing": False},
         {"prompt_style": "none"},  # of a domain that the trainer makes itself; this one has its own
         {"train": [dict(reversed(example.items())) for example in tiny_examples(3)]},
@@ -203,18 +203,6 @@ def test_of_many_differences_five_are_shown(run, settings):
 )
 def test_what_changes_no_result_may_differ(run, settings, change):
     RunFolder(run.path, settings(**change)).open(True, 0)
-
-
-@pytest.mark.parametrize("option", ["repeat_schedule", "reward"])
-def test_a_run_from_before_an_option_had_its_default(run, settings, option):
-    file = run.path / "run.json"
-    record = json.loads(file.read_text())
-    del record["settings"][option]
-    file.write_text(json.dumps(record))
-    RunFolder(run.path, settings()).open(True, 0)
-    other = {"repeat_schedule": "halving", "reward": "likelihood"}[option]
-    default = {"repeat_schedule": "all", "reward": "accuracy"}[option]
-    assert f"{option} ('{default}' there, '{other}' here)" in refusal(run, settings(**{option: other}))
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def config(tmp_path_factory):
         "max_answer_length": 6,
         "inner_num_train_epochs": 2,
         "inner_lora_r": 2,
-        "num_evaluations": 1,
+        "num_repeats": 1,
         "num_rounds": 1,
         "sft_batch_size": 2,
         "gradient_checkpointing": False,
@@ -188,7 +188,7 @@ def test_configuration_parses(path, knowledge):
 
 def test_paper_configuration_is_the_paper_s(knowledge):
     _, args, model = parse(knowledge, "--config", TRAINERS / "configs" / "qwen2.5-7b.yaml")
-    assert (args.num_generations, args.num_evaluations, args.num_rounds, args.keep_best) == (5, 3, 2, 1)
+    assert (args.num_generations, args.num_repeats, args.num_rounds, args.keep_best) == (5, 3, 2, 1)
     quantization = get_quantization_config(model)
     assert quantization.load_in_4bit and quantization.bnb_4bit_quant_type == "nf4"
     assert get_peft_config(model) is None  # the trainer's own default: rank 64 on all linear layers

@@ -222,19 +222,6 @@ class KnowledgeDomain(Domain):
         template = self._answer_in_context_template
         return [self._fill(template, example, question=item["question"]) for item in example["questions"]]
 
-    def gold_answers(self, example: Mapping[str, Any]) -> list[list[str]]:
-        """
-        Return the gold answer to each question.
-
-        Args:
-            example (`Mapping[str, Any]`):
-                A passage with its questions.
-
-        Returns:
-            `list[list[str]]`: A list of one text for each question.
-        """
-        return [[item["answer"]] for item in example["questions"]]
-
     def grade(
         self, examples: Sequence[Mapping[str, Any]], answers: Sequence[Sequence[str]]
     ) -> list[list[bool | None]]:

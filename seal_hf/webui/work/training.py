@@ -131,9 +131,9 @@ class TrainingRuns:
             **({"dataset_test_split": "test"} if evaluated else {}),
             **values,
             "inner_target_modules": ["all-linear"],
-            "num_evaluations": 1,
+            "num_repeats": 1,
             # One passage after another, so that there is something to see.
-            "adapters_per_batch": settings.num_generations,
+            "adapters_per_bank": settings.num_generations,
             "sft_batch_size": 4,
             "gradient_checkpointing": False,
             "report_to": "none",
