@@ -16,13 +16,14 @@ from transformers import (
 )
 
 from .adapters.adapter import Adapter
-from .adapters.bank import AdapterBank, keep_trainable
+from .adapters.bank import AdapterBank
 from .adapters.layout import lora_layout
 from .domains import Domain, KnowledgeDomain
 from .generation.likelihood import answer_log_likelihoods
-from .generation.transformers_generation import Generation, Sampling, context_length, draw_seed, generate
+from .generation.transformers_generation import Generation, Sampling, draw_seed, generate
 from .inner_loop.training import InnerStep, train
 from .inner_loop.update import InnerLoopConfig, tokenize_self_edit
+from .models.access import context_length, keep_trainable
 from .models.loading import base_facts, load_causal_lm
 from .self_edit import SelfEdit
 

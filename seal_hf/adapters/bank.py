@@ -16,9 +16,9 @@ import torch
 from peft import LoraConfig
 from torch import nn
 
+from ..models.access import activation_dtype, hooked, keep_trainable
 from .adapter import Adapter
-from .layout import LoraLayout, hooked, lora_layout
-from .stacks import LoraStacks
+from .layout import LoraLayout, LoraStacks, lora_layout
 
 
 class AdapterRows:
@@ -78,35 +78,6 @@ def _add_lora(
     update = torch.bmm(torch.bmm(grouped, lora_a.mT).mul_(scaling), lora_b.mT)
     update = update.view(-1, length, output.shape[2])[rows.place]  # (R, L, out)
     return output + (update if rows.adapted is None else torch.where(rows.adapted, update, 0.0))
-
-
-def activation_dtype(model: nn.Module) -> torch.dtype:
-    """The floating dtype of a model's activations, also when its linear layers are quantized."""
-    return model.get_input_embeddings().weight.dtype
-
-
-def keep_trainable(model: nn.Module) -> None:
-    """
-    Keep bitsandbytes from packing 4-bit weights for CPU inference, to be called before a model's first forward pass.
-
-    On processors with AVX512-BF16, bitsandbytes 0.50 packs a 4-bit layer in its first forward pass without gradients. The
-    packed form has coarser block scales and no backward pass, and its own way back mixes up the scales.
-    """
-    for module in _four_bit_modules(model):
-        module.support_avx512bf16_for_cpu = False
-
-
-def is_packed_for_inference(model: nn.Module) -> bool:
-    """Whether bitsandbytes has packed 4-bit weights for CPU inference (see [`keep_trainable`])."""
-    return any(
-        getattr(module.weight.quant_state, "packing_format_for_cpu", False) for module in _four_bit_modules(model)
-    )
-
-
-def _four_bit_modules(model: nn.Module) -> list[nn.Module]:
-    return [
-        module for module in model.modules() if isinstance(module, nn.Linear) and hasattr(module.weight, "quant_state")
-    ]
 
 
 class AdapterBank:

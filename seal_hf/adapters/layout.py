@@ -6,16 +6,17 @@ A bank of adapters is trained and evaluated from one matrix with a row per adapt
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import nn
+
+from ..models.access import linear_modules, unwrap
 
 
 # Options of LoraConfig that a stacked adapter follows, or that do not change what an adapter computes. Every other one
@@ -195,54 +196,66 @@ def _peft_key(module_name: str, letter: str) -> str:
     return f"base_model.model.{module_name}.lora_{letter}.weight"
 
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """The transformers model inside a `PeftModel` (with the policy's LoRA layers in place), or the model itself."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
-
-
-def linear_modules(model: nn.Module) -> dict[str, nn.Module]:
+class LoraStacks:
     """
-    The linear modules of a causal LM by their base-model names, without the output embedding.
-
-    A module that a policy adapter wraps is returned as PEFT's wrapper, so that an inner adapter adds to base and policy.
-    """
-    base = unwrap(model)
-    output_embedding = base.get_output_embeddings()
-    found: dict[str, nn.Module] = {}
-    wrappers: list[str] = []
-    for name, module in base.named_modules():
-        if any(name.startswith(f"{wrapper}.") for wrapper in wrappers[-1:]):
-            continue
-        if isinstance(module, BaseTunerLayer):
-            wrappers.append(name)
-            inner = module.get_base_layer()
-        else:
-            inner = module
-        # bitsandbytes' 4-bit and 8-bit layers are subclasses of nn.Linear
-        if isinstance(inner, nn.Linear) and inner is not output_embedding:
-            found[name] = module
-    return found
-
-
-@contextmanager
-def hooked(model: nn.Module, hooks: Mapping[str, Callable]) -> Iterator[None]:
-    """
-    Forward hooks on linear modules inside the `with` block, removed however it ends.
+    The matrices of K adapters, stacked by module.
 
     Parameters:
-        model (`PreTrainedModel` or `PeftModel`):
-            The model.
-        hooks (`Mapping[str, Callable]`):
-            For the names of [`linear_modules`] what torch calls with module, arguments and output.
+        layout (`LoraLayout`):
+            The adapted modules.
+        num_adapters (`int`):
+            K.
+        dtype, device:
+            Of the matrices, which are not initialized.
     """
-    modules, handles = linear_modules(model), []
-    try:
-        for name, hook in hooks.items():
-            handles.append(modules[name].register_forward_hook(hook))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+
+    def __init__(self, layout: LoraLayout, num_adapters: int, dtype: torch.dtype, device: torch.device):
+        self.layout, self.dtype, self.device = layout, dtype, device
+        self._take(num_adapters)
+
+    def _take(self, num_adapters: int) -> None:
+        self.num_adapters = num_adapters
+        self._runs = [
+            torch.empty(len(run.names), num_adapters, *run.shape, dtype=self.dtype, device=self.device)
+            for run in self.layout.runs
+        ]
+
+    def make_room(self, num_adapters: int) -> None:
+        """Take more memory, not initialized, where there is too little for so many adapters."""
+        if num_adapters > self.num_adapters:
+            self._runs.clear()  # given back first
+            self._take(num_adapters)
+
+    @classmethod
+    def of(cls, layout: LoraLayout, weights: torch.Tensor, dtype: torch.dtype) -> "LoraStacks":
+        """The adapters whose weight vectors are the rows of `weights`, of shape `(K, num_parameters)`."""
+        stacks = cls(layout, len(weights), dtype, weights.device)
+        for run, pieces in zip(stacks._runs, layout.pieces(weights), strict=True):
+            run.copy_(pieces.transpose(0, 1))
+        return stacks
+
+    def pieces(self, adapter: int) -> list[torch.Tensor]:
+        """Views of one adapter's matrices, in the parts and shapes of [`LoraLayout.pieces`]."""
+        return [run[:, adapter] for run in self._runs]
+
+    def matrices(
+        self, adapters: slice | torch.Tensor = slice(None), *, transposed: bool = False
+    ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """
+        The matrices of some adapters.
+
+        Parameters:
+            adapters (`slice` or `torch.Tensor` of shape `(k,)`, *optional*):
+                Which ones; all unless given. Those of a slice are views.
+            transposed (`bool`, *optional*, defaults to `False`):
+                Whether the last two dimensions are swapped.
+
+        Returns:
+            `dict[str, tuple[torch.Tensor, torch.Tensor]]`: for each module name `A` of shape `(k, r, in_features)` and `B`
+            of shape `(k, out_features, r)`.
+        """
+        chosen = [run[:, adapters] for run in self._runs]
+        return self.layout.by_module([(run.mT if transposed else run).unbind() for run in chosen])
 
 
 def lora_layout(model: nn.Module, config: LoraConfig, trained: bool = False) -> LoraLayout:

@@ -17,8 +17,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.modeling_outputs import ModelOutput
 
 from ..adapters.bank import AdapterBank
-from ..adapters.layout import unwrap
-from ..models.access import head_input_changed
+from ..models.access import head_input_changed, unwrap
 from .attention import grouped_attention
 from .key_values import continued, joined, roomy_cache
 

@@ -14,9 +14,8 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ..adapters.bank import AdapterBank
-from ..adapters.layout import unwrap
-from ..models.access import evaluating, head_input_changed
-from .transformers_generation import Prompt, context_length, encode_prompt
+from ..models.access import context_length, evaluating, head_input_changed, unwrap
+from .transformers_generation import Prompt, encode_prompt
 
 
 def answer_log_likelihoods(

@@ -11,13 +11,12 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ..adapters.bank import AdapterBank
-from ..adapters.layout import unwrap
-from ..models.access import evaluating
+from ..models.access import context_length, evaluating, unwrap
 from .decoder import Decoder
 from .sampling import Sampler, Sampling, draw_seed
 
 
-__all__ = ["Generation", "Prompt", "Sampling", "context_length", "draw_seed", "encode_prompt", "generate"]
+__all__ = ["Generation", "Prompt", "Sampling", "draw_seed", "encode_prompt", "generate"]
 
 Prompt = str | list[dict]
 # Prompts and new tokens that a batch holds at most; rows of long texts make smaller batches.
@@ -144,11 +143,6 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[in
             "prompts (`chat=False`) or set `tokenizer.chat_template`."
         )
     return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
-
-
-def context_length(model: nn.Module) -> int | None:
-    """Most tokens that the model attends to; `None` where its config does not say."""
-    return getattr(unwrap(model).config.get_text_config(), "max_position_embeddings", None)
 
 
 def _batches(

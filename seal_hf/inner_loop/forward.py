@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..adapters.layout import LoraLayout, hooked, unwrap
-from ..models.access import attention_set, head_input_changed
+from ..adapters.layout import LoraLayout
+from ..models.access import attention_set, head_input_changed, hooked, unwrap
 from .attention import PACKED_ATTENTION, PackedAttention, UnsupportedAttention
 from .lora import LoraLeaves, lora_hooks
 from .losses import PiecewiseCrossEntropy

@@ -14,8 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..adapters.layout import LoraLayout
-from ..adapters.stacks import LoraStacks
+from ..adapters.layout import LoraLayout, LoraStacks
 from .packing import Block
 
 

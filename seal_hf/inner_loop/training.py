@@ -22,9 +22,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from ..adapters.bank import AdapterBank, activation_dtype, is_packed_for_inference
+from ..adapters.bank import AdapterBank
 from ..adapters.layout import LoraLayout
-from ..models.access import evaluating
+from ..models.access import activation_dtype, evaluating, is_packed_for_inference
 from .forward import TrainingForward
 from .lora import LoraLeaves
 from .norm import frozen_norms

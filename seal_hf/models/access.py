@@ -1,16 +1,85 @@
-"""Settings of a model that hold for the duration of a `with` block, and are as they were behind it."""
+"""
+What is asked of any causal LM, with or without a policy adapter: its modules, dtype and context, and settings of it that
+hold inside a `with` block and are as before after it.
+"""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
 
 
+def unwrap(model: nn.Module) -> nn.Module:
+    """The transformers model inside a `PeftModel` (with the policy's LoRA layers in place), or the model itself."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def linear_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """
+    The linear modules of a causal LM by their base-model names, without the output embedding.
+
+    A module that a policy adapter wraps is returned as PEFT's wrapper, so that an inner adapter adds to base and policy.
+    """
+    base = unwrap(model)
+    output_embedding = base.get_output_embeddings()
+    found: dict[str, nn.Module] = {}
+    wrappers: list[str] = []
+    for name, module in base.named_modules():
+        if any(name.startswith(f"{wrapper}.") for wrapper in wrappers[-1:]):
+            continue
+        if isinstance(module, BaseTunerLayer):
+            wrappers.append(name)
+            inner = module.get_base_layer()
+        else:
+            inner = module
+        # bitsandbytes' 4-bit and 8-bit layers are subclasses of nn.Linear
+        if isinstance(inner, nn.Linear) and inner is not output_embedding:
+            found[name] = module
+    return found
+
+
+def activation_dtype(model: nn.Module) -> torch.dtype:
+    """The floating dtype of a model's activations, also when its linear layers are quantized."""
+    return model.get_input_embeddings().weight.dtype
+
+
+def context_length(model: nn.Module) -> int | None:
+    """Most tokens that the model attends to; `None` where its config does not say."""
+    return getattr(unwrap(model).config.get_text_config(), "max_position_embeddings", None)
+
+
+def keep_trainable(model: nn.Module) -> None:
+    """
+    Keep bitsandbytes from packing 4-bit weights for CPU inference, to be called before a model's first forward pass.
+
+    On processors with AVX512-BF16, bitsandbytes 0.50 packs a 4-bit layer in its first forward pass without gradients. The
+    packed form has coarser block scales and no backward pass, and its own way back mixes up the scales.
+    """
+    for module in _four_bit_modules(model):
+        module.support_avx512bf16_for_cpu = False
+
+
+def is_packed_for_inference(model: nn.Module) -> bool:
+    """Whether bitsandbytes has packed 4-bit weights for CPU inference (see [`keep_trainable`])."""
+    return any(
+        getattr(module.weight.quant_state, "packing_format_for_cpu", False) for module in _four_bit_modules(model)
+    )
+
+
+def _four_bit_modules(model: nn.Module) -> list[nn.Module]:
+    return [
+        module for module in model.modules() if isinstance(module, nn.Linear) and hasattr(module.weight, "quant_state")
+    ]
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; behind the block each module is in its own mode again."""
+    """Evaluation mode; after the block each module is in its own mode again."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -48,3 +117,53 @@ def head_input_changed(model: PreTrainedModel, change: Callable[[torch.Tensor], 
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def hooked(model: nn.Module, hooks: Mapping[str, Callable]) -> Iterator[None]:
+    """
+    Forward hooks on linear modules inside the `with` block, removed however it ends.
+
+    Parameters:
+        model (`PreTrainedModel` or `PeftModel`):
+            The model.
+        hooks (`Mapping[str, Callable]`):
+            For the names of [`linear_modules`] what torch calls with module, arguments and output.
+    """
+    modules, handles = linear_modules(model), []
+    try:
+        for name, hook in hooks.items():
+            handles.append(modules[name].register_forward_hook(hook))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def policy_in_activation_dtype(model: torch.nn.Module) -> Iterator[None]:
+    """
+    Hold the policy's matrices in the dtype of the activations inside the block.
+
+    The SFT trains them in fp32. PEFT would cast the activations up to them in every layer, which more than doubles the
+    cost of the policy where it is only read.
+    """
+    if not isinstance(model, PeftModel):
+        yield
+        return
+    dtype = activation_dtype(model)
+    parameters = [
+        parameter
+        for module in model.modules()
+        if isinstance(module, LoraLayer)
+        for name, parameter in module.named_parameters()
+        if "lora_" in name
+    ]
+    originals = [parameter.data for parameter in parameters]
+    for parameter in parameters:
+        parameter.data = parameter.data.to(dtype)
+    try:
+        yield
+    finally:
+        for parameter, original in zip(parameters, originals, strict=True):
+            parameter.data = original

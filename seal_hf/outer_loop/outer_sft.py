@@ -16,7 +16,7 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from trl import SFTTrainer
 
-from ..adapters.layout import unwrap
+from ..models.access import unwrap
 from ..records.journal import SelectedSelfEdit
 from .seal_config import SEALConfig
 

@@ -9,10 +9,11 @@ from ..adapters.layout import lora_layout
 from ..domains import KnowledgeDomain
 from ..inner_loop.training import InnerStep
 from ..inner_loop.update import InnerUpdate, tokenize_self_edit
+from ..models.access import policy_in_activation_dtype
 from ..records.journal import PASSAGE_ONLY
 from ..rollout.bank_schedule import adapters_per_bank, work_of
 from ..rollout.examples import ExampleSet
-from ..rollout.rollout import baselines_of, policy_in_activation_dtype
+from ..rollout.rollout import baselines_of
 from ..self_adapting_lm import SelfAdaptingLM
 from .outer_sft import optimizer_steps
 from .seal_config import SEALConfig

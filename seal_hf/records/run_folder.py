@@ -14,7 +14,8 @@ from typing import Any
 from torch import nn
 from transformers import TrainerState
 
-from ..adapters.layout import lora_layout, unwrap
+from ..adapters.layout import lora_layout
+from ..models.access import unwrap
 from ..outer_loop.seal_config import SEALConfig
 from ..self_adapting_lm import SelfAdaptingLM
 from .journal import RUN_FILE, SCHEMA_VERSION, Journal, check_schema_version, explaining_failed_write, write_text

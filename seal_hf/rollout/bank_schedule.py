@@ -9,9 +9,9 @@ import psutil
 import torch
 from torch import nn
 
-from ..adapters.bank import activation_dtype
-from ..adapters.layout import LoraLayout, unwrap
+from ..adapters.layout import LoraLayout
 from ..inner_loop.update import InnerUpdate
+from ..models.access import activation_dtype, unwrap
 
 
 # fp32 weights and two AdamW moments, and for the adapters of one pass, which may be all, the weights in the dtype of the

@@ -2,7 +2,8 @@
 
 from ..domains import KnowledgeDomain
 from ..domains.knowledge.passages import is_text
-from ..generation.transformers_generation import context_length, encode_prompt
+from ..generation.transformers_generation import encode_prompt
+from ..models.access import context_length
 from ..outer_loop.seal_config import SEALConfig
 from ..self_adapting_lm import SelfAdaptingLM
 from .examples import ExampleSet

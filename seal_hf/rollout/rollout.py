@@ -8,23 +8,20 @@ So neither the number of processes nor an interruption changes the records (in f
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from peft import PeftModel
-from peft.tuners.lora import LoraLayer
 from tqdm.auto import tqdm
 
 from ..adapters.adapter import Adapter
-from ..adapters.bank import activation_dtype
 from ..adapters.layout import lora_layout
 from ..domains import KnowledgeDomain
 from ..generation.transformers_generation import Generation, draw_seed
 from ..grading import require_verdicts
 from ..inner_loop.training import InnerStep
+from ..models.access import policy_in_activation_dtype
 from ..outer_loop.seal_config import SEALConfig
 from ..records.journal import BASE, IN_CONTEXT, PASSAGE_ONLY, SELF_EDITS, Proposal, ScoredSelfEdit, TrialResult
 from ..self_adapting_lm import SelfAdaptingLM
@@ -294,32 +291,3 @@ def _flattened(
         [prompt for own in prompts for prompt in own],
         [adapter for own, adapter in zip(prompts, adapters, strict=True) for _ in own],
     )
-
-
-@contextmanager
-def policy_in_activation_dtype(model: torch.nn.Module) -> Iterator[None]:
-    """
-    Hold the policy's matrices in the dtype of the activations inside the block.
-
-    The SFT trains them in fp32. PEFT would cast the activations up to them in every layer, which more than doubles the
-    cost of the policy where it is only read.
-    """
-    if not isinstance(model, PeftModel):
-        yield
-        return
-    dtype = activation_dtype(model)
-    parameters = [
-        parameter
-        for module in model.modules()
-        if isinstance(module, LoraLayer)
-        for name, parameter in module.named_parameters()
-        if "lora_" in name
-    ]
-    originals = [parameter.data for parameter in parameters]
-    for parameter in parameters:
-        parameter.data = parameter.data.to(dtype)
-    try:
-        yield
-    finally:
-        for parameter, original in zip(parameters, originals, strict=True):
-            parameter.data = original

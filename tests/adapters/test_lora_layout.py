@@ -5,7 +5,8 @@ import torch
 from helpers.tiny_models import KINDS, tiny_llama, tiny_model, tiny_policy_model
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 
-from seal_hf.adapters.layout import linear_modules, lora_layout
+from seal_hf.adapters.layout import lora_layout
+from seal_hf.models.access import linear_modules
 
 
 PROJECTIONS = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"]

@@ -5,8 +5,7 @@ import torch
 from helpers.tiny_models import tiny_llama
 from peft import LoraConfig
 
-from seal_hf.adapters.layout import LoraLayout, lora_layout
-from seal_hf.adapters.stacks import LoraStacks
+from seal_hf.adapters.layout import LoraLayout, LoraStacks, lora_layout
 
 
 CPU = torch.device("cpu")

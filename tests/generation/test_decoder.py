@@ -8,12 +8,12 @@ from torch import nn
 from transformers import GenerationConfig, MambaConfig, MambaForCausalLM
 
 from seal_hf.adapters.bank import AdapterBank
-from seal_hf.adapters.layout import unwrap
 from seal_hf.generation import decoder as decoding
 from seal_hf.generation.attention import GROUPED_ATTENTION
 from seal_hf.generation.decoder import Decoder
 from seal_hf.generation.key_values import roomy_cache
 from seal_hf.generation.transformers_generation import generate
+from seal_hf.models.access import unwrap
 
 
 COMMON = "Answer the question about the keeper of the bees in one word, as briefly as you can: "

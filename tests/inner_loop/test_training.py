@@ -20,11 +20,12 @@ from helpers.tiny_models import KINDS, tiny_llama, tiny_model, tiny_policy_model
 from torch import nn
 from transformers import BitsAndBytesConfig
 
-from seal_hf.adapters.bank import AdapterBank, is_packed_for_inference
+from seal_hf.adapters.bank import AdapterBank
 from seal_hf.inner_loop import forward as packed_forward
 from seal_hf.inner_loop.forward import TrainingForward
 from seal_hf.inner_loop.training import train
 from seal_hf.inner_loop.update import InnerUpdate, TrainingSequence
+from seal_hf.models.access import is_packed_for_inference
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,9 @@ from helpers.tiny_models import tiny_llama, tiny_policy_model
 from torch import nn
 
 from seal_hf.adapters.bank import AdapterBank
-from seal_hf.adapters.layout import unwrap
 from seal_hf.inner_loop.training import InnerStep, train
 from seal_hf.inner_loop.update import InnerUpdate, training_order
+from seal_hf.models.access import unwrap
 
 
 def parameter_flags(model: nn.Module) -> dict[str, bool]:

@@ -8,8 +8,7 @@ import gradio as gr
 import psutil
 import torch
 
-from ...adapters.layout import unwrap
-from ...generation.transformers_generation import context_length
+from ...models.access import context_length, unwrap
 from ...models.loading import base_facts
 from ..work.workbench import Workbench
 from .widgets import read_only_table
