@@ -15,7 +15,8 @@ from typing import Any
 
 from .domains.knowledge.grounding import is_about, is_grounded, says
 from .domains.knowledge.question_prompts import parse_question, question_prompts, reading_prompts
-from .generation.transformers_generation import Sampling, draw_seed, generate
+from .generation.base import Sampling, draw_seed
+from .generation.transformers_generation import generate
 from .grading.lexical import normalize
 from .self_adapting_lm import SelfAdaptingLM
 

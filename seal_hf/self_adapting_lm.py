@@ -19,8 +19,9 @@ from .adapters.adapter import Adapter
 from .adapters.bank import AdapterBank
 from .adapters.layout import lora_layout
 from .domains import Domain, KnowledgeDomain
+from .generation.base import Generation, Sampling, draw_seed
 from .generation.likelihood import answer_log_likelihoods
-from .generation.transformers_generation import Generation, Sampling, draw_seed, generate
+from .generation.transformers_generation import generate
 from .inner_loop.training import InnerStep, train
 from .inner_loop.update import InnerLoopConfig, tokenize_self_edit
 from .models.access import context_length, keep_trainable

@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerBase
 
 from ..adapters.bank import AdapterBank
 from ..models.access import context_length, evaluating, head_input_changed, unwrap
-from .transformers_generation import Prompt, encode_prompt
+from .base import Prompt
+from .encoding import encode_answer, encode_prompt
 
 
 def answer_log_likelihoods(
@@ -85,28 +86,6 @@ def answer_log_likelihoods(
         for (place, *_), value in zip(batch, values, strict=True):
             found[place].append(value)
     return [max(values) if all(map(math.isfinite, values)) else None for values in found]
-
-
-def encode_answer(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, answer: str) -> list[int]:
-    """
-    Token ids of an answer as it goes on from [`encode_prompt`]'s ids of its prompt, without an end-of-turn token.
-
-    In chat form it is what the tokenizer's template makes of the answer as the assistant's message. In plain text a blank
-    comes before it, unless the prompt ends in white space. Both are tokenized together, since many tokenizers have other
-    tokens for the beginning of a text than for a word within it; only where the prompt's own tokens would change by that
-    is the answer tokenized alone.
-    """
-    prompt_ids, answer = encode_prompt(tokenizer, prompt), answer.strip()
-    if isinstance(prompt, str):
-        text = answer if not prompt or prompt[-1].isspace() else f" {answer}"
-        whole = tokenizer(prompt + text)["input_ids"]
-    else:
-        text, turn = answer, {"role": "assistant", "content": answer}
-        whole = tokenizer.apply_chat_template([*prompt, turn], continue_final_message=True, return_dict=True)
-        whole = whole["input_ids"]
-    if whole[: len(prompt_ids)] == prompt_ids and len(whole) > len(prompt_ids):
-        return whole[len(prompt_ids) :]
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 @torch.no_grad()

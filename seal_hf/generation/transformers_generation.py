@@ -4,7 +4,6 @@ Batched text generation: many prompts at once, an adapter per row, reproducible 
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -12,36 +11,16 @@ from transformers import PreTrainedTokenizerBase
 
 from ..adapters.bank import AdapterBank
 from ..models.access import context_length, evaluating, unwrap
+from .base import Generation, Prompt, Sampling
 from .decoder import Decoder
-from .sampling import Sampler, Sampling, draw_seed
+from .encoding import encode_prompt
+from .sampling import Sampler
 
 
-__all__ = ["Generation", "Prompt", "Sampling", "draw_seed", "encode_prompt", "generate"]
-
-Prompt = str | list[dict]
 # Prompts and new tokens that a batch holds at most; rows of long texts make smaller batches.
 _TOKENS_PER_BATCH = 2**16
 # Share of a batch's rows that may be done before the others go on without them.
 _DONE = 0.25
-
-
-@dataclass(frozen=True)
-class Generation:
-    """
-    One generated text.
-
-    Parameters:
-        text (`str`):
-            The completion, without special tokens.
-        num_tokens (`int`):
-            Generated tokens, the end-of-sequence token included.
-        finished (`bool`):
-            Whether the model ended it itself, rather than the length limit or a stop.
-    """
-
-    text: str
-    num_tokens: int
-    finished: bool
 
 
 def generate(
@@ -126,23 +105,6 @@ def generate(
         for place, generation in zip(batch, written, strict=True):
             generations[place] = generation
     return generations
-
-
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
-    """
-    Token ids of a plain or chat prompt.
-
-    Raises:
-        ValueError: Chat messages, but the tokenizer has no chat template.
-    """
-    if isinstance(prompt, str):
-        return tokenizer(prompt)["input_ids"]
-    if not tokenizer.chat_template:
-        raise ValueError(
-            f"The tokenizer of {tokenizer.name_or_path} has no chat template for a prompt of messages; use plain "
-            "prompts (`chat=False`) or set `tokenizer.chat_template`."
-        )
-    return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
 
 
 def _batches(

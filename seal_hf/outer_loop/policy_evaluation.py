@@ -6,7 +6,7 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from ..generation.transformers_generation import draw_seed
+from ..generation.base import draw_seed
 from ..records.journal import Journal
 from ..records.plot import save_plot
 from ..records.report import Evaluation, evaluations, metrics

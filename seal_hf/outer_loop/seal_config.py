@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig
 from trl import SFTConfig
 
-from ..generation.transformers_generation import Sampling
+from ..generation.base import Sampling
 from ..inner_loop.update import InnerLoopConfig, is_whole
 
 

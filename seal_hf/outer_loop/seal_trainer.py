@@ -31,7 +31,7 @@ from transformers.trainer_utils import TrainOutput
 from trl.trainer.base_trainer import _BaseTrainer
 
 from ..domains import Domain, KnowledgeDomain
-from ..generation.transformers_generation import draw_seed
+from ..generation.base import draw_seed
 from ..models.access import context_length
 from ..records.journal import ScoredSelfEdit, SelectedSelfEdit, explaining_failed_write
 from ..records.plot import save_plot

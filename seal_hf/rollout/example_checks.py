@@ -2,7 +2,7 @@
 
 from ..domains import KnowledgeDomain
 from ..domains.knowledge.passages import is_text
-from ..generation.transformers_generation import encode_prompt
+from ..generation.encoding import encode_prompt
 from ..models.access import context_length
 from ..outer_loop.seal_config import SEALConfig
 from ..self_adapting_lm import SelfAdaptingLM

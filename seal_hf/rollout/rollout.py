@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from ..adapters.adapter import Adapter
 from ..adapters.layout import lora_layout
 from ..domains import KnowledgeDomain
-from ..generation.transformers_generation import Generation, draw_seed
+from ..generation.base import Generation, draw_seed
 from ..grading import require_verdicts
 from ..inner_loop.training import InnerStep
 from ..models.access import policy_in_activation_dtype

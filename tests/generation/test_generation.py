@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerFast
 from seal_hf.adapters.adapter import Adapter
 from seal_hf.adapters.bank import AdapterBank
 from seal_hf.adapters.layout import lora_layout
-from seal_hf.generation.transformers_generation import Generation, Sampling, generate
+from seal_hf.generation.base import Generation, Sampling
+from seal_hf.generation.transformers_generation import generate
 
 
 PROMPTS = ["Who keeps bees?", "Ann", "Moths like lamps and the", "Where is Vell, and who lives there?", "1, 2, 3"]

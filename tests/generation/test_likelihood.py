@@ -12,8 +12,9 @@ from tokenizers import AddedToken
 from seal_hf import InnerLoopConfig, SelfAdaptingLM, SelfEdit
 from seal_hf.adapters.bank import AdapterBank
 from seal_hf.domains import Domain, KnowledgeDomain
-from seal_hf.generation.likelihood import answer_log_likelihoods, encode_answer
-from seal_hf.generation.transformers_generation import encode_prompt, generate
+from seal_hf.generation.encoding import encode_answer, encode_prompt
+from seal_hf.generation.likelihood import answer_log_likelihoods
+from seal_hf.generation.transformers_generation import generate
 from seal_hf.rollout.example_checks import check_gold_answers
 from seal_hf.rollout.examples import ExampleSet
 

@@ -10,7 +10,8 @@ from helpers.tiny_models import tiny_llama, tiny_tokenizer
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from seal_hf.generation.transformers_generation import Sampling, draw_seed, generate
+from seal_hf.generation.base import Sampling, draw_seed
+from seal_hf.generation.transformers_generation import generate
 
 
 PROMPTS = ["a", "Ann keeps bees in Vell.", "Moths like", "1, 2, 3, 4", "Ann keeps bees in Vell."]

@@ -9,7 +9,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from ...domains.knowledge.passages import read_rows
-from ...generation.transformers_generation import encode_prompt
+from ...generation.encoding import encode_prompt
 from ...models.access import context_length
 from ...self_adapting_lm import SelfAdaptingLM
 from ...self_edit import SelfEdit

@@ -1,0 +1,46 @@
+"""
+Prompts and answers as token ids.
+"""
+
+from transformers import PreTrainedTokenizerBase
+
+from .base import Prompt
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
+    """
+    Token ids of a plain or chat prompt.
+
+    Raises:
+        ValueError: Chat messages, but the tokenizer has no chat template.
+    """
+    if isinstance(prompt, str):
+        return tokenizer(prompt)["input_ids"]
+    if not tokenizer.chat_template:
+        raise ValueError(
+            f"The tokenizer of {tokenizer.name_or_path} has no chat template for a prompt of messages; use plain "
+            "prompts (`chat=False`) or set `tokenizer.chat_template`."
+        )
+    return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
+
+
+def encode_answer(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, answer: str) -> list[int]:
+    """
+    Token ids of an answer as it goes on from [`encode_prompt`]'s ids of its prompt, without an end-of-turn token.
+
+    In chat form it is what the tokenizer's template makes of the answer as the assistant's message. In plain text a blank
+    comes before it, unless the prompt ends in white space. Both are tokenized together, since many tokenizers have other
+    tokens for the beginning of a text than for a word within it; only where the prompt's own tokens would change by that
+    is the answer tokenized alone.
+    """
+    prompt_ids, answer = encode_prompt(tokenizer, prompt), answer.strip()
+    if isinstance(prompt, str):
+        text = answer if not prompt or prompt[-1].isspace() else f" {answer}"
+        whole = tokenizer(prompt + text)["input_ids"]
+    else:
+        text, turn = answer, {"role": "assistant", "content": answer}
+        whole = tokenizer.apply_chat_template([*prompt, turn], continue_final_message=True, return_dict=True)
+        whole = whole["input_ids"]
+    if whole[: len(prompt_ids)] == prompt_ids and len(whole) > len(prompt_ids):
+        return whole[len(prompt_ids) :]
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
