@@ -10,8 +10,8 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from ways import peft_adapter
 
 from seal_hf import Adapter, SelfAdaptingLM
-from seal_hf.generation.base import Prompt
-from seal_hf.generation.encoding import encode_prompt
+from seal_hf.models.encoding import encode_prompt
+from seal_hf.self_edit import Prompt
 
 
 @dataclass(frozen=True)

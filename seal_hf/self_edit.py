@@ -4,6 +4,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
+Prompt = str | list[dict]  # plain text, or chat messages with "role" and "content"
+
+
+@dataclass(frozen=True)
+class TrainingExample:
+    """
+    One text that an inner adapter is trained on.
+
+    Parameters:
+        prompt (`str` or `list[dict]`):
+            What comes before the completion, without a loss: plain text, or chat messages for the tokenizer's template.
+            Where it is empty, the loss is taken on every token of the completion.
+        completion (`str`):
+            What the adapter learns to write.
+    """
+
+    prompt: Prompt
+    completion: str
+
+
 @dataclass(frozen=True)
 class SelfEdit:
     """
@@ -11,18 +31,17 @@ class SelfEdit:
 
     Parameters:
         prompt (`str` or `list[dict]`):
-            What the policy saw: plain text, or chat messages with `"role"` and `"content"`.
+            What the policy saw: plain text, or chat messages.
         completion (`str`):
             What the policy wrote.
-        sequences (`tuple[tuple[str, str], ...]`):
-            Training examples as `(prompt, completion)` pairs. The loss is taken on the completion only; with an empty
-            prompt it is taken on every token.
+        examples (`tuple[TrainingExample, ...]`):
+            What an inner adapter is trained on.
         overrides (`Mapping[str, object]`, *optional*, defaults to an empty mapping):
             Hyperparameters of the inner update that the self-edit chose itself, by the names of
             [`InnerLoopConfig`]'s fields, such as `learning_rate` or `num_train_epochs`.
     """
 
-    prompt: str | list[dict]
+    prompt: Prompt
     completion: str
-    sequences: tuple[tuple[str, str], ...]
+    examples: tuple[TrainingExample, ...]
     overrides: Mapping[str, object] = field(default_factory=dict)

@@ -9,6 +9,7 @@ from peft import LoraConfig
 
 from seal_hf import InnerLoopConfig, SelfAdaptingLM, SelfEdit
 from seal_hf.domains import Domain, KnowledgeDomain
+from seal_hf.self_edit import TrainingExample
 
 
 PASSAGE = {"title": "Bees", "context": "Ann keeps bees in Vell. They hum at night."}
@@ -35,7 +36,7 @@ class TopicDomain(Domain):
     def parse(self, completion, example):
         if not self.pleases(completion):
             return None
-        return SelfEdit(self.prompt(example), completion, ((f"{example['topic']}: ", completion),))
+        return SelfEdit(self.prompt(example), completion, (TrainingExample(f"{example['topic']}: ", completion),))
 
     def questions(self, example):
         return [f"Question: {item['question']} Answer:" for item in example["questions"]]
@@ -47,14 +48,14 @@ def test_self_edits_of_the_domain(lm):
     assert edits == [domain.parse(edit.completion, PASSAGE) for edit in edits]
     assert len({edit.completion for edit in edits}) == 3
     assert all(edit.prompt == domain.prompt(PASSAGE) for edit in edits)
-    assert all(edit.sequences[-1] == ("", f"Bees\n{PASSAGE['context']}") for edit in edits)
+    assert all(edit.examples[-1] == TrainingExample("", f"Bees\n{PASSAGE['context']}") for edit in edits)
 
 
 def test_text_is_a_passage_without_title(lm):
     text = PASSAGE["context"]
     edits = lm.propose(text, num_generations=2, max_completion_length=16)
     assert edits == lm.propose({"title": "", "context": text}, num_generations=2, max_completion_length=16)
-    assert edits[0].sequences[-1] == ("", text)
+    assert edits[0].examples[-1] == TrainingExample("", text)
 
 
 def test_plain_prompts_without_a_chat_template():
@@ -162,7 +163,7 @@ def test_another_domain():
     )
     edits = lm.propose({"topic": "bees"}, num_generations=2, max_completion_length=12)
     assert [edit.prompt for edit in edits] == ["Write about bees: "] * 2
-    assert edits[0].sequences == (("bees: ", edits[0].completion),)
+    assert edits[0].examples == (TrainingExample("bees: ", edits[0].completion),)
     adapter = lm.adapt(edits[0])
     assert adapter.training["losses"][-1] < adapter.training["losses"][0]
     prompt = "Question: Who? Answer:"

@@ -10,15 +10,31 @@ from peft import LoraConfig, PeftModel
 from seal_hf import InnerLoopConfig, SelfAdaptingLM, SelfEdit
 from seal_hf.adapters.adapter import Adapter
 from seal_hf.domains import KnowledgeDomain
+from seal_hf.self_edit import TrainingExample
 
 
 BASE_ID = "me/tiny"
 PASSAGE = {"title": "Bees", "context": "Ann keeps bees in Vell. They hum at night."}
 QUESTIONS = ["Who keeps bees?", "Where?", "When do the bees hum, and why at that time?"]
 EDITS = [
-    SelfEdit("", "", (("", "Bees\nAnn keeps bees in Vell."), ("", "Bees\nThey hum at night."), ("", "Vell"))),
-    SelfEdit("", "", (("Where do they hum? ", "In Vell, at night, all of them."),), {"num_train_epochs": 5}),
-    SelfEdit("", "", (("", "Moths like lamps."), ("", "Moths")), {"learning_rate": 1e-2, "batch_size": 2}),
+    SelfEdit(
+        "",
+        "",
+        (
+            TrainingExample("", "Bees\nAnn keeps bees in Vell."),
+            TrainingExample("", "Bees\nThey hum at night."),
+            TrainingExample("", "Vell"),
+        ),
+    ),
+    SelfEdit(
+        "", "", (TrainingExample("Where do they hum? ", "In Vell, at night, all of them."),), {"num_train_epochs": 5}
+    ),
+    SelfEdit(
+        "",
+        "",
+        (TrainingExample("", "Moths like lamps."), TrainingExample("", "Moths")),
+        {"learning_rate": 1e-2, "batch_size": 2},
+    ),
 ]
 
 
@@ -69,7 +85,7 @@ class TestAdapt:
         lm = tiny_lm(
             tiny_llama(initializer_range=0.3), inner_config=InnerLoopConfig(learning_rate=2e-2, num_train_epochs=60)
         )
-        adapter = lm.adapt(SelfEdit("", "", (("", "Ann keeps bees."),)))
+        adapter = lm.adapt(SelfEdit("", "", (TrainingExample("", "Ann keeps bees."),)))
         losses = adapter.training["losses"]
         assert losses[-1] < 0.1 * losses[0]
 
@@ -113,13 +129,16 @@ class TestAdapt:
         [
             ([], "adapt.. got no self-edits"),
             (SelfEdit("", "", ()), "no sequence of at least two tokens"),
-            ([EDITS[0], SelfEdit("", "", (("", "a"),))], "no sequence of at least two tokens"),
+            ([EDITS[0], SelfEdit("", "", (TrainingExample("", "a"),))], "no sequence of at least two tokens"),
             (
-                SelfEdit("", "", (("", "bees"),), {"learning_rate": -1.0}),
+                SelfEdit("", "", (TrainingExample("", "bees"),), {"learning_rate": -1.0}),
                 "learning_rate=-1.0 must be a number above 0",
             ),
-            (SelfEdit("", "", (("", "bees"),), {"lr": 1.0}), "sets 'lr', which is not one of learning_rate"),
-            (SelfEdit("", "", (("", "bees " * 820),)), "4100 tokens .* context of 4096 tokens"),
+            (
+                SelfEdit("", "", (TrainingExample("", "bees"),), {"lr": 1.0}),
+                "sets 'lr', which is not one of learning_rate",
+            ),
+            (SelfEdit("", "", (TrainingExample("", "bees " * 820),)), "4100 tokens .* context of 4096 tokens"),
         ],
     )
     def test_refused_before_training(self, edits, message):

@@ -100,7 +100,9 @@ def propose(lm: SelfAdaptingLM, example: dict, args: DemoArguments) -> list[Self
             on_text=on_text,
         )
     for i, edit in enumerate(self_edits, start=1):
-        console.print(Panel(Text(edit.completion.strip()), title=f"self-edit {i}: {len(edit.sequences)} sequences"))
+        console.print(
+            Panel(Text(edit.completion.strip()), title=f"self-edit {i}: {len(edit.examples)} training examples")
+        )
     console.print(f"{len(self_edits)} self-edits in {time.perf_counter() - start:.0f} s\n")
     return self_edits
 

@@ -6,9 +6,6 @@ import hashlib
 from dataclasses import dataclass
 
 
-Prompt = str | list[dict]  # plain text, or chat messages
-
-
 @dataclass(frozen=True)
 class Generation:
     """

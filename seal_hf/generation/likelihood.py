@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerBase
 
 from ..adapters.bank import AdapterBank
 from ..models.access import context_length, evaluating, head_input_changed, unwrap
-from .base import Prompt
-from .encoding import encode_answer, encode_prompt
+from ..models.encoding import encode_answer, encode_prompt
+from ..self_edit import Prompt
 
 
 def answer_log_likelihoods(

@@ -11,9 +11,10 @@ from transformers import PreTrainedTokenizerBase
 
 from ..adapters.bank import AdapterBank
 from ..models.access import context_length, evaluating, unwrap
-from .base import Generation, Prompt, Sampling
+from ..models.encoding import encode_prompt
+from ..self_edit import Prompt
+from .base import Generation, Sampling
 from .decoder import Decoder
-from .encoding import encode_prompt
 from .sampling import Sampler
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from ..models.encoding import encode_prompt
 from ..self_edit import SelfEdit
 
 
@@ -129,26 +130,28 @@ def tokenize_self_edit(
     self_edit: SelfEdit, tokenizer: PreTrainedTokenizerBase, config: InnerLoopConfig
 ) -> InnerUpdate:
     """
-    Tokenize a self-edit's sequences and apply its overrides, which cannot raise `max_length`.
+    Tokenize a self-edit's examples and apply its overrides, which cannot raise `max_length`.
 
-    A sequence with an empty prompt is trained on as it is, every token. One with a prompt gets the end-of-sequence token
-    behind its completion, so that the model learns where to stop.
+    An example with an empty prompt is trained on as it is, every token. One with a prompt gets the end-of-sequence token
+    after its completion, so that the model learns where to stop. Prompt and completion are tokenized apart, as when the
+    model is asked, and begin with one beginning-of-sequence token at most.
 
     Raises:
-        ValueError: An invalid override, or no sequence of at least two tokens.
+        ValueError: An invalid override, no example of at least two tokens, or a chat prompt for a tokenizer without a
+            chat template.
     """
     longest = config.max_length
     config = config.override(self_edit.overrides)
     # A self-edit may shorten its sequences, but not beyond what fits the model.
     config = replace(config, max_length=min(config.max_length, longest))
     sequences, num_cut = [], 0
-    for prompt, completion in self_edit.sequences:
-        if prompt:
-            prompt_ids = tokenizer(prompt)["input_ids"]
-            ids = prompt_ids + tokenizer(completion, add_special_tokens=False)["input_ids"]
+    for example in self_edit.examples:
+        if example.prompt:
+            prompt_ids = encode_prompt(tokenizer, example.prompt)
+            ids = prompt_ids + tokenizer(example.completion, add_special_tokens=False)["input_ids"]
             ids += [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
         else:
-            prompt_ids, ids = [], tokenizer(completion)["input_ids"]
+            prompt_ids, ids = [], tokenizer(example.completion)["input_ids"]
         num_cut += len(ids) > config.max_length
         sequence = TrainingSequence(tuple(ids[: config.max_length]), len(prompt_ids))
         if sequence.first_label < len(sequence.input_ids):

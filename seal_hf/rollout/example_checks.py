@@ -2,8 +2,8 @@
 
 from ..domains import KnowledgeDomain
 from ..domains.knowledge.passages import is_text
-from ..generation.encoding import encode_prompt
 from ..models.access import context_length
+from ..models.encoding import encode_prompt
 from ..outer_loop.seal_config import SEALConfig
 from ..self_adapting_lm import SelfAdaptingLM
 from .examples import ExampleSet

@@ -24,6 +24,7 @@ from seal_hf.adapters.files import CONFIG_NAME, TRAINING_NAME, WEIGHTS_NAME
 from seal_hf.grading.intervals import accuracy
 from seal_hf.hub import AdapterCard, HubError, list_adapters
 from seal_hf.hub.errors import without_tokens
+from seal_hf.self_edit import TrainingExample
 
 
 BASE, REPO = "tester/tiny-base", "tester/lighthouse"
@@ -120,7 +121,7 @@ def test_card(base, adapter, hub, token):
 
 def test_card_of_an_adapter_on_a_policy_and_of_what_was_trained(base, hub, token):
     lm = SelfAdaptingLM(tiny_policy_model(), tiny_tokenizer(), base_model_id=BASE)
-    trained = lm.adapt(SelfEdit("p", "c", (("", "The lighthouse was built in 1874."),)))
+    trained = lm.adapt(SelfEdit("p", "c", (TrainingExample("", "The lighthouse was built in 1874."),)))
     trained.push_to_hub(REPO, token=token)
     text = ModelCard.load(REPO).text
     assert "on top of a policy adapter" in text

@@ -8,6 +8,7 @@ from helpers.folders import SHARED_DATA
 
 from seal_hf.domains import PROMPT_STYLES, Domain, KnowledgeDomain
 from seal_hf.grading import LexicalGrader
+from seal_hf.self_edit import TrainingExample
 
 
 BEES = {
@@ -34,7 +35,7 @@ class RecordingGrader:
 
 def texts_of(completion, split_newlines, example=BEES):
     self_edit = KnowledgeDomain(split_newlines=split_newlines).parse(completion, example)
-    return [text for _, text in self_edit.sequences]
+    return [example.completion for example in self_edit.examples]
 
 
 # Completion, its texts with split_newlines, its texts without.
@@ -117,13 +118,16 @@ def test_parse_keeps_prompt_and_completion_and_trains_on_every_token():
     self_edit = domain.parse("Bees hum.\n", example)
     assert self_edit.prompt == domain.prompt(example)
     assert self_edit.completion == "Bees hum.\n"
-    assert self_edit.sequences == (("", "Ann's bees\nBees hum."), ("", "Ann's bees\nAnn keeps bees in Vell."))
+    assert self_edit.examples == (
+        TrainingExample("", "Ann's bees\nBees hum."),
+        TrainingExample("", "Ann's bees\nAnn keeps bees in Vell."),
+    )
     assert self_edit.overrides == {}
 
 
 def test_passage_only():
     self_edit = KnowledgeDomain().passage_only(BEES)
-    assert self_edit.sequences == (("", "Ann's bees\nAnn keeps bees in Vell."),)
+    assert self_edit.examples == (TrainingExample("", "Ann's bees\nAnn keeps bees in Vell."),)
     assert (self_edit.prompt, self_edit.completion) == ("", "")
 
 
@@ -301,7 +305,7 @@ def test_stored_completions(name, split_newlines, completions, sequences, charac
         for completion in row["completions"]
     ]
     domain = KnowledgeDomain(split_newlines=split_newlines)
-    texts = [text for completion, row in pairs for _, text in domain.parse(completion, row).sequences]
+    texts = [one.completion for completion, row in pairs for one in domain.parse(completion, row).examples]
     assert (len(pairs), len(texts), sum(map(len, texts))) == (completions, sequences, characters)
     assert hashlib.sha256("\0".join(texts).encode()).hexdigest() == sha256
 

@@ -11,6 +11,7 @@ import pytest
 from helpers.folders import SHARED_DATA
 
 from seal_hf.domains import KnowledgeDomain, group_squad_rows, load_demo_passages, load_passages
+from seal_hf.self_edit import TrainingExample
 
 
 ROWS = [
@@ -245,7 +246,9 @@ def test_other_languages_survive_prompts_and_files(tmp_path):
     for passage in (german, japanese):
         domain = KnowledgeDomain()
         assert f"{passage['title']}\n{passage['context']}" in domain.prompt(passage)
-        assert domain.passage_only(passage).sequences == (("", f"{passage['title']}\n{passage['context']}"),)
+        assert domain.passage_only(passage).examples == (
+            TrainingExample("", f"{passage['title']}\n{passage['context']}"),
+        )
         for prompt, item in zip(domain.questions(passage), passage["questions"], strict=True):
             assert f"Topic: {passage['title']}\nQuestion: {item['question']}\n" in prompt
         for name in ("rows.jsonl", "rows.json", "rows.parquet"):

@@ -11,12 +11,11 @@ from tokenizers import AddedToken
 
 from seal_hf import InnerLoopConfig, SelfAdaptingLM, SelfEdit
 from seal_hf.adapters.bank import AdapterBank
-from seal_hf.domains import Domain, KnowledgeDomain
-from seal_hf.generation.encoding import encode_answer, encode_prompt
+from seal_hf.domains import KnowledgeDomain
 from seal_hf.generation.likelihood import answer_log_likelihoods
 from seal_hf.generation.transformers_generation import generate
-from seal_hf.rollout.example_checks import check_gold_answers
-from seal_hf.rollout.examples import ExampleSet
+from seal_hf.models.encoding import encode_answer, encode_prompt
+from seal_hf.self_edit import TrainingExample
 
 
 CONFIG = LoraConfig(r=3, lora_alpha=6, target_modules=["q_proj", "v_proj", "down_proj"])
@@ -185,10 +184,6 @@ def test_refusals_name_what_is_wrong(prompts, golds, options, message):
         answer_log_likelihoods(tiny_llama(max_position_embeddings=50), tiny_tokenizer(), prompts, golds, **options)
 
 
-def tiny_lm(domain, **overrides):
-    return SelfAdaptingLM(tiny_llama(**overrides), tiny_tokenizer(), domain=domain, peft_config=CONFIG)
-
-
 def test_an_adapter_learns_what_it_is_taught():
     domain = KnowledgeDomain("{context}", grader=HashGrader(), chat=False)
     lm = SelfAdaptingLM(
@@ -199,50 +194,8 @@ def test_an_adapter_learns_what_it_is_taught():
         inner_config=InnerLoopConfig(learning_rate=2e-2, num_train_epochs=8),
     )
     (example,) = tiny_examples(1)
-    prompts, golds = domain.questions(example)[:1], domain.gold_answers(example)[:1]
-    adapter = lm.adapt(SelfEdit("", "", ((prompts[0], golds[0][0]),)))
+    prompts, golds = domain.questions(example)[:1], [[example["questions"][0]["answer"]]]
+    adapter = lm.adapt(SelfEdit("", "", (TrainingExample(prompts[0], golds[0][0]),)))
     before, after = lm.answer_log_likelihoods(prompts * 2, golds * 2, [None, adapter])
     assert after > before + 0.5
     assert lm.answer_log_likelihoods(prompts, golds) == [pytest.approx(before, abs=1e-6)]
-
-
-class NoGold(Domain):
-    def questions(self, example):
-        return ["Why?"]
-
-
-class SomeGold(NoGold):
-    def gold_answers(self, example):
-        return example["gold"]
-
-
-def test_a_domain_without_gold_answers_is_named_with_the_remedy():
-    for domain in (NoGold(), type("Duck", (), {"questions": NoGold.questions})()):
-        with pytest.raises(ValueError) as error:
-            check_gold_answers(tiny_lm(domain), ExampleSet.of([{}], "train_dataset"), "train_dataset")
-        assert str(error.value) == (
-            f"reward='likelihood' needs the gold answers, which {type(domain).__name__} does not give; implement its "
-            "gold_answers(example), or use reward='accuracy'."
-        )
-
-
-@pytest.mark.parametrize("gold", [[], [[]], [["a", ""]], [["a"], ["b"]]])
-def test_an_example_without_a_gold_answer_to_each_question_is_named(gold):
-    data = ExampleSet.of([{"gold": [["a"]]}, {"id": "this", "gold": gold}], "train_dataset")
-    with pytest.raises(
-        ValueError, match="^train_dataset: example this has 1 questions, but not a gold answer to each"
-    ):
-        check_gold_answers(tiny_lm(SomeGold()), data, "train_dataset")
-
-
-def test_a_gold_answer_that_does_not_fit_is_named():
-    lm = tiny_lm(SomeGold(), max_position_embeddings=20)
-    check_gold_answers(lm, ExampleSet.of([{"gold": [["a" * 15]]}], "x"), "x")
-    with pytest.raises(ValueError, match="^x: example 0 has a question that .* takes 21 tokens, more than .* of 20;"):
-        check_gold_answers(lm, ExampleSet.of([{"gold": [["a", "b" * 16]]}], "x"), "x")
-
-
-def test_gold_answers_of_a_passage():
-    domain = KnowledgeDomain()
-    questions = [{"question": "Who?", "answer": "Ann"}, {"question": "Where?", "answer": "Vell"}]
-    assert domain.gold_answers({"title": "", "context": "Ann.", "questions": questions}) == [["Ann"], ["Vell"]]

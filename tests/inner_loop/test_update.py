@@ -18,7 +18,7 @@ from seal_hf.inner_loop.update import (
     tokenize_self_edit,
     training_order,
 )
-from seal_hf.self_edit import SelfEdit
+from seal_hf.self_edit import SelfEdit, TrainingExample
 
 
 def update_of_lengths(*lengths: int, **options) -> InnerUpdate:
@@ -26,7 +26,7 @@ def update_of_lengths(*lengths: int, **options) -> InnerUpdate:
 
 
 def self_edit(*sequences: tuple[str, str], **overrides) -> SelfEdit:
-    return SelfEdit("passage", "completion", sequences, overrides)
+    return SelfEdit("passage", "completion", tuple(TrainingExample(*one) for one in sequences), overrides)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -91,6 +91,24 @@ def test_invalid_options_are_named(option, value):
         InnerLoopConfig().override({option: value})
     with pytest.raises(ValueError, match=message):
         tokenize_self_edit(self_edit(("", "text"), **{option: value}), tiny_tokenizer(), InnerLoopConfig())
+
+
+@pytest.mark.parametrize("template_bos", ["", "<s>"])
+def test_chat_prompts_take_no_loss_and_begin_once(template_bos):
+    tokenizer = tiny_tokenizer(bos=True)
+    tokenizer.chat_template = template_bos + tokenizer.chat_template
+    messages = [{"role": "user", "content": "Who keeps bees?"}]
+    (sequence,) = tokenize_self_edit(self_edit((messages, "Ann")), tokenizer, InnerLoopConfig()).sequences
+    asked = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+    assert list(sequence.input_ids[: sequence.prompt_length]) == asked
+    assert sequence.input_ids.count(BOS_ID) == len(template_bos and [BOS_ID])
+    assert tokenizer.decode(sequence.input_ids[sequence.prompt_length :]) == "Ann</s>"
+
+
+def test_chat_prompts_without_a_template_are_refused():
+    messages = [{"role": "user", "content": "Who?"}]
+    with pytest.raises(ValueError, match="has no chat template for a prompt of messages"):
+        tokenize_self_edit(self_edit((messages, "Ann")), tiny_tokenizer(chat_template=False), InnerLoopConfig())
 
 
 def test_unknown_override_is_named():

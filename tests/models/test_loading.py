@@ -15,13 +15,16 @@ from seal_hf import InnerLoopConfig, SelfAdaptingLM, SelfEdit
 from seal_hf.adapters.bank import AdapterBank
 from seal_hf.domains import load_demo_passages
 from seal_hf.models import loading
+from seal_hf.self_edit import TrainingExample
 
 
 OPTIONS = {
     "peft_config": LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"),
     "inner_config": InnerLoopConfig(learning_rate=2e-2, num_train_epochs=8),
 }
-EDIT = SelfEdit("", "", (("", "Ann keeps bees in Vell."), ("Who keeps bees? ", "Ann, at night.")))
+EDIT = SelfEdit(
+    "", "", (TrainingExample("", "Ann keeps bees in Vell."), TrainingExample("Who keeps bees? ", "Ann, at night."))
+)
 QUESTIONS = ["Who keeps bees?", "Where?", "Moths"]
 
 

@@ -31,6 +31,7 @@ from seal_hf import SEALTrainer, SelfEdit
 from seal_hf.domains import Domain, KnowledgeDomain
 from seal_hf.grading import GradingIncomplete
 from seal_hf.records.report import results_table
+from seal_hf.self_edit import TrainingExample
 
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
@@ -292,7 +293,9 @@ class Sums(Domain):
         if not completion:
             return None
         overrides = [{}, {"num_train_epochs": 3}, {"num_train_epochs": 0}][self.kind(completion)]
-        return SelfEdit(self.prompt(example), completion, ((self.prompt(example), completion),), overrides)
+        return SelfEdit(
+            self.prompt(example), completion, (TrainingExample(self.prompt(example), completion),), overrides
+        )
 
     def kind(self, completion):
         return ord(completion[0]) % 3

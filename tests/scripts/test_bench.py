@@ -303,8 +303,8 @@ def test_shipped_self_edits():
     assert [(item.edit, item.passage) for item in work] == [(edit, place) for edit in range(5) for place in range(8)]
     passages = load_demo_passages("train")
     for item in work:
-        assert len(item.self_edit.sequences) >= 4  # three lines and the passage
-        assert item.self_edit.sequences[-1][1].endswith(passages[item.passage]["context"].strip())
+        assert len(item.self_edit.examples) >= 4  # three lines and the passage
+        assert item.self_edit.examples[-1].completion.endswith(passages[item.passage]["context"].strip())
         assert len(item.prompts) == 5
     assert describe(updates_of(work, tokenizer))["self_edits"] == 40
     chosen = even_bank(work, tokenizer, 16)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ...grading import LexicalGrader
-from ...self_edit import SelfEdit
+from ...self_edit import SelfEdit, TrainingExample
 from ..base import Domain
 
 
@@ -179,7 +179,7 @@ class KnowledgeDomain(Domain):
         return SelfEdit(
             prompt=self.prompt(example),
             completion=completion,
-            sequences=(*(_sequence(example, text) for text in texts), _passage_sequence(example)),
+            examples=(*(_training_example(example, text) for text in texts), _passage(example)),
         )
 
     def passage_only(self, example: Mapping[str, Any]) -> SelfEdit:
@@ -193,7 +193,7 @@ class KnowledgeDomain(Domain):
         Returns:
             [`SelfEdit`]: The passage as the only training sequence; prompt and completion are empty.
         """
-        return SelfEdit(prompt="", completion="", sequences=(_passage_sequence(example),))
+        return SelfEdit(prompt="", completion="", examples=(_passage(example),))
 
     def questions(self, example: Mapping[str, Any]) -> list[str | list[dict]]:
         """
@@ -287,10 +287,10 @@ def _load_prompt_template(prompt_style: str) -> str:
     return template
 
 
-def _sequence(example: Mapping[str, Any], text: str) -> tuple[str, str]:
+def _training_example(example: Mapping[str, Any], text: str) -> TrainingExample:
     title = example.get("title")
-    return "", f"{title}\n{text}" if title else text
+    return TrainingExample("", f"{title}\n{text}" if title else text)
 
 
-def _passage_sequence(example: Mapping[str, Any]) -> tuple[str, str]:
-    return _sequence(example, example["context"].strip())
+def _passage(example: Mapping[str, Any]) -> TrainingExample:
+    return _training_example(example, example["context"].strip())

@@ -9,8 +9,8 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from ...domains.knowledge.passages import read_rows
-from ...generation.encoding import encode_prompt
 from ...models.access import context_length
+from ...models.encoding import encode_prompt
 from ...self_adapting_lm import SelfAdaptingLM
 from ...self_edit import SelfEdit
 from .sessions import Draft

@@ -115,7 +115,7 @@ class Workbench:
         if session.example is None or not checks.has_words(text):
             return []
         self_edit = self._session_settings(session).lm(self.lm).domain.parse(checks.clean(text), session.example)
-        return [prompt + completion for prompt, completion in self_edit.sequences] if self_edit else []
+        return [example.prompt + example.completion for example in self_edit.examples] if self_edit else []
 
     # --- learn ---
 
@@ -144,9 +144,7 @@ class Workbench:
         session.passage = example
         targets = [session.new_folder() for _ in self_edits]
         num_tokens = settings.num_train_epochs * sum(
-            checks.count_tokens(lm, prompt + completion)
-            for edit in self_edits
-            for prompt, completion in edit.sequences
+            checks.count_tokens(lm, one.prompt + one.completion) for edit in self_edits for one in edit.examples
         )
 
         def work(job: Job) -> None:

@@ -4,7 +4,7 @@ Prompts and answers as token ids.
 
 from transformers import PreTrainedTokenizerBase
 
-from .base import Prompt
+from ..self_edit import Prompt
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
