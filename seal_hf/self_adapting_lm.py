@@ -26,7 +26,7 @@ from .inner_loop.training import InnerStep, train
 from .inner_loop.update import InnerLoopConfig, tokenize_self_edit
 from .models.access import context_length, keep_trainable
 from .models.loading import base_facts, load_causal_lm
-from .self_edit import SelfEdit
+from .self_edit import Prompt, SelfEdit
 
 
 logger = logging.getLogger(__name__)
@@ -46,8 +46,8 @@ class SelfAdaptingLM:
         processing_class (`PreTrainedTokenizerBase`):
             Its tokenizer.
         domain ([`Domain`], *optional*):
-            What is learned and how it is asked for. Defaults to a [`KnowledgeDomain`]. One whose `chat` is not set asks
-            in chat form where the tokenizer has a chat template.
+            What is learned and how it is asked for. Defaults to a [`KnowledgeDomain`]. It is taken in the form that suits
+            the tokenizer (see [`Domain.for_model`]) and not changed.
         peft_config (`LoraConfig`, *optional*):
             Shape of the inner adapters. Defaults to the paper's: rank 32, alpha 64, PEFT's default target modules.
         inner_config ([`InnerLoopConfig`], *optional*):
@@ -81,17 +81,15 @@ class SelfAdaptingLM:
     ):
         self.model = model
         self.processing_class = processing_class
-        self.domain = domain or KnowledgeDomain()
-        if isinstance(self.domain, KnowledgeDomain) and self.domain.chat is None:
-            self.domain.chat = bool(processing_class.chat_template)
         self.peft_config = peft_config or LoraConfig(r=32, lora_alpha=64)
         self.inner_config = inner_config or InnerLoopConfig()
         self.base_model_id = base_model_id or model.config.name_or_path
-        if getattr(self.domain, "chat", False) and not processing_class.chat_template:
+        try:
+            self.domain = (domain or KnowledgeDomain()).for_model(bool(processing_class.chat_template))
+        except ValueError as error:
             raise ValueError(
-                f"The domain asks in chat form, but the tokenizer of {self.base_model_id} has no chat template; use "
-                "KnowledgeDomain(chat=False) or set `tokenizer.chat_template`."
-            )
+                f"The tokenizer of {self.base_model_id} {error}, or set `tokenizer.chat_template`."
+            ) from error
         if processing_class.pad_token_id is None and processing_class.eos_token_id is None:
             raise ValueError(
                 f"The tokenizer of {self.base_model_id} has neither a padding nor an end-of-sequence token; set "
@@ -154,7 +152,7 @@ class SelfAdaptingLM:
 
         Parameters:
             passage (`str` or `Mapping`):
-                A text, or an example of the domain such as `{"title": ..., "context": ...}`.
+                An example of the domain, or a text where the domain takes one (see [`Domain.example_from_text`]).
             num_generations (`int`, *optional*, defaults to `5`):
                 Number of self-edits to sample.
             temperature (`float`, *optional*, defaults to `1.0`):
@@ -177,7 +175,7 @@ class SelfAdaptingLM:
         Raises:
             ValueError: `num_generations` below 1, an empty passage, or one that does not fit the model's context.
         """
-        example = {"title": "", "context": passage} if isinstance(passage, str) else passage
+        example = self.domain.example_from_text(passage) if isinstance(passage, str) else passage
         (edits,) = self.propose_batch(
             [example],
             num_generations,
@@ -265,22 +263,64 @@ class SelfAdaptingLM:
             raise ValueError(f"num_generations={num_generations} must be at least 1.")
         if max_completion_length < 1:
             raise ValueError(f"max_completion_length={max_completion_length} must be at least 1.")
-        for example in examples:
-            if "context" in example and not str(example["context"]).strip():
-                raise ValueError("The passage is empty; give it some text to learn.")
-        seeds = [draw_seed(seed, first_example + e, i) for e in range(len(examples)) for i in range(num_generations)]
         generations = iter(
-            generate(
-                self.model,
-                self.processing_class,
+            self.sample(
                 [prompt for prompt in map(self.domain.prompt, examples) for _ in range(num_generations)],
+                [(seed, first_example + e, i) for e in range(len(examples)) for i in range(num_generations)],
+                temperature=temperature,
+                top_p=top_p,
                 max_new_tokens=max_completion_length,
-                sampling=Sampling(tuple(seeds), temperature, top_p),
                 on_text=on_text,
                 stop=stop,
             )
         )
         return [[next(generations) for _ in range(num_generations)] for _ in examples]
+
+    def sample(
+        self,
+        prompts: Sequence[Prompt],
+        streams: Sequence[tuple[int, ...]],
+        *,
+        temperature: float,
+        top_p: float,
+        max_new_tokens: int | Sequence[int],
+        on_text: Callable[[list[str]], bool | None] | None = None,
+        stop: threading.Event | None = None,
+    ) -> list[Generation]:
+        """
+        Continue prompts at random, without an inner adapter.
+
+        Args:
+            prompts (`Sequence[str | list[dict]]`):
+                Plain texts, or chat messages.
+            streams (`Sequence[tuple[int, ...]]`):
+                For each prompt the numbers that name its random stream, such as `(seed, example, edit)`. What it draws
+                depends on these alone, whatever else is in the batch.
+            temperature, top_p, on_text, stop:
+                As in [`~SelfAdaptingLM.propose`].
+            max_new_tokens (`int` or `Sequence[int]`):
+                Longest completion, in tokens: of all prompts, or of each.
+
+        Returns:
+            `list[Generation]`: one per prompt.
+        """
+        seeds = tuple(draw_seed(*stream) for stream in streams)
+        return self.generate(
+            prompts,
+            max_new_tokens=max_new_tokens,
+            sampling=Sampling(seeds, temperature, top_p),
+            on_text=on_text,
+            stop=stop,
+        )
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        adapters: Sequence[Adapter | None] | None = None,
+        **options,
+    ) -> list[Generation]:
+        bank, rows = self._bank(prompts, adapters)
+        return generate(self.model, self.processing_class, prompts, bank=bank, rows=rows, **options)
 
     def adapt(
         self,
@@ -361,7 +401,8 @@ class SelfAdaptingLM:
         """
         Answer closed-book: the passage is not in the context. Greedy.
 
-        For domains whose examples have a title and `questions`; other prompts go to [`~SelfAdaptingLM.answer_prompts`].
+        For domains that have questions in plain text (see [`Domain.ask`]); other prompts go to
+        [`~SelfAdaptingLM.answer_prompts`].
 
         Parameters:
             question (`str` or `Sequence[str]`):
@@ -386,8 +427,7 @@ class SelfAdaptingLM:
         questions = [question] if isinstance(question, str) else list(question)
         if not all(text.strip() for text in questions):
             raise ValueError("A question is empty; give it some text.")
-        example = {"title": title, "context": "", "questions": [{"question": text} for text in questions]}
-        prompts = self.domain.questions(example)
+        prompts = self.domain.ask(questions, title)
         adapters = [adapter] * len(prompts)
         answers = self.answer_prompts(
             prompts, adapters, max_answer_length=max_answer_length, on_text=on_text, stop=stop

@@ -38,8 +38,8 @@ class TopicDomain(Domain):
             return None
         return SelfEdit(self.prompt(example), completion, (TrainingExample(f"{example['topic']}: ", completion),))
 
-    def questions(self, example):
-        return [f"Question: {item['question']} Answer:" for item in example["questions"]]
+    def ask(self, questions, title=""):
+        return [f"Question: {question} Answer:" for question in questions]
 
 
 def test_self_edits_of_the_domain(lm):

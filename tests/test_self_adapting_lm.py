@@ -279,7 +279,10 @@ CONSTRUCTOR_ERRORS = {
         {"peft_config": LoraConfig(target_modules=["c_attn"])},
         r"\['c_attn'\] match no linear module; .*q_proj",
     ),
-    "domain": ({"domain": KnowledgeDomain(chat=True)}, "no chat template; use KnowledgeDomain.chat=False."),
+    "domain": (
+        {"domain": KnowledgeDomain(chat=True)},
+        "has no chat template for a domain in chat form; use KnowledgeDomain.chat=False., or set",
+    ),
 }
 
 

@@ -25,8 +25,8 @@ from transformers.utils import logging as transformers_logging
 
 from seal_hf import Adapter, SelfAdaptingLM, SelfEdit
 from seal_hf.domains import load_demo_passages
+from seal_hf.domains.knowledge.own_questions import own_questions
 from seal_hf.inner_loop.training import InnerStep
-from seal_hf.own_questions import own_questions
 
 
 console = Console()

@@ -1,12 +1,14 @@
 """Tasks to learn with SEAL, and their data."""
 
-from .base import Domain
-from .knowledge.domain import PROMPT_STYLES, KnowledgeDomain
+from .base import Condition, Domain
+from .knowledge.domain import KnowledgeDomain
 from .knowledge.passages import group_squad_rows, load_demo_passages, load_passages
+from .knowledge.templates import PROMPT_STYLES
 
 
 __all__ = [
     "PROMPT_STYLES",
+    "Condition",
     "Domain",
     "KnowledgeDomain",
     "group_squad_rows",

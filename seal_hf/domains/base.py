@@ -1,21 +1,48 @@
 """What a task must define for SEAL to learn it."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from ..self_edit import SelfEdit
+from ..self_edit import Prompt, SelfEdit
+
+
+# The two conditions that every domain has: the model without an inner adapter, and with one for a self-edit.
+BASE, SELF_EDITS = "base", "self-edits"
+
+
+@dataclass(frozen=True)
+class Condition:
+    """
+    Something that an evaluation compares self-edits with.
+
+    Parameters:
+        name (`str`):
+            Its name in records, tables and plots.
+        questions (`Callable[[Mapping], list[str | list[dict]]]`):
+            The prompts that an example is asked under it; as many as [`Domain.questions`] gives.
+        self_edit (`Callable[[Mapping], SelfEdit]`, *optional*):
+            What an inner adapter is trained on for an example; nothing is trained where it is absent.
+    """
+
+    name: str
+    questions: Callable[[Mapping[str, Any]], list[Prompt]]
+    self_edit: Callable[[Mapping[str, Any]], SelfEdit] | None = None
 
 
 class Domain:
     """
     A task that a model can adapt to with self-edits (SEAL, section 3.2).
 
-    Subclass it, implement the four methods and pass an instance to [`SelfAdaptingLM`]; nothing has to be registered. An
-    `example` is one row of the dataset. The reward of a self-edit is the mean of the verdicts that [`~Domain.grade`]
-    gives to the answers of the model adapted to it.
+    Subclass it, implement `prompt`, `parse`, `questions` and `grade`, and pass an instance to [`SelfAdaptingLM`] or
+    [`SEALTrainer`]; nothing has to be registered. An `example` is one row of the dataset. The reward of a self-edit is
+    the mean of the verdicts that [`~Domain.grade`] gives to the answers of the model adapted to it.
+
+    The other methods have defaults that suit most tasks. A domain is never changed by the model that uses it.
     """
 
-    def prompt(self, example: Mapping[str, Any]) -> str | list[dict]:
+    def prompt(self, example: Mapping[str, Any]) -> Prompt:
         """
         Return what the policy sees when it writes a self-edit.
 
@@ -30,7 +57,7 @@ class Domain:
 
     def parse(self, completion: str, example: Mapping[str, Any]) -> SelfEdit | None:
         """
-        Turn what the policy wrote into training sequences and hyperparameters.
+        Turn what the policy wrote into training examples and hyperparameters.
 
         Args:
             completion (`str`):
@@ -44,7 +71,7 @@ class Domain:
         """
         raise NotImplementedError
 
-    def questions(self, example: Mapping[str, Any]) -> list[str | list[dict]]:
+    def questions(self, example: Mapping[str, Any]) -> list[Prompt]:
         """
         Return the prompts that the adapted model is evaluated on.
 
@@ -70,7 +97,81 @@ class Domain:
                 For each example, the answers to its [`~Domain.questions`], in their order.
 
         Returns:
-            `list[list[bool | None]]`: A verdict for each answer of each example. `None` marks an answer that could
-            not be graded; it counts neither as right nor as wrong.
+            `list[list[bool | None]]`: For each example its verdicts: one for each answer, or a single one for all of
+            them, for example after a vote; always as many for the same example. `None` marks what could not be graded;
+            it counts neither as right nor as wrong.
         """
         raise NotImplementedError
+
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        """
+        What an evaluation compares self-edits with. The first is [`BASE`], the model without an inner adapter, whose
+        reward a training round measures too.
+        """
+        return (Condition(BASE, self.questions),)
+
+    def check(self, example: Mapping[str, Any]) -> None:
+        """
+        Find out before any work is done whether an example can be learned and graded.
+
+        Args:
+            example (`Mapping[str, Any]`):
+                One row of the dataset.
+
+        Raises:
+            ValueError: Something is missing; the message says what and how to repair it, in words that go on after
+                "example 3 ".
+        """
+        try:
+            questions = self.questions(example)
+        except KeyError as error:
+            raise ValueError(
+                f"has no {error}, which {type(self).__name__} asks for; add it, or drop the example."
+            ) from error
+        if not questions:
+            raise ValueError("has no question, so that nothing can be rewarded; add one, or drop it.")
+
+    def content(self, example: Mapping[str, Any]) -> str:
+        """
+        Return what there is to learn in an example. Two examples of equal content are the same to learn, so that one
+        must not be trained on and the other held out.
+        """
+        return json.dumps({key: value for key, value in example.items() if key != "id"}, sort_keys=True, default=str)
+
+    def for_model(self, has_chat_template: bool) -> "Domain":
+        """
+        Return the domain in the form that suits a model; the domain itself where it has one form alone.
+
+        Args:
+            has_chat_template (`bool`):
+                Whether the model's tokenizer has a chat template.
+
+        Raises:
+            ValueError: The domain does not work with such a model.
+        """
+        return self
+
+    def example_from_text(self, text: str) -> dict[str, Any]:
+        """
+        Return the example that a plain text stands for, where a domain has such examples.
+
+        Raises:
+            TypeError: It has none.
+        """
+        raise TypeError(f"{type(self).__name__} learns from examples, not from a plain text; give it a mapping.")
+
+    def ask(self, questions: Sequence[str], title: str = "") -> list[Prompt]:
+        """
+        Return evaluation prompts for questions in plain text, where a domain has such questions.
+
+        Args:
+            questions (`Sequence[str]`):
+                What to ask.
+            title (`str`, *optional*, defaults to `""`):
+                The topic.
+
+        Raises:
+            TypeError: It has none.
+        """
+        raise TypeError(f"{type(self).__name__} has no questions in plain text; give its prompts to answer_prompts().")

@@ -8,17 +8,16 @@ import pytest
 from helpers.tiny_models import tiny_llama, tiny_tokenizer
 
 from seal_hf import SelfAdaptingLM
-from seal_hf import own_questions as module
 from seal_hf.domains import KnowledgeDomain, load_demo_passages
 from seal_hf.domains.knowledge.grounding import is_about, is_grounded
-from seal_hf.domains.knowledge.question_prompts import (
+from seal_hf.domains.knowledge.own_questions import (
     likely_answers,
+    own_questions,
     parse_question,
     question_prompts,
     reading_prompts,
     split_sentences,
 )
-from seal_hf.own_questions import own_questions
 
 
 BEES = {
@@ -31,24 +30,23 @@ BEES = {
 class ScriptedLM:
     """Writes, reads and rates what a test says; remembers the prompts."""
 
-    def __init__(self, monkeypatch, written=(), answers=None, passage_answers=None, likelihoods=None, on_write=None):
-        self.model = self.processing_class = None
+    def __init__(self, written=(), answers=None, passage_answers=None, likelihoods=None, on_write=None):
         self.domain = KnowledgeDomain(chat=False)
         self.written, self.answers = written, answers or {}
         self.passage_answers, self.likelihoods = passage_answers or {}, likelihoods or {}
-        self.on_write, self.prompts, self.seeds = on_write, [], []
-        monkeypatch.setattr(module, "generate", self.generate)
+        self.on_write, self.prompts, self.streams = on_write, [], []
 
-    def generate(self, model, tokenizer, prompts, *, sampling=None, **options):
+    def sample(self, prompts, streams, **options):
         self.prompts += prompts
-        if sampling is not None:
-            self.seeds = sampling.seeds
-            if self.on_write:
-                self.on_write()
-            texts = [self.written[i] if i < len(self.written) else "" for i in range(len(prompts))]
-        else:
-            texts = [self.read(prompt) for prompt in prompts]
+        self.streams = streams
+        if self.on_write:
+            self.on_write()
+        texts = [self.written[i] if i < len(self.written) else "" for i in range(len(prompts))]
         return [SimpleNamespace(text=text, finished=False) for text in texts]
+
+    def generate(self, prompts, **options):
+        self.prompts += prompts
+        return [SimpleNamespace(text=self.read(prompt), finished=False) for prompt in prompts]
 
     def read(self, prompt):
         question = re.findall(r"Question: (.*)\nAnswer:$", prompt)[-1]
@@ -163,10 +161,8 @@ def test_questions_are_about_the_passage_and_do_not_point_at_it(question, exampl
 KEEPER, JARS, YEAR = "Who keeps the bees of Vell?", "How many jars of honey were made?", "When was dark honey made?"
 
 
-def test_kept_questions_come_in_the_order_of_the_passage(monkeypatch):
-    lm = ScriptedLM(
-        monkeypatch, [KEEPER, JARS, YEAR, "Why?"], {KEEPER: "Ann Orr", JARS: "45", YEAR: "1911", "Why?": "dark"}
-    )
+def test_kept_questions_come_in_the_order_of_the_passage():
+    lm = ScriptedLM([KEEPER, JARS, YEAR, "Why?"], {KEEPER: "Ann Orr", JARS: "45", YEAR: "1911", "Why?": "dark"})
     kept = [{"question": q, "answer": a} for q, a in ((KEEPER, "Ann Orr"), (JARS, "45"), (YEAR, "1911"))]
     assert own_questions(lm, BEES) == kept
     assert own_questions(lm, BEES, 2) == kept[:2]
@@ -183,40 +179,40 @@ def test_kept_questions_come_in_the_order_of_the_passage(monkeypatch):
         {"answers": {KEEPER: "honey jars", JARS: "45"}},
     ],
 )
-def test_dropped_questions(monkeypatch, reason):
-    lm = ScriptedLM(monkeypatch, [KEEPER, JARS], **{"answers": {KEEPER: "Ann Orr", JARS: "45"}, **reason})
+def test_dropped_questions(reason):
+    lm = ScriptedLM([KEEPER, JARS], **{"answers": {KEEPER: "Ann Orr", JARS: "45"}, **reason})
     assert own_questions(lm, BEES) == [{"question": JARS, "answer": "45"}]
 
 
-def test_no_two_questions_with_one_answer(monkeypatch):
+def test_no_two_questions_with_one_answer():
     again = "Who has kept the bees of Vell?"
     written = [KEEPER, "", "", again, "", "", KEEPER.upper()]
-    lm = ScriptedLM(monkeypatch, written, {KEEPER: "Ann Orr", again: "Orr", KEEPER.upper(): "Ann Orr"})
+    lm = ScriptedLM(written, {KEEPER: "Ann Orr", again: "Orr", KEEPER.upper(): "Ann Orr"})
     assert own_questions(lm, BEES) == [{"question": KEEPER, "answer": "Ann Orr"}]
 
 
-def test_persons_questions_are_never_seen(monkeypatch):
-    lm = ScriptedLM(monkeypatch, [KEEPER], {KEEPER: "Ann Orr"})
+def test_persons_questions_are_never_seen():
+    lm = ScriptedLM([KEEPER], {KEEPER: "Ann Orr"})
     assert len(own_questions(lm, BEES)) == 1
     assert len(lm.prompts) > 8
     assert not any("zebra" in prompt or "xylophone" in prompt for prompt in lm.prompts)
     assert not any("zebra" in prompt for prompt in reading_prompts(BEES, [BEES["context"]], [KEEPER]))
 
 
-def test_seeds(monkeypatch):
-    lm = ScriptedLM(monkeypatch)
+def test_seeds():
+    lm = ScriptedLM()
     own_questions(lm, BEES, seed=1)
-    first = lm.seeds
+    first = lm.streams
     own_questions(lm, BEES, seed=2)
-    assert len(set(first) | set(lm.seeds)) == 2 * len(first)
+    assert len(set(first) | set(lm.streams)) == 2 * len(first)
 
 
-def test_a_second_attempt_where_nothing_is_kept(monkeypatch):
+def test_a_second_attempt_where_nothing_is_kept():
     draws = []
-    lm = ScriptedLM(monkeypatch, [], {KEEPER: "Ann Orr"})
+    lm = ScriptedLM([], {KEEPER: "Ann Orr"})
 
     def on_write():
-        draws.append(lm.seeds)
+        draws.append(lm.streams)
         lm.written = [KEEPER] if len(draws) == 2 else []
 
     lm.on_write = on_write
@@ -226,14 +222,14 @@ def test_a_second_attempt_where_nothing_is_kept(monkeypatch):
     assert len(draws) == 4
 
 
-def test_stop_gives_no_questions(monkeypatch):
+def test_stop_gives_no_questions():
     stop = threading.Event()
-    lm = ScriptedLM(monkeypatch, [KEEPER], {KEEPER: "Ann Orr"}, on_write=stop.set)
+    lm = ScriptedLM([KEEPER], {KEEPER: "Ann Orr"}, on_write=stop.set)
     assert own_questions(lm, BEES, stop=stop) == []
 
 
-def test_unusable_arguments(monkeypatch):
-    lm = ScriptedLM(monkeypatch)
+def test_unusable_arguments():
+    lm = ScriptedLM()
     with pytest.raises(ValueError, match="num_questions=0 must be at least 1"):
         own_questions(lm, BEES, 0)
     with pytest.raises(ValueError, match="passage is empty"):

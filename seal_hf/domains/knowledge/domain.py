@@ -1,5 +1,5 @@
 """
-Knowledge incorporation (SEAL, section 3.2): from a passage to training sequences and closed-book questions.
+Knowledge incorporation (SEAL, section 3.2): from a passage to training examples and closed-book questions.
 
 An example is a mapping `{"title": str, "context": str, "questions": [{"question": str, "answer": str}]}`. The prompts
 are text files in `prompts/`.
@@ -7,58 +7,25 @@ are text files in `prompts/`.
 
 import re
 from collections.abc import Mapping, Sequence
-from importlib import resources
-from pathlib import Path
+from copy import copy
 from typing import Any, Protocol
 
 from ...grading import LexicalGrader
-from ...self_edit import SelfEdit, TrainingExample
-from ..base import Domain
+from ...self_edit import Prompt, SelfEdit, TrainingExample
+from ..base import BASE, Condition, Domain
+from .passages import is_text
+from .templates import fill_template, load_prompt_template, read_prompt_file
 
 
-PROMPT_STYLES = ("implications", "implications-long", "implications-very-long", "rewrite", "self-qa", "none")
+# What an evaluation compares self-edits with, beside the base model: the same model with the passage in view, and an
+# adapter that was trained on the passage alone.
+IN_CONTEXT, PASSAGE_ONLY = "passage in context", "passage only"
 
 
 class Grader(Protocol):
     """What [`KnowledgeDomain`] asks of a grader, such as [`LexicalGrader`] or [`JudgeGrader`]."""
 
     def grade(self, questions: list[str], golds: list[str], answers: list[str]) -> list[bool | None]: ...
-
-
-def fill_template(template: str, values: Mapping[str, str]) -> str:
-    """
-    Fill the `{name}` places of a prompt template.
-
-    A line none of whose places has a value is left out. Braces in the template that are not places, and braces in the
-    values, stay as they are.
-
-    Args:
-        template (`str`):
-            Text with places such as `{title}`.
-        values (`Mapping[str, str]`):
-            Value of each place.
-
-    Returns:
-        `str`: The filled text.
-
-    Example:
-
-    ```python
-    >>> fill_template("Topic: {title}\\nQuestion: {question}\\n", {"title": "Sets", "question": "Is {title} empty?"})
-    'Topic: Sets\\nQuestion: Is {title} empty?\\n'
-    >>> fill_template("Topic: {title}\\nQuestion: {question}\\n", {"title": "", "question": "What is {}?"})
-    'Question: What is {}?\\n'
-
-    ```
-    """
-    # One pass over all places, so that a place named inside a value is not filled in turn.
-    places = re.compile("|".join(re.escape(f"{{{name}}}") for name in values))
-    filled = []
-    for line in template.splitlines(keepends=True):
-        line_values = [values[place[1:-1]] for place in places.findall(line)]
-        if any(line_values) or not line_values:
-            filled.append(places.sub(lambda match: values[match.group()[1:-1]], line))
-    return "".join(filled)
 
 
 def split_completion(completion: str, split_newlines: bool = True) -> list[str]:
@@ -92,7 +59,7 @@ def split_completion(completion: str, split_newlines: bool = True) -> list[str]:
     if split_newlines and re.search(r"Question\s+\d+:", completion) and re.search(r"Answer\s*:", completion):
         pairs = re.split(r"\n(?=Question\s+\d+:)", completion.strip())
         if not pairs[0].startswith("Question"):
-            # The plain self-qa prompt ends in this label, so that the completion begins behind it.
+            # The plain self-qa prompt ends in this label, so that the completion begins after it.
             pairs[0] = f"Question 1: {pairs[0].strip()}"
         return pairs
     segments = [segment.strip() for segment in completion.split("---") if segment.strip()]
@@ -114,13 +81,13 @@ class KnowledgeDomain(Domain):
             template of your own, as text or as the path of a `.txt` file, with a place for the passage, `{context}`,
             and, if wanted, one for its title, `{title}`.
         split_newlines (`bool`, *optional*, defaults to `True`):
-            Whether lines, or questions with their answers, become training sequences of their own. Otherwise a
+            Whether lines, or questions with their answers, become training examples of their own. Otherwise a
             completion is split at `---` only.
         grader ([`LexicalGrader`] or [`JudgeGrader`], *optional*):
             Judge of the answers. Defaults to a [`LexicalGrader`], which needs neither network nor key.
         chat (`bool`, *optional*):
             Whether prompts are chat messages for an instruction-tuned model rather than plain text for a base model.
-            Where it is not set, [`SelfAdaptingLM`] sets it by whether the tokenizer has a chat template.
+            Where it is not set, [`~KnowledgeDomain.for_model`] decides by the tokenizer's chat template.
             The chat form is one user message, without the last line of the template if that ends in a colon: such a
             line is the beginning of the answer, which a base model continues.
 
@@ -140,11 +107,11 @@ class KnowledgeDomain(Domain):
         self.split_newlines = split_newlines
         self.grader = LexicalGrader() if grader is None else grader
         self.chat = chat
-        self._prompt_template = _load_prompt_template(prompt_style)
+        self._prompt_template = load_prompt_template(prompt_style)
         self._answer_template = read_prompt_file("answer")
         self._answer_in_context_template = read_prompt_file("answer-in-context")
 
-    def prompt(self, example: Mapping[str, Any]) -> str | list[dict]:
+    def prompt(self, example: Mapping[str, Any]) -> Prompt:
         """
         Return what the policy sees when it writes a self-edit: the instruction of the prompt style and the passage.
 
@@ -154,14 +121,19 @@ class KnowledgeDomain(Domain):
 
         Returns:
             `str` or `list[dict]`: Plain text, or chat messages when `chat` is set.
+
+        Raises:
+            ValueError: The passage is missing or empty.
         """
+        if not is_text(example.get("context", "?")):
+            raise ValueError("The passage is empty; give it some text to learn.")
         return self._fill(self._prompt_template, example)
 
     def parse(self, completion: str, example: Mapping[str, Any]) -> SelfEdit | None:
         """
-        Turn a completion into training sequences by the paper's rules (see [`split_completion`]).
+        Turn a completion into training examples by the paper's rules (see [`split_completion`]).
 
-        Each text is preceded by the title, and the passage itself is always the last sequence. The loss is taken on
+        Each text is preceded by the title, and the passage itself is always the last one. The loss is taken on
         every token. Unlike in the reference implementation, a completion without any text is malformed.
 
         Args:
@@ -182,6 +154,59 @@ class KnowledgeDomain(Domain):
             examples=(*(_training_example(example, text) for text in texts), _passage(example)),
         )
 
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        """The base model, the base model with the passage in view, and training on the passage alone."""
+        return (
+            Condition(BASE, self.questions),
+            Condition(IN_CONTEXT, self.questions_in_context),
+            Condition(PASSAGE_ONLY, self.questions, self.passage_only),
+        )
+
+    def check(self, example: Mapping[str, Any]) -> None:
+        """
+        Find out whether an example has a passage and questions with answers (see [`Domain.check`]).
+
+        Raises:
+            ValueError: Something is missing.
+        """
+        super().check(example)
+        for item in example["questions"]:
+            if not is_text(item.get("answer")):
+                raise ValueError(
+                    f'has no answer to {item["question"]!r}, so that nothing can be graded; add it as "answer", or drop '
+                    "the question."
+                )
+
+    def content(self, example: Mapping[str, Any]) -> str:
+        """Return the passage: its questions, title and other keys are not what is learned."""
+        return str(example["context"]).strip()
+
+    def for_model(self, has_chat_template: bool) -> "KnowledgeDomain":
+        """
+        Return the domain with prompts in chat form, or in plain text where the tokenizer has no chat template; the domain
+        itself where its `chat` is set.
+
+        Raises:
+            ValueError: `chat=True` for a tokenizer without a chat template.
+        """
+        if self.chat and not has_chat_template:
+            raise ValueError("has no chat template for a domain in chat form; use KnowledgeDomain(chat=False)")
+        if self.chat is not None:
+            return self
+        domain = copy(self)
+        domain.chat = has_chat_template
+        return domain
+
+    def example_from_text(self, text: str) -> dict[str, Any]:
+        """Return a passage without a title and without questions."""
+        return {"title": "", "context": text}
+
+    def ask(self, questions: Sequence[str], title: str = "") -> list[Prompt]:
+        """Return closed-book prompts for questions about a topic."""
+        example = {"title": title, "context": "", "questions": [{"question": text} for text in questions]}
+        return self.questions(example)
+
     def passage_only(self, example: Mapping[str, Any]) -> SelfEdit:
         """
         Return the baseline that trains on the passage alone, without anything that a policy wrote.
@@ -191,11 +216,11 @@ class KnowledgeDomain(Domain):
                 A passage; its questions are not needed.
 
         Returns:
-            [`SelfEdit`]: The passage as the only training sequence; prompt and completion are empty.
+            [`SelfEdit`]: The passage as the only training example; prompt and completion are empty.
         """
         return SelfEdit(prompt="", completion="", examples=(_passage(example),))
 
-    def questions(self, example: Mapping[str, Any]) -> list[str | list[dict]]:
+    def questions(self, example: Mapping[str, Any]) -> list[Prompt]:
         """
         Return the closed-book evaluation prompts: topic and question, without the passage.
 
@@ -208,7 +233,7 @@ class KnowledgeDomain(Domain):
         """
         return [self._fill(self._answer_template, example, question=item["question"]) for item in example["questions"]]
 
-    def questions_in_context(self, example: Mapping[str, Any]) -> list[str | list[dict]]:
+    def questions_in_context(self, example: Mapping[str, Any]) -> list[Prompt]:
         """
         Return the same questions with the passage in view, to see what the model could answer if it had learned all.
 
@@ -252,7 +277,7 @@ class KnowledgeDomain(Domain):
         )
         return [[next(verdicts) for _ in example_answers] for example_answers in answers]
 
-    def _fill(self, template: str, example: Mapping[str, Any], **values: str) -> str | list[dict]:
+    def _fill(self, template: str, example: Mapping[str, Any], **values: str) -> Prompt:
         if "context" not in example:
             raise ValueError(f'An example has no "context", only {", ".join(example) or "nothing"}; give its passage.')
         values.update(title=example.get("title") or "", context=example["context"].strip())
@@ -261,30 +286,6 @@ class KnowledgeDomain(Domain):
         body, _, last_line = template.rstrip().rpartition("\n")
         is_cue = last_line.endswith(":") and "{" not in last_line
         return [{"role": "user", "content": fill_template(body if is_cue else template, values).strip()}]
-
-
-def read_prompt_file(name: str) -> str:
-    """The text of a prompt of this package, by its name."""
-    return (resources.files(__package__) / "prompts" / f"{name}.txt").read_text(encoding="utf-8")
-
-
-def _load_prompt_template(prompt_style: str) -> str:
-    if prompt_style in PROMPT_STYLES:
-        return read_prompt_file(prompt_style)
-    if "{context}" in prompt_style:
-        return prompt_style
-    if not prompt_style.endswith(".txt"):
-        raise ValueError(
-            f"Unknown prompt_style {prompt_style!r}: choose one of {', '.join(PROMPT_STYLES)}, or give a template of "
-            "your own that contains {context}, as text or as the path of a .txt file."
-        )
-    path = Path(prompt_style)
-    if not path.is_file():
-        raise FileNotFoundError(f"The prompt template {prompt_style!r} does not exist; check the path.")
-    template = path.read_text(encoding="utf-8")
-    if "{context}" not in template:
-        raise ValueError(f"The prompt template {prompt_style!r} has no place for the passage; add {{context}} to it.")
-    return template
 
 
 def _training_example(example: Mapping[str, Any], text: str) -> TrainingExample:

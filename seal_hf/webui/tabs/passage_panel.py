@@ -6,8 +6,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from ...domains import load_demo_passages
-from ...domains.knowledge.domain import PROMPT_STYLES
+from ...domains import PROMPT_STYLES, load_demo_passages
 from ..work import inputs as checks
 from ..work.settings import LABELS, MOST_SELF_EDITS, PAPER, PRESETS, RANGES, Settings, preset_for
 from ..work.workbench import Workbench

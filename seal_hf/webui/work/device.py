@@ -14,8 +14,8 @@ import gradio as gr
 import torch
 
 from ...adapters.adapter import Adapter
+from ...domains.knowledge.own_questions import own_questions
 from ...hub.model_card import AdapterCard
-from ...own_questions import own_questions
 from ...self_adapting_lm import SelfAdaptingLM
 from ...self_edit import SelfEdit
 from .explaining import explain

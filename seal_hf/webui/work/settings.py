@@ -4,8 +4,7 @@ from dataclasses import asdict, dataclass
 
 from peft import LoraConfig
 
-from ...domains import KnowledgeDomain
-from ...domains.knowledge.domain import PROMPT_STYLES
+from ...domains import PROMPT_STYLES, KnowledgeDomain
 from ...inner_loop.update import InnerLoopConfig
 from ...self_adapting_lm import SelfAdaptingLM
 

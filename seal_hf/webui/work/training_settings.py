@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ...domains.knowledge.domain import PROMPT_STYLES
+from ...domains import PROMPT_STYLES
 from .settings import check_range
 
 

@@ -1,6 +1,10 @@
 """
 Questions that a model asks itself about a passage, where nobody gives any.
 
+A person who gives a passage without questions still needs a reward for each self-edit. The model is shown one sentence at
+a time with a name, number or word of it, and writes the question to that answer. The prompts are few-shot prompts in
+plain text, because models too small to follow an instruction still follow a pattern.
+
 A question is kept if two readings of it agree on an answer: of the sentence it was written about, and of the whole passage
 (round-trip consistency, Alberti et al. 2019, https://arxiv.org/abs/1906.05416). Since a small model writes and reads
 badly, the answer must moreover be likely, and either be the one that the question was written for or occur in what the
@@ -8,23 +12,180 @@ model answers to the domain's own prompt with the passage in view.
 """
 
 import math
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import zip_longest
+from typing import Any, Protocol
 
-from .domains.knowledge.grounding import is_about, is_grounded, says
-from .domains.knowledge.question_prompts import parse_question, question_prompts, reading_prompts
-from .generation.base import Sampling, draw_seed
-from .generation.transformers_generation import generate
-from .grading.lexical import normalize
-from .self_adapting_lm import SelfAdaptingLM
+from ...grading.lexical import normalize
+from .grounding import is_about, is_grounded, says
+from .templates import fill_template, read_prompt_file
+
+
+# Prompts for each question wanted, and random draws of one prompt: most of what a small model writes is dropped.
+_PROMPTS_PER_QUESTION, _DRAWS = 8, 3
+_ANSWERS_PER_SENTENCE = 4
+# After a word of three letters, so that "Dr. Ann" stays together; scripts without spaces end sentences without one.
+_SENTENCE_END = re.compile(r"(?<=\w\w\w[.!?؟۔।])[\"'”’»)\]]*\s+|(?<=[。！？])|\n+")
+_NUMBER = re.compile(r"\d(?:[\d.,]*\d)?")
+_WORD = re.compile(r"[^\W\d_][\w'’-]*")
+
+
+def split_sentences(passage: str) -> list[str]:
+    """
+    Split a passage into sentences.
+
+    Example:
+
+    ```python
+    >>> split_sentences("Dr. Ann keeps bees. They hum.")
+    ['Dr. Ann keeps bees.', 'They hum.']
+
+    ```
+    """
+    return [sentence.strip() for sentence in _SENTENCE_END.split(passage) if re.search(r"\w", sentence)]
+
+
+def likely_answers(sentence: str, example: Mapping[str, Any]) -> list[str]:
+    """
+    Parts of a sentence that a question may ask for, without knowing its language: numbers, names, long words.
+
+    Args:
+        sentence (`str`):
+            One sentence of the passage.
+        example (`Mapping[str, Any]`):
+            The passage, whose title is no answer.
+
+    Returns:
+        `list[str]`: At most four; empty in scripts without upper case, where the sentence has no number.
+
+    Example:
+
+    ```python
+    >>> likely_answers("In 1911 the teacher Edric Molloway found one.", {"context": ""})
+    ['1911', 'Edric Molloway', 'teacher']
+
+    ```
+    """
+    words = list(_WORD.finditer(sentence))
+    names: list[str] = []
+    end = None  # of the name that goes on
+    for place, word in enumerate(words):
+        # The first word has a capital for another reason.
+        if not word.group()[0].isupper() or place == 0:
+            end = None
+        elif end is not None and sentence[end : word.start()] in (" ", " & "):
+            names[-1] += sentence[end : word.end()]
+            end = word.end()
+        else:
+            names.append(word.group())
+            end = word.end()
+    long_words = [word.group() for word in words[1:] if word.group()[0].islower() and len(word.group()) > 5]
+    ordered = [*_NUMBER.findall(sentence), *sorted(names, key=len, reverse=True), *sorted(long_words, key=len)[-1:]]
+    found = [text for text in ordered if not says(example.get("title") or "", text)]
+    return list(dict.fromkeys(found))[:_ANSWERS_PER_SENTENCE]
+
+
+@dataclass(frozen=True)
+class QuestionPrompt:
+    """
+    A prompt for one question.
+
+    Parameters:
+        sentence (`str`):
+            The sentence to ask about.
+        answer (`str`):
+            Part of it that the question should ask for; empty where the model is to choose.
+        prompt (`str`):
+            What the model continues.
+    """
+
+    sentence: str
+    answer: str
+    prompt: str
+
+
+def question_prompts(example: Mapping[str, Any], num_questions: int) -> list[QuestionPrompt]:
+    """
+    Return prompts that ask for one question each, spread over the sentences of the passage.
+
+    Args:
+        example (`Mapping[str, Any]`):
+            A passage; its questions are not looked at.
+        num_questions (`int`):
+            Number of questions wanted.
+
+    Returns:
+        `list[QuestionPrompt]`: At most eight for each question wanted, each at most three times.
+    """
+    template = read_prompt_file("own-question").rstrip()
+    by_sentence = []
+    for sentence in split_sentences(example["context"]):
+        prompt = fill_template(template, {"title": example.get("title") or "", "sentence": sentence})
+        answers = likely_answers(sentence, example)
+        prompts = [QuestionPrompt(sentence, answer, f"{prompt} {answer}\nQuestion:") for answer in answers]
+        by_sentence.append(prompts or [QuestionPrompt(sentence, "", prompt)])
+    # The first answer of every sentence, then the second of every sentence.
+    prompts = [prompt for layer in zip_longest(*by_sentence) for prompt in layer if prompt]
+    limit = _PROMPTS_PER_QUESTION * num_questions
+    if len(prompts) > limit:
+        return [prompts[place * len(prompts) // limit] for place in range(limit)]
+    return prompts * min(_DRAWS, limit // max(len(prompts), 1))
+
+
+def parse_question(completion: str) -> str | None:
+    """
+    Read the question that the model wrote, with or without its answer before it.
+
+    Example:
+
+    ```python
+    >>> parse_question(" Who keeps bees?\\nAnswer: Ann"), parse_question(" Ann\\nQuestion: Who keeps bees?")
+    ('Who keeps bees?', 'Who keeps bees?')
+    >>> parse_question(" Ann keeps bees.") is None
+    True
+
+    ```
+    """
+    before, label, after = completion.partition("Question:")
+    line = before.strip().partition("\n")[0].strip()
+    if not line.endswith(("?", "？", "؟")) and label:
+        line = after.strip().partition("\n")[0].strip()
+    return line if line.endswith(("?", "？", "؟")) else None
+
+
+def reading_prompts(example: Mapping[str, Any], notes: list[str], questions: list[str]) -> list[str]:
+    """Return prompts that ask for the words of a note, one sentence or the whole passage, that answer a question."""
+    template = read_prompt_file("own-answer").rstrip()
+    title = example.get("title") or ""
+    return [
+        fill_template(template, {"title": title, "note": " ".join(note.split()), "question": question})
+        for note, question in zip(notes, questions, strict=True)
+    ]
 
 
 # Tried on demo passages with the embedded model: below this, its answers are mostly wrong.
 MIN_ANSWER_LIKELIHOOD = 0.55
 _TEMPERATURE, _TOP_P = 0.6, 0.9
 _ATTEMPTS, _DRAFTS_PER_ANSWER, _QUESTIONS_PER_SENTENCE = 2, 3, 2
+
+
+class AskedModel(Protocol):
+    """What is asked of a [`SelfAdaptingLM`] here."""
+
+    domain: Any
+
+    def sample(self, prompts: Sequence[str], streams: Sequence[tuple[int, ...]], **options: Any) -> list: ...
+
+    def generate(self, prompts: Sequence[str], **options: Any) -> list: ...
+
+    def answer_prompts(self, prompts: Sequence[str | list[dict]], **options: Any) -> list[str]: ...
+
+    def answer_log_likelihoods(
+        self, prompts: Sequence[str], gold_answers: Sequence[Sequence[str]]
+    ) -> list[float | None]: ...
 
 
 @dataclass
@@ -43,7 +204,7 @@ class _Draft:
 
 
 def own_questions(
-    lm: SelfAdaptingLM,
+    lm: AskedModel,
     example: Mapping[str, Any],
     num_questions: int = 5,
     *,
@@ -58,9 +219,9 @@ def own_questions(
 
     The model carries its policy adapter, if it has one, and no inner adapter.
 
-    Parameters:
+    Args:
         lm ([`SelfAdaptingLM`]):
-            The model. Its domain must have `questions_in_context`, as [`KnowledgeDomain`] has.
+            The model, with a [`KnowledgeDomain`].
         example (`Mapping[str, Any]`):
             A passage, `{"title": ..., "context": ...}`. Questions it may hold are not looked at.
         num_questions (`int`, *optional*, defaults to `5`):
@@ -74,7 +235,7 @@ def own_questions(
             Longest answer, in tokens; a question whose answer is longer is dropped.
         on_text (`Callable[[list[str]], bool | None]`, *optional*):
             Called with the new text of all candidates at every token while questions are written; returning `True` ends
-            the writing, and what there is gets read.
+            the writing, and what is written by then gets read.
         stop (`threading.Event`, *optional*):
             Once set, the work ends without questions.
 
@@ -109,7 +270,7 @@ def own_questions(
 
 
 def _write(
-    lm: SelfAdaptingLM,
+    lm: AskedModel,
     passage: Mapping[str, str],
     num_questions: int,
     seeds: tuple[int, ...],
@@ -119,12 +280,12 @@ def _write(
 ) -> list[_Draft]:
     """The questions that the model writes, each once for a sentence, without those that are not about the passage."""
     prompts = question_prompts(passage, num_questions)
-    generations = generate(
-        lm.model,
-        lm.processing_class,
+    generations = lm.sample(
         [prompt.prompt for prompt in prompts],
+        [(*seeds, place) for place in range(len(prompts))],
+        temperature=_TEMPERATURE,
+        top_p=_TOP_P,
         max_new_tokens=max_question_length,
-        sampling=Sampling(tuple(draw_seed(*seeds, place) for place in range(len(prompts))), _TEMPERATURE, _TOP_P),
         on_text=on_text,
         stop=stop,
     )
@@ -138,7 +299,7 @@ def _write(
 
 
 def _read(
-    lm: SelfAdaptingLM,
+    lm: AskedModel,
     passage: Mapping[str, str],
     drafts: Sequence[_Draft],
     whole: bool,
@@ -146,9 +307,7 @@ def _read(
     stop: threading.Event | None,
 ) -> list[str]:
     """The answers that the model finds in the sentences, or in the whole passage; empty where one is too long."""
-    generations = generate(
-        lm.model, lm.processing_class, _prompts(passage, drafts, whole), max_new_tokens=max_answer_length, stop=stop
-    )
+    generations = lm.generate(_prompts(passage, drafts, whole), max_new_tokens=max_answer_length, stop=stop)
     lines = [generation.text.strip().partition("\n") for generation in generations]
     return [
         line.strip() if end or generation.finished else ""
@@ -165,7 +324,7 @@ def _few_of_each_answer(drafts: Sequence[_Draft]) -> list[_Draft]:
 
 
 def _confirmed(
-    lm: SelfAdaptingLM, passage: Mapping[str, str], drafts: Sequence[_Draft], stop: threading.Event | None
+    lm: AskedModel, passage: Mapping[str, str], drafts: Sequence[_Draft], stop: threading.Event | None
 ) -> list[_Draft]:
     """The drafts whose answer is likely and has a second reason to be believed."""
     questions = [{"question": draft.question} for draft in drafts]

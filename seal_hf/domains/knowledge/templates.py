@@ -1,0 +1,69 @@
+"""The prompts of knowledge incorporation: text files with places that are filled."""
+
+import re
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+
+
+PROMPT_STYLES = ("implications", "implications-long", "implications-very-long", "rewrite", "self-qa", "none")
+
+
+def fill_template(template: str, values: Mapping[str, str]) -> str:
+    """
+    Fill the `{name}` places of a prompt template.
+
+    A line none of whose places has a value is left out. Braces in the template that are not places, and braces in the
+    values, stay as they are.
+
+    Args:
+        template (`str`):
+            Text with places such as `{title}`.
+        values (`Mapping[str, str]`):
+            Value of each place.
+
+    Returns:
+        `str`: The filled text.
+
+    Example:
+
+    ```python
+    >>> fill_template("Topic: {title}\\nQuestion: {question}\\n", {"title": "Sets", "question": "Is {title} empty?"})
+    'Topic: Sets\\nQuestion: Is {title} empty?\\n'
+    >>> fill_template("Topic: {title}\\nQuestion: {question}\\n", {"title": "", "question": "What is {}?"})
+    'Question: What is {}?\\n'
+
+    ```
+    """
+    # One pass over all places, so that a place named inside a value is not filled in turn.
+    places = re.compile("|".join(re.escape(f"{{{name}}}") for name in values))
+    filled = []
+    for line in template.splitlines(keepends=True):
+        line_values = [values[place[1:-1]] for place in places.findall(line)]
+        if any(line_values) or not line_values:
+            filled.append(places.sub(lambda match: values[match.group()[1:-1]], line))
+    return "".join(filled)
+
+
+def read_prompt_file(name: str) -> str:
+    """The text of a prompt of this package, by its name."""
+    return (resources.files(__package__) / "prompts" / f"{name}.txt").read_text(encoding="utf-8")
+
+
+def load_prompt_template(prompt_style: str) -> str:
+    if prompt_style in PROMPT_STYLES:
+        return read_prompt_file(prompt_style)
+    if "{context}" in prompt_style:
+        return prompt_style
+    if not prompt_style.endswith(".txt"):
+        raise ValueError(
+            f"Unknown prompt_style {prompt_style!r}: choose one of {', '.join(PROMPT_STYLES)}, or give a template of "
+            "your own that contains {context}, as text or as the path of a .txt file."
+        )
+    path = Path(prompt_style)
+    if not path.is_file():
+        raise FileNotFoundError(f"The prompt template {prompt_style!r} does not exist; check the path.")
+    template = path.read_text(encoding="utf-8")
+    if "{context}" not in template:
+        raise ValueError(f"The prompt template {prompt_style!r} has no place for the passage; add {{context}} to it.")
+    return template
