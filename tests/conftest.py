@@ -53,15 +53,12 @@ def embedded_path():
     return embedded_model_path()
 
 
-# FastAPI and uvicorn, which the modules of the test Hub import, are for tests that need it.
-
-
 @pytest.fixture(scope="session")
 def hub_server():
     """The test Hub on the reserved port. Tests take `hub`, which is this one emptied."""
     from helpers.hub_server import Hub
 
-    server = Hub(Path(HUB_FOLDER) / "hub", port=HUB_PORT.getsockname()[1])
+    server = Hub(HUB_PORT.getsockname()[1])
     assert constants.ENDPOINT == server.url, "huggingface_hub was imported before this file"
     yield server
     server.stop()
@@ -83,7 +80,7 @@ def hub(hub_server, monkeypatch):
 
 @pytest.fixture
 def token():
-    """The token of "tester", who may write and is in "seal-org". It is nowhere on this machine but in the tests."""
+    """The token of "tester", who may write. It is nowhere on this machine but in the tests."""
     from helpers.hub_server import TESTER
 
     return TESTER.token

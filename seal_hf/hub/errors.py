@@ -8,7 +8,6 @@ from contextlib import contextmanager
 import httpx2
 from huggingface_hub import constants
 from huggingface_hub.errors import (
-    EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
@@ -23,7 +22,7 @@ from huggingface_hub.errors import (
 
 # Statuses of a commit that another one overtook.
 CONFLICTS = (409, 412)
-# Those of a sign-in on a Space, hf_oauth_..., have dots and dashes in them.
+# The token of a sign-in on a Space, hf_oauth_..., has dots and dashes in it.
 _TOKEN = re.compile(r"(?<=Bearer )[^\s'\"]+|hf_[\w.-]*\w")
 
 
@@ -33,7 +32,7 @@ class HubError(OSError):
 
     Attributes:
         is_refusal (`bool`):
-            Whether the Hub refused (a token, a right, a name), so that trying again as it is cannot help.
+            Whether the Hub refused (a token, a right, a name), so that trying again without a change cannot help.
     """
 
     def __init__(self, message: str, is_refusal: bool = False):
@@ -42,7 +41,7 @@ class HubError(OSError):
 
 
 def without_tokens(text: str) -> str:
-    """The text with every access token that it shows taken out."""
+    """The text with every access token in it replaced."""
     return _TOKEN.sub("hf_***", text)
 
 
@@ -51,7 +50,7 @@ def explaining_hub_errors(action: str, repo_id: str, safe: str = "") -> Iterator
     """
     Give errors of the Hub inside the block a message with the cause and the next step, and without tokens.
 
-    Parameters:
+    Args:
         action (`str`):
             What was tried, as in `"The upload to me/name"`, the subject of "failed".
         repo_id (`str`):
@@ -70,11 +69,10 @@ def explaining_hub_errors(action: str, repo_id: str, safe: str = "") -> Iterator
             raise HubError(f"{error} {safe}", error.is_refusal) from None
         raise
     except Exception as error:
-        explained = _explain(error, repo_id)
-        if explained is None:
+        if (explained := _explain(error, repo_id)) is None:
             raise
-        cause, remedy, is_refusal = explained
-        message = f"{action} failed: {cause}; {remedy}.{f' {safe}' if safe else ''}"
+        cause, next_step, is_refusal = explained
+        message = f"{action} failed: {cause}; {next_step}.{f' {safe}' if safe else ''}"
         # The chain of causes is printed too, and a request that could not be sent quotes its headers.
         origin = error if without_tokens(_chain(error)) == _chain(error) else None
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
@@ -93,18 +91,16 @@ def _chain(error: BaseException | None) -> str:
 
 def _explain(error: Exception, repo_id: str) -> tuple[str, str, bool] | None:
     """Cause, next step, and whether it is a refusal; `None` for an error that has nothing to do with the Hub."""
-    url = f"{constants.ENDPOINT}/{repo_id}"
-    log_in = "log in with `hf auth login`, or set HF_TOKEN"
-    # What stands behind an upload of one file that failed, and a file that is not in the cache either.
+    url, log_in = f"{constants.ENDPOINT}/{repo_id}", "log in with `hf auth login`, or set HF_TOKEN"
+    # An upload of one file that failed, or a file that is not in the cache either: its cause says more.
     if isinstance(error, RuntimeError | LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
-        if (behind := _explain(error.__cause__, repo_id)) is not None:
-            return behind
-    # Subclasses first: a gated repository is one that was not found, too.
-    if isinstance(error, GatedRepoError):
+        if (explained := _explain(error.__cause__, repo_id)) is not None:
+            return explained
+    if isinstance(error, GatedRepoError):  # before its parent, a repository that was not found
         return f"{repo_id} is gated", f"ask for access at {url}, and {log_in} of the account that has it", True
     if isinstance(error, RepositoryNotFoundError):
-        cause = f"there is no repository {repo_id} that this token may see"
-        return cause, f"check the name, and {log_in} of an account that may see it where it is private", True
+        next_step = f"check the name, and {log_in} of an account that may see it where it is private"
+        return f"there is no repository {repo_id} that this token may see", next_step, True
     if isinstance(error, RevisionNotFoundError):
         return f"{repo_id} has no such revision", f"choose one of {url}/commits/main", True
     if isinstance(error, LocalTokenNotFoundError):
@@ -114,29 +110,23 @@ def _explain(error: Exception, repo_id: str) -> tuple[str, str, bool] | None:
     if isinstance(error, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set", "unset it", False
     if isinstance(error, HfHubHTTPError) and error.response is not None:
-        return _explain_status(error, repo_id, log_in)
+        status, said = error.response.status_code, (error.server_message or "").strip().rstrip(".")
+        answer = f"the Hub answered {status}" + (f" ({said})" if said else "")
+        if status == 401:
+            return f"{answer}: the token is missing, wrong or has expired", log_in, True
+        if status == 403:
+            next_step = "use a token that may write, and a name in a namespace that is yours"
+            return f"{answer}: this token may not write to {repo_id}", next_step, True
+        if status in CONFLICTS:
+            return f"{answer}: others kept changing {repo_id}", "try again when they are done", False
+        if status == 429 or status >= 500:
+            return answer, "try again later", False
+        return answer, "fix the reported problem and try again", True
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return "the disk is full", "make room, or set HF_HOME to a larger disk", False
     unreachable = (httpx2.TransportError, LocalEntryNotFoundError, XetDownloadError, ConnectionError, TimeoutError)
     # Xet's storage has no error of its own.
     if isinstance(error, unreachable) or isinstance(error, RuntimeError) and "CAS Client Error" in str(error):
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        return f"the Hub ({constants.ENDPOINT}) could not be reached ({reason.rstrip('.')})", "try again later", False
-    if isinstance(error, EntryNotFoundError):
-        return f"{repo_id} lacks a file", f"look at {url}/tree/main", True
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        return f"the Hub ({constants.ENDPOINT}) could not be reached ({reason})", "try again later", False
     return None
-
-
-def _explain_status(error: HfHubHTTPError, repo_id: str, log_in: str) -> tuple[str, str, bool]:
-    status, said = error.response.status_code, (error.server_message or "").strip().rstrip(".")
-    answer = f"the Hub answered {status}" + (f" ({said})" if said else "")
-    if status == 401:
-        return f"{answer}: the token is missing, wrong or has expired", log_in, True
-    if status == 403:
-        remedy = "use a token that may write, and a name in a namespace that is yours"
-        return f"{answer}: this token may not write to {repo_id}", remedy, True
-    if status in CONFLICTS:
-        return f"{answer}: others kept changing {repo_id}", "try again when they are done", False
-    if status == 429 or status >= 500:
-        return answer, "try again later", False
-    return answer, "mend what it names and try again", True

@@ -33,7 +33,7 @@ class AdapterCard:
         publish_passage (`bool`, *optional*, defaults to `False`):
             Whether the card shows the text itself.
         accuracies (`Mapping[str, Accuracy]`, *optional*):
-            Of the base model and the adapted one, by what answered, as `{"base": ..., "adapted": ...}` (see
+            By what answered, the base model or the adapted one, as `{"base": ..., "adapted": ...}` (see
             `seal_hf.grading.intervals`).
         dataset (`str`, *optional*):
             Hub id of the dataset that it was measured on.
@@ -78,7 +78,7 @@ def write_model_card(
     """
     Write `README.md`, a model card with metadata of the Hub.
 
-    Parameters:
+    Args:
         folder (`Path`):
             Where to.
         name (`str`):
@@ -86,19 +86,18 @@ def write_model_card(
         base_model_id (`str`):
             The base model's Hub id, or a path, which the metadata then leave out, since the Hub refuses it.
         settings (`Mapping[str, object]`):
-            How it was trained, a line each; without those that are `None`.
+            How it was trained, a line each; without settings that are `None`.
         card ([`AdapterCard`], *optional*):
             What else it tells.
         is_policy (`bool`, *optional*, defaults to `False`):
-            Whether it writes self-edits, rather than having learned one.
+            Whether it is a policy adapter, which writes self-edits.
         on_policy (`bool`, *optional*, defaults to `False`):
-            Whether it holds the ranks of a policy adapter too.
+            Whether it is an inner adapter that holds the ranks of a policy adapter too.
         results (`str`, *optional*):
             A run's tables, in Markdown.
     """
     card = card or AdapterCard()
-    on_hub = is_hub_id(base_model_id)
-    passage = card.passage if card.publish_passage else None
+    on_hub, passage = is_hub_id(base_model_id), card.passage if card.publish_passage else None
     content = ModelCard.from_template(
         ModelCardData(
             base_model=base_model_id if on_hub else None,

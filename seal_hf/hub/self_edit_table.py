@@ -1,4 +1,4 @@
-"""A run's self-edits as a table: which columns there are, and one row for each self-edit of the scored rounds."""
+"""A run's self-edits as a table: its columns, and an entry for each self-edit of the scored rounds."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ _REPEAT = pa.struct(
         ("verdicts", pa.list_(pa.bool_())),
     ]
 )
-# Those whose type does not depend on the prompts.
+# The columns with a type that does not depend on the prompts.
 _COLUMNS = {
     "kept": pa.bool_(),
     "reward": pa.float64(),
@@ -52,7 +52,7 @@ def training_table(output_dir: Path) -> pa.Table:
 
 
 def evaluation_table(output_dir: Path) -> pa.Table:
-    """As [`training_table`], of the self-edits about held-out passages; nothing is learned from these."""
+    """The same for the self-edits about held-out passages; nothing is learned from these."""
     folder = output_dir / "evaluation"
     return _table([(edits, [False] * len(edits)) for edits in Journal(folder).scored_rounds()], folder)
 
@@ -63,13 +63,13 @@ def _table(rounds: Sequence[tuple[Sequence[ScoredSelfEdit], Sequence[bool | None
     if not pairs:
         raise ValueError(f"{folder} has no scored round yet; let the run come to the end of one.")
     is_chat = _is_chat([edit for edit, _ in pairs])
-    rows = []
+    entries = []
     for edit, kept in pairs:
         completion = [{"role": "assistant", "content": edit.completion}] if is_chat else edit.completion
-        rows.append(vars(edit) | {"completion": completion, "kept": kept})
+        entries.append(vars(edit) | {"completion": completion, "kept": kept})
     text = _CHAT if is_chat else pa.string()
     schema = pa.schema({"prompt": text, "completion": text, **_COLUMNS})
-    return pa.Table.from_pylist(rows, schema=schema.with_metadata({_VERSION_KEY: str(_SCHEMA_VERSION)}))
+    return pa.Table.from_pylist(entries, schema=schema.with_metadata({_VERSION_KEY: str(_SCHEMA_VERSION)}))
 
 
 def _is_chat(edits: Sequence[ScoredSelfEdit]) -> bool:
@@ -92,13 +92,7 @@ def _is_chat(edits: Sequence[ScoredSelfEdit]) -> bool:
 
 def read_table(file: Path, source: str | Path) -> pa.Table:
     """
-    Read a file of self-edits.
-
-    Parameters:
-        file (`Path`):
-            A parquet file.
-        source (`str` or `Path`):
-            The dataset, as errors name it.
+    Read a parquet file of self-edits; errors name the dataset as `source`.
 
     Raises:
         ValueError: It is not such a file, or a newer version wrote it.

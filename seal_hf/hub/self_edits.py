@@ -1,28 +1,23 @@
 """
 A run's self-edits as a dataset, in a folder or on the Hub, in the form that TRL's `SFTTrainer` trains on.
 
-    python -m seal_hf.hub.self_edits OUTPUT_DIR --repo_id me/self-edits    # private, unless --public is given
-    python -m seal_hf.hub.self_edits OUTPUT_DIR --folder self-edits
-
-One row is one self-edit with its rewards. What the policy was trained on is the split `train`; evaluation's passages are
-held out, and do not go along unless asked for.
+An entry is one self-edit with its rewards. What the policy was trained on is the split `train`; the passages of the
+evaluation are held out, and their self-edits are left out unless they are asked for.
 """
 
-import argparse
 import json
-import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-from huggingface_hub import constants
+from huggingface_hub import DatasetCard, DatasetCardData, constants
 from pyarrow import compute, parquet
 
 from ..records.journal import RUN_FILE, check_schema_version
-from .errors import HubError
-from .self_edit_card import write_self_edit_card
+from ..records.report import results_table
+from .errors import HubError, without_tokens
 from .self_edit_table import evaluation_table, read_table, training_table
 from .transfer import download, is_hub_id, upload, with_namespace
 
@@ -32,6 +27,8 @@ if TYPE_CHECKING:
 
 
 TRAIN, EVALUATION = "train", "evaluation"
+_TEMPLATE = Path(__file__).parent / "templates" / "dataset_card.md.jinja"
+_SIZES = {"n<1K": 1000, "1K<n<10K": 10_000, "10K<n<100K": 100_000, "100K<n<1M": 1_000_000}
 
 
 def save_self_edits(
@@ -40,13 +37,13 @@ def save_self_edits(
     """
     Write the self-edits of all scored rounds of a run as a dataset: parquet files in `data/`, and a card.
 
-    Parameters:
+    Args:
         output_dir (`str` or `Path`):
             The run's output directory.
         folder (`str` or `Path`):
             Where to: a new or empty folder, or one that holds such a dataset, which is replaced.
         include_evaluation (`bool`, *optional*, defaults to `False`):
-            Whether the self-edits about held-out passages go along, as the split `evaluation`.
+            Whether to add the self-edits about held-out passages, as the split `evaluation`.
         name (`str`, *optional*):
             What the card calls the dataset. Defaults to the folder's name.
 
@@ -59,19 +56,18 @@ def save_self_edits(
             `folder` holds something else.
         OSError: The folder cannot be written.
     """
-    settings = _settings(Path(output_dir))
-    tables = {TRAIN: training_table(Path(output_dir))}
+    output_dir, folder = Path(output_dir), Path(folder)
+    settings = _settings(output_dir)
+    tables = {TRAIN: training_table(output_dir)}
     if include_evaluation:
-        tables[EVALUATION] = evaluation_table(Path(output_dir))
-    folder = Path(folder)
+        tables[EVALUATION] = evaluation_table(output_dir)
     _require_free(folder)
-    for split in (TRAIN, EVALUATION):
-        for earlier in _data_files(folder, split):
-            earlier.unlink()
+    for earlier in _data_files(folder) + _data_files(folder, EVALUATION):
+        earlier.unlink()
     (folder / "data").mkdir(parents=True, exist_ok=True)
     for split, table in tables.items():
         parquet.write_table(table, folder / "data" / f"{split}-00000-of-00001.parquet")
-    write_self_edit_card(folder, name or folder.resolve().name, Path(output_dir), settings, tables)
+    _write_card(folder, name or folder.resolve().name, output_dir, settings, tables)
     return folder
 
 
@@ -87,7 +83,7 @@ def push_self_edits(
     """
     Upload the self-edits of a run to the Hub, in place of those that were pushed to the same repository before.
 
-    Parameters:
+    Args:
         output_dir (`str` or `Path`):
             The run's output directory.
         repo_id (`str`):
@@ -99,7 +95,7 @@ def push_self_edits(
             As for [`save_self_edits`].
         token (`str`, *optional*):
             Defaults to the one saved by `hf auth login`.
-        commit_message (`str`, *optional*):
+        commit_message (`str`, *optional*, defaults to `"Upload self-edits"`):
             First line of the commit's message.
 
     Returns:
@@ -107,11 +103,10 @@ def push_self_edits(
 
     Raises:
         HubError: The Hub refused or could not be reached, or the repository is public and `private` is set.
-        FileNotFoundError, ValueError: As [`save_self_edits`].
+        FileNotFoundError, ValueError: As for [`save_self_edits`].
     """
-    safe = f"Everything is still in {output_dir}."
     with tempfile.TemporaryDirectory() as folder:
-        _settings(Path(output_dir))  # whose errors need no Hub
+        _settings(Path(output_dir))  # its errors need no Hub
         repo_id = with_namespace(repo_id, token)
         save_self_edits(output_dir, folder, include_evaluation=include_evaluation, name=repo_id)
         upload(
@@ -121,7 +116,7 @@ def push_self_edits(
             repo_type="dataset",
             private=private,
             delete_patterns=[f"data/{split}-*.parquet" for split in (TRAIN, EVALUATION)],
-            safe=safe,
+            safe=f"Everything is still in {output_dir}.",
             token=token,
         )
     return f"{constants.ENDPOINT}/datasets/{repo_id}"
@@ -133,11 +128,11 @@ def load_self_edits(
     """
     Load self-edits, ready as `train_dataset` of TRL's `SFTTrainer`.
 
-    Parameters:
+    Args:
         source (`str` or `Path`):
             A repository of the Hub, a folder of [`save_self_edits`], or the output directory of a run.
         kept (`bool`, *optional*):
-            `True` for those that the policy was finetuned on, `False` for those that were dropped. Defaults to all.
+            `True` for self-edits that the policy was finetuned on, `False` for dropped ones. Defaults to all.
         revision (`str`, *optional*):
             A branch, tag or commit of the Hub. Defaults to `main`.
         token (`str`, *optional*):
@@ -149,10 +144,10 @@ def load_self_edits(
 
     Raises:
         FileNotFoundError: There is no such folder, or neither a run nor a dataset in it.
-        HubError: No such repository or revision, one that this token may not see, or no Hub.
+        HubError: No such repository or revision, one that this token may not see, or the Hub could not be reached.
         ValueError: No round is scored yet, none is kept, it is another dataset, or one of a newer version.
     """
-    import datasets  # which takes a second
+    import datasets  # it takes a second
 
     folder = Path(source)
     if not folder.exists() and is_hub_id(str(source)):
@@ -212,30 +207,39 @@ def _require_free(folder: Path) -> None:
         raise ValueError(f"{folder} holds something else than self-edits; give a new folder. Nothing was changed.")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Save or push a run's self-edits; `python -m seal_hf.hub.self_edits --help` states the options."""
-    parser = argparse.ArgumentParser(
-        prog="python -m seal_hf.hub.self_edits", description="A run's self-edits as a dataset."
-    )
-    parser.add_argument("output_dir", metavar="OUTPUT_DIR", help="output directory of the run")
-    target = parser.add_mutually_exclusive_group(required=True)
-    target.add_argument("--repo_id", help="repository of the Hub to push to, such as me/self-edits")
-    target.add_argument("--folder", help="folder to save in, in place of a push")
-    parser.add_argument("--public", action="store_true", help="make a new repository public; it is private otherwise")
-    parser.add_argument("--include_evaluation", action="store_true", help="add those about held-out passages")
-    options = parser.parse_args(arguments)
-    if options.public and options.folder is not None:
-        parser.error("--public goes with --repo_id")
-    evaluation = {"include_evaluation": options.include_evaluation}
-    try:
-        if options.repo_id is not None:
-            target = push_self_edits(options.output_dir, options.repo_id, private=not options.public, **evaluation)
-        else:
-            target = save_self_edits(options.output_dir, options.folder, **evaluation)
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
-    sys.stdout.write(f"{target}\n")
-
-
-if __name__ == "__main__":
-    main()
+def _write_card(
+    folder: Path, name: str, output_dir: Path, settings: Mapping[str, Any], tables: Mapping[str, pa.Table]
+) -> None:
+    """Write `README.md`, a dataset card with metadata of the Hub, for tables by split."""
+    own, size = tables[TRAIN], sum(map(len, tables.values()))
+    kept, model = own["kept"].to_pylist(), str(settings.get("model") or "a model")
+    shown = model if is_hub_id(model) else Path(model).name
+    # Without what may be a path or an address of this machine.
+    publishable = {
+        key: value
+        for key, value in settings.items()
+        if value not in (None, "")
+        and not (isinstance(value, str) and ("/" in value or "\\" in value) and not is_hub_id(value))
+    }
+    files = [{"split": split, "path": f"data/{split}-*.parquet"} for split in tables]
+    DatasetCard.from_template(
+        DatasetCardData(
+            pretty_name=f"Self-edits of {shown.rpartition('/')[2]}",
+            task_categories=["text-generation", "question-answering"],
+            tags=["seal", "trl", "self-edits", "synthetic"],
+            size_categories=next((label for label, bound in _SIZES.items() if size < bound), "1M<n<10M"),
+            configs=[{"config_name": "default", "data_files": files}],
+        ),
+        template_path=str(_TEMPLATE),
+        name=name,
+        model=shown,
+        is_on_hub=is_hub_id(model),
+        num_self_edits=len(own),
+        num_rounds=len(set(own["round"].to_pylist())),
+        num_kept=sum(flag is True for flag in kept),
+        is_selected=None not in kept,
+        is_chat=not pa.types.is_string(own.schema.field("prompt").type),
+        has_evaluation=EVALUATION in tables,
+        results=results_table(output_dir).strip(),
+        settings=without_tokens(json.dumps(publishable, indent=2, ensure_ascii=False)),
+    ).save(folder / "README.md")

@@ -1,24 +1,28 @@
-"""What leaves a run: the policy in a folder or on the Hub, with its card, and what comes back to go on with."""
+"""What leaves a run: the policy in a folder or on the Hub, with its card; and a pushed run that comes back."""
 
 import logging
 import shutil
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import HubStrategy
 
 from ..hub.errors import HubError
 from ..hub.model_card import AdapterCard, with_base_license, write_model_card
-from ..hub.transfer import download, require_writable, upload
+from ..hub.transfer import download, upload, writable_repo
 from ..models.loading import base_facts
 from ..records.journal import RUN_FILE, SELF_EDITS
 from ..records.report import evaluations, results_table, save_samples
-from ..records.run_folder import LAST_CHECKPOINT, RUN_FILES, STAGED_PREFIX, link_tree
+from ..records.run_folder import LAST_CHECKPOINT, RUN_FILES, STAGED_PREFIX, RunFolder, link_tree
 from .policy import write_policy
-from .policy_pushes import BackgroundPushes
+from .seal_config import SEALConfig
 
 
 logger = logging.getLogger(__name__)
@@ -27,60 +31,97 @@ logger = logging.getLogger(__name__)
 _RETRY_WAITS = (2.0, 10.0, 30.0)
 # Seconds after which no further attempt is begun: a Hub that is silent takes minutes to fail each.
 _PATIENCE = 300.0
+# Fields of the configuration that the card names.
+_SETTINGS = (
+    "num_generations",
+    "num_repeats",
+    "keep_best",
+    "min_reward",
+    "temperature",
+)
+_SETTINGS += (
+    "num_rounds",
+    "inner_learning_rate",
+    "inner_num_train_epochs",
+    "learning_rate",
+    "num_train_epochs",
+    "seed",
+)
 
 
-class PolicyPublishing:
+@dataclass(eq=False)
+class Publisher:
     """
-    The part of [`SEALTrainer`] that saves and uploads its policy; in place of `transformers.Trainer`'s.
+    Saves a run's policy and uploads it: one push at a time, in the background, of the state at the time of the call.
 
-    With `push_to_hub`, `hub_strategy` says what is pushed: with `"end"` only what `push_to_hub()` is called for; with
-    `"every_save"` (the default) policy, tokenizer and card after every round, evaluation included, and at the end; with
-    `"checkpoint"` also the run's records, under `last-checkpoint/`, with which `train(
-    resume_from_checkpoint="last-checkpoint")` goes on elsewhere; with `"all_checkpoints"` also every round's policy, as
-    `round_001/` and so on.
+    With `args.push_to_hub`, `hub_strategy` says what is pushed: with `"end"` only what [`~SEALTrainer.push_to_hub`] is
+    called for; with `"every_save"` (the default) policy, tokenizer and card after every round, evaluation included, and at
+    the end; with `"checkpoint"` also the run's records, under `last-checkpoint/`, from which
+    `train(resume_from_checkpoint="last-checkpoint")` continues elsewhere; with `"all_checkpoints"` also every round's
+    policy, as `round_001/` and so on.
 
-    Attributes:
-        failed_push (`str`, *optional*):
-            Why the state at the end of `train` is not on the Hub, and what to do; `None` where it is, or need not be.
+    `require_latest` raises where the output directory holds a later policy than the model, and `on_push` is called when a
+    push begins. `failed_push` says why the last state is not on the Hub, and what to do.
     """
 
-    failed_push: str | None = None
-    _pushes: BackgroundPushes | None = None
+    args: SEALConfig
+    run: RunFolder
+    model: PeftModel
+    processing_class: PreTrainedTokenizerBase
+    base_model_id: str
+    require_latest: Callable[[], None]
+    on_push: Callable[[], object]
+    failed_push: str | None = field(default=None, init=False)
+    _latest: tuple[Future, Path] | None = field(default=None, init=False)
+    _one_at_a_time: threading.Lock = field(default_factory=threading.Lock, init=False)
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """
-        Save the policy as a PEFT adapter, with the tokenizer and a model card.
+    def __post_init__(self):
+        self.repo_id = self.args.hub_model_id or self.run.path.absolute().name
 
-        Parameters:
-            output_dir (`str`, *optional*):
-                Where to. Defaults to `args.output_dir`.
+    def save(self, folder: Path, **card: object) -> None:
+        """Save the policy as a PEFT adapter, with the tokenizer and a card, which takes `card` as [`write_card`] does."""
+        self.require_latest()
+        write_policy(self.model, folder)
+        self.processing_class.save_pretrained(folder)
+        self.write_card(folder, **card)
 
-        Raises:
-            ValueError: The output directory holds a later policy than this trainer.
-        """
-        if self.is_world_process_zero():
-            self._require_latest_policy()
-            folder = Path(output_dir or self.args.output_dir)
-            write_policy(self.model, folder)
-            self.processing_class.save_pretrained(folder)
-            self._write_card(folder)
+    def write_card(
+        self,
+        folder: Path,
+        model_name: str | None = None,
+        dataset_name: str | None = None,
+        tags: str | Sequence[str] | None = None,
+    ) -> None:
+        """Write the policy's model card, with the run's settings and results."""
+        measured = evaluations(self.run.evaluation)
+        accuracies = dict(measured[0].accuracies) if measured else {}
+        if len(measured) > 1:
+            accuracies.pop(SELF_EDITS)
+            accuracies[f"{SELF_EDITS} before training"] = measured[0].accuracies[SELF_EDITS]
+            accuracies[f"{SELF_EDITS} after round {measured[-1].round}"] = measured[-1].accuracies[SELF_EDITS]
+        card = AdapterCard(
+            accuracies=accuracies, dataset=dataset_name, tags=[tags] if isinstance(tags, str) else tags or ()
+        )
+        if self.args.push_to_hub:
+            card = with_base_license(card, self.base_model_id, self.args.hub_token)
+        policy = self.model.active_peft_config
+        settings = {"dataset": dataset_name, "r": policy.r, "lora_alpha": policy.lora_alpha}
+        settings |= {name: getattr(self.args, name) for name in _SETTINGS}
+        write_model_card(
+            folder,
+            model_name or self.repo_id,
+            self.base_model_id,
+            settings | base_facts(self.model),
+            card,
+            is_policy=True,
+            results=results_table(self.run.path),
+        )
 
-    def init_hf_repo(self, token: str | None = None) -> None:
-        """
-        Make the repository `args.hub_model_id` where there is none; what pushes of the run need, before it starts.
-
-        A Hub that cannot be reached does not keep the run from starting: its pushes are tried all the same.
-
-        Raises:
-            HubError: The Hub refuses the token, its right to write or the name, or the repository is public where
-                `args.hub_private_repo` is set.
-        """
-        if not self.is_world_process_zero():
-            return
-        name = self.args.hub_model_id or self._folder.path.absolute().name
+    def open_repo(self, token: str | None = None) -> str:
+        """The repository with its namespace, made where there is none; for [`~SEALTrainer.init_hf_repo`]."""
         try:
-            self.hub_model_id = require_writable(
-                name,
+            self.repo_id = writable_repo(
+                self.repo_id,
                 private=self.args.hub_private_repo,
                 token=token or self.args.hub_token,
                 safe="Nothing was trained.",
@@ -88,153 +129,74 @@ class PolicyPublishing:
         except HubError as error:
             if error.is_refusal:
                 raise
-            self.hub_model_id = name
             logger.warning("%s Training starts all the same, and pushes are tried as it goes on.", error)
+        return self.repo_id
 
-    def push_to_hub(
+    def push(
         self,
-        commit_message: str | None = "End of training",
-        blocking: bool = True,
+        commit_message: str,
         token: str | None = None,
         revision: str | None = None,
-        model_name: str | None = None,
-        dataset_name: str | None = None,
-        tags: str | list[str] | None = None,
-    ) -> str | Future | None:
+        *,
+        is_last_state: bool = True,
+        **card: object,
+    ) -> "Future[str]":
         """
-        Upload the policy, the tokenizer and the card to `args.hub_model_id`, and with `hub_strategy="checkpoint"` the run's
-        records.
-
-        Parameters:
-            commit_message (`str`, *optional*, defaults to `"End of training"`):
-                Message of the commit.
-            blocking (`bool`, *optional*, defaults to `True`):
-                Whether to wait for the upload.
-            token (`str`, *optional*):
-                Defaults to `args.hub_token`, or the one saved by `hf auth login`.
-            revision (`str`, *optional*):
-                The branch. Defaults to `args.hub_revision`, or `main`.
-            model_name, dataset_name, tags (*optional*):
-                For the card, as for [`~SEALTrainer.create_model_card`].
+        Upload the policy as it is now, as soon as the push that is under way is done. Then `failed_push` is void, unless the
+        run goes on and this is not its last state.
 
         Returns:
-            `str`: URL of the commit, in the first process; or a `Future` of it, which is cancelled where a later push took
-            its place.
-
-        Raises:
-            HubError: The Hub refused or could not be reached; everything is in the output directory.
+            `Future`: URL of the commit; cancelled where a later push, which holds all that this one has, took its place.
         """
-        if not self.is_world_process_zero():
-            return None
-        if self.hub_model_id is None:  # without args.push_to_hub; the upload makes the repository
-            self.hub_model_id = self.args.hub_model_id or self._folder.path.absolute().name
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        staged, future = self._stage(**card), Future()
+        if self._latest is not None and self._latest[0].cancel():  # it was waiting
+            shutil.rmtree(self._latest[1], ignore_errors=True)
+        self._latest = future, staged
+        # HfApi.run_as_future has a thread that keeps the program from ending for as long as the Hub is silent.
+        arguments = (future, staged, commit_message, token, revision, is_last_state)
+        threading.Thread(target=self._upload, args=arguments, name="push to the Hub", daemon=True).start()
+        return future
 
-        def upload_state(staged: Path) -> str:
-            url = self._upload(staged, commit_message, token, revision)
-            self.failed_push = None
-            return url
-
-        staged = self._stage()
-        self._write_card(staged, model_name, dataset_name, [tags] if isinstance(tags, str) else tags or [])
-        future = self._background_pushes().push(staged, upload_state)
-        return future.result() if blocking else future
-
-    def _push_round(self) -> None:
-        """Push what there is after a round's fit and evaluation, in the background."""
-        if not self._pushes_rounds() or self._rounds_fitted < self._folder.num_policies():
+    def push_round(self, round_number: int) -> None:
+        """Push the state after a round's fit and evaluation; a failure is a warning."""
+        if not self._pushes_rounds or round_number < self.run.num_policies():
             return  # a resumed run passes by rounds that it has
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        self.on_push()
         try:
-            staged = self._stage()
+            future = self.push(f"Training in progress, round {round_number}", is_last_state=False)
         except Exception as error:  # a full disk, or whatever it is
             logger.warning("The policy was not pushed: %s. Training goes on, and it is tried again.", error)
+        else:
+            future.add_done_callback(_warn_of_failure)
+
+    def push_end(self) -> None:
+        """Push the run's last state, or say loudly that it is not on the Hub, in `failed_push`."""
+        if not self._pushes_rounds:
             return
-        message = f"Training in progress, round {self._rounds_fitted}"
-
-        def upload_round(staged: Path) -> str:
-            try:
-                return self._upload(staged, message)
-            except Exception as error:
-                logger.warning("%s Training goes on, and it is tried again.", error)
-                raise
-
-        self._background_pushes().push(staged, upload_round)
-
-    def _background_pushes(self) -> BackgroundPushes:
-        if self._pushes is None:
-            self._pushes = BackgroundPushes()
-        return self._pushes
-
-    def _push_end(self) -> None:
-        """Bring the run's last state to the Hub, or tell loudly that it is not there, in `failed_push`."""
-        if not self._pushes_rounds():
-            return
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        self.on_push()
         logger.info(
             "Waiting for the push of the run's last state to %s. Ctrl+C ends the wait: everything is in %s, and "
             "resume_from_checkpoint=True pushes it later.",
-            self.hub_model_id,
+            self.repo_id,
             self.args.output_dir,
         )
         last_begin = time.monotonic() + _PATIENCE
         for wait in (*_RETRY_WAITS, None):
             try:
-                # In the thread, whose uploads of earlier rounds give way to this one, and do not keep Ctrl+C waiting.
-                self._background_pushes().push(self._stage(), self._upload).result()
-                self.failed_push = None
+                self.push("End of training").result()
                 return
             except Exception as error:  # whatever it is, the run itself has ended well
                 if wait is None or getattr(error, "is_refusal", False) or time.monotonic() + wait > last_begin:
                     self.failed_push = (
-                        f"The policy is not on the Hub as {self.hub_model_id}. {error} Call trainer.push_to_hub() later, "
-                        "or start the run again with resume_from_checkpoint=True, which pushes at its end."
+                        f"The policy is not on the Hub as {self.repo_id}. {error} Call trainer.push_to_hub() later, or "
+                        "start the run again with resume_from_checkpoint=True, which pushes at its end."
                     )
                     logger.error(self.failed_push)
                     return
                 logger.warning("%s It is tried again in %g s.", error, wait)
                 time.sleep(wait)
 
-    def _pushes_rounds(self) -> bool:
-        return self.args.push_to_hub and self.args.hub_strategy != HubStrategy.END and self.is_world_process_zero()
-
-    def _upload(
-        self,
-        staged: Path,
-        commit_message: str | None = "End of training",
-        token: str | None = None,
-        revision: str | None = None,
-    ) -> str:
-        commit = upload(
-            staged,
-            self.hub_model_id,
-            commit_message=commit_message or "Upload policy",
-            private=self.args.hub_private_repo,
-            revision=revision or self.args.hub_revision,
-            # Banks' files make room for their round's.
-            delete_patterns=[f"{LAST_CHECKPOINT}/*"] if (staged / LAST_CHECKPOINT).is_dir() else (),
-            safe=f"Everything is in {self.args.output_dir}.",
-            token=token or self.args.hub_token,
-        )
-        return commit.commit_url
-
-    def _stage(self) -> Path:
-        """A folder beside the run's files with all that a push uploads, as it is now."""
-        self._folder.path.mkdir(parents=True, exist_ok=True)
-        staged = Path(tempfile.mkdtemp(prefix=STAGED_PREFIX, dir=self._folder.path))
-        try:
-            self.save_model(str(staged))
-            if self.args.hub_strategy == HubStrategy.CHECKPOINT:
-                self._folder.link_to(staged / LAST_CHECKPOINT)
-            elif self.args.hub_strategy == HubStrategy.ALL_CHECKPOINTS:
-                for number in range(self._folder.num_policies()):
-                    link_tree(self._folder.policy(number), staged / f"round_{number + 1:03d}")
-        except BaseException:
-            shutil.rmtree(staged, ignore_errors=True)
-            raise
-        return staged
-
-    def _fetch_last_checkpoint(self) -> None:
+    def fetch_last_checkpoint(self) -> None:
         """
         Bring the run that `hub_strategy="checkpoint"` pushed to the output directory, where that holds none.
 
@@ -242,11 +204,10 @@ class PolicyPublishing:
             ValueError: No `hub_model_id`, or no run in the repository.
             HubError: The repository cannot be read.
         """
-        if self._folder.holds_a_run():
-            logger.info("%s holds a run already, which goes on from there.", self._folder.path)
+        if self.run.holds_a_run():
+            logger.info("%s holds a run already, which continues from there.", self.run.path)
             return
-        repo_id = self.args.hub_model_id
-        if repo_id is None:
+        if (repo_id := self.args.hub_model_id) is None:
             raise ValueError(
                 f"resume_from_checkpoint={LAST_CHECKPOINT!r} needs hub_model_id, the repository it is in."
             )
@@ -254,56 +215,70 @@ class PolicyPublishing:
         folder, commit = download(repo_id, files, revision=self.args.hub_revision, token=self.args.hub_token)
         if not (folder / LAST_CHECKPOINT / RUN_FILE).is_file():
             raise ValueError(
-                f"{repo_id} has no {LAST_CHECKPOINT}/{RUN_FILE} at {commit}, so there is no run to go on with; only "
+                f"{repo_id} has no {LAST_CHECKPOINT}/{RUN_FILE} at {commit}, so there is no run to resume; only "
                 'hub_strategy="checkpoint" pushes one.'
             )
-        self._folder.copy_from(folder / LAST_CHECKPOINT)
-        for number in range(len(self._folder.journal.scored_rounds())):
-            save_samples(self._folder.path, number)
-        logger.info("The run of %s at %s is now in %s.", repo_id, commit, self._folder.path)
+        self.run.copy_from(folder / LAST_CHECKPOINT)
+        for number in range(len(self.run.journal.scored_rounds())):
+            save_samples(self.run.path, number)
+        logger.info("The run of %s at %s is now in %s.", repo_id, commit, self.run.path)
 
-    def create_model_card(
-        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    @property
+    def _pushes_rounds(self) -> bool:
+        return self.args.push_to_hub and self.args.hub_strategy != HubStrategy.END
+
+    def _stage(self, **card: object) -> Path:
+        """A folder beside the run's files with all that a push uploads, as it is now."""
+        self.run.path.mkdir(parents=True, exist_ok=True)
+        staged = Path(tempfile.mkdtemp(prefix=STAGED_PREFIX, dir=self.run.path))
+        try:
+            self.save(staged, **card)
+            if self.args.hub_strategy == HubStrategy.CHECKPOINT:
+                self.run.link_to(staged / LAST_CHECKPOINT)
+            elif self.args.hub_strategy == HubStrategy.ALL_CHECKPOINTS:
+                for number in range(self.run.num_policies()):
+                    link_tree(self.run.policy(number), staged / f"round_{number + 1:03d}")
+        except BaseException:
+            shutil.rmtree(staged, ignore_errors=True)
+            raise
+        return staged
+
+    def _upload(
+        self,
+        future: Future,
+        staged: Path,
+        commit_message: str,
+        token: str | None,
+        revision: str | None,
+        is_last_state: bool,
     ) -> None:
-        """
-        Write the policy's model card to `args.output_dir`.
+        """The work of a push's thread."""
+        with self._one_at_a_time:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                try:
+                    commit = upload(
+                        staged,
+                        self.repo_id,
+                        commit_message=commit_message,
+                        private=self.args.hub_private_repo,
+                        revision=revision or self.args.hub_revision,
+                        # Banks' files make room for their round's.
+                        delete_patterns=[f"{LAST_CHECKPOINT}/*"] if (staged / LAST_CHECKPOINT).is_dir() else (),
+                        safe=f"Everything is in {self.args.output_dir}.",
+                        token=token or self.args.hub_token,
+                    )
+                finally:  # before whoever waits for the result continues
+                    shutil.rmtree(staged, ignore_errors=True)
+            except BaseException as error:  # whatever it is: whoever asked for the push says it
+                future.set_exception(error)
+            else:
+                if is_last_state:
+                    self.failed_push = None
+                future.set_result(commit.commit_url)
 
-        Parameters:
-            model_name (`str`, *optional*):
-                Defaults to `args.hub_model_id`, or the output directory's name.
-            dataset_name (`str`, *optional*):
-                Named in the card.
-            tags (`str` or `list[str]`, *optional*):
-                Added to the card's.
-        """
-        if self.is_world_process_zero():
-            own_tags = [tags] if isinstance(tags, str) else tags or []
-            self._write_card(self._folder.path, model_name, dataset_name, own_tags)
 
-    def _write_card(
-        self, folder: Path, model_name: str | None = None, dataset_name: str | None = None, tags: Sequence[str] = ()
-    ) -> None:
-        names = ("num_generations", "num_repeats", "keep_best", "min_reward")
-        names += ("temperature", "num_rounds")
-        names += ("inner_learning_rate", "inner_num_train_epochs", "learning_rate", "num_train_epochs", "seed")
-        measured = evaluations(self._folder.evaluation)
-        accuracies = dict(measured[0].accuracies) if measured else {}
-        if len(measured) > 1:
-            accuracies.pop(SELF_EDITS)
-            accuracies[f"{SELF_EDITS} before training"] = measured[0].accuracies[SELF_EDITS]
-            accuracies[f"{SELF_EDITS} after round {measured[-1].round}"] = measured[-1].accuracies[SELF_EDITS]
-        policy = self.model.active_peft_config
-        settings = {"r": policy.r, "lora_alpha": policy.lora_alpha}
-        settings |= {name: getattr(self.args, name) for name in names}
-        card = AdapterCard(accuracies=accuracies, dataset=dataset_name, tags=tags)
-        if self.args.push_to_hub:
-            card = with_base_license(card, self.base_model_id, self.args.hub_token)
-        write_model_card(
-            folder,
-            model_name or self.hub_model_id or self.args.hub_model_id or self._folder.path.name,
-            self.base_model_id,
-            {"dataset": dataset_name, **settings, **base_facts(self.model)},
-            card,
-            is_policy=True,
-            results=results_table(self._folder.path),
-        )
+def _warn_of_failure(push: Future) -> None:
+    if not push.cancelled() and (error := push.exception()) is not None:
+        logger.warning("%s Training goes on, and it is tried again.", error)

@@ -13,6 +13,7 @@ Deviations from the paper and its reference implementation:
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import chain
@@ -47,7 +48,7 @@ from .outer_sft import fit_policy, optimizer_steps, require_end_token
 from .plan import RunPlan, plan_run
 from .policy import policy_weights, prepare_policy, read_policy, restore_policy, write_policy
 from .policy_evaluation import PolicyEvaluation
-from .publishing import PolicyPublishing
+from .publishing import Publisher
 from .seal_config import SEALConfig
 from .selection import select_self_edits
 
@@ -55,7 +56,7 @@ from .selection import select_self_edits
 logger = logging.getLogger(__name__)
 
 
-class SEALTrainer(PolicyEvaluation, PolicyPublishing, _BaseTrainer):
+class SEALTrainer(PolicyEvaluation, _BaseTrainer):
     """
     Trains a policy to write self-edits (SEAL, section 3.1), round by round: propose, adapt and score, select, fit.
 
@@ -162,6 +163,15 @@ class SEALTrainer(PolicyEvaluation, PolicyPublishing, _BaseTrainer):
         eval_examples = None if self._eval is None else self._eval.examples
         self._folder = RunFolder(args.output_dir, run_settings(args, self.lm, self._train.examples, eval_examples))
         self._folder.check_writable()
+        self._publisher = Publisher(
+            args,
+            self._folder,
+            model,
+            processing_class,
+            base_model_id,
+            require_latest=self._require_latest_policy,
+            on_push=lambda: self.callback_handler.on_push_begin(self.args, self.state, self.control),
+        )
 
         super().__init__(
             model=model,
@@ -221,7 +231,7 @@ class SEALTrainer(PolicyEvaluation, PolicyPublishing, _BaseTrainer):
         try:
             with self._processes.explaining_termination(), ExitStack() as held:
                 if from_hub:
-                    self._processes.on_main(self._fetch_last_checkpoint)
+                    self._processes.on_main(self._publisher.fetch_last_checkpoint)
                 self._open(bool(resume_from_checkpoint), held)
                 self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
                 if self._evaluate_round(0):
@@ -229,8 +239,8 @@ class SEALTrainer(PolicyEvaluation, PolicyPublishing, _BaseTrainer):
                         if not self._train_round(round_index):
                             break
                         if round_index + 1 < self.args.num_rounds:
-                            self._processes.on_main(self._push_round)
-                self._processes.on_main(self._push_end)
+                            self._processes.on_main(self._publisher.push_round, self._rounds_fitted)
+                self._processes.on_main(self._publisher.push_end)
                 self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
         finally:
             self.is_in_train = False
@@ -252,6 +262,95 @@ class SEALTrainer(PolicyEvaluation, PolicyPublishing, _BaseTrainer):
         self._processes.on_main(self._folder.check, bool(resume_from_checkpoint), self._bytes_needed())
         self._processes.on_main(self._require_rounds)
         return plan_run(self.lm, self.args, self._train, self._eval, self._processes.count)
+
+    @property
+    def failed_push(self) -> str | None:
+        """Why the state at the end of `train` is not on the Hub, and what to do; `None` where it is, or need not be."""
+        return self._publisher.failed_push
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """
+        Save the policy as a PEFT adapter, with the tokenizer and a model card.
+
+        Args:
+            output_dir (`str`, *optional*):
+                Where to. Defaults to `args.output_dir`.
+
+        Raises:
+            ValueError: The output directory holds a later policy than this trainer.
+        """
+        if self.is_world_process_zero():
+            self._publisher.save(Path(output_dir or self.args.output_dir))
+
+    def create_model_card(
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
+        """
+        Write the policy's model card to `args.output_dir`.
+
+        Args:
+            model_name (`str`, *optional*):
+                Defaults to `args.hub_model_id`, or the output directory's name.
+            dataset_name (`str`, *optional*):
+                Named in the card.
+            tags (`str` or `list[str]`, *optional*):
+                Added to the card's.
+        """
+        if self.is_world_process_zero():
+            self._publisher.write_card(self._folder.path, model_name, dataset_name, tags)
+
+    def init_hf_repo(self, token: str | None = None) -> None:
+        """
+        Make the repository `args.hub_model_id` where there is none; what pushes of the run need, before it starts.
+
+        A Hub that cannot be reached does not keep the run from starting: its pushes are tried all the same.
+
+        Raises:
+            HubError: The Hub refuses the token, its right to write or the name, or the repository is public where
+                `args.hub_private_repo` is set.
+        """
+        if self.is_world_process_zero():
+            self.hub_model_id = self._publisher.open_repo(token)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        model_name: str | None = None,
+        dataset_name: str | None = None,
+        tags: str | list[str] | None = None,
+    ) -> str | Future | None:
+        """
+        Upload the policy, the tokenizer and the card to `args.hub_model_id`, and with `hub_strategy="checkpoint"` the run's
+        records.
+
+        Args:
+            commit_message (`str`, *optional*, defaults to `"End of training"`):
+                Message of the commit.
+            blocking (`bool`, *optional*, defaults to `True`):
+                Whether to wait for the upload.
+            token (`str`, *optional*):
+                Defaults to `args.hub_token`, or the one saved by `hf auth login`.
+            revision (`str`, *optional*):
+                The branch. Defaults to `args.hub_revision`, or `main`.
+            model_name, dataset_name, tags (*optional*):
+                For the card, as for [`~SEALTrainer.create_model_card`].
+
+        Returns:
+            `str`: URL of the commit, in the first process; or a `Future` of it, which is cancelled where a later push took
+            its place.
+
+        Raises:
+            HubError: The Hub refused or could not be reached; everything is in the output directory.
+        """
+        if not self.is_world_process_zero():
+            return None
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        card = {"model_name": model_name, "dataset_name": dataset_name, "tags": tags}
+        future = self._publisher.push(commit_message or "Upload policy", token, revision, **card)
+        return future.result() if blocking else future
 
     def _train_round(self, round_index: int) -> bool:
         """One round; `False` where a callback ended the run."""

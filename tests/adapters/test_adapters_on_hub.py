@@ -225,7 +225,7 @@ def test_private_stays_private(base, adapter, hub, token):
         assert "no folder or zip file" in "".join(raised.value.__notes__)
     adapter.push_to_hub("tester/open", token=token)
     before = hub.files("tester/open")
-    with pytest.raises(HubError, match="tester/open is there already and is public, but private=True"):
+    with pytest.raises(HubError, match="tester/open exists and is public, but private=True"):
         adapter.push_to_hub("tester/open", token=token, private=True)
     assert hub.files("tester/open") == before
 

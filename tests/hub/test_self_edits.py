@@ -17,7 +17,8 @@ from pyarrow import parquet
 from trl import SFTConfig, SFTTrainer
 
 from seal_hf.hub import self_edits as self_edit_dataset
-from seal_hf.hub.self_edits import load_self_edits, main, save_self_edits
+from seal_hf.hub.__main__ import main
+from seal_hf.hub.self_edits import load_self_edits, save_self_edits
 from seal_hf.records.journal import BASE, RUN_FILE, SELF_EDITS, Journal, TrialResult
 
 

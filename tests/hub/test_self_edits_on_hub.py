@@ -8,8 +8,9 @@ import pytest
 from helpers.written_runs import CHAT, COLUMNS, expected_rows, scored, two_rounds, write_run
 from huggingface_hub import DatasetCard, HfApi, constants, snapshot_download
 
+from seal_hf.hub.__main__ import main
 from seal_hf.hub.errors import HubError
-from seal_hf.hub.self_edits import load_self_edits, main, push_self_edits
+from seal_hf.hub.self_edits import load_self_edits, push_self_edits
 
 
 @pytest.fixture
@@ -82,8 +83,7 @@ def test_pushing_again_replaces(run, written, hub, token):
     assert load_self_edits("tester/edits", token=token).to_list() == expected_rows(written)
     assert rows_of("tester/edits", token) == expected_rows(written)
     assert load_self_edits("tester/edits", token=token, revision=first).num_rows == 24
-    titles = [commit.title for commit in HfApi(token=token).list_repo_commits("tester/edits", repo_type="dataset")]
-    assert titles[:2] == ["Upload self-edits", "With evaluation"]
+    assert hub.titles("tester/edits", "dataset")[1:] == ["With evaluation", "Upload self-edits"]
 
 
 def test_chats_over_the_hub(tmp_path, hub, token):

@@ -26,8 +26,8 @@ REPO = "tester/policy"
 def short_silence(monkeypatch):
     close_session()
     monkeypatch.setattr("seal_hf.hub.transfer._SILENCE", httpx2.Timeout(0.5))
-    for module in ("hub_transfer", "model_card"):
-        monkeypatch.setattr(f"seal_hf.{module}.LOOK_UP_SECONDS", 0.5)
+    for module in ("transfer", "model_card"):
+        monkeypatch.setattr(f"seal_hf.hub.{module}.LOOK_UP_SECONDS", 0.5)
     monkeypatch.setattr("seal_hf.outer_loop.publishing._RETRY_WAITS", (0.0, 0.0))
     yield
     close_session()
@@ -49,11 +49,11 @@ def test_an_upload_gives_up(hub, token, folder, short_silence, path):
     with pytest.raises(
         HubError, match=r"the Hub \(http.*\) could not be reached \(.*timed out\); try again"
     ) as raised:
-        upload(folder, REPO, commit_message="first", repo_type="dataset", path_in_repo="all", token=token)
+        upload(folder, REPO, commit_message="first", repo_type="dataset", token=token)
     assert not raised.value.is_refusal and f"Everything is still in {folder}" in str(raised.value)
     hub.reset_faults()
-    upload(folder, REPO, commit_message="second", repo_type="dataset", path_in_repo="all", token=token)
-    assert set(hub.files(REPO, "dataset")) == {".gitattributes", "all/data/a.bin", "all/b.bin", "all/c.txt"}
+    upload(folder, REPO, commit_message="second", repo_type="dataset", token=token)
+    assert set(hub.files(REPO, "dataset")) == {".gitattributes", "data/a.bin", "b.bin", "c.txt"}
 
 
 def test_a_download_gives_up_or_comes_from_the_cache(hub, token, folder, short_silence):

@@ -1,6 +1,5 @@
 """A run that pushes itself to the Hub as it goes on, over real HTTP, what is said where that fails, and going on elsewhere."""
 
-import asyncio
 import importlib
 import json
 import os
@@ -8,6 +7,8 @@ import re
 import threading
 import time
 import traceback
+from concurrent import futures
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,9 +23,8 @@ from peft import PeftModel
 from safetensors.torch import load
 from transformers import TrainerCallback
 
-from seal_hf import SEALTrainer
 from seal_hf.hub.errors import HubError
-from seal_hf.outer_loop.policy_pushes import BackgroundPushes
+from seal_hf.outer_loop.publishing import Publisher
 from seal_hf.outer_loop.seal_config import SEALConfig
 
 
@@ -186,7 +186,7 @@ def test_a_hub_that_fails_for_a_while(pushing, hub, caplog):
     class Recover(TrainerCallback):
         def on_epoch_end(self, args, state, control, **kwargs):
             if state.epoch == 2:
-                trainer._pushes.wait()
+                futures.wait([trainer._publisher._latest[0]])
                 recover.set()
                 hub.reset_faults()
 
@@ -236,15 +236,15 @@ def test_whatever_fails_does_not_stop_the_training(pushing, hub, caplog, monkeyp
     hub.answer(
         200, f"^/api/models/{BASE}$"
     )  # something else in the Hub's place, where the base's licence is asked for
-    trainer, stage = pushing(), SEALTrainer._stage
+    trainer, stage = pushing(), Publisher._stage
     failures = [ValueError("of this test")]
 
     def failing_at_first():
         if failures:
             raise failures.pop()
-        return stage(trainer)
+        return stage(trainer._publisher)
 
-    monkeypatch.setattr(trainer, "_stage", failing_at_first)
+    monkeypatch.setattr(trainer._publisher, "_stage", failing_at_first)
     trainer.train()
     assert "The policy was not pushed: of this test. Training goes on, and it is tried again." in caplog.text
     assert trainer.failed_push is None
@@ -278,23 +278,20 @@ def broken_run(folder, token, stalled):
 
 
 @pytest.mark.slow
-def test_an_error_ends_the_program_while_a_push_stalls(hub, token, tmp_path, monkeypatch):
-    routes, stalled, released, answered = hub.routes, tmp_path / "stalled", threading.Event(), []
-
-    async def stalling(scope, receive, send):
-        if not scope["path"].startswith("/_lfs/"):
-            return await routes(scope, receive, send)
-        stalled.touch()
-        answered.append(await asyncio.to_thread(released.wait, 60))
-
-    monkeypatch.setattr(hub, "routes", stalling)
-    log = tmp_path / "log"
-    try:
-        assert in_child(log, broken_run, tmp_path / "run", token, stalled) == 1
-        assert answered == [] and "MemoryError: of this test" in log.read_text()
-    finally:
-        released.set()
+def test_an_error_ends_the_program_while_a_push_stalls(hub, token, tmp_path):
+    hub.fall_silent("^/_lfs/")
+    log, stalled = tmp_path / "log", tmp_path / "stalled"
+    threading.Thread(target=lambda: (wait_for(lambda: hub.requests("^/_lfs/")), stalled.touch()), daemon=True).start()
+    assert in_child(log, broken_run, tmp_path / "run", token, stalled) == 1
+    assert hub.requests("^/_lfs/")[0].status is None and "MemoryError: of this test" in log.read_text()
     assert token not in log.read_text()
+
+
+def wait_for(condition):
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("strategy", ["every_save", "end"])
@@ -315,7 +312,7 @@ def test_the_script_tells_last_what_is_not_on_the_hub(pushing, hub, monkeypatch,
         ({"hub_token": "hf_WrongAndSecret"}, "the Hub answered 401 .*hf auth login.* Nothing was trained."),
         ({"hub_token": READER.token}, "the Hub answered 403 .*use a token that may write.* Nothing was trained."),
         ({"hub_token": OTHER.token}, "the Hub answered 403 .*may not write to tester/policy"),
-        ({"hub_private_repo": True}, "is there already and is public, but private=True"),
+        ({"hub_private_repo": True}, "exists and is public, but private=True"),
     ],
     ids=["token", "right", "name", "public"],
 )
@@ -357,32 +354,27 @@ def test_metrics_stay_on_this_machine_unless_asked(tmp_path):
     assert SEALConfig(str(tmp_path), trackio_static_space_id="me/metrics").trackio_static_space_id == "me/metrics"
 
 
-def test_the_latest_of_those_that_wait_is_pushed(tmp_path):
+def test_the_latest_of_those_that_wait_is_pushed(pushing, monkeypatch):
     begun, may_go_on, uploaded = threading.Event(), threading.Event(), []
 
-    def upload(folder):
+    def upload(staged, repo_id, *, commit_message, **options):
         begun.set()
         assert may_go_on.wait(60)
-        uploaded.append(folder.name)
-        if folder.name == "third":
+        uploaded.append(commit_message)
+        if commit_message == "third":
             raise HubError("refused")
-        return folder.name
+        return SimpleNamespace(commit_url=commit_message)
 
-    folders = [tmp_path / name for name in ("first", "second", "third")]
-    for folder in folders:
-        folder.mkdir()
-    pushes = BackgroundPushes()
-    first = pushes.push(folders[0], upload)
+    monkeypatch.setattr("seal_hf.outer_loop.publishing.upload", upload)
+    trainer = pushing(push_to_hub=False)
+    first = trainer.push_to_hub("first", blocking=False)
     assert begun.wait(60)
     assert not first.cancel()  # it is under way
-    second, third = pushes.push(folders[1], upload), pushes.push(folders[2], upload)
-    assert second.cancelled() and not folders[1].exists() and folders[0].exists()
-    pushes.wait(0.01)
+    second, third = (trainer.push_to_hub(title, blocking=False) for title in ("second", "third"))
+    assert second.cancelled() and len(list(trainer._folder.path.glob(".push-*"))) == 2
     may_go_on.set()
-    pushes.wait()
-    assert uploaded == ["first", "third"] and first.result() == "first"
-    assert isinstance(third.exception(), HubError)
-    assert list(tmp_path.iterdir()) == []
+    assert isinstance(third.exception(60), HubError) and first.result() == "first"
+    assert uploaded == ["first", "third"] and not list(trainer._folder.path.glob(".push-*"))
 
 
 @pytest.mark.slow
