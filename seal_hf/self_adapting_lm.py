@@ -23,7 +23,7 @@ from .generation.base import Generation, Sampling, draw_seed
 from .generation.likelihood import answer_log_likelihoods
 from .generation.transformers_generation import generate
 from .inner_loop.training import InnerStep, train
-from .inner_loop.update import InnerLoopConfig, tokenize_self_edit
+from .inner_loop.update import InnerLoopConfig, InnerUpdate, tokenize_self_edit
 from .models.access import context_length, keep_trainable
 from .models.loading import base_facts, load_causal_lm
 from .self_edit import Prompt, SelfEdit
@@ -324,7 +324,7 @@ class SelfAdaptingLM:
 
     def adapt(
         self,
-        self_edits: SelfEdit | Sequence[SelfEdit],
+        self_edits: SelfEdit | InnerUpdate | Sequence[SelfEdit | InnerUpdate],
         *,
         seed: int = 0,
         on_step: Callable[[InnerStep], None] | None = None,
@@ -352,12 +352,18 @@ class SelfAdaptingLM:
             ValueError: No self-edits, one without any text, one longer than the context, an invalid override, or a
                 negative seed.
         """
-        edits = [self_edits] if isinstance(self_edits, SelfEdit) else list(self_edits)
+        is_one = isinstance(self_edits, SelfEdit | InnerUpdate)
+        edits = [self_edits] if is_one else list(self_edits)
         if not edits:
             raise ValueError("adapt() got no self-edits; give at least one, for example from propose().")
         if seed < 0:
             raise ValueError(f"seed={seed} must be 0 or more.")
-        updates = [tokenize_self_edit(edit, self.processing_class, self.inner_config) for edit in edits]
+        updates = [
+            edit
+            if isinstance(edit, InnerUpdate)
+            else tokenize_self_edit(edit, self.processing_class, self.inner_config)
+            for edit in edits
+        ]
         longest = max(len(sequence.input_ids) for update in updates for sequence in update.sequences)
         context = context_length(self.model)
         if context is not None and longest > context:
@@ -386,7 +392,7 @@ class SelfAdaptingLM:
             )
             for weights, update, result in zip(bank.weights, updates, results, strict=True)
         ]
-        return adapters[0] if isinstance(self_edits, SelfEdit) else adapters
+        return adapters[0] if is_one else adapters
 
     def answer(
         self,
@@ -474,6 +480,41 @@ class SelfAdaptingLM:
             stop=stop,
         )
         return [generation.text.strip() for generation in generations]
+
+    def answer_groups(
+        self,
+        groups: Sequence[Sequence[Prompt]],
+        adapters: Sequence[Adapter | None] | None = None,
+        *,
+        max_answer_length: int = 64,
+        on_text: Callable[[list[str]], bool | None] | None = None,
+        stop: threading.Event | None = None,
+    ) -> list[list[str]]:
+        """
+        Greedy answers to groups of prompts, such as all questions of each example, in common batches.
+
+        Args:
+            groups (`Sequence[Sequence[str | list[dict]]]`):
+                Evaluation prompts.
+            adapters (`Sequence[Adapter | None]`, *optional*):
+                For each group its adapter; no inner adapter where `None` or absent.
+            max_answer_length, on_text, stop:
+                As in [`~SelfAdaptingLM.answer_prompts`].
+
+        Returns:
+            `list[list[str]]`: the answers of each group.
+        """
+        adapters = adapters or [None] * len(groups)
+        answers = iter(
+            self.answer_prompts(
+                [prompt for group in groups for prompt in group],
+                [adapter for group, adapter in zip(groups, adapters, strict=True) for _ in group],
+                max_answer_length=max_answer_length,
+                on_text=on_text,
+                stop=stop,
+            )
+        )
+        return [[next(answers) for _ in group] for group in groups]
 
     def answer_log_likelihoods(
         self,

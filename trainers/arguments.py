@@ -25,7 +25,7 @@ class AdaptationArguments:
         default="rewrite",
         metadata={"help": "How self-edits are asked for: a style's name, or a template with {context}."},
     )
-    split_newlines: bool = field(default=True, metadata={"help": "Make every line a training sequence of its own."})
+    split_newlines: bool = field(default=True, metadata={"help": "Make every line a training example of its own."})
     num_generations: int = field(default=4, metadata={"help": "Self-edits per passage."})
     temperature: float = field(default=0.3, metadata={"help": "Sampling temperature of the self-edits."})
     top_p: float = field(default=0.95, metadata={"help": "Nucleus of the sampling."})
@@ -39,8 +39,8 @@ class AdaptationArguments:
     num_train_epochs: int = field(default=20, metadata={"help": "Epochs of the inner loop."})
     seed: int = field(default=0, metadata={"help": "Seed of sampling, initialization and order."})
 
-    def load(self) -> SelfAdaptingLM:
-        """Load the model with its domain."""
+    def load(self, grader: JudgeGrader | None = None) -> SelfAdaptingLM:
+        """Load the model with its domain, and with the local grader unless another is given."""
         names = [name.strip() for name in self.target_modules.split(",")]
         peft_config = LoraConfig(
             r=self.lora_r,
@@ -48,7 +48,7 @@ class AdaptationArguments:
             target_modules="all-linear" if names == ["all-linear"] else names,
         )
         inner_config = InnerLoopConfig(learning_rate=self.learning_rate, num_train_epochs=self.num_train_epochs)
-        domain = KnowledgeDomain(self.prompt_style, split_newlines=self.split_newlines)
+        domain = KnowledgeDomain(self.prompt_style, split_newlines=self.split_newlines, grader=grader)
         return SelfAdaptingLM.from_pretrained(
             self.model_name_or_path,
             load_in_4bit=self.load_in_4bit,

@@ -40,6 +40,11 @@ class KnowledgeArguments(JudgeArguments):
     eval_dataset_name: str | None = field(
         default=None, metadata={"help": "Where the passages to evaluate on are, if not in the same place."}
     )
+    prompt_style: str = field(
+        default="implications",
+        metadata={"help": "How self-edits are asked for: a style's name, or a template with {context}."},
+    )
+    split_newlines: bool = field(default=True, metadata={"help": "Make every line a training example of its own."})
     num_train_passages: int | None = field(default=None, metadata={"help": "Take only the first so many."})
     num_eval_passages: int | None = field(default=None, metadata={"help": "Take only the first so many."})
     chat: bool | None = field(
@@ -86,8 +91,8 @@ def main(script_args: KnowledgeArguments, training_args: SEALConfig, model_args:
         model=model_args.model_name_or_path,
         args=training_args,
         domain=KnowledgeDomain(
-            training_args.prompt_style,
-            training_args.split_newlines,
+            script_args.prompt_style,
+            script_args.split_newlines,
             grader=script_args.judge_grader(),
             chat=script_args.chat,
         ),

@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from ..grading.intervals import Accuracy
-from ..records.journal import write_text
+from ..records.files import write_text
 from .errors import HubError
 from .transfer import LOOK_UP_SECONDS, hub_api, is_hub_id
 

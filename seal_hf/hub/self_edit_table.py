@@ -6,7 +6,8 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import parquet
 
-from ..records.journal import SELF_EDITS, Journal, ScoredSelfEdit
+from ..domains.base import SELF_EDITS
+from ..records.journal import Journal, ScoredSelfEdit
 from ..records.report import kept_flags
 
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 from huggingface_hub import DatasetCard, DatasetCardData, constants
 from pyarrow import compute, parquet
 
-from ..records.journal import RUN_FILE, check_schema_version
+from ..records.files import RUN_FILE, check_schema_version
 from ..records.report import results_table
 from .errors import HubError, without_tokens
 from .self_edit_table import evaluation_table, read_table, training_table

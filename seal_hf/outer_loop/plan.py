@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..adapters.layout import lora_layout
-from ..domains import KnowledgeDomain
+from ..domains.base import Condition
 from ..inner_loop.training import InnerStep
 from ..inner_loop.update import InnerUpdate, tokenize_self_edit
 from ..models.access import policy_in_activation_dtype
-from ..records.journal import PASSAGE_ONLY
 from ..rollout.bank_schedule import adapters_per_bank, work_of
 from ..rollout.examples import ExampleSet
-from ..rollout.rollout import baselines_of
 from ..self_adapting_lm import SelfAdaptingLM
 from .outer_sft import optimizer_steps
 from .seal_config import SEALConfig
@@ -38,8 +36,8 @@ class RunPlan:
         evaluation_adapters (`int`):
             Inner updates of all evaluations together.
         inner_tokens (`int`, *optional*):
-            Tokens that all inner updates train on, a self-edit taken to be as long as its passage; `None` for a domain
-            without passages.
+            Tokens that all inner updates train on, a self-edit taken to be as long as what the domain's baseline trains
+            on; `None` for a domain without a baseline that trains.
         optimizer_steps (`list[int]`):
             Steps of each round's outer SFT, if every example has its share of kept self-edits.
         seconds (`float`, *optional*):
@@ -70,7 +68,9 @@ class RunPlan:
             f"all evaluations: {self.evaluation_adapters} adapters",
         ]
         if self.inner_tokens is not None:
-            lines.append(f"about {self.inner_tokens:,} tokens of inner updates, if self-edits are as long as passages")
+            lines.append(
+                f"about {self.inner_tokens:,} tokens of inner updates, if self-edits are as long as what the baseline trains on"
+            )
         if self.seconds is not None:
             lines.append(f"about {self.seconds / 60:.0f} minutes by a short probe of this machine, without the SFT")
         return "\n".join(lines)
@@ -81,31 +81,27 @@ def plan_run(
 ) -> RunPlan:
     """Count the work of a run, and measure this machine for a few steps, whose results are thrown away."""
     num_eval = len(evaluation) if evaluation is not None else 0
+    num_evaluations = args.num_rounds + 1
     per_example = args.num_generations * args.num_repeats
-    adapters_per_round = len(train) * per_example
-    eval_adapters = num_eval * (
-        args.num_eval_generations * (args.num_rounds + 1) + (PASSAGE_ONLY in baselines_of(lm.domain))
-    )
+    trained = [condition for condition in lm.domain.conditions if condition.self_edit is not None]
     tokens = seconds = None
-    passages = _passages(lm, train) if isinstance(lm.domain, KnowledgeDomain) else []
     num_self_edits = len(train) * args.num_generations
-    per_batch = None if args.adapters_per_bank is None else min(args.adapters_per_bank, num_self_edits)
-    if passages:
-        per_batch = per_batch or _adapters_per_bank(lm, args, passages, num_processes)
-        # A rewrite and the passage itself; the passage alone once.
-        tokens = 2 * _num_tokens(passages) * per_example * args.num_rounds
+    per_bank = None if args.adapters_per_bank is None else min(args.adapters_per_bank, num_self_edits)
+    if trained:
+        baseline = _updates(lm, trained[-1], train)
+        per_bank = per_bank or _adapters_per_bank(lm, args, baseline, num_processes)
+        # A self-edit is taken to hold a rewrite of what the baseline trains on, and that itself.
+        tokens = 2 * _num_tokens(baseline) * per_example * args.num_rounds
+        num_answers = _num_questions(lm, train) * args.num_rounds * (per_example + 1)
         if evaluation is not None:
-            eval_tokens = _num_tokens(_passages(lm, evaluation))
-            tokens += eval_tokens * (2 * args.num_eval_generations * (args.num_rounds + 1) + 1)
-        num_answers = (
-            sum(len(example["questions"]) for example in train.examples) * args.num_rounds * (per_example + 1)
-        )
-        if evaluation is not None:
-            num_questions = sum(len(example["questions"]) for example in evaluation.examples)
-            num_answers += num_questions * (args.num_eval_generations * (args.num_rounds + 1) + 3)
-        num_written = len(train) * args.num_generations * args.num_rounds
-        num_written += num_eval * args.num_eval_generations * (args.num_rounds + 1)
-        tokens_per_second, prompt_seconds, token_seconds = _probe(lm, train, per_batch)
+            own = sum(_num_tokens(_updates(lm, condition, evaluation)) for condition in trained)
+            tokens += own + 2 * _num_tokens(_updates(lm, trained[-1], evaluation)) * (
+                args.num_eval_generations * num_evaluations
+            )
+            num_conditions = args.num_eval_generations * num_evaluations + len(lm.domain.conditions)
+            num_answers += _num_questions(lm, evaluation) * num_conditions
+        num_written = num_self_edits * args.num_rounds + num_eval * args.num_eval_generations * num_evaluations
+        tokens_per_second, prompt_seconds, token_seconds = _probe(lm, trained[-1], train, per_bank)
         generated = num_written * args.max_completion_length + num_answers * args.max_answer_length
         seconds = tokens / tokens_per_second + (num_written + num_answers) * prompt_seconds + generated * token_seconds
         seconds /= num_processes
@@ -115,21 +111,25 @@ def plan_run(
         num_eval_examples=num_eval,
         num_processes=num_processes,
         self_edits_per_round=num_self_edits,
-        adapters_per_round=adapters_per_round,
-        adapters_per_bank=per_batch,
-        evaluation_adapters=eval_adapters,
+        adapters_per_round=len(train) * per_example,
+        adapters_per_bank=per_bank,
+        evaluation_adapters=num_eval * (args.num_eval_generations * num_evaluations + len(trained)),
         inner_tokens=tokens,
         optimizer_steps=optimizer_steps(len(train), args),
         seconds=seconds,
     )
 
 
-def _passages(lm: SelfAdaptingLM, data: ExampleSet) -> list[InnerUpdate]:
-    """The inner updates on the passages alone."""
+def _updates(lm: SelfAdaptingLM, condition: Condition, data: ExampleSet) -> list[InnerUpdate]:
+    """The inner updates of a baseline that trains."""
     return [
-        tokenize_self_edit(lm.domain.passage_only(example), lm.processing_class, lm.inner_config)
+        tokenize_self_edit(condition.self_edit(example), lm.processing_class, lm.inner_config)
         for example in data.examples
     ]
+
+
+def _num_questions(lm: SelfAdaptingLM, data: ExampleSet) -> int:
+    return sum(len(lm.domain.questions(example)) for example in data.examples)
 
 
 def _num_tokens(updates: Sequence[InnerUpdate]) -> int:
@@ -138,19 +138,19 @@ def _num_tokens(updates: Sequence[InnerUpdate]) -> int:
 
 
 def _adapters_per_bank(
-    lm: SelfAdaptingLM, args: SEALConfig, passages: Sequence[InnerUpdate], num_processes: int
+    lm: SelfAdaptingLM, args: SEALConfig, baseline: Sequence[InnerUpdate], num_processes: int
 ) -> int:
-    """As many as the first round will take if self-edits are as long as their passages."""
+    """As many as the first round will take if self-edits are twice as long as what the baseline trains on."""
     work = [
-        replace(update, sequences=update.sequences * 2) for update in passages for _ in range(args.num_generations)
+        replace(update, sequences=update.sequences * 2) for update in baseline for _ in range(args.num_generations)
     ]
     layout, num_repeats = lora_layout(lm.model, lm.peft_config), args.num_repeats
     return adapters_per_bank(lm.model, layout, list(map(work_of, work)), num_repeats, num_processes)
 
 
-def _probe(lm: SelfAdaptingLM, data: ExampleSet, per_batch: int) -> tuple[float, float, float]:
+def _probe(lm: SelfAdaptingLM, condition: Condition, data: ExampleSet, per_bank: int) -> tuple[float, float, float]:
     """Tokens trained on per second, and the seconds that a prompt and a written token take in a batch."""
-    examples = [data.examples[i % len(data)] for i in range(per_batch)]
+    examples = [data.examples[i % len(data)] for i in range(per_bank)]
     marks: list[tuple[int, float]] = []
     stop = threading.Event()
 
@@ -165,7 +165,7 @@ def _probe(lm: SelfAdaptingLM, data: ExampleSet, per_batch: int) -> tuple[float,
         return time.perf_counter() - start
 
     with policy_in_activation_dtype(lm.model):
-        lm.adapt([lm.domain.passage_only(example) for example in examples], on_step=on_step, stop=stop)
+        lm.adapt([condition.self_edit(example) for example in examples], on_step=on_step, stop=stop)
         one, more = writing_seconds(1), writing_seconds(1 + _PROBE_TOKENS)
     # The first step is slower, since memory is taken for the first time; it counts only where there is no other.
     (first_tokens, first_seconds), (tokens, seconds) = marks[0] if len(marks) > 1 else (0, 0.0), marks[-1]

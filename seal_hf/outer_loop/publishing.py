@@ -14,11 +14,12 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import HubStrategy
 
+from ..domains.base import SELF_EDITS
 from ..hub.errors import HubError
 from ..hub.model_card import AdapterCard, with_base_license, write_model_card
 from ..hub.transfer import download, upload, writable_repo
 from ..models.loading import base_facts
-from ..records.journal import RUN_FILE, SELF_EDITS
+from ..records.files import RUN_FILE
 from ..records.report import evaluations, results_table, save_samples
 from ..records.run_folder import LAST_CHECKPOINT, RUN_FILES, STAGED_PREFIX, RunFolder, link_tree
 from .policy import write_policy

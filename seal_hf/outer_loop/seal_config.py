@@ -10,6 +10,7 @@ from trl import SFTConfig
 
 from ..generation.base import Sampling
 from ..inner_loop.update import InnerLoopConfig, is_whole
+from ..rollout.stage import RolloutConfig
 
 
 @dataclass
@@ -33,10 +34,6 @@ class SEALConfig(SFTConfig):
             Nucleus of the sampling.
         max_completion_length (`int`, *optional*, defaults to `512`):
             Longest self-edit, in tokens.
-        prompt_style (`str`, *optional*, defaults to `"implications"`):
-            How self-edits are asked for, where the trainer is given no domain (see [`KnowledgeDomain`]).
-        split_newlines (`bool`, *optional*, defaults to `True`):
-            Whether every line of a self-edit is a training sequence of its own, where the trainer is given no domain.
 
         > Parameters that control the inner update
 
@@ -63,7 +60,7 @@ class SEALConfig(SFTConfig):
             Greatest gradient norm of one adapter.
         adapters_per_bank (`int`, *optional*):
             Most adapters trained together in one bank. Where absent it is chosen in every round, from the free memory
-            and from the work (see [`seal_hf.rollout.bank_schedule.adapters_per_bank`]).
+            and from the work (see [`adapters_per_bank`]).
 
         > Parameters that control the reward
 
@@ -117,11 +114,6 @@ class SEALConfig(SFTConfig):
     temperature: float = field(default=1.0, metadata={"help": "Sampling temperature of the self-edits."})
     top_p: float = field(default=0.95, metadata={"help": "Nucleus of the sampling."})
     max_completion_length: int = field(default=512, metadata={"help": "Longest self-edit, in tokens."})
-    prompt_style: str = field(
-        default="implications",
-        metadata={"help": "How self-edits are asked for: a style's name, or a template with {context}."},
-    )
-    split_newlines: bool = field(default=True, metadata={"help": "Make every line a training sequence of its own."})
 
     inner_learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the inner update."})
     inner_num_train_epochs: int = field(default=10, metadata={"help": "Epochs of the inner update."})
@@ -212,6 +204,11 @@ class SEALConfig(SFTConfig):
             raise ValueError("packing and padding_free are not supported by SEALTrainer; leave them off.")
         Sampling((), self.temperature, self.top_p)  # raises for values out of range
         self.inner_config()
+
+    def rollout_config(self) -> RolloutConfig:
+        """How self-edits are written, banks composed and answers given."""
+        names = [option.name for option in dataclasses.fields(RolloutConfig)]
+        return RolloutConfig(**{name: getattr(self, name) for name in names})
 
     def inner_config(self) -> InnerLoopConfig:
         """How a self-edit is trained on."""

@@ -12,9 +12,10 @@ Deviations from the paper and its reference implementation:
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -34,29 +35,36 @@ from trl.trainer.base_trainer import _BaseTrainer
 from ..domains import Domain, KnowledgeDomain
 from ..generation.base import draw_seed
 from ..models.access import context_length
-from ..records.journal import ScoredSelfEdit, SelectedSelfEdit, explaining_failed_write
+from ..records.files import explaining_failed_write
+from ..records.journal import Journal, Proposal, ScoredSelfEdit, SelectedSelfEdit
 from ..records.plot import save_plot
-from ..records.report import round_metrics, save_samples
-from ..records.run_folder import LAST_CHECKPOINT, RunFolder, run_settings
-from ..rollout.example_checks import check_lengths
-from ..rollout.examples import ExampleSet
+from ..records.report import Evaluation, evaluations, metrics, round_metrics, save_samples
+from ..records.run_folder import LAST_CHECKPOINT, RunFolder
+from ..rollout.examples import ExampleSet, check_examples
 from ..rollout.processes import Processes
 from ..rollout.rollout import Rollout
-from ..rollout.stage import SFT, TRAINING, Stage
+from ..rollout.stage import Stage
 from ..self_adapting_lm import SelfAdaptingLM
 from .outer_sft import fit_policy, optimizer_steps, require_end_token
 from .plan import RunPlan, plan_run
 from .policy import policy_weights, prepare_policy, read_policy, restore_policy, write_policy
-from .policy_evaluation import PolicyEvaluation
 from .publishing import Publisher
+from .run_settings import run_settings
 from .seal_config import SEALConfig
-from .selection import select_self_edits
+from .selection import select_self_edits, warn_of_little
 
 
 logger = logging.getLogger(__name__)
 
+# First parts of the seeds of a run's random streams.
+_TRAINING, _EVALUATION, _SFT = range(3)
 
-class SEALTrainer(PolicyEvaluation, _BaseTrainer):
+
+class _RunStopped(Exception):
+    """A callback ended the run; what was worked out is on disk."""
+
+
+class SEALTrainer(_BaseTrainer):
     """
     Trains a policy to write self-edits (SEAL, section 3.1), round by round: propose, adapt and score, select, fit.
 
@@ -73,7 +81,8 @@ class SEALTrainer(PolicyEvaluation, _BaseTrainer):
         args ([`SEALConfig`], *optional*):
             The configuration. Defaults to the paper's, with an output directory named after the model.
         domain ([`Domain`], *optional*):
-            What is learned. Defaults to a [`KnowledgeDomain`] with `args.prompt_style` and `args.split_newlines`.
+            What is learned. Defaults to a [`KnowledgeDomain`]. `trainer.domain` is the form of it that suits the tokenizer
+            (see [`Domain.for_model`]).
         train_dataset (`datasets.Dataset` or `Sequence[Mapping]`):
             Examples of the domain.
         eval_dataset (`datasets.Dataset` or `Sequence[Mapping]`, *optional*):
@@ -131,35 +140,30 @@ class SEALTrainer(PolicyEvaluation, _BaseTrainer):
             model, args, processing_class, peft_config, quantization_config
         )
 
-        # Data
-        self.domain = domain or KnowledgeDomain(args.prompt_style, args.split_newlines)
-        if train_dataset is None:
-            raise ValueError("train_dataset is required; give a list or a datasets.Dataset of examples.")
-        self._train = ExampleSet.of(train_dataset, "train_dataset")
-        self._eval = None if eval_dataset is None else ExampleSet.of(eval_dataset, "eval_dataset")
-        num_shared = self._eval.num_shared_with(self._train) if self._eval is not None else 0
-        if num_shared and args.process_index == 0:
-            logger.warning(
-                "%d of %d evaluation examples are in the training set too; their accuracy says nothing about new ones.",
-                num_shared,
-                len(self._eval),
-            )
-
         inner_config = args.inner_config()
         if (context := context_length(model)) is not None:
             inner_config = replace(inner_config, max_length=min(inner_config.max_length, context))
         self.lm = SelfAdaptingLM(
             model,
             processing_class,
-            domain=self.domain,
+            domain=domain or KnowledgeDomain(),
             peft_config=args.inner_peft_config(),
             inner_config=inner_config,
             base_model_id=base_model_id,
         )
+        self.domain = self.lm.domain
+
+        # Data
+        if train_dataset is None:
+            raise ValueError("train_dataset is required; give a list or a datasets.Dataset of examples.")
+        self._train = ExampleSet.of(train_dataset, "train_dataset")
+        self._eval = None if eval_dataset is None else ExampleSet.of(eval_dataset, "eval_dataset")
+        lengths = (args.max_completion_length, args.max_answer_length)
+        check_examples(self.lm, self._train, "train_dataset", *lengths, args.max_length)
         require_end_token(processing_class, self.domain.prompt(self._train.examples[0]))
-        check_lengths(self.lm, args, self._train, "train_dataset", is_trained_on=True)
         if self._eval is not None:
-            check_lengths(self.lm, args, self._eval, "eval_dataset")
+            check_examples(self.lm, self._eval, "eval_dataset", *lengths)
+            self._eval.warn_of_shared(self._train, self.domain.content)
         eval_examples = None if self._eval is None else self._eval.examples
         self._folder = RunFolder(args.output_dir, run_settings(args, self.lm, self._train.examples, eval_examples))
         self._folder.check_writable()
@@ -196,7 +200,7 @@ class SEALTrainer(PolicyEvaluation, _BaseTrainer):
         self.base_model_id = base_model_id
         self._rounds_fitted = 0
         self._processes = Processes(Path(args.output_dir))
-        self._rollout = Rollout(self.lm, args, self._processes, self._after_bank)
+        self._rollout = Rollout(self.lm, args.rollout_config(), self._processes, self._after_bank)
 
     def train(self, resume_from_checkpoint: bool | str | None = None) -> TrainOutput:
         """
@@ -234,12 +238,16 @@ class SEALTrainer(PolicyEvaluation, _BaseTrainer):
                     self._processes.on_main(self._publisher.fetch_last_checkpoint)
                 self._open(bool(resume_from_checkpoint), held)
                 self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
-                if self._evaluate_round(0):
+                with suppress(_RunStopped):
+                    self._evaluate_round(0)
                     for round_index in range(self.args.num_rounds):
-                        if not self._train_round(round_index):
-                            break
-                        if round_index + 1 < self.args.num_rounds:
-                            self._processes.on_main(self._publisher.push_round, self._rounds_fitted)
+                        stage = self._begin_round(round_index)
+                        proposals = self._rollout.propose(stage)
+                        scored = self._score(stage, proposals)
+                        selected = self._select(round_index, scored)
+                        self._fit(round_index, selected)
+                        self._evaluate_round(round_index + 1)
+                        self._push_round(round_index)
                 self._processes.on_main(self._publisher.push_end)
                 self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
         finally:
@@ -247,6 +255,57 @@ class SEALTrainer(PolicyEvaluation, _BaseTrainer):
         losses = [entry["loss"] for entry in self.state.log_history if "loss" in entry]
         last_round = next((entry for entry in reversed(self.state.log_history) if "num_examples" in entry), {})
         return TrainOutput(self.state.global_step, sum(losses) / len(losses) if losses else 0.0, dict(last_round))
+
+    def evaluate(
+        self,
+        eval_dataset: Dataset | Sequence[Mapping] | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """
+        Accuracy of the policy as it is now: it writes self-edits, adapts to them and answers closed-book.
+
+        Args:
+            eval_dataset (`datasets.Dataset` or `Sequence[Mapping]`, *optional*):
+                Examples. Defaults to the trainer's; what is already on disk for those is not computed again.
+            ignore_keys (`list[str]`, *optional*):
+                Not used; there for the signature of [`~transformers.Trainer.evaluate`].
+            metric_key_prefix (`str`, *optional*, defaults to `"eval"`):
+                Prefix of the metrics' names.
+
+        Returns:
+            `dict[str, float]`: accuracies with their 95 % intervals and paired differences, shares from 0 to 1; empty where
+            a callback ended the evaluation.
+
+        Raises:
+            ValueError: There is no evaluation set, or the output directory holds a later policy than this trainer.
+            RuntimeError: Called without `eval_dataset` during `train()`, which evaluates after every round itself.
+            GradingIncomplete: An answer could not be graded.
+        """
+        if not self.is_in_train:
+            self.control.should_training_stop = False  # a run that a callback ended leaves it set
+        if eval_dataset is None and self.is_in_train:
+            raise RuntimeError(
+                "evaluate() is called during train(), which evaluates after every round; give eval_dataset."
+            )
+        if eval_dataset is None and self._eval is None:
+            raise ValueError("There is nothing to evaluate on; give eval_dataset to evaluate() or to SEALTrainer.")
+        try:
+            if eval_dataset is not None:
+                data = ExampleSet.of(eval_dataset, "eval_dataset")
+                lengths = (self.args.max_completion_length, self.args.max_answer_length)
+                check_examples(self.lm, data, "eval_dataset", *lengths)
+                with tempfile.TemporaryDirectory() as directory:
+                    # There is no earlier evaluation of these examples, so the baselines are measured too.
+                    evaluation = self._evaluation(Journal(Path(directory)), data, 0)
+            else:
+                self._processes.on_main(self._folder.open, True, 0)
+                self._processes.on_main(self._require_latest_policy)
+                evaluation = self._evaluation(self._folder.evaluation, self._eval, self._rounds_fitted)
+        except _RunStopped:
+            return {}
+        own = {} if eval_dataset is not None else {"round": self._rounds_fitted}
+        return self._log_evaluation(evaluation, metric_key_prefix, own)
 
     def plan(self, resume_from_checkpoint: bool | None = None) -> RunPlan:
         """
@@ -352,29 +411,72 @@ class SEALTrainer(PolicyEvaluation, _BaseTrainer):
         future = self._publisher.push(commit_message or "Upload policy", token, revision, **card)
         return future.result() if blocking else future
 
-    def _train_round(self, round_index: int) -> bool:
-        """One round; `False` where a callback ended the run."""
-        self.control = self.callback_handler.on_epoch_begin(self.args, self.state, self.control)
+    def _push_round(self, round_index: int) -> None:
+        if round_index + 1 < self.args.num_rounds:
+            self._processes.on_main(self._publisher.push_round, self._rounds_fitted)
+
+    def _evaluate_round(self, num_rounds: int) -> None:
+        """Evaluate the policy after so many rounds, where there is something to evaluate on."""
+        self._end_if_stopped()
+        if self._eval is None:
+            return
+        evaluation = self._evaluation(self._folder.evaluation, self._eval, num_rounds)
+        if self._logged("eval_self_edits_accuracy", num_rounds) is None:
+            values = self._log_evaluation(evaluation, "eval", {"round": num_rounds})
+            # After the callbacks, as in transformers.Trainer: EarlyStoppingCallback compares with the best before.
+            self._determine_best_metric(values, None)
+            self._processes.on_main(self._save_evaluation_files)
+        self._end_if_stopped()
+
+    def _evaluation(self, journal: Journal, data: ExampleSet, num_rounds: int) -> Evaluation:
+        """The accuracies of a policy that was trained for `num_rounds`."""
+        # The same draws after every round, so that rounds differ by their policies alone.
+        seed = draw_seed(self.args.seed, _EVALUATION)
         stage = Stage(
+            name=f"evaluation after {num_rounds} rounds" if num_rounds else "evaluation before round 1",
+            journal=journal,
+            round=num_rounds,
+            data=data,
+            seed=seed,
+            inner_seeds=(draw_seed(seed, 0),),
+            num_generations=self.args.num_eval_generations,
+            baselines=self.domain.conditions if num_rounds == 0 else (),
+            is_evaluation=True,
+        )
+        self._score(stage, self._rollout.propose(stage))
+        return self._processes.on_main(evaluations, journal)[num_rounds]
+
+    def _log_evaluation(self, evaluation: Evaluation, prefix: str, labels: dict[str, int]) -> dict[str, float]:
+        values = {f"{prefix}_{name}": value for name, value in metrics(evaluation).items()}
+        self.log({**labels, **values})
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, values)
+        return values
+
+    def _save_evaluation_files(self) -> None:
+        save_plot(self._folder.path)
+        self._folder.save_state(self.state)
+
+    def _begin_round(self, round_index: int) -> Stage:
+        self.control = self.callback_handler.on_epoch_begin(self.args, self.state, self.control)
+        self._end_if_stopped()
+        seed = draw_seed(self.args.seed, _TRAINING, round_index)
+        return Stage(
             name=f"round {round_index + 1}/{self.args.num_rounds}: inner updates",
             journal=self._folder.journal,
             round=round_index,
             data=self._train,
-            seed=draw_seed(self.args.seed, TRAINING, round_index),
+            seed=seed,
+            inner_seeds=tuple(draw_seed(seed, repeat) for repeat in range(self.args.num_repeats)),
             num_generations=self.args.num_generations,
-            num_repeats=self.args.num_repeats,
+            baselines=self.domain.conditions[:1],
         )
-        if self._is_stopped():
-            return False
-        proposals = self._rollout.propose(stage)
+
+    def _score(self, stage: Stage, proposals: Sequence[Proposal]) -> list[ScoredSelfEdit]:
+        """Train and ask the adapters of a stage."""
         scored = self._rollout.score(stage, proposals)
         if scored is None:
-            return False
-        selected = self._select(round_index, scored)
-        if self._is_stopped() or not self._fit(round_index, selected):
-            return False
-        self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
-        return self._evaluate_round(round_index + 1)
+            raise _RunStopped
+        return scored
 
     def _select(self, round_index: int, scored: Sequence[ScoredSelfEdit]) -> list[SelectedSelfEdit]:
         """Choose what is learned, and log the round's rewards."""
@@ -388,90 +490,69 @@ class SEALTrainer(PolicyEvaluation, _BaseTrainer):
                 drop_zero_std=self.args.drop_zero_std,
             )
             self._processes.on_main(journal.write_selected, round_index, selected)
-        metrics = {"round": round_index + 1, **round_metrics(scored, selected)}
+        values = {"round": round_index + 1, **round_metrics(scored, selected)}
         logged = self._logged("num_examples", round_index + 1)
-        if logged is not None and metrics.items() <= logged.items():  # a run that goes on
+        if logged is not None and values.items() <= logged.items():  # a resumed run
+            self._end_if_stopped()
             return selected
         if self.is_world_process_zero():
-            self._warn_of_little(round_index, scored, selected)
+            warn_of_little(round_index + 1, scored, selected, self._folder.path)
         if logged is None:
             self.state.global_step += 1
         else:  # its files were removed, and it was scored again
             self.state.log_history.remove(logged)
         self.state.epoch = float(round_index)
-        self.log(metrics)
+        self.log(values)
         self.control = self.callback_handler.on_step_end(self.args, self.state, self.control)
         self._processes.on_main(self._save_round_files, round_index)
+        self._end_if_stopped()
         return selected
-
-    def _warn_of_little(
-        self, round_index: int, scored: Sequence[ScoredSelfEdit], selected: Sequence[SelectedSelfEdit]
-    ) -> None:
-        num_ungraded = sum(edit.reward is None for edit in scored)
-        if not any(edit.well_formed for edit in scored):
-            logger.warning(
-                "Round %d: all %d self-edits are malformed, so nothing is learned; look at %s and change the prompt "
-                "style, the temperature or max_completion_length.",
-                round_index + 1,
-                len(scored),
-                self._folder.path / "proposals",
-            )
-        elif not selected:
-            logger.warning(
-                "Round %d: the selection keeps none of %d self-edits, so there is nothing new to learn; lower min_reward or "
-                "turn drop_zero_std off to learn from more.",
-                round_index + 1,
-                len(scored),
-            )
-        if num_ungraded:
-            logger.warning(
-                "Round %d: %d of %d self-edits could not be graded and are left out; look at the grader. Remove the "
-                "round's files in journal/ and selected/ before its policy is there to score it again.",
-                round_index + 1,
-                num_ungraded,
-                len(scored),
-            )
 
     def _save_round_files(self, round_index: int) -> None:
         save_samples(self._folder.path, round_index)
         save_plot(self._folder.path)
         self._folder.save_state(self.state)
 
-    def _fit(self, round_index: int, selected: list[SelectedSelfEdit]) -> bool:
-        """Bring the policy to where the round's SFT leaves it; `False` where a callback ended the run."""
+    def _fit(self, round_index: int, selected: list[SelectedSelfEdit]) -> None:
+        """Bring the policy to where the round's SFT leaves it."""
         folder = self._folder.policy(round_index)
         if weights := self._processes.on_main(read_policy, folder):
             restore_policy(self.model, weights)
             self._rounds_fitted = round_index + 1
-            return True
-        if self.args.sft_on == "all":
-            earlier = self._processes.on_main(lambda: list(map(self._folder.journal.selected, range(round_index))))
-            selected = [*chain.from_iterable(earlier), *selected]
+        else:
+            if self.args.sft_on == "all":
+                journal = self._folder.journal
+                earlier = self._processes.on_main(lambda: list(map(journal.selected, range(round_index))))
+                selected = [*chain.from_iterable(earlier), *selected]
+            with self._undone_on_error():
+                if selected and not fit_policy(
+                    self.model,
+                    self.processing_class,
+                    selected,
+                    self.args,
+                    seed=draw_seed(self.args.seed, _SFT, round_index),
+                    output_dir=folder.with_suffix(".partial"),
+                    on_step=self._after_sft_step,
+                    on_log=lambda logs: self.log({"round": round_index + 1, **logs}),
+                ):
+                    raise _RunStopped
+                self.state.epoch = float(round_index + 1)
+                self._processes.on_main(self._keep_policy, round_index)
+            self._rounds_fitted = round_index + 1
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+        self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
+
+    @contextmanager
+    def _undone_on_error(self) -> Iterator[None]:
+        """Bring policy and log back where the block ends with an error, so that the same trainer can be resumed."""
         before, steps, num_logs = policy_weights(self.model), self.state.global_step, len(self.state.log_history)
-        if selected and not fit_policy(
-            self.model,
-            self.processing_class,
-            selected,
-            self.args,
-            seed=draw_seed(self.args.seed, SFT, round_index),
-            output_dir=folder.with_suffix(".partial"),
-            on_step=self._after_sft_step,
-            on_log=lambda logs: self.log({"round": round_index + 1, **logs}),
-        ):
-            self.state.global_step = steps
-            del self.state.log_history[num_logs:]
-            return False
-        self.state.epoch = float(round_index + 1)
         try:
-            self._processes.on_main(self._keep_policy, round_index)
+            yield
         except BaseException:
-            restore_policy(self.model, before)  # so that the same trainer can go on once there is room
+            restore_policy(self.model, before)
             self.state.global_step = steps
             del self.state.log_history[num_logs:]
             raise
-        self._rounds_fitted = round_index + 1
-        self.control = self.callback_handler.on_save(self.args, self.state, self.control)
-        return True
 
     def _keep_policy(self, round_index: int) -> None:
         with explaining_failed_write(self._folder.policy(round_index)):
@@ -527,6 +608,10 @@ class SEALTrainer(PolicyEvaluation, _BaseTrainer):
         self.state.global_step += 1
         self.control = self.callback_handler.on_step_end(self.args, self.state, self.control)
         return self._is_stopped()
+
+    def _end_if_stopped(self) -> None:
+        if self._is_stopped():
+            raise _RunStopped
 
     def _is_stopped(self) -> bool:
         """Whether a callback has ended the run, in any process."""

@@ -1,9 +1,14 @@
 """Which self-edits the policy learns from (SEAL, section 3.1: rejection sampling, ReST-EM)."""
 
+import logging
 from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 
 from ..records.journal import ScoredSelfEdit, SelectedSelfEdit, rank, rounded
+
+
+logger = logging.getLogger(__name__)
 
 
 def select_self_edits(
@@ -44,3 +49,33 @@ def select_self_edits(
             if min_reward is None or rounded(edit.reward) >= rounded(min_reward)
         ]
     return selected
+
+
+def warn_of_little(
+    round_number: int, scored: Sequence[ScoredSelfEdit], selected: Sequence[SelectedSelfEdit], output_dir: Path
+) -> None:
+    """Warn of a round that teaches the policy nothing, or less than it could; rounds count from 1."""
+    num_ungraded = sum(edit.reward is None for edit in scored)
+    if not any(edit.well_formed for edit in scored):
+        logger.warning(
+            "Round %d: all %d self-edits are malformed, so nothing is learned; look at %s and change the prompt "
+            "style, the temperature or max_completion_length.",
+            round_number,
+            len(scored),
+            output_dir / "proposals",
+        )
+    elif not selected:
+        logger.warning(
+            "Round %d: the selection keeps none of %d self-edits, so there is nothing new to learn; lower min_reward or "
+            "turn drop_zero_std off to learn from more.",
+            round_number,
+            len(scored),
+        )
+    if num_ungraded:
+        logger.warning(
+            "Round %d: %d of %d self-edits could not be graded and are left out; look at the grader. Remove the "
+            "round's files in journal/ and selected/ before its policy is there to score it again.",
+            round_number,
+            num_ungraded,
+            len(scored),
+        )

@@ -12,28 +12,15 @@ Files appear whole: each is written beside its place, synced and renamed. Every 
 line without its end, as a copy that was cut off has it, is dropped on reading.
 """
 
-import errno
-import json
-import logging
-import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from safetensors import SafetensorError
+from .files import read_records, write_records
 
-
-logger = logging.getLogger(__name__)
-
-# What questions are answered by: the model alone, the model with the passage in view, or an adapter.
-BASE, IN_CONTEXT, PASSAGE_ONLY, SELF_EDITS = "base", "passage in context", "passage only", "self-edits"
-CONDITIONS = (BASE, IN_CONTEXT, PASSAGE_ONLY, SELF_EDITS)
-SCHEMA_VERSION = 1
-RUN_FILE = "run.json"
 
 Record = TypeVar("Record")
 
@@ -47,7 +34,7 @@ class Proposal:
         round (`int`):
             Round, from 0.
         condition (`str`):
-            `"self-edits"` for what the policy wrote, or a baseline that trains an adapter too.
+            `"self-edits"` for what the policy wrote, or the name of a baseline (see [`Condition`]).
         example (`int`):
             Place of the example in its dataset.
         example_id (`str`):
@@ -84,21 +71,23 @@ class Proposal:
 @dataclass(frozen=True)
 class TrialResult:
     """
-    One adapter's answers (or the model's own, without an adapter) and what they were worth.
+    What one adapter (or the model, without an adapter) answered about one example, and what that was worth.
 
     Parameters:
-        condition, example, edit:
+        condition, edit:
             As in [`Proposal`].
+        example (`int`):
+            Place of the example that was asked about.
         repeat (`int`):
             Which of the independent inner updates.
         seed (`int`):
             Seed of the adapter's initial weights and order.
         reward (`float`, *optional*):
-            Share of the answers that were right, among those that could be graded; `None` when none could.
+            Share of the verdicts that are right, among those that are not `None`; `None` when all are.
         answers (`list[str]`):
             An answer to each question.
         verdicts (`list[bool | None]`):
-            The verdict on each answer.
+            The verdict on each answer, or one on all.
         loss (`float`, *optional*):
             Mean training loss of the last epoch, in nats per token.
         tokens (`int`):
@@ -255,100 +244,6 @@ _BANK_FILE = re.compile(r"bank_(\d+)\.jsonl")
 
 def _names(folder: Path) -> list[str]:
     return [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-
-
-def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """
-    Write a JSONL file that is either there in full or not at all.
-
-    Raises:
-        OSError: The disk is full, or the folder cannot be written.
-    """
-    lines = [json.dumps({"schema_version": SCHEMA_VERSION, **record}, ensure_ascii=False) for record in records]
-    write_text(path, "".join(f"{line}\n" for line in lines))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file as [`write_bytes`] does."""
-    write_bytes(path, text.encode("utf-8"))
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """
-    Write a file that is either there in full or not at all: beside its place, synced, then renamed.
-
-    Raises:
-        OSError: The disk is full, or the folder cannot be written.
-    """
-    partial = path.with_name(f"{path.name}.partial")
-    with explaining_failed_write(path):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        except OSError:
-            with suppress(OSError):  # of a disk that takes nothing any more
-                partial.unlink(missing_ok=True)
-            raise
-
-
-@contextmanager
-def explaining_failed_write(path: Path) -> Iterator[None]:
-    """
-    Raises:
-        OSError: What could not be written inside the block, and the remedy.
-    """
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise OSError(
-            getattr(error, "errno", None) or errno.EIO,
-            f"{path} could not be written ({reason}); make room or give another output_dir, then go on with "
-            "resume_from_checkpoint=True. What was written before is safe",
-        ) from error
-
-
-def read_records(path: Path) -> list[dict[str, Any]] | None:
-    """
-    The records of a JSONL file, without their schema version; `None` where there is no file.
-
-    Raises:
-        ValueError: A record that a newer version wrote, or a damaged one before the last line.
-    """
-    if not path.is_file():
-        return None
-    # Not splitlines(): a text may hold other line separators, unescaped.
-    *lines, torn = path.read_bytes().split(b"\n")
-    if torn:
-        logger.warning("%s: the last line has no end and is dropped.", path)
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line.decode("utf-8"))
-            version = record.pop("schema_version")
-            if not isinstance(version, int):
-                raise TypeError(f"schema_version {version!r}")
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise ValueError(f"{path}, line {number}, is not a record of seal-hf ({error!r}); restore it.") from error
-        check_schema_version(version, path)
-        records.append(record)
-    return records
-
-
-def check_schema_version(version: int, path: Path) -> None:
-    """
-    Raises:
-        ValueError: A newer version of seal-hf wrote it.
-    """
-    if version > SCHEMA_VERSION:
-        raise ValueError(
-            f"{path} was written by a newer seal-hf (schema {version}, this one reads up to {SCHEMA_VERSION}); upgrade "
-            "with `pip install --upgrade seal-hf`, or give another output_dir."
-        )
 
 
 def _read(path: Path, record_class: type[Record]) -> list[Record] | None:

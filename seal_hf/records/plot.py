@@ -4,13 +4,16 @@ import io
 import math
 from collections import Counter
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .journal import BASE, IN_CONTEXT, PASSAGE_ONLY, SELF_EDITS, Journal, ScoredSelfEdit, write_bytes
+from ..domains.base import BASE, SELF_EDITS
+from .files import write_bytes
+from .journal import Journal, ScoredSelfEdit
 from .report import Evaluation, base_reward, evaluations, percent, round_metrics
 
 
@@ -19,7 +22,8 @@ if TYPE_CHECKING:
 
 
 # After Okabe and Ito's palette, which the colour-blind can tell apart; darker where it is text.
-_COLORS = {BASE: "#555555", IN_CONTEXT: "#007a59", PASSAGE_ONLY: "#c24e00", SELF_EDITS: "#0072b2", "best": "#a3457f"}
+_COLORS = {BASE: "#555555", SELF_EDITS: "#0072b2", "best": "#a3457f"}
+_BASELINE_COLORS = ("#007a59", "#c24e00", "#7a5c00", "#5b4a9e")  # of the other baselines, in their order
 _STYLE = {
     "axes.axisbelow": True,
     "axes.grid": True,
@@ -91,9 +95,10 @@ def _draw_rewards(axes: "Axes", rounds: Sequence[Sequence[ScoredSelfEdit]]) -> N
 def _draw_accuracies(axes: "Axes", results: Sequence[Evaluation]) -> None:
     numbers, own = range(len(results)), [one.accuracies[SELF_EDITS] for one in results]
     baselines = {name: value for name, value in results[0].accuracies.items() if name != SELF_EDITS}
+    colors = _COLORS | dict(zip((name for name in baselines if name != BASE), cycle(_BASELINE_COLORS), strict=False))
     for name, value in baselines.items():
-        axes.axhline(value.value, color=_COLORS[name], linestyle="--")
-        axes.axhspan(value.low, value.high, color=_COLORS[name], alpha=0.08, linewidth=0)
+        axes.axhline(value.value, color=colors[name], linestyle="--")
+        axes.axhspan(value.low, value.high, color=colors[name], alpha=0.08, linewidth=0)
     axes.vlines(numbers, [one.low for one in own], [one.high for one in own], color=_COLORS[SELF_EDITS])
     axes.plot(numbers, [one.value for one in own], "o-", color=_COLORS[SELF_EDITS])
     everything = [*own, *baselines.values()]
@@ -106,7 +111,7 @@ def _draw_accuracies(axes: "Axes", results: Sequence[Evaluation]) -> None:
         title=f"Accuracy on {own[0].num_passages} passages, 95 % intervals",
     )
     shown = {**baselines, SELF_EDITS: own[-1]}
-    _finish(axes, [(name, one.value, _COLORS[name]) for name, one in shown.items()])
+    _finish(axes, [(name, one.value, colors[name]) for name, one in shown.items()])
 
 
 def _finish(axes: "Axes", ends: Sequence[tuple[str, float, str]]) -> None:

@@ -13,18 +13,10 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
+from ..domains.base import BASE, SELF_EDITS
 from ..grading.intervals import Accuracy, Difference, accuracy, paired_difference
-from .journal import (
-    BASE,
-    CONDITIONS,
-    PASSAGE_ONLY,
-    SELF_EDITS,
-    Journal,
-    ScoredSelfEdit,
-    SelectedSelfEdit,
-    rank,
-    write_bytes,
-)
+from .files import write_bytes
+from .journal import Journal, ScoredSelfEdit, SelectedSelfEdit, rank
 
 
 _SAMPLE_SCHEMA = pa.schema(
@@ -59,11 +51,14 @@ class Evaluation:
         gains (`dict[str, Difference]`):
             The self-edits minus each baseline of round 0, and minus the self-edits of round 0 and of the round before
             (as `"self-edits, round 0"`), paired by passage.
+        reference (`str`):
+            The baseline that matters most: the last that trains an adapter without a self-edit, else the base model.
     """
 
     round: int
     accuracies: dict[str, Accuracy]
     gains: dict[str, Difference]
+    reference: str
 
 
 def evaluations(journal: Journal) -> list[Evaluation]:
@@ -85,16 +80,19 @@ def evaluations(journal: Journal) -> list[Evaluation]:
         return []
     base = {edit.example: edit.repeats[0]["verdicts"] for edit in rounds[0] if edit.condition == BASE}
     shares = [_shares(scored, base) for scored in rounds]
+    untrained, trained = _baselines(rounds[0])
+    baselines = (*untrained, *trained)
     results = []
     for number, measured in enumerate(shares):
-        references = {name: shares[0][name] for name in CONDITIONS if name != SELF_EDITS and name in shares[0]}
+        references = {name: shares[0][name] for name in baselines}
         for earlier in sorted({0, number - 1}) if number else ():
             references[f"{SELF_EDITS}, round {earlier}"] = shares[earlier][SELF_EDITS]
         results.append(
             Evaluation(
                 round=number,
-                accuracies={name: accuracy(measured[name]) for name in CONDITIONS if name in measured},
+                accuracies={name: accuracy(measured[name]) for name in (*baselines, SELF_EDITS) if name in measured},
                 gains={name: paired_difference(other, measured[SELF_EDITS]) for name, other in references.items()},
+                reference=trained[-1] if trained else BASE,
             )
         )
     return results
@@ -218,6 +216,15 @@ def _shares(scored: Iterable[ScoredSelfEdit], base: Mapping[int, Sequence[bool]]
     return {name: [np.mean(own[place], axis=0).tolist() for place in sorted(own)] for name, own in runs.items()}
 
 
+def _baselines(scored: Iterable[ScoredSelfEdit]) -> tuple[list[str], list[str]]:
+    """The names of an evaluation's baselines, in the order of the records: those that train nothing, and those that do."""
+    is_trained: dict[str, bool] = {}
+    for edit in scored:
+        if edit.condition != SELF_EDITS:
+            is_trained[edit.condition] = is_trained.get(edit.condition, False) or edit.tokens > 0
+    return [name for name in is_trained if not is_trained[name]], [name for name in is_trained if is_trained[name]]
+
+
 def _graded(scored: Iterable[ScoredSelfEdit]) -> dict[int, list[ScoredSelfEdit]]:
     """The self-edits of each example that have a reward."""
     by_example = defaultdict(list)
@@ -272,8 +279,7 @@ def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _evaluation_table(results: Sequence[Evaluation]) -> list[str]:
     start = results[0]
-    reference = PASSAGE_ONLY if PASSAGE_ONLY in start.gains else BASE
-    columns = {reference: f"minus {reference}"}
+    columns = {start.reference: f"minus {start.reference}"}
     if len(results) > 1:
         columns[f"{SELF_EDITS}, round 0"] = "minus before round 1"
     blank = [""] * len(columns)

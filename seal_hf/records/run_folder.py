@@ -1,24 +1,19 @@
 """The folder of one run: whose it is, whether it can be gone on with, and the policies that it keeps."""
 
-import hashlib
 import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from torch import nn
 from transformers import TrainerState
 
-from ..adapters.layout import lora_layout
-from ..models.access import unwrap
-from ..outer_loop.seal_config import SEALConfig
-from ..self_adapting_lm import SelfAdaptingLM
-from .journal import RUN_FILE, SCHEMA_VERSION, Journal, check_schema_version, explaining_failed_write, write_text
+from .files import RUN_FILE, SCHEMA_VERSION, check_schema_version, explaining_failed_write, write_text
+from .journal import Journal
 
 
 try:
@@ -43,103 +38,6 @@ RUN_FILES = (
     *(f"{folder}/*{suffix}" for folder in _RUN_FOLDERS for suffix in (".json", ".jsonl", ".safetensors")),
 )
 _STATE_FIELDS = ("global_step", "epoch", "log_history", "best_metric")
-# Fields of SFTConfig that change what a fit learns. How often it logs or saves does not.
-_SFT_SETTINGS = (
-    "learning_rate",
-    "num_train_epochs",
-    "lr_scheduler_type",
-    "lr_scheduler_kwargs",
-    "warmup_steps",
-    "weight_decay",
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
-    "max_grad_norm",
-    "label_smoothing_factor",
-    "loss_type",
-    "neftune_noise_alpha",
-    "optim",
-    "optim_args",
-    "max_length",
-    "truncation_mode",
-    "completion_only_loss",
-    "assistant_only_loss",
-    "bf16",
-    "fp16",
-    "seed",
-)
-# SEALConfig's own fields that do not, or that show elsewhere: in the domain's settings or in every round's records.
-_FREE_FIELDS = (
-    "num_rounds",
-    "adapters_per_bank",
-    "prompt_style",
-    "split_newlines",
-    "logging_steps",
-    "ddp_timeout",
-)
-
-
-def run_settings(
-    args: SEALConfig,
-    lm: SelfAdaptingLM,
-    train_examples: Sequence[Mapping],
-    eval_examples: Sequence[Mapping] | None,
-) -> dict[str, Any]:
-    """
-    What defines a run: two runs with equal settings compute the same.
-
-    The domain is taken by its class, its plain attributes and the prompts that it makes.
-
-    Returns:
-        `dict[str, Any]`: flat and JSON-serializable.
-    """
-    own = [name for name in SEALConfig.__annotations__ if name not in _FREE_FIELDS]
-    settings = {name: getattr(args, name) for name in dict.fromkeys((*own, *_SFT_SETTINGS))}
-    config, policy = unwrap(lm.model).config, lm.model.active_peft_config
-    quantization = getattr(config, "quantization_config", None)
-    settings |= {
-        "model": lm.base_model_id,
-        "model.dtype": lm.model.get_input_embeddings().weight.dtype,
-        "model.revision": getattr(config, "_commit_hash", None),
-        "model.quantization": quantization.to_dict() if quantization is not None else None,
-        "peft.target_modules": lora_layout(lm.model, policy, trained=True).target_modules,
-        "domain": type(lm.domain).__qualname__,
-    }
-    settings["initial_policy"] = _policy_fingerprint(lm.model)
-    settings |= {f"peft.{name}": getattr(policy, name) for name in ("r", "lora_alpha", "lora_dropout", "use_rslora")}
-    for name, value in _plain_attributes(lm.domain).items():
-        settings[f"domain.{name}"] = value
-    grader = getattr(lm.domain, "grader", None)
-    settings |= {f"domain.grader.{name}": value for name, value in _plain_attributes(grader).items()}
-    for name, examples in (("train_dataset", train_examples), ("eval_dataset", eval_examples)):
-        if examples is not None:
-            shown = [[example, lm.domain.prompt(example), lm.domain.questions(example)] for example in examples]
-            settings[name] = f"{len(examples)} examples, {_fingerprint(shown)}"
-    # As it reads when it comes back from the file.
-    return json.loads(json.dumps(settings, default=str, sort_keys=True))
-
-
-def _plain_attributes(owner: object) -> dict[str, Any]:
-    """Public attributes that are plain values, others by their class; none that may be a secret."""
-    attributes = getattr(owner, "__dict__", {})
-    return {
-        name: value if value is None or isinstance(value, str | int | float) else type(value).__qualname__
-        for name, value in attributes.items()
-        if not name.startswith("_") and "key" not in name and "token" not in name
-    }
-
-
-def _policy_fingerprint(model: nn.Module) -> str:
-    """Of the `B` matrices: zero in a new policy, whatever drew its `A`, and another one's in another policy."""
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            digest.update(parameter.detach().float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _fingerprint(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, default=str, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class RunFolder:
@@ -150,7 +48,7 @@ class RunFolder:
         output_dir (`str` or `Path`):
             The directory.
         settings (`dict[str, Any]`):
-            What defines the run (see [`run_settings`]).
+            What defines the run: two runs with equal settings compute the same. A flat, JSON-serializable dictionary.
     """
 
     def __init__(self, output_dir: str | Path, settings: Mapping[str, Any]):

@@ -1,9 +1,18 @@
-"""A dataset's examples with an id for each."""
+"""A dataset's examples with an id for each, and what they must have before anything is trained."""
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from accelerate import PartialState
 from datasets import Dataset, IterableDataset
+
+from ..models.access import context_length
+from ..models.encoding import encode_prompt
+from ..self_adapting_lm import SelfAdaptingLM
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -36,10 +45,7 @@ class ExampleSet:
             )
         for place, example in enumerate(dataset):
             if not isinstance(example, Mapping):
-                raise TypeError(
-                    f"{name}: example {place} must be a mapping such as {{'context': ..., 'questions': ...}}, not a "
-                    f"{type(example).__name__}."
-                )
+                raise TypeError(f"{name}: example {place} must be a mapping, not a {type(example).__name__}.")
         examples = [dict(example) for example in dataset]
         if not examples:
             raise ValueError(f"{name} is empty; give at least one example.")
@@ -52,11 +58,67 @@ class ExampleSet:
     def __len__(self) -> int:
         return len(self.examples)
 
-    def num_shared_with(self, other: "ExampleSet") -> int:
-        """How many of these examples have a passage (or, without one, are an example) of the other set."""
-        theirs = set(map(_passage, other.examples))
-        return sum(_passage(example) in theirs for example in self.examples)
+    def warn_of_shared(self, train: "ExampleSet", content: Callable[[Mapping], str]) -> None:
+        """Warn, in the first process, of examples with the same content (see [`Domain.content`]) as one to train on."""
+        theirs = set(map(content, train.examples))
+        num_shared = sum(content(example) in theirs for example in self.examples)
+        if num_shared and PartialState().is_main_process:
+            logger.warning(
+                "%d of %d evaluation examples are in the training set too; their accuracy says nothing about new ones.",
+                num_shared,
+                len(self),
+            )
 
 
-def _passage(example: Mapping) -> str:
-    return str(example.get("context", example)).strip()
+def check_examples(
+    lm: SelfAdaptingLM,
+    data: ExampleSet,
+    name: str,
+    max_completion_length: int,
+    max_answer_length: int,
+    max_length: int | None = None,
+) -> None:
+    """
+    Check every example by its domain, and that its prompts fit the model.
+
+    Args:
+        lm ([`SelfAdaptingLM`]):
+            The model and the domain.
+        data ([`ExampleSet`]):
+            The examples.
+        name (`str`):
+            What they are called in messages.
+        max_completion_length, max_answer_length (`int`):
+            Longest self-edit and longest answer, in tokens.
+        max_length (`int`, *optional*):
+            Longest prompt with self-edit that is trained on in the outer SFT, in tokens.
+
+    Raises:
+        ValueError: An example that the domain refuses, or whose prompts are too long; the message names it.
+    """
+    context = context_length(lm.model)
+    for example, example_id in zip(data.examples, data.ids, strict=True):
+        try:
+            lm.domain.check(example)
+        except ValueError as error:
+            raise ValueError(f"{name}: example {example_id} {error}") from error
+        prompt = lm.domain.prompt(example)
+        prompt_length = len(encode_prompt(lm.processing_class, prompt))
+        if max_length is not None and prompt_length >= max_length:
+            raise ValueError(
+                f"{name}: example {example_id} has a prompt of {prompt_length} tokens, which leaves no room for a "
+                f"self-edit in the outer SFT's max_length={max_length}; raise it, or drop the example."
+            )
+        if context is None:
+            continue
+        questions = [question for condition in lm.domain.conditions for question in condition.questions(example)]
+        for prompts, new_tokens, option in (
+            ([prompt], max_completion_length, "max_completion_length"),
+            (questions, max_answer_length, "max_answer_length"),
+        ):
+            longest = max(len(encode_prompt(lm.processing_class, one)) for one in prompts)
+            if longest + new_tokens > context:
+                raise ValueError(
+                    f"{name}: example {example_id} has a prompt of {longest} tokens, which with {option}={new_tokens} "
+                    f"exceeds the model's context of {context}; shorten or drop the example, or lower {option}."
+                )

@@ -1,27 +1,54 @@
-"""What a stage of a run has to try: every self-edit with its repeats and the baselines, and the banks that do it."""
+"""What a stage of a run tries: which adapters are trained, and apart from that which examples each is asked about."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ..inner_loop.update import tokenize_self_edit
-from ..records.journal import BASE, IN_CONTEXT, PASSAGE_ONLY, Journal, Proposal, ScoredSelfEdit, TrialResult
-from ..self_adapting_lm import SelfAdaptingLM
-from ..self_edit import SelfEdit
-from .bank_schedule import Work, work_of
+from ..domains.base import Condition
+from ..inner_loop.update import InnerUpdate
+from ..records.journal import Journal, Proposal
+from ..self_edit import Prompt
+from .bank_schedule import work_of
 from .examples import ExampleSet
 
 
-# First parts of the seeds of a run's streams.
-TRAINING, EVALUATION, SFT = range(3)
 # Examples whose questions are answered without an adapter in one bank.
-_EXAMPLES_PER_PLAIN_BANK = 16
+_EXAMPLES_PER_UNTRAINED_BANK = 16
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """
+    How self-edits are written, banks composed and answers given.
+
+    Parameters:
+        temperature (`float`, *optional*, defaults to `1.0`):
+            Sampling temperature of the self-edits.
+        top_p (`float`, *optional*, defaults to `0.95`):
+            Nucleus of the sampling.
+        max_completion_length (`int`, *optional*, defaults to `512`):
+            Longest self-edit, in tokens.
+        max_answer_length (`int`, *optional*, defaults to `64`):
+            Longest answer, in tokens. Answers are greedy.
+        adapters_per_bank (`int`, *optional*):
+            Most adapters trained together; chosen from the free memory and the work where absent (see
+            [`adapters_per_bank`]).
+        disable_tqdm (`bool`, *optional*, defaults to `False`):
+            Whether no progress bar is shown.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 0.95
+    max_completion_length: int = 512
+    max_answer_length: int = 64
+    adapters_per_bank: int | None = None
+    disable_tqdm: bool = False
 
 
 @dataclass(frozen=True)
 class Stage:
     """
-    One round over a set of examples.
+    One round of self-edits over a set of examples.
 
     Parameters:
         name (`str`):
@@ -33,15 +60,15 @@ class Stage:
         data ([`ExampleSet`]):
             The examples.
         seed (`int`):
-            Seed of everything random in it.
+            First part of the seeds of its self-edits.
+        inner_seeds (`tuple[int, ...]`):
+            For each repeat of an inner update its seed.
         num_generations (`int`):
             Self-edits per example.
-        num_repeats (`int`):
-            Inner updates per self-edit.
-        baselines (`tuple[str, ...]`):
-            Conditions to score beside the self-edits.
-        is_evaluation (`bool`):
-            Whether the baselines without an adapter are recorded beside the self-edits, and an answer that could not be
+        baselines (`tuple[Condition, ...]`):
+            What is scored beside the self-edits, of the domain's conditions.
+        is_evaluation (`bool`, *optional*, defaults to `False`):
+            Whether baselines that train nothing are recorded beside the self-edits, and an answer that could not be
             graded is an error, rather than left out of the reward.
     """
 
@@ -50,99 +77,104 @@ class Stage:
     round: int
     data: ExampleSet
     seed: int
+    inner_seeds: tuple[int, ...]
     num_generations: int
-    num_repeats: int = 1
-    baselines: tuple[str, ...] = (BASE,)
+    baselines: tuple[Condition, ...]
     is_evaluation: bool = False
+
+    @property
+    def trained_baselines(self) -> tuple[Condition, ...]:
+        """The baselines that train an adapter for every example."""
+        return tuple(condition for condition in self.baselines if condition.self_edit is not None)
+
+    @property
+    def untrained_baselines(self) -> tuple[Condition, ...]:
+        """The baselines that are answered without an inner adapter."""
+        return tuple(condition for condition in self.baselines if condition.self_edit is None)
+
+    def untrained_proposals(self) -> list[Proposal]:
+        """The records of the untrained baselines; none in a training round, where they only give the base reward."""
+        return [
+            Proposal(self.round, condition.name, place, self.data.ids[place], 0, "", "", 0, True, 0, [])
+            for condition in self.untrained_baselines
+            if self.is_evaluation
+            for place in range(len(self.data))
+        ]
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One row of a bank: an example under a condition, with a self-edit to adapt to or without."""
+    """
+    One inner adapter, or none, and what is asked of it.
+
+    Parameters:
+        condition (`str`):
+            Name of the condition that it is a part of.
+        edit (`int`):
+            Which of several adapters of that condition.
+        repeat (`int`):
+            Which of its independent inner updates.
+        update ([`InnerUpdate`], *optional*):
+            What is trained: one self-edit, several, or a passage; the model answers without an inner adapter where it is
+            `None`.
+        asked (`tuple[int, ...]`):
+            Places of the examples that it is asked about, in their dataset.
+        questions (`Callable[[Mapping], list[str | list[dict]]]`):
+            The prompts of an example.
+    """
 
     condition: str
-    example: int
     edit: int
     repeat: int
-    self_edit: SelfEdit | None
-    tokens: int
+    update: InnerUpdate | None
+    asked: tuple[int, ...]
+    questions: Callable[[Mapping], list[Prompt]]
 
     @property
-    def key(self) -> tuple[str, int, int, int]:
-        """As that of its [`TrialResult`]."""
-        return self.condition, self.example, self.edit, self.repeat
+    def keys(self) -> list[tuple[str, int, int, int]]:
+        """Those of its results (see [`TrialResult`]), one for each example that is asked."""
+        return [(self.condition, example, self.edit, self.repeat) for example in self.asked]
+
+    def cost(self, max_answer_length: int) -> int:
+        """Expected work, in tokens trained on or written."""
+        num_trained = work_of(self.update).num_tokens if self.update is not None else 0
+        return num_trained + max_answer_length * len(self.asked)
 
 
-def size_of(lm: SelfAdaptingLM, self_edit: SelfEdit | None) -> Work | None:
-    """The work of a self-edit's inner update; `None` where there is nothing to train on."""
-    if self_edit is None:
-        return None
-    try:
-        return work_of(tokenize_self_edit(self_edit, lm.processing_class, lm.inner_config))
-    except ValueError:  # no text, or hyperparameters that are not possible: malformed, which is data
-        return None
+def stage_banks(
+    stage: Stage,
+    proposals: Sequence[Proposal],
+    updates: Sequence[InnerUpdate | None],
+    questions: Callable[[Mapping], list[Prompt]],
+) -> dict[int, list[Trial]]:
+    """
+    The trials of a stage whose adapters are each asked about their own example, by bank.
 
+    Args:
+        stage ([`Stage`]):
+            The stage.
+        proposals (`Sequence[Proposal]`):
+            Its proposals, with their banks as recorded.
+        updates (`Sequence[InnerUpdate | None]`):
+            What each of them trains on; `None` where it is malformed.
+        questions (`Callable[[Mapping], list[str | list[dict]]]`):
+            The prompts that a self-edit's adapter is asked.
 
-def self_edit_of(lm: SelfAdaptingLM, condition: str, completion: str, example: Mapping) -> SelfEdit | None:
-    """What is trained on under a condition; `None` where the completion is malformed."""
-    return lm.domain.passage_only(example) if condition == PASSAGE_ONLY else lm.domain.parse(completion, example)
-
-
-def stage_banks(lm: SelfAdaptingLM, stage: Stage, proposals: Sequence[Proposal]) -> dict[int, list[Trial]]:
-    """The trials of a stage's banks: as recorded, then those that need no adapter."""
+    Returns:
+        `dict[int, list[Trial]]`: banks by number; those that train nothing come last.
+    """
     banks = defaultdict(list)
-    for proposal in proposals:
-        example = stage.data.examples[proposal.example]
-        self_edit = self_edit_of(lm, proposal.condition, proposal.completion, example)
+    asked = {condition.name: condition.questions for condition in stage.baselines}
+    for proposal, update in zip(proposals, updates, strict=True):
+        own = asked.get(proposal.condition, questions)
         for repeat, bank in enumerate(proposal.banks):
-            banks[bank].append(
-                Trial(proposal.condition, proposal.example, proposal.edit, repeat, self_edit, proposal.tokens)
-            )
-    plain = [name for name in stage.baselines if name in (BASE, IN_CONTEXT)]
-    for first in range(0, len(stage.data), _EXAMPLES_PER_PLAIN_BANK):
-        places = range(len(stage.data))[first : first + _EXAMPLES_PER_PLAIN_BANK]
-        if trials := [Trial(name, place, 0, 0, None, 0) for name in plain for place in places]:
+            banks[bank].append(Trial(proposal.condition, proposal.edit, repeat, update, (proposal.example,), own))
+    for first in range(0, len(stage.data), _EXAMPLES_PER_UNTRAINED_BANK):
+        places = range(len(stage.data))[first : first + _EXAMPLES_PER_UNTRAINED_BANK]
+        if trials := [
+            Trial(condition.name, 0, 0, None, (place,), condition.questions)
+            for condition in stage.untrained_baselines
+            for place in places
+        ]:
             banks[max(banks, default=-1) + 1] = trials
     return dict(banks)
-
-
-def plain_proposals(stage: Stage) -> list[Proposal]:
-    """What is recorded of the baselines without an adapter; in a training round they are the base reward, no more."""
-    return [
-        Proposal(stage.round, condition, place, stage.data.ids[place], 0, "", "", 0, True, 0, [])
-        for condition in (BASE, IN_CONTEXT)
-        if condition in stage.baselines and stage.is_evaluation
-        for place in range(len(stage.data))
-    ]
-
-
-def scored_self_edits(
-    stage: Stage, proposals: Sequence[Proposal], results: Iterable[TrialResult]
-) -> list[ScoredSelfEdit]:
-    """A stage's records, from the results of all its trials."""
-    by_edit = defaultdict(list)
-    for result in results:
-        by_edit[result.condition, result.example, result.edit].append(result)
-    scored = []
-    for row in map(vars, (*proposals, *plain_proposals(stage))):
-        runs = sorted(by_edit[row["condition"], row["example"], row["edit"]], key=lambda run: run.repeat)
-        base = by_edit.get((BASE, row["example"], 0))
-        rewards = [run.reward for run in runs if run.reward is not None]
-        scored.append(
-            ScoredSelfEdit(
-                **{name: value for name, value in row.items() if name not in ("tokens", "banks")},
-                repeats=[
-                    {name: getattr(run, name) for name in ("seed", "reward", "answers", "verdicts", "loss")}
-                    for run in runs
-                ],
-                reward=mean(rewards) if row["well_formed"] else 0.0,
-                base_reward=base[0].reward if base else None,
-                tokens=sum(run.tokens for run in runs),
-                seconds=sum(run.seconds for run in runs),
-            )
-        )
-    return scored
-
-
-def mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None

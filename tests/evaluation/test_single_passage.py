@@ -1,4 +1,4 @@
-"""The single-passage protocol: which model answers what, and how its results are summed up."""
+"""The single-passage protocol: which model answers what, and what is on disk of it."""
 
 import pytest
 from helpers.tiny_models import tiny_llama, tiny_tokenizer
@@ -6,16 +6,14 @@ from peft import LoraConfig
 
 from seal_hf import InnerLoopConfig, SelfAdaptingLM
 from seal_hf.domains import Domain, KnowledgeDomain
-from seal_hf.evaluation.single_passage import (
-    CONDITIONS,
-    IN_CONTEXT,
-    PASSAGE_ONLY,
-    SELF_EDITS,
-    PassageResult,
-    single_passage,
-    summarize,
-)
+from seal_hf.domains.base import BASE, SELF_EDITS
+from seal_hf.domains.knowledge.domain import IN_CONTEXT, PASSAGE_ONLY
+from seal_hf.evaluation.single_passage import single_passage
 from seal_hf.grading import GradingIncomplete
+from seal_hf.records.journal import Journal
+from seal_hf.records.report import evaluations
+from seal_hf.rollout.rollout import Rollout
+from seal_hf.rollout.stage import RolloutConfig
 
 
 EXAMPLES = [
@@ -27,7 +25,8 @@ EXAMPLES = [
     },
     {"title": "Owls", "context": "Cleo paints owls.", "questions": [{"question": "Who?", "answer": "Cleo"}]},
 ]
-OPTIONS = {"num_generations": 2, "max_completion_length": 12, "max_answer_length": 8, "passages_per_bank": 2}
+CONDITIONS = (BASE, IN_CONTEXT, PASSAGE_ONLY, SELF_EDITS)
+CONFIG = RolloutConfig(max_completion_length=12, max_answer_length=8, adapters_per_bank=4, disable_tqdm=True)
 
 
 class SameVerdictGrader:
@@ -40,11 +39,11 @@ class SameVerdictGrader:
         return [self.verdict for _ in questions]
 
 
-def tiny_lm(grader):
+def tiny_lm(grader, domain=None):
     return SelfAdaptingLM(
         tiny_llama(initializer_range=0.3),
         tiny_tokenizer(),
-        domain=KnowledgeDomain("rewrite", grader=grader),
+        domain=domain or KnowledgeDomain("rewrite", grader=grader),
         peft_config=LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"),
         inner_config=InnerLoopConfig(learning_rate=2e-2, num_train_epochs=3),
     )
@@ -56,76 +55,130 @@ def lm():
 
 
 @pytest.fixture(scope="module")
-def results(lm):
-    return list(single_passage(lm, EXAMPLES, **OPTIONS))
+def folder(lm, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluation")
+    single_passage(lm, EXAMPLES, folder, num_generations=2, config=CONFIG)
+    return folder
 
 
-def test_every_condition_answers_every_question(results):
-    assert [result.title for result in results] == ["Bees", "Moths", "Owls"]
-    for example, result in zip(EXAMPLES, results, strict=True):
-        num_questions = len(example["questions"])
-        assert len(result.self_edits) == 2
-        assert set(result.answers) == set(result.verdicts) == set(CONDITIONS)
+def answers_of(folder, place, condition):
+    """The answers under a condition, of each self-edit."""
+    scored = Journal(folder / "evaluation").scored(0)
+    return [one.repeats[0]["answers"] for one in scored if (one.example, one.condition) == (place, condition)]
+
+
+def test_every_condition_answers_every_question(lm, folder):
+    scored = Journal(folder / "evaluation").scored(0)
+    assert {edit.condition for edit in scored} == set(CONDITIONS)
+    for place, example in enumerate(EXAMPLES):
         for condition in CONDITIONS:
-            num_runs = 2 if condition == SELF_EDITS else 1
-            assert [len(run) for run in result.answers[condition]] == [num_questions] * num_runs
-            assert result.verdicts[condition] == [[True] * num_questions] * num_runs
+            answers = answers_of(folder, place, condition)
+            assert [len(own) for own in answers] == [len(example["questions"])] * (2 if condition == SELF_EDITS else 1)
+    assert all(repeat["verdicts"] == [True] * len(repeat["answers"]) for edit in scored for repeat in edit.repeats)
+    (evaluation,) = evaluations(Journal(folder / "evaluation"))
+    assert list(evaluation.accuracies) == list(CONDITIONS) and evaluation.reference == PASSAGE_ONLY
+    assert {value.value for value in evaluation.accuracies.values()} == {1.0}
+    assert {value.value for value in evaluation.gains.values()} == {0.0} and len(evaluation.gains) == 3
 
 
-def test_answers_are_those_of_the_named_model(lm, results):
-    domain, example, result = lm.domain, EXAMPLES[1], results[1]
+def test_answers_are_those_of_the_named_model(lm, folder):
+    domain, example = lm.domain, EXAMPLES[1]
     closed_book = domain.questions(example)
+    proposals = Journal(folder / "evaluation").proposals(0)
+    completions = [one.completion for one in proposals if (one.example, one.condition) == (1, SELF_EDITS)]
 
     def answers(prompts, adapter=None):
         return lm.answer_prompts(prompts, [adapter] * len(prompts), max_answer_length=8)
 
-    assert result.answers["base"] == [answers(closed_book)]
-    assert result.answers[IN_CONTEXT] == [answers(domain.questions_in_context(example))]
-    assert result.answers[PASSAGE_ONLY] == [answers(closed_book, lm.adapt(domain.passage_only(example)))]
-    assert result.answers[SELF_EDITS] == [answers(closed_book, lm.adapt(edit)) for edit in result.self_edits]
-    everything = [str(run) for condition in CONDITIONS for run in result.answers[condition]]
+    assert answers_of(folder, 1, BASE) == [answers(closed_book)]
+    assert answers_of(folder, 1, IN_CONTEXT) == [answers(domain.questions_in_context(example))]
+    assert answers_of(folder, 1, PASSAGE_ONLY) == [answers(closed_book, lm.adapt(domain.passage_only(example)))]
+    adapters = [lm.adapt(domain.parse(completion, example)) for completion in completions]
+    assert answers_of(folder, 1, SELF_EDITS) == [answers(closed_book, adapter) for adapter in adapters]
+    everything = [str(own) for condition in CONDITIONS for own in answers_of(folder, 1, condition)]
     assert len(set(everything)) == len(everything)
 
 
-def test_goes_on_where_it_ended(lm, results):
-    assert list(single_passage(lm, EXAMPLES, start=2, **OPTIONS)) == results[2:]
+@pytest.mark.parametrize("num_banks", [1, 2, 3])
+def test_an_interrupted_evaluation_is_continued(lm, folder, tmp_path, monkeypatch, num_banks):
+    run_bank, run = Rollout._run_bank, []
+
+    def counted(self, *args):
+        if len(run) == num_banks:
+            raise KeyboardInterrupt
+        run.append(1)
+        return run_bank(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Rollout, "_run_bank", counted)
+        with pytest.raises(KeyboardInterrupt):
+            single_passage(lm, EXAMPLES, tmp_path, num_generations=2, config=CONFIG)
+    num_banks = 10**9
+    run.clear()
+    monkeypatch.setattr(Rollout, "_run_bank", counted)
+    single_passage(lm, EXAMPLES, tmp_path, num_generations=2, config=CONFIG)
+    assert 0 < len(run) < 4  # 9 adapters in three banks, and one bank without adapters
+    for place in range(3):
+        for condition in CONDITIONS:
+            assert answers_of(tmp_path, place, condition) == answers_of(folder, place, condition)
+    run.clear()
+    single_passage(lm, EXAMPLES, tmp_path, num_generations=2, config=CONFIG)
+    assert run == []
 
 
-def test_ungraded_answer_stops_the_run():
-    protocol = single_passage(tiny_lm(SameVerdictGrader(verdict=None)), EXAMPLES, **OPTIONS)
+@pytest.mark.parametrize(
+    ("options", "difference"),
+    [
+        ({"num_generations": 1}, "num_generations (2 there, 1 here)"),
+        ({"seed": 1}, "seed (0 there, 1 here)"),
+        ({"examples": EXAMPLES[:2]}, "eval_dataset ('3 examples, "),
+    ],
+)
+def test_another_evaluation_is_kept(lm, folder, options, difference):
+    before = {path: path.read_bytes() for path in folder.rglob("*.json*")}
+    with pytest.raises(ValueError) as refused:
+        single_passage(
+            lm, **{"examples": EXAMPLES, "output_dir": folder, "num_generations": 2, "config": CONFIG} | options
+        )
+    assert f"holds a run with other settings: {difference}" in str(refused.value)
+    assert {path: path.read_bytes() for path in folder.rglob("*.json*")} == before
+
+
+def test_an_ungraded_answer_stops_the_run(tmp_path):
+    lm = tiny_lm(SameVerdictGrader(verdict=None))
     with pytest.raises(GradingIncomplete, match="could not be graded"):
-        next(protocol)
+        single_passage(lm, EXAMPLES, tmp_path, config=CONFIG)
 
 
-def test_other_domains_are_refused(lm):
-    other = SelfAdaptingLM(lm.model, lm.processing_class, domain=Domain())
-    with pytest.raises(TypeError, match="needs a KnowledgeDomain, not a Domain"):
-        next(single_passage(other, EXAMPLES))
+def test_an_example_without_an_answer_is_named_before_any_work(lm, tmp_path):
+    lacking = {**EXAMPLES[0], "questions": [{"question": "Who?"}]}
+    with pytest.raises(ValueError, match="^examples: example 1 has no answer to 'Who[?]', so that nothing"):
+        single_passage(lm, [EXAMPLES[1], lacking], tmp_path / "out", config=CONFIG)
+    assert not (tmp_path / "out").exists()
 
 
-def result_of(verdicts):
-    """A result from its verdicts: base, in context, passage only, then one list per self-edit."""
-    base, in_context, passage_only, *self_edits = verdicts
-    runs = dict(zip(CONDITIONS, ([base], [in_context], [passage_only], self_edits), strict=True))
-    return PassageResult("", tuple(self_edits), {}, runs)
+class OneVerdict(Domain):
+    """A task of two prompts and one verdict on both, without a baseline that trains."""
+
+    def prompt(self, example):
+        return "Write: "
+
+    def parse(self, completion, example):
+        return KnowledgeDomain(chat=False).parse(completion, {"context": "Bees hum."})
+
+    def questions(self, example):
+        return ["One: ", "Two: "]
+
+    def grade(self, examples, answers):
+        assert all(len(own) == 2 for own in answers)
+        return [[example["is_right"]] for example in examples]
 
 
-def test_summary():
-    right, wrong = True, False
-    results = [
-        result_of([[wrong, wrong], [right, right], [right, wrong], [right, right], [right, wrong]]),
-        result_of([[wrong], [right], [wrong], [wrong], [right]]),
-    ]
-    summary = summarize(results)
-    assert summary.num_self_edits == 4
-    values = {condition: summary.accuracies[condition].value for condition in CONDITIONS}
-    # Passages weigh alike: self-edits (3/4 + 1/2) / 2, passage only (1/2 + 0) / 2.
-    assert values == {"base": 0.0, IN_CONTEXT: 1.0, PASSAGE_ONLY: 0.25, SELF_EDITS: 0.625}
-    differences = {condition: difference.value for condition, difference in summary.differences.items()}
-    assert differences == {"base": 0.625, IN_CONTEXT: -0.375, PASSAGE_ONLY: 0.375}
-
-
-def test_passage_without_self_edits_counts_as_the_base():
-    summary = summarize([result_of([[True, False], [True, True], [True, True]])])
-    assert summary.accuracies[SELF_EDITS].value == 0.5
-    assert summary.differences["base"].value == 0.0
+def test_another_domain_with_one_verdict_for_each_example(tmp_path):
+    lm = tiny_lm(None, OneVerdict())
+    examples = [{"is_right": True}, {"is_right": False}, {"is_right": True}, {"is_right": True}]
+    evaluation = single_passage(lm, examples, tmp_path, config=CONFIG)
+    assert list(evaluation.accuracies) == [BASE, SELF_EDITS] and evaluation.reference == BASE
+    assert evaluation.accuracies[SELF_EDITS].value == 0.75
+    assert evaluation.accuracies[SELF_EDITS].num_questions == 4
+    assert [edit.reward for edit in Journal(tmp_path / "evaluation").scored(0)[:4]] == [1.0, 0.0, 1.0, 1.0]

@@ -176,7 +176,7 @@ def observed(trainer):
     return fits, rows, output
 
 
-def warnings_of(caplog, module="outer_loop.seal_trainer"):
+def warnings_of(caplog, module="outer_loop.selection"):
     return [record.getMessage() for record in caplog.records if record.name == f"seal_hf.{module}"]
 
 

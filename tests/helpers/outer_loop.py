@@ -18,7 +18,8 @@ from peft import LoraConfig
 from helpers.tiny_models import tiny_llama, tiny_tokenizer
 from seal_hf import SEALConfig, SEALTrainer
 from seal_hf.domains import KnowledgeDomain
-from seal_hf.records.journal import Journal, read_records
+from seal_hf.records.files import read_records
+from seal_hf.records.journal import Journal
 from seal_hf.records.run_folder import STATE_FILE
 
 
@@ -92,7 +93,7 @@ def run(
     torch.set_num_threads(1)
     trainer = tiny_trainer(output_dir, **{**SMALLEST, **(options or {})})
     rollout, processes = trainer._rollout, trainer._processes
-    run_bank, answer_and_grade, on_bank = rollout._run_bank, rollout._answer_and_grade, rollout.on_bank
+    run_bank, examine, on_bank = rollout._run_bank, rollout._examine, rollout.on_bank
     after_sft_step = trainer._after_sft_step
     under_way, num_finished, num_steps = [], 0, 0
 
@@ -104,7 +105,7 @@ def run(
 
     def noted_run_bank(stage, trials, bar):
         kind = "evaluation" if stage.is_evaluation else "training"
-        under_way.append([[kind, stage.round, t.condition, t.example, t.edit, t.repeat] for t in trials])
+        under_way.append([[kind, stage.round, *key] for trial in trials for key in trial.keys])
         note("begun")
         return run_bank(stage, trials, bar)
 
@@ -114,9 +115,9 @@ def run(
         note("finished")
         return on_bank()
 
-    def mortal_answer_and_grade(*args):
+    def mortal_examine(*args):
         die_if(num_finished == die_after_banks)
-        return answer_and_grade(*args)
+        return examine(*args)
 
     def mortal_after_sft_step():
         nonlocal num_steps
@@ -129,7 +130,7 @@ def run(
             os.kill(os.getpid(), signal.SIGKILL)
 
     rollout._run_bank, rollout.on_bank = noted_run_bank, noted_on_bank
-    rollout._answer_and_grade = mortal_answer_and_grade
+    rollout._examine = mortal_examine
     trainer._after_sft_step = mortal_after_sft_step
     trainer.train(resume_from_checkpoint=resume)
 

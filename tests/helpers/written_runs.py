@@ -2,7 +2,9 @@
 
 import json
 
-from seal_hf.records.journal import RUN_FILE, SELF_EDITS, Journal, ScoredSelfEdit, SelectedSelfEdit
+from seal_hf.domains.base import SELF_EDITS
+from seal_hf.records.files import RUN_FILE
+from seal_hf.records.journal import Journal, ScoredSelfEdit, SelectedSelfEdit
 
 
 COLUMNS = ["prompt", "completion", "kept", "reward", "base_reward", "well_formed", "example_id", "round", "edit"]

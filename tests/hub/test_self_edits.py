@@ -16,10 +16,12 @@ from huggingface_hub import DatasetCard
 from pyarrow import parquet
 from trl import SFTConfig, SFTTrainer
 
+from seal_hf.domains.base import BASE, SELF_EDITS
 from seal_hf.hub import self_edits as self_edit_dataset
 from seal_hf.hub.__main__ import main
 from seal_hf.hub.self_edits import load_self_edits, save_self_edits
-from seal_hf.records.journal import BASE, RUN_FILE, SELF_EDITS, Journal, TrialResult
+from seal_hf.records.files import RUN_FILE
+from seal_hf.records.journal import Journal, TrialResult
 
 
 @pytest.fixture

@@ -20,8 +20,6 @@ DEFAULTS = {
     "temperature": 1.0,
     "top_p": 0.95,
     "max_completion_length": 512,
-    "prompt_style": "implications",
-    "split_newlines": True,
     "inner_learning_rate": 1e-3,
     "inner_num_train_epochs": 10,
     "inner_batch_size": 1,
@@ -217,22 +215,20 @@ def test_command_line_without_flags_gives_the_defaults(parse):
 
 def test_command_line(parse):
     parsed = parse(
-        *("--num_generations", "3", "--temperature", "0.5", "--prompt_style", "{context} again"),
+        *("--num_generations", "3", "--temperature", "0.5"),
         *("--inner_learning_rate", "2e-4", "--inner_target_modules", "q_proj", "v_proj"),
         *("--adapters_per_bank", "4", "--keep_best", "2", "--min_reward", "0.5", "--drop_zero_std"),
-        *("--split_newlines", "false", "--sft_on", "all", "--weight_decay", "0.25"),
+        *("--sft_on", "all", "--weight_decay", "0.25"),
     )
     changed = {
         "num_generations": 3,
         "temperature": 0.5,
-        "prompt_style": "{context} again",
         "inner_learning_rate": 2e-4,
         "inner_target_modules": ["q_proj", "v_proj"],
         "adapters_per_bank": 4,
         "keep_best": 2,
         "min_reward": 0.5,
         "drop_zero_std": True,
-        "split_newlines": False,
         "sft_on": "all",
     }
     assert {name: getattr(parsed, name) for name in DEFAULTS} == DEFAULTS | changed

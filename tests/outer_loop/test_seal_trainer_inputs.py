@@ -2,7 +2,6 @@
 
 import json
 import logging
-import re
 
 import pytest
 import torch
@@ -223,12 +222,12 @@ def test_example_longer_than_the_context(name, template, num_tokens, option, tmp
 def test_examples_in_training_and_evaluation_set(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         trainer_of(tmp_path, eval_dataset=tiny_examples(3, first=1))
-    (record,) = [record for record in caplog.records if record.name == "seal_hf.outer_loop.seal_trainer"]
+    (record,) = [record for record in caplog.records if record.name == "seal_hf.rollout.examples"]
     assert record.getMessage().startswith("1 of 3 evaluation examples are in the training set too")
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         trainer_of(tmp_path, eval_dataset=tiny_examples(3, first=2))
-    assert not [record for record in caplog.records if record.name == "seal_hf.outer_loop.seal_trainer"]
+    assert not [record for record in caplog.records if record.name == "seal_hf.rollout.examples"]
 
 
 def test_output_dir_below_a_file(tmp_path):
@@ -364,11 +363,3 @@ def test_defaults(given, model_folder, tmp_path, monkeypatch):
     assert adapted == {f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")}
     assert trainer.lm.peft_config.r == 32 and trainer.lm.inner_config.num_train_epochs == 10
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
-
-
-def test_domain_follows_the_prompt_style(tmp_path):
-    args = {"prompt_style": "Say it again: {context}", "split_newlines": False}
-    trainer = trainer_of(tmp_path, args=args, domain=None)
-    assert isinstance(trainer.domain, KnowledgeDomain)
-    assert (trainer.domain.prompt_style, trainer.domain.split_newlines) == (args["prompt_style"], False)
-    assert re.search("Say it again: The 0 cats", trainer.domain.prompt(tiny_examples(1)[0])[0]["content"])

@@ -4,8 +4,9 @@ import random
 
 import pytest
 
+from seal_hf.domains.base import SELF_EDITS
 from seal_hf.outer_loop.selection import select_self_edits
-from seal_hf.records.journal import SELF_EDITS, ScoredSelfEdit, SelectedSelfEdit
+from seal_hf.records.journal import ScoredSelfEdit, SelectedSelfEdit
 
 
 def scored(example, edit, reward, well_formed=True):

@@ -8,19 +8,10 @@ import os
 
 import pytest
 
-from seal_hf.records import journal as journal_module
-from seal_hf.records.journal import (
-    SCHEMA_VERSION,
-    SELF_EDITS,
-    Journal,
-    Proposal,
-    ScoredSelfEdit,
-    SelectedSelfEdit,
-    TrialResult,
-    read_records,
-    write_records,
-    write_text,
-)
+from seal_hf.domains.base import SELF_EDITS
+from seal_hf.records import files
+from seal_hf.records.files import SCHEMA_VERSION, read_records, write_records, write_text
+from seal_hf.records.journal import Journal, Proposal, ScoredSelfEdit, SelectedSelfEdit, TrialResult
 
 
 # Every separator that str.splitlines() knows, quotes and characters outside the basic plane.
@@ -243,7 +234,7 @@ def fail(monkeypatch, function, number):
     def failing(*arguments):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(journal_module.os, function, failing)
+    monkeypatch.setattr(files.os, function, failing)
 
 
 @pytest.mark.parametrize(("function", "number"), [("fsync", errno.ENOSPC), ("replace", errno.EACCES)])
@@ -292,8 +283,8 @@ def test_a_file_is_synced_before_it_gets_its_name(tmp_path, monkeypatch):
         events.append(("named", target.name, source.parent == target.parent))
         real_replace(source, target)
 
-    monkeypatch.setattr(journal_module.os, "fsync", fsync)
-    monkeypatch.setattr(journal_module.os, "replace", replace)
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    monkeypatch.setattr(files.os, "replace", replace)
     write_text(tmp_path / "new" / "file", "text é")
     assert events[:2] == [("synced", 7), ("named", "file", True)]
     assert (tmp_path / "new" / "file").read_text(encoding="utf-8") == "text é"

@@ -9,16 +9,10 @@ import pytest
 from datasets import load_dataset
 from matplotlib.image import imread
 
+from seal_hf.domains.base import BASE, SELF_EDITS
+from seal_hf.domains.knowledge.domain import IN_CONTEXT, PASSAGE_ONLY
 from seal_hf.records import plot as run_plot
-from seal_hf.records.journal import (
-    BASE,
-    IN_CONTEXT,
-    PASSAGE_ONLY,
-    SELF_EDITS,
-    Journal,
-    ScoredSelfEdit,
-    SelectedSelfEdit,
-)
+from seal_hf.records.journal import Journal, ScoredSelfEdit, SelectedSelfEdit
 from seal_hf.records.plot import save_plot
 from seal_hf.records.report import evaluations, metrics, results_table, round_metrics, save_samples
 
@@ -61,7 +55,8 @@ def answered(round_index, condition, example, *runs, edit=0):
     ]
     reward = sum(repeat["reward"] for repeat in repeats) / len(repeats) if repeats else 0.0
     kind = (round_index, condition, example, str(example), edit)
-    return ScoredSelfEdit(*kind, "", "", 0, bool(runs), repeats, reward, None, 0, 0.0)
+    tokens = 0 if condition in (BASE, IN_CONTEXT) else 30 * len(runs)
+    return ScoredSelfEdit(*kind, "", "", 0, bool(runs), repeats, reward, None, tokens, 0.0)
 
 
 RIGHT, WRONG = True, False

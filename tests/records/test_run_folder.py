@@ -14,8 +14,10 @@ from transformers import TrainerState
 
 from seal_hf import SelfAdaptingLM
 from seal_hf.domains import KnowledgeDomain
-from seal_hf.records.journal import SELF_EDITS, Proposal
-from seal_hf.records.run_folder import RunFolder, run_settings
+from seal_hf.domains.base import SELF_EDITS
+from seal_hf.outer_loop.run_settings import run_settings
+from seal_hf.records.journal import Proposal
+from seal_hf.records.run_folder import RunFolder
 
 
 PROPOSAL = Proposal(0, SELF_EDITS, 0, "0", 0, "prompt", "text", 1, True, 8, [0])
@@ -196,7 +198,6 @@ def test_of_many_differences_five_are_shown(run, settings):
         {"adapters_per_bank": 9},
         {"adapters_per_bank": None},
         {"logging_steps": 5, "ddp_timeout": 60, "per_device_train_batch_size": 1, "gradient_checkpointing": False},
-        {"prompt_style": "none"},  # of a domain that the trainer makes itself; this one has its own
         {"train": [dict(reversed(example.items())) for example in tiny_examples(3)]},
     ],
     ids=str,

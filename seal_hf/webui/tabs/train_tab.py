@@ -7,7 +7,7 @@ from pathlib import Path
 import gradio as gr
 import pandas as pd
 
-from ...records.journal import SELF_EDITS
+from ...domains.base import SELF_EDITS
 from ...records.report import Evaluation
 from ..work.jobs import DONE, FAILED, RUNNING, STOPPED, JobRefused
 from ..work.settings import as_number

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...domains import load_demo_passages, load_passages
-from ...records.journal import SELF_EDITS, Journal, TrialResult
+from ...domains.base import SELF_EDITS
+from ...records.journal import Journal, TrialResult
 from ...records.report import kept_flags
 
 

@@ -1,0 +1,59 @@
+"""Which options of a run decide its results, so that a run is only continued with the same ones."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..rollout.settings import describe
+from ..self_adapting_lm import SelfAdaptingLM
+from .seal_config import SEALConfig
+
+
+# Fields of SFTConfig that change what a fit learns. How often it logs or saves does not.
+_SFT_SETTINGS = (
+    "learning_rate",
+    "num_train_epochs",
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "warmup_steps",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+    "label_smoothing_factor",
+    "loss_type",
+    "neftune_noise_alpha",
+    "optim",
+    "optim_args",
+    "max_length",
+    "truncation_mode",
+    "completion_only_loss",
+    "assistant_only_loss",
+    "bf16",
+    "fp16",
+    "seed",
+)
+# SEALConfig's own fields that do not, or that show elsewhere, in every round's records.
+_FREE_FIELDS = (
+    "num_rounds",
+    "adapters_per_bank",
+    "logging_steps",
+    "ddp_timeout",
+)
+
+
+def run_settings(
+    args: SEALConfig,
+    lm: SelfAdaptingLM,
+    train_examples: Sequence[Mapping],
+    eval_examples: Sequence[Mapping] | None,
+) -> dict[str, Any]:
+    """
+    Describe a run of [`SEALTrainer`] (see [`seal_hf.rollout.settings.describe`]).
+
+    Returns:
+        `dict[str, Any]`: flat and JSON-serializable.
+    """
+    own = [name for name in SEALConfig.__annotations__ if name not in _FREE_FIELDS]
+    options = {name: getattr(args, name) for name in dict.fromkeys((*own, *_SFT_SETTINGS))}
+    return describe(lm, {"train_dataset": train_examples, "eval_dataset": eval_examples}, options)

@@ -1,0 +1,96 @@
+"""What a reward is: the share of right answers, of one adapter and over all repeats of a self-edit."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ..domains.base import BASE, Domain
+from ..grading import require_verdicts
+from ..records.journal import Proposal, ScoredSelfEdit, TrialResult
+from .stage import Stage
+
+
+@dataclass(frozen=True)
+class Graded:
+    """
+    Answers to an example's questions and what they are worth.
+
+    Parameters:
+        answers (`list[str]`):
+            An answer to each question.
+        verdicts (`list[bool | None]`):
+            The domain's verdicts on them.
+        reward (`float`, *optional*):
+            Share of the verdicts that are right, among those that are not `None`; `None` when all are.
+    """
+
+    answers: list[str]
+    verdicts: list[bool | None]
+    reward: float | None
+
+
+def grade_answers(
+    domain: Domain, examples: Sequence[Mapping], answers: Sequence[list[str]], require_all: bool
+) -> list[Graded]:
+    """
+    Let a domain judge the answers to many examples.
+
+    Args:
+        domain ([`Domain`]):
+            The judge.
+        examples (`Sequence[Mapping]`):
+            The examples.
+        answers (`Sequence[list[str]]`):
+            The answers to each.
+        require_all (`bool`):
+            Whether a verdict of `None` is an error.
+
+    Raises:
+        GradingIncomplete: An answer could not be graded, and `require_all` is set.
+    """
+    verdicts = domain.grade(examples, answers)
+    if require_all:
+        verdicts = [require_verdicts(own) for own in verdicts]
+    return [
+        Graded(own_answers, own, mean([verdict for verdict in own if verdict is not None]))
+        for own_answers, own in zip(answers, verdicts, strict=True)
+    ]
+
+
+def scored_self_edits(
+    stage: Stage, proposals: Sequence[Proposal], results: Iterable[TrialResult]
+) -> list[ScoredSelfEdit]:
+    """
+    A stage's records, from the results of all its trials.
+
+    The reward of a self-edit is the mean over its repeats, 0 where it is malformed, and `None` where none of its answers
+    could be graded.
+    """
+    by_edit = defaultdict(list)
+    for result in results:
+        by_edit[result.condition, result.example, result.edit].append(result)
+    scored = []
+    for proposal in (*proposals, *stage.untrained_proposals()):
+        own = by_edit[proposal.condition, proposal.example, proposal.edit]
+        repeats = sorted(own, key=lambda result: result.repeat)
+        base = by_edit.get((BASE, proposal.example, 0))
+        rewards = [result.reward for result in repeats if result.reward is not None]
+        scored.append(
+            ScoredSelfEdit(
+                **{name: value for name, value in vars(proposal).items() if name not in ("tokens", "banks")},
+                repeats=[
+                    {name: getattr(result, name) for name in ("seed", "reward", "answers", "verdicts", "loss")}
+                    for result in repeats
+                ],
+                reward=mean(rewards) if proposal.well_formed else 0.0,
+                base_reward=base[0].reward if base else None,
+                tokens=sum(result.tokens for result in repeats),
+                seconds=sum(result.seconds for result in repeats),
+            )
+        )
+    return scored
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """The mean of values; `None` where there are none."""
+    return sum(values) / len(values) if values else None
