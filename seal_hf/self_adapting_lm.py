@@ -18,10 +18,10 @@ from transformers import (
 from .adapters.adapter import Adapter
 from .adapters.bank import AdapterBank
 from .adapters.layout import lora_layout
+from .adapters.policy import carried_policy
 from .domains import Domain, KnowledgeDomain
-from .generation.base import Generation, Sampling, draw_seed
-from .generation.likelihood import answer_log_likelihoods
-from .generation.transformers_generation import generate
+from .generation.base import Generation, Sampling, TextGenerator, draw_seed
+from .generation.transformers_generation import TransformersGenerator
 from .inner_loop.training import InnerStep, train
 from .inner_loop.update import InnerLoopConfig, InnerUpdate, tokenize_self_edit
 from .models.access import context_length, keep_trainable
@@ -97,7 +97,8 @@ class SelfAdaptingLM:
             )
         lora_layout(model, self.peft_config)  # raises where the adapters do not fit
         keep_trainable(model)
-        self._policy()  # raises where the policy adapter is not a plain LoRA
+        carried_policy(model, self.base_model_id)  # raises where the policy adapter is not a plain LoRA
+        self.generator: TextGenerator = TransformersGenerator(model, processing_class, self.base_model_id)
 
     @classmethod
     def from_pretrained(
@@ -313,15 +314,6 @@ class SelfAdaptingLM:
             stop=stop,
         )
 
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        adapters: Sequence[Adapter | None] | None = None,
-        **options,
-    ) -> list[Generation]:
-        bank, rows = self._bank(prompts, adapters)
-        return generate(self.model, self.processing_class, prompts, bank=bank, rows=rows, **options)
-
     def adapt(
         self,
         self_edits: SelfEdit | InnerUpdate | Sequence[SelfEdit | InnerUpdate],
@@ -333,9 +325,13 @@ class SelfAdaptingLM:
         """
         Train one adapter per self-edit, all of them together.
 
-        Parameters:
-            self_edits (`SelfEdit` or `Sequence[SelfEdit]`):
-                One self-edit or many.
+        The adapters stay on the device, in the bank that they were trained in, so that they can be asked without a copy.
+        One that is kept for long keeps the others' memory too, until its [`Adapter.leave_bank`] is called.
+
+        Args:
+            self_edits (`SelfEdit`, `InnerUpdate`, or a sequence of them):
+                One self-edit or many. An [`InnerUpdate`] is a self-edit that is tokenized already, with its own
+                hyperparameters.
             seed (`int`, *optional*, defaults to `0`):
                 Seed of the initial weights and the order. All adapters share it, so that a self-edit gives the same
                 adapter, up to rounding, alone and among others.
@@ -371,13 +367,13 @@ class SelfAdaptingLM:
                 f"A training sequence of {longest} tokens exceeds the model's context of {context} tokens; shorten the "
                 "passage, or lower InnerLoopConfig(max_length=...)."
             )
-        bank = AdapterBank.initialize(self.model, self.peft_config, [seed] * len(edits))
-        policy = self._policy()
+        policy = carried_policy(self.model, self.base_model_id)
+        bank = AdapterBank.initialize(self.model, self.peft_config, [seed] * len(updates))
         results = train(bank, updates, order_seed=seed, on_step=on_step, stop=stop)
         adapters = [
             Adapter(
                 layout=bank.layout,
-                weights=weights.cpu().clone(),
+                device_weights=weights,
                 base_model_id=self.base_model_id,
                 policy=policy,
                 training={
@@ -440,6 +436,43 @@ class SelfAdaptingLM:
         )
         return answers[0] if isinstance(question, str) else answers
 
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        adapters: Sequence[Adapter | None] | None = None,
+        *,
+        max_new_tokens: int | Sequence[int],
+        sampling: Sampling | None = None,
+        on_text: Callable[[list[str]], bool | None] | None = None,
+        stop: threading.Event | None = None,
+    ) -> list[Generation]:
+        """
+        Continue prompts, with an adapter for each, in common batches.
+
+        Args:
+            prompts (`Sequence[str | list[dict]]`):
+                Plain texts, or chat messages for the tokenizer's template.
+            adapters (`Sequence[Adapter | None]`, *optional*):
+                For each prompt its inner adapter; no inner adapter where `None` or absent.
+            max_new_tokens (`int` or `Sequence[int]`):
+                Longest completion, in tokens: of all prompts, or of each.
+            sampling ([`Sampling`], *optional*):
+                How to sample; greedy where absent.
+            on_text (`Callable[[list[str]], bool | None]`, *optional*):
+                Called with the new text of all prompts at every token; returning `True` stops.
+            stop (`threading.Event`, *optional*):
+                Once set, what has been written so far is returned.
+
+        Returns:
+            `list[Generation]`: one per prompt, in order.
+
+        Raises:
+            ValueError: See [`TextGenerator.generate`].
+        """
+        return self.generator.generate(
+            prompts, adapters, max_new_tokens=max_new_tokens, sampling=sampling, on_text=on_text, stop=stop
+        )
+
     def answer_prompts(
         self,
         prompts: Sequence[str | list[dict]],
@@ -468,17 +501,7 @@ class SelfAdaptingLM:
         Raises:
             ValueError: Adapters of different shapes, for another base model, or not one per prompt.
         """
-        bank, rows = self._bank(prompts, adapters)
-        generations = generate(
-            self.model,
-            self.processing_class,
-            prompts,
-            max_new_tokens=max_answer_length,
-            bank=bank,
-            rows=rows,
-            on_text=on_text,
-            stop=stop,
-        )
+        generations = self.generate(prompts, adapters, max_new_tokens=max_answer_length, on_text=on_text, stop=stop)
         return [generation.text.strip() for generation in generations]
 
     def answer_groups(
@@ -523,8 +546,7 @@ class SelfAdaptingLM:
         adapters: Sequence[Adapter | None] | None = None,
     ) -> list[float | None]:
         """
-        How likely the model finds the gold answers, with an adapter for each prompt (see
-        [`seal_hf.generation.likelihood.answer_log_likelihoods`]).
+        How likely the model finds the gold answers, with an adapter for each prompt.
 
         Parameters:
             prompts (`Sequence[str | list[dict]]`):
@@ -541,8 +563,7 @@ class SelfAdaptingLM:
             ValueError: Adapters of different shapes, for another base model, or not one per prompt; a prompt without a
                 gold answer.
         """
-        bank, rows = self._bank(prompts, adapters)
-        return answer_log_likelihoods(self.model, self.processing_class, prompts, gold_answers, bank=bank, rows=rows)
+        return self.generator.answer_log_likelihoods(prompts, gold_answers, adapters)
 
     def load_adapter(
         self,
@@ -559,17 +580,3 @@ class SelfAdaptingLM:
         return Adapter.from_pretrained(
             source, self.model, self.base_model_id, revision=revision, subfolder=subfolder, token=token
         )
-
-    def _policy(self) -> Adapter | None:
-        """The policy adapter that the model carries."""
-        return Adapter.from_peft_model(self.model, self.base_model_id) if isinstance(self.model, PeftModel) else None
-
-    def _bank(
-        self, prompts: Sequence[str | list[dict]], adapters: Sequence[Adapter | None] | None
-    ) -> tuple[AdapterBank | None, list[int | None] | None]:
-        """The adapters stacked, and for every prompt its place among them; `None` where there is none."""
-        if adapters is not None and len(adapters) != len(prompts):
-            raise ValueError(f"{len(adapters)} adapters were given for {len(prompts)} prompts; give one for each.")
-        if all(adapter is None for adapter in adapters or ()):
-            return None, None
-        return AdapterBank.for_rows(self.model, adapters, policy=self._policy(), base_model_id=self.base_model_id)

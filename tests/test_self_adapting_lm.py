@@ -1,5 +1,6 @@
 """SelfAdaptingLM on tiny models: adapting to self-edits and answering, on the base and on a policy."""
 
+import pickle
 import threading
 
 import pytest
@@ -10,6 +11,9 @@ from peft import LoraConfig, PeftModel
 from seal_hf import InnerLoopConfig, SelfAdaptingLM, SelfEdit
 from seal_hf.adapters.adapter import Adapter
 from seal_hf.domains import KnowledgeDomain
+from seal_hf.generation.base import Sampling
+from seal_hf.inner_loop.update import tokenize_self_edit
+from seal_hf.models.access import policy_parameters
 from seal_hf.self_edit import TrainingExample
 
 
@@ -148,6 +152,29 @@ class TestAdapt:
             lm.adapt(edits, on_step=calls.append)
         assert not calls
 
+    def test_self_edits_that_are_tokenized_already(self, lm, adapters):
+        updates = [tokenize_self_edit(edit, lm.processing_class, lm.inner_config) for edit in EDITS]
+        found = lm.adapt([updates[0], EDITS[1], updates[2]])
+        assert all(torch.equal(one.weights, other.weights) for one, other in zip(found, adapters, strict=True))
+        assert [adapter.training for adapter in found] == [adapter.training for adapter in adapters]
+        assert torch.equal(lm.adapt(updates[1]).weights, lm.adapt(EDITS[1]).weights)
+
+    def test_adapters_lie_in_their_bank_until_they_leave_it(self, lm):
+        adapters = lm.adapt(EDITS)
+        assert len({adapter.device_weights.untyped_storage().data_ptr() for adapter in adapters}) == 1
+        expected = lm.answer(QUESTIONS, adapter=adapters[1], max_answer_length=16)
+        assert not any("weights" in vars(adapter) for adapter in adapters)  # no copy on the CPU was needed
+
+        own = adapters[1].layout.num_parameters * 4
+        sent = pickle.dumps(adapters[1])
+        assert own < len(sent) < 1.5 * own
+        weights = adapters[1].weights.clone()
+        adapters[1].leave_bank()
+        assert adapters[1].device_weights.untyped_storage().nbytes() == own
+        for adapter in (adapters[1], pickle.loads(sent)):
+            assert torch.equal(adapter.weights, weights) and adapter.weights is adapter.device_weights
+            assert lm.answer(QUESTIONS, adapter=adapter, max_answer_length=16) == expected
+
     def test_negative_seed(self, lm):
         with pytest.raises(ValueError, match="seed=-1 must be 0 or more"):
             lm.adapt(EDITS[0], seed=-1)
@@ -196,6 +223,24 @@ class TestAnswer:
             prompts, max_answer_length=24
         )
         assert lm.answer_prompts(prompts, max_answer_length=24) != expected
+
+    def test_adapters_of_one_bank_and_of_others(self, lm, adapters, tmp_path):
+        other = lm.adapt(EDITS[1], seed=3)
+        loaded = lm.load_adapter(adapters[0].save_pretrained(tmp_path))
+        mixed = [adapters[2], other, loaded, adapters[0], None]
+        expected = [lm.answer(QUESTIONS[0], adapter=adapter, max_answer_length=24) for adapter in mixed]
+        assert expected[2] == expected[3] and len(set(expected)) == 4
+        prompts = lm.domain.questions({"title": "", "context": "", "questions": [{"question": QUESTIONS[0]}]})
+        assert lm.answer_prompts(prompts * 5, mixed, max_answer_length=24) == expected
+
+    def test_generate(self, lm, adapters):
+        prompts, chosen = ["Ann", "Moths like", "Where do they hum?"], [adapters[0], None, adapters[2]]
+        sampling = Sampling((1, 2, 3))
+        found = lm.generate(prompts, chosen, max_new_tokens=[2, 9, 5], sampling=sampling)
+        assert found == lm.generator.generate(prompts, chosen, max_new_tokens=[2, 9, 5], sampling=sampling)
+        assert [generation.num_tokens for generation in found] == [2, 9, 5]
+        greedy = [generation.text.strip() for generation in lm.generate(prompts, chosen, max_new_tokens=9)]
+        assert greedy == lm.answer_prompts(prompts, chosen, max_answer_length=9)
 
     def test_on_text_and_stop(self, lm):
         calls, stop = [], threading.Event()
@@ -262,6 +307,33 @@ class TestPolicy:
         adapter = tiny_lm(tiny_policy_model()).adapt(EDITS[0])
         with pytest.raises(ValueError, match="trained on another policy adapter, but"):
             tiny_lm(tiny_policy_model(seed=8)).answer("Who?", adapter=adapter)
+
+    def test_policy_is_copied_once_while_it_stays(self, monkeypatch):
+        lm, copies = tiny_lm(tiny_policy_model()), []
+        from_peft_model = Adapter.from_peft_model
+        monkeypatch.setattr(Adapter, "from_peft_model", lambda *args: copies.append(args) or from_peft_model(*args))
+        adapter = lm.adapt(EDITS[0])
+        for _ in range(2):
+            lm.answer("Who?", adapter=adapter, max_answer_length=2)
+        other_view = tiny_lm(lm.model)
+        other_view.answer("Who?", adapter=adapter, max_answer_length=2)
+        assert copies == [] and adapter.policy is other_view.adapt(EDITS[0]).policy
+
+        optimizer = torch.optim.AdamW(policy_parameters(lm.model), lr=1e-3, fused=True)
+        for parameter in policy_parameters(lm.model):
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        with pytest.raises(ValueError, match="trained on another policy adapter, but"):
+            lm.answer("Who?", adapter=adapter)
+        assert len(copies) == 1
+
+    def test_adapter_from_another_process_is_of_the_same_policy(self):
+        lm = tiny_lm(tiny_policy_model())
+        adapter = lm.adapt(EDITS[0])
+        sent = pickle.loads(pickle.dumps(adapter))
+        assert sent.policy is not adapter.policy
+        answers = [lm.answer(QUESTIONS, adapter=one, max_answer_length=24) for one in (adapter, sent)]
+        assert answers[0] == answers[1]
 
     def test_policy_with_dropout(self):
         config = LoraConfig(r=3, lora_alpha=6, target_modules=["q_proj"], lora_dropout=0.1)

@@ -2,10 +2,12 @@
 One trained LoRA adapter, apart from the model, and its files in PEFT's format.
 """
 
+import hashlib
 import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -18,7 +20,7 @@ from .files import adapter_folder, read_training, read_weights, write_adapter_fi
 from .layout import LoraLayout, lora_layout
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Adapter:
     """
     One trained LoRA adapter, apart from the model.
@@ -26,8 +28,10 @@ class Adapter:
     Parameters:
         layout (`LoraLayout`):
             The adapted modules, rank and scaling.
-        weights (`torch.Tensor` of shape `(num_parameters,)`, fp32, CPU):
-            All LoRA matrices, in the layout's order.
+        device_weights (`torch.Tensor` of shape `(num_parameters,)`, fp32):
+            All LoRA matrices, in the layout's order, on any device. An adapter that was just trained has a view of its
+            bank's weights, so that it can be asked without a copy; it keeps the whole bank in memory until
+            [`~Adapter.leave_bank`].
         base_model_id (`str`):
             The base model's Hub id (or path).
         policy (`Adapter`, *optional*):
@@ -41,11 +45,37 @@ class Adapter:
     """
 
     layout: LoraLayout
-    weights: torch.Tensor
+    device_weights: torch.Tensor
     base_model_id: str
     policy: "Adapter | None" = None
     training: Mapping[str, object] = field(default_factory=dict)
     source: str | None = None
+
+    @cached_property
+    def weights(self) -> torch.Tensor:
+        """All LoRA matrices in the layout's order: shape `(num_parameters,)`, fp32, CPU; taken when first needed."""
+        return self.device_weights.to("cpu", torch.float32)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest of layout and weights, by which two adapters are compared."""
+        digest = hashlib.sha256(repr(self.layout).encode())
+        digest.update(self.weights.contiguous().numpy())
+        return digest.hexdigest()
+
+    def leave_bank(self) -> None:
+        """
+        Keep a copy of the own weights alone, on the CPU.
+
+        To be called for an adapter that is kept for long, which would otherwise hold the weights of all adapters that it
+        was trained with. A pickled or copied adapter holds its own weights alone in any case.
+        """
+        self.device_weights = self.weights = self.device_weights.to("cpu", torch.float32, copy=True)
+
+    def __getstate__(self) -> dict[str, object]:
+        # torch pickles the whole memory that a view belongs to.
+        weights = self.weights.clone()
+        return {**vars(self), "device_weights": weights, "weights": weights}
 
     @classmethod
     def from_peft_model(cls, model: PeftModel, base_model_id: str) -> "Adapter":

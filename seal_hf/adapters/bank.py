@@ -9,7 +9,6 @@ attached, and only then.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from copy import copy
 from functools import partial
 
 import torch
@@ -80,6 +79,66 @@ def _add_lora(
     return output + (update if rows.adapted is None else torch.where(rows.adapted, update, 0.0))
 
 
+class StackedAdapters:
+    """
+    Adapters in the form in which a model reads them: those of each module next to each other, in the dtype of the
+    activations.
+
+    Parameters:
+        model (`PreTrainedModel` or `PeftModel`):
+            The model, with or without a policy adapter. It is never changed.
+        layout (`LoraLayout`):
+            The adapted modules, rank and scaling that all adapters share.
+        weights (`Sequence[torch.Tensor]`, each of shape `(num_parameters,)`):
+            The adapters' weights, on any device.
+    """
+
+    def __init__(self, model: nn.Module, layout: LoraLayout, weights: Sequence[torch.Tensor]):
+        self.model, self.scaling, self.num_adapters = model, layout.scaling, len(weights)
+        self.device = model.get_input_embeddings().weight.device
+        self._stacks = LoraStacks.of(layout, weights, activation_dtype(model), self.device)
+
+    @classmethod
+    def of(cls, model: nn.Module, adapters: Sequence[Adapter]) -> "StackedAdapters":
+        """
+        Stack trained adapters.
+
+        Raises:
+            ValueError: The adapters differ in modules, rank or scaling.
+        """
+        layouts = {adapter.layout for adapter in adapters}
+        if len(layouts) != 1:
+            raise ValueError(
+                f"Adapters that are used together have one layout, these {len(adapters)} have {len(layouts)}; use those of "
+                "equal modules, rank and alpha together."
+            )
+        return cls(model, layouts.pop(), [adapter.device_weights for adapter in adapters])
+
+    @contextmanager
+    def attach(self, adapters: Sequence[int | None]) -> Iterator[None]:
+        """
+        Let row `i` of every batch use adapter `adapters[i]` (`None`: no inner adapter) inside the `with` block.
+
+        Raises:
+            IndexError: An adapter that is not among these.
+        """
+        used = sorted({adapter for adapter in adapters if adapter is not None})
+        if used and not 0 <= used[0] <= used[-1] < self.num_adapters:
+            raise IndexError(f"Rows ask for adapters {used[0]} to {used[-1]}, but there are {self.num_adapters}.")
+        order = {adapter: place for place, adapter in enumerate(used)}
+        rows = AdapterRows([order.get(adapter) for adapter in adapters], self.device)
+        if used and used[-1] - used[0] < len(used):  # neighbours, of which no copy is needed
+            chosen = slice(used[0], used[-1] + 1)
+        else:
+            chosen = torch.tensor(used, dtype=torch.long, device=self.device)
+        hooks = {
+            name: partial(_add_lora, matrices, rows, self.scaling)
+            for name, matrices in self._stacks.matrices(chosen).items()
+        }
+        with hooked(self.model, hooks if used else {}):
+            yield
+
+
 class AdapterBank:
     """
     K LoRA adapters stacked on the linear layers of one frozen model.
@@ -106,7 +165,6 @@ class AdapterBank:
         self.model = model
         self.layout = layout
         self.weights = weights.to(model.get_input_embeddings().weight.device, torch.float32)
-        self._stacks: LoraStacks | None = None
 
     @classmethod
     def initialize(cls, model: nn.Module, peft_config: LoraConfig, seeds: Sequence[int]) -> "AdapterBank":
@@ -116,98 +174,11 @@ class AdapterBank:
             raise ValueError("An adapter bank needs at least one seed; got none.")
         return cls(model, layout, torch.stack([layout.initial_weights(seed) for seed in seeds]))
 
-    @classmethod
-    def from_adapters(cls, model: nn.Module, adapters: Sequence[Adapter]) -> "AdapterBank":
-        """
-        Stack trained adapters.
-
-        Raises:
-            ValueError: The adapters differ in modules, rank or scaling.
-        """
-        layouts = {adapter.layout for adapter in adapters}
-        if len(layouts) != 1:
-            raise ValueError(
-                f"One bank holds adapters of one layout, these {len(adapters)} have {len(layouts)}; use those of equal "
-                "modules, rank and alpha together."
-            )
-        return cls(model, layouts.pop(), torch.stack([adapter.weights for adapter in adapters]))
-
-    @classmethod
-    def for_rows(
-        cls, model: nn.Module, adapters: Sequence[Adapter | None], *, policy: Adapter | None, base_model_id: str
-    ) -> tuple["AdapterBank", list[int | None]]:
-        """
-        Stack the adapters of a batch's rows, each once, in the form that the model takes.
-
-        Parameters:
-            model (`PreTrainedModel` or `PeftModel`):
-                The model.
-            adapters (`Sequence[Adapter | None]`):
-                For each row its adapter, at least one of them not `None`.
-            policy ([`Adapter`], *optional*):
-                The policy adapter that the model carries; where there is none, adapters that were trained on top of one
-                include it.
-            base_model_id (`str`):
-                Identity of the base model.
-
-        Returns:
-            `tuple[AdapterBank, list[int | None]]`: the bank, and for each row the place in it.
-
-        Raises:
-            ValueError: An adapter of another base model or policy, or adapters that differ in modules, rank or scaling.
-        """
-        distinct = {id(adapter): adapter for adapter in adapters if adapter is not None}
-        for adapter in distinct.values():
-            if adapter.base_model_id != base_model_id:
-                raise ValueError(
-                    f"This adapter adapts {adapter.base_model_id}, but the loaded base model is {base_model_id}; load "
-                    f"{adapter.base_model_id} to use it."
-                )
-            if policy is not None and (
-                adapter.policy is None or not torch.equal(adapter.policy.weights, policy.weights)
-            ):
-                trained_on = "the plain base model" if adapter.policy is None else "another policy adapter"
-                raise ValueError(
-                    f"This adapter was trained on {trained_on}, but this model carries a policy adapter; use it with "
-                    f"SelfAdaptingLM.from_pretrained({base_model_id!r})."
-                )
-        stacked = [adapter if policy is not None else adapter.on_base() for adapter in distinct.values()]
-        places = {key: place for place, key in enumerate(distinct)}
-        rows = [None if adapter is None else places[id(adapter)] for adapter in adapters]
-        return cls.from_adapters(model, stacked), rows
-
     def __len__(self) -> int:
         return self.weights.shape[0]
 
-    def for_inference(self) -> "AdapterBank":
-        """The same adapters as batched products read them, so that to attach them again and again copies nothing."""
-        bank = copy(self)
-        bank._stacks = LoraStacks.of(self.layout, self.weights, activation_dtype(self.model))
-        return bank
-
     @contextmanager
-    def attach(self, rows: Sequence[int | None]) -> Iterator[None]:
-        """
-        Let row `i` of every batch use adapter `rows[i]` (`None`: no inner adapter) inside the `with` block.
-
-        Raises:
-            IndexError: A row names an adapter that is not in the bank.
-        """
-        used = sorted({adapter for adapter in rows if adapter is not None})
-        if used and not 0 <= used[0] <= used[-1] < len(self):
-            raise IndexError(f"The rows ask for adapters {used[0]} to {used[-1]}, but the bank holds {len(self)}.")
-        order = {adapter: place for place, adapter in enumerate(used)}
-        arranged = AdapterRows([order.get(adapter) for adapter in rows], self.weights.device)
-        if self._stacks is None:
-            chosen = self.weights[used]
-            stacks, places = LoraStacks.of(self.layout, chosen, activation_dtype(self.model)), slice(None)
-        elif used and used[-1] - used[0] < len(used):  # neighbours, of which no copy is needed
-            stacks, places = self._stacks, slice(used[0], used[-1] + 1)
-        else:
-            stacks, places = self._stacks, torch.tensor(used, dtype=torch.long, device=self.weights.device)
-        hooks = {
-            name: partial(_add_lora, matrices, arranged, self.layout.scaling)
-            for name, matrices in stacks.matrices(places).items()
-        }
-        with hooked(self.model, hooks if used else {}):
+    def attach(self, adapters: Sequence[int | None]) -> Iterator[None]:
+        """Let row `i` of every batch use adapter `adapters[i]`, as [`StackedAdapters.attach`] does for a part of a bank."""
+        with StackedAdapters(self.model, self.layout, self.weights).attach(adapters):
             yield

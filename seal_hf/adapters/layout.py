@@ -227,11 +227,14 @@ class LoraStacks:
             self._take(num_adapters)
 
     @classmethod
-    def of(cls, layout: LoraLayout, weights: torch.Tensor, dtype: torch.dtype) -> "LoraStacks":
-        """The adapters whose weight vectors are the rows of `weights`, of shape `(K, num_parameters)`."""
-        stacks = cls(layout, len(weights), dtype, weights.device)
-        for run, pieces in zip(stacks._runs, layout.pieces(weights), strict=True):
-            run.copy_(pieces.transpose(0, 1))
+    def of(
+        cls, layout: LoraLayout, weights: Sequence[torch.Tensor], dtype: torch.dtype, device: torch.device
+    ) -> "LoraStacks":
+        """The adapters of these weight vectors, each of shape `(num_parameters,)` and on any device."""
+        stacks = cls(layout, len(weights), dtype, device)
+        for adapter, vector in enumerate(weights):
+            for piece, own in zip(stacks.pieces(adapter), layout.pieces(vector.to(device)), strict=True):
+                piece.copy_(own)
         return stacks
 
     def pieces(self, adapter: int) -> list[torch.Tensor]:

@@ -3,7 +3,17 @@ What every generation backend is asked for: prompts and an adapter for each in, 
 """
 
 import hashlib
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..self_edit import Prompt
+
+
+if TYPE_CHECKING:
+    from ..adapters.adapter import Adapter
 
 
 @dataclass(frozen=True)
@@ -58,3 +68,75 @@ class Sampling:
 def draw_seed(*parts: int) -> int:
     """A seed for one random stream, such as `draw_seed(seed, example, edit)`; unrelated to those of other parts."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
+
+
+class TextGenerator(ABC):
+    """
+    Writes texts with one base model, with or without a policy adapter, and an inner adapter for each prompt.
+    """
+
+    @abstractmethod
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        adapters: "Sequence[Adapter | None] | None" = None,
+        *,
+        max_new_tokens: int | Sequence[int],
+        sampling: Sampling | None = None,
+        on_text: Callable[[list[str]], bool | None] | None = None,
+        stop: threading.Event | None = None,
+    ) -> list[Generation]:
+        """
+        Continue prompts.
+
+        Args:
+            prompts (`Sequence[str | list[dict]]`):
+                Plain texts, or chat messages for the tokenizer's template.
+            adapters (`Sequence[Adapter | None]`, *optional*):
+                For each prompt its inner adapter; no inner adapter where `None` or absent.
+            max_new_tokens (`int` or `Sequence[int]`):
+                Longest completion, in tokens: of all prompts, or of each.
+            sampling ([`Sampling`], *optional*):
+                How to sample; greedy where absent.
+            on_text (`Callable[[list[str]], bool | None]`, *optional*):
+                Called after every step with the new text of every prompt (`""` where there is none); generation stops
+                when it returns `True`. A character of several tokens is passed on in whole; where a text ends in the
+                middle of one, a last call gives the rest, so that the new texts always add up to the text returned.
+            stop (`threading.Event`, *optional*):
+                Checked after every step; once set, what has been written so far is returned.
+
+        Returns:
+            `list[Generation]`: one per prompt, in order.
+
+        Raises:
+            ValueError: Fewer than one new token, an empty prompt or one that does not fit the model's context with its
+                new tokens, chat messages for a tokenizer without a template, values that are not one per prompt, or
+                adapters for another base model or policy or of different shapes.
+        """
+
+    @abstractmethod
+    def answer_log_likelihoods(
+        self,
+        prompts: Sequence[Prompt],
+        gold_answers: Sequence[Sequence[str]],
+        adapters: "Sequence[Adapter | None] | None" = None,
+    ) -> list[float | None]:
+        """
+        The mean log-probability of a gold answer's tokens as the continuation of its prompt.
+
+        Args:
+            prompts (`Sequence[str | list[dict]]`):
+                Plain texts, or chat messages for the tokenizer's template.
+            gold_answers (`Sequence[Sequence[str]]`):
+                For each prompt the answers that are right, at least one; the likeliest counts.
+            adapters (`Sequence[Adapter | None]`, *optional*):
+                As in [`~TextGenerator.generate`].
+
+        Returns:
+            `list[float | None]`: one per prompt, in nats per token, at most 0; `None` where it is not finite.
+
+        Raises:
+            ValueError: Gold answers or adapters that are not one (list) per prompt, a prompt without a gold answer, an
+                empty prompt or answer, one that does not fit the model's context, or adapters for another base model or
+                policy or of different shapes.
+        """

@@ -16,7 +16,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.modeling_outputs import ModelOutput
 
-from ..adapters.bank import AdapterBank
+from ..adapters.bank import StackedAdapters
 from ..models.access import head_input_changed, unwrap
 from .attention import grouped_attention
 from .key_values import continued, joined, roomy_cache
@@ -38,14 +38,16 @@ class Decoder:
         pad_id (`int`):
             Token that rows are filled with on the left; it is masked.
         adapters (`Sequence[int | None]`):
-            For each row its adapter in `bank`, `None` for no inner adapter. Rows of one adapter are best kept together.
-        bank ([`AdapterBank`], *optional*):
+            For each row its adapter in `stacked`, `None` for no inner adapter. Rows of one adapter are best kept together.
+        stacked ([`StackedAdapters`], *optional*):
             The adapters.
     """
 
-    def __init__(self, model: nn.Module, pad_id: int, adapters: Sequence[int | None], bank: AdapterBank | None = None):
+    def __init__(
+        self, model: nn.Module, pad_id: int, adapters: Sequence[int | None], stacked: StackedAdapters | None = None
+    ):
         self.base, self.device, self.pad_id = unwrap(model), model.device, pad_id
-        self.adapters, self.bank = list(adapters), bank and bank.for_inference()
+        self.adapters, self.stacked = list(adapters), stacked
         accepted = inspect.signature(self.base.forward).parameters
         self.takes_positions = "position_ids" in accepted
         self.last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
@@ -181,8 +183,8 @@ class Decoder:
 
     def _attach(self, adapters: Sequence[int | None]) -> None:
         self._attached.close()
-        if self.bank is not None:
-            self._attached.enter_context(self.bank.attach(adapters))
+        if self.stacked is not None:
+            self._attached.enter_context(self.stacked.attach(adapters))
 
     def _tensor(self, values: Sequence) -> torch.Tensor:
         return torch.tensor(values, device=self.device)

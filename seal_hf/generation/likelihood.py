@@ -13,10 +13,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from ..adapters.bank import AdapterBank
+from ..adapters.bank import StackedAdapters
 from ..models.access import context_length, evaluating, head_input_changed, unwrap
 from ..models.encoding import encode_answer, encode_prompt
 from ..self_edit import Prompt
+
+
+_ANSWERS_PER_PASS = 64
 
 
 def answer_log_likelihoods(
@@ -24,15 +27,13 @@ def answer_log_likelihoods(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
     gold_answers: Sequence[Sequence[str]],
-    *,
-    bank: AdapterBank | None = None,
-    rows: Sequence[int | None] | None = None,
-    batch_size: int = 64,
+    stacked: StackedAdapters | None,
+    adapters: Sequence[int | None],
 ) -> list[float | None]:
     """
-    The mean log-probability of a gold answer's tokens as the continuation of its prompt, of the likeliest gold answer.
+    What [`TextGenerator.answer_log_likelihoods`] asks for, with the adapters stacked.
 
-    Parameters:
+    Args:
         model (`PreTrainedModel` or `PeftModel`):
             The causal LM; a policy adapter it carries stays active.
         tokenizer (`PreTrainedTokenizerBase`):
@@ -40,26 +41,18 @@ def answer_log_likelihoods(
         prompts (`Sequence[str | list[dict]]`):
             Plain texts, or chat messages for the tokenizer's template.
         gold_answers (`Sequence[Sequence[str]]`):
-            For each prompt the answers that are right, at least one.
-        bank ([`AdapterBank`], *optional*):
-            Adapters that rows may use.
-        rows (`Sequence[int | None]`, *optional*):
-            For each prompt the adapter in `bank`, or `None` for no inner adapter.
-        batch_size (`int`, *optional*, defaults to `64`):
-            Most answers in one forward pass.
+            For each prompt the answers that are right, at least one; the likeliest counts.
+        stacked ([`StackedAdapters`] or `None`):
+            The adapters.
+        adapters (`Sequence[int | None]`):
+            For each prompt its adapter in `stacked`; `None` for no inner adapter.
 
     Returns:
         `list[float | None]`: one per prompt, in nats per token, at most 0; `None` where it is not finite.
 
     Raises:
-        ValueError: Gold answers or adapters that are not one (list) per prompt, a prompt without a gold answer, an empty
-            prompt or answer, or one that does not fit the model's context.
+        ValueError: A prompt without a gold answer, an empty prompt or answer, or one that does not fit the model's context.
     """
-    for name, values in (("lists of gold answers", gold_answers), ("rows", rows)):
-        if values is not None and len(values) != len(prompts):
-            raise ValueError(f"{len(values)} {name} were given for {len(prompts)} prompts; give one for each.")
-    if (bank is None) != (rows is None):
-        raise ValueError("`bank` and `rows` belong together; give both or neither.")
     context = context_length(model)
     pairs = []  # (prompt's place, token ids, length of the prompt)
     for place, (prompt, answers) in enumerate(zip(prompts, gold_answers, strict=True)):
@@ -79,9 +72,9 @@ def answer_log_likelihoods(
     found: list[list[float]] = [[] for _ in prompts]
     # Rows of like length, so that little of a batch is padding.
     pairs.sort(key=lambda pair: -len(pair[1]))
-    for start in range(0, len(pairs), batch_size):
-        batch = pairs[start : start + batch_size]
-        with bank.attach([rows[place] for place, *_ in batch]) if bank is not None else nullcontext():
+    for start in range(0, len(pairs), _ANSWERS_PER_PASS):
+        batch = pairs[start : start + _ANSWERS_PER_PASS]
+        with stacked.attach([adapters[place] for place, *_ in batch]) if stacked is not None else nullcontext():
             values = _log_likelihoods(model, [ids for _, ids, _ in batch], [length for *_, length in batch])
         for (place, *_), value in zip(batch, values, strict=True):
             found[place].append(value)
@@ -90,7 +83,7 @@ def answer_log_likelihoods(
 
 @torch.no_grad()
 def _log_likelihoods(model: nn.Module, sequences: Sequence[list[int]], prompt_lengths: Sequence[int]) -> list[float]:
-    """Mean log-probability of each sequence's tokens behind its prompt, in nats."""
+    """Mean log-probability of each sequence's tokens after its prompt, in nats."""
     base, length = unwrap(model), max(map(len, sequences))
     device = base.get_input_embeddings().weight.device
     # Padding is on the right, where no token sees it under a causal mask, so that no attention mask is needed.

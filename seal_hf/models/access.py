@@ -43,6 +43,17 @@ def linear_modules(model: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
+def policy_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The LoRA matrices that a `PeftModel` carries; none of another model."""
+    return [
+        parameter
+        for module in model.modules()
+        if isinstance(module, LoraLayer)
+        for name, parameter in module.named_parameters()
+        if "lora_" in name
+    ]
+
+
 def activation_dtype(model: nn.Module) -> torch.dtype:
     """The floating dtype of a model's activations, also when its linear layers are quantized."""
     return model.get_input_embeddings().weight.dtype
@@ -141,24 +152,14 @@ def hooked(model: nn.Module, hooks: Mapping[str, Callable]) -> Iterator[None]:
 
 
 @contextmanager
-def policy_in_activation_dtype(model: torch.nn.Module) -> Iterator[None]:
+def policy_in_activation_dtype(model: nn.Module) -> Iterator[None]:
     """
     Hold the policy's matrices in the dtype of the activations inside the block.
 
     The SFT trains them in fp32. PEFT would cast the activations up to them in every layer, which more than doubles the
     cost of the policy where it is only read.
     """
-    if not isinstance(model, PeftModel):
-        yield
-        return
-    dtype = activation_dtype(model)
-    parameters = [
-        parameter
-        for module in model.modules()
-        if isinstance(module, LoraLayer)
-        for name, parameter in module.named_parameters()
-        if "lora_" in name
-    ]
+    dtype, parameters = activation_dtype(model), policy_parameters(model)
     originals = [parameter.data for parameter in parameters]
     for parameter in parameters:
         parameter.data = parameter.data.to(dtype)

@@ -5,7 +5,7 @@ from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 from torch import nn
 
 from seal_hf.adapters.adapter import Adapter
-from seal_hf.adapters.bank import AdapterBank
+from seal_hf.adapters.bank import AdapterBank, StackedAdapters
 from seal_hf.adapters.layout import lora_layout
 
 
@@ -132,7 +132,7 @@ def test_wrong_number_of_rows(num_rows):
 @pytest.mark.parametrize("rows", [[0, 3], [-1, 0], [7]])
 def test_unknown_adapter(rows):
     model = tiny_llama()
-    with pytest.raises(IndexError, match="the bank holds 3"):
+    with pytest.raises(IndexError, match="but there are 3"):
         with random_bank(model).attach(rows):
             pass
     assert hooked_modules(model) == []
@@ -161,11 +161,15 @@ def test_initialize():
         AdapterBank.initialize(model, lora_config(), seeds=[])
 
 
-def test_from_adapters():
+def test_adapters_of_a_bank_are_used_in_any_order():
     model = tiny_llama()
-    bank = random_bank(model)
+    bank, input_ids = random_bank(model), token_ids(3)
     adapters = [Adapter(bank.layout, weights, "tests/tiny-llama") for weights in bank.weights]
-    assert torch.equal(AdapterBank.from_adapters(model, adapters[::-1]).weights, bank.weights.flip(0))
+    with torch.no_grad():
+        with StackedAdapters.of(model, adapters[::-1]).attach([0, 2, None]):
+            logits = model(input_ids).logits
+        with bank.attach([2, 0, None]):
+            assert torch.equal(logits, model(input_ids).logits)
 
 
 @pytest.mark.parametrize("options", [{"r": 2}, {"lora_alpha": 4}, {"target_modules": ["q_proj"]}])
@@ -173,5 +177,5 @@ def test_adapters_of_different_layouts(options):
     model = tiny_llama()
     layouts = [lora_layout(model, lora_config()), lora_layout(model, lora_config(**options))]
     adapters = [Adapter(layout, layout.initial_weights(0), "tests/tiny-llama") for layout in layouts]
-    with pytest.raises(ValueError, match="one layout, these 2 have 2"):
-        AdapterBank.from_adapters(model, adapters)
+    with pytest.raises(ValueError, match="have one layout, these 2 have 2"):
+        StackedAdapters.of(model, adapters)

@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 
 from seal_hf.adapters.adapter import Adapter
-from seal_hf.adapters.bank import AdapterBank
+from seal_hf.adapters.bank import StackedAdapters
 from seal_hf.adapters.files import CONFIG_NAME, WEIGHTS_NAME
 
 
@@ -26,7 +26,7 @@ def token_ids() -> torch.Tensor:
 
 @torch.no_grad()
 def attached_logits(model, adapter: Adapter) -> torch.Tensor:
-    with AdapterBank.from_adapters(model, [adapter]).attach([0, 0]):
+    with StackedAdapters.of(model, [adapter]).attach([0, 0]):
         return model(token_ids()).logits
 
 

@@ -22,7 +22,7 @@ def weights(layout) -> torch.Tensor:
 
 
 def test_matrices_are_those_of_the_vectors(layout, weights):
-    stacks = LoraStacks.of(layout, weights, torch.float32)
+    stacks = LoraStacks.of(layout, weights, torch.float32, CPU)
     for chosen in (slice(None), slice(1, 4), torch.tensor([4, 0])):
         found, expected = stacks.matrices(chosen), layout.views(weights[chosen])
         assert list(found) == list(expected) == [module.name for module in layout.modules]
@@ -32,7 +32,7 @@ def test_matrices_are_those_of_the_vectors(layout, weights):
 
 
 def test_matrices_of_neighbours_are_views_that_a_batched_product_reads_as_they_are(layout, weights):
-    stacks = LoraStacks.of(layout, weights, torch.bfloat16)
+    stacks = LoraStacks.of(layout, weights, torch.bfloat16, CPU)
     for name, (lora_a, lora_b) in stacks.matrices(slice(1, 4)).items():
         assert lora_a.is_contiguous() and lora_b.is_contiguous() and lora_a.dtype == torch.bfloat16
         a_transposed, b_transposed = stacks.matrices(slice(1, 4), transposed=True)[name]

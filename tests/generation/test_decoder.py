@@ -2,17 +2,17 @@
 
 import pytest
 import torch
+from helpers.generating import generate, generate_with
 from helpers.tiny_models import EOS_ID, KINDS, PAD_ID, VOCAB_SIZE, tiny_model, tiny_policy_model, tiny_tokenizer
 from peft import LoraConfig
 from torch import nn
 from transformers import GenerationConfig, MambaConfig, MambaForCausalLM
 
-from seal_hf.adapters.bank import AdapterBank
+from seal_hf.adapters.bank import AdapterBank, StackedAdapters
 from seal_hf.generation import decoder as decoding
 from seal_hf.generation.attention import GROUPED_ATTENTION
 from seal_hf.generation.decoder import Decoder
 from seal_hf.generation.key_values import roomy_cache
-from seal_hf.generation.transformers_generation import generate
 from seal_hf.models.access import unwrap
 
 
@@ -36,6 +36,10 @@ def bank_of(model: nn.Module) -> AdapterBank:
     generator = torch.Generator().manual_seed(5)
     bank.weights += 0.1 * torch.randn(bank.weights.shape, generator=generator)
     return bank
+
+
+def stacked_of(bank: AdapterBank) -> StackedAdapters:
+    return StackedAdapters(bank.model, bank.layout, bank.weights)
 
 
 def alone(model: nn.Module, prompt: list[int], bank: AdapterBank, adapter: int | None, num_tokens: int) -> list[int]:
@@ -63,7 +67,7 @@ def test_continuations_equal_those_alone(monkeypatch, kind, tokens_per_pass):
     monkeypatch.setattr(decoding, "_TOKENS_PER_PASS", tokens_per_pass)
     model, tokenizer = tiny_policy_model() if kind == "policy" else tiny_model(kind), tiny_tokenizer()
     bank = bank_of(model)
-    found = generate(model, tokenizer, PROMPTS, max_new_tokens=NUM_TOKENS, bank=bank, rows=ADAPTERS)
+    found = generate_with(bank, tokenizer, PROMPTS, ADAPTERS, max_new_tokens=NUM_TOKENS)
     for prompt, adapter, generation in zip(PROMPTS, ADAPTERS, found, strict=True):
         ids = tokenizer(prompt)["input_ids"]
         expected = alone(model, ids, bank, adapter, NUM_TOKENS)[len(ids) :]
@@ -76,7 +80,7 @@ def test_logits_equal_those_alone(kind):
     model, tokenizer = tiny_model(kind), tiny_tokenizer()
     bank, prompts = bank_of(model), [tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
     added = torch.arange(len(prompts)) + 10
-    with Decoder(model, PAD_ID, ADAPTERS, bank) as decoder:
+    with Decoder(model, PAD_ID, ADAPTERS, stacked_of(bank)) as decoder:
         first = decoder.read(prompts)
         second = decoder.step(added)
     for row, (ids, adapter) in enumerate(zip(prompts, ADAPTERS, strict=True)):
@@ -89,12 +93,12 @@ def test_rows_that_are_kept_go_on_as_before():
     model, tokenizer = tiny_model("mistral"), tiny_tokenizer()
     bank, prompts = bank_of(model), [tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
     tokens = torch.arange(len(prompts)) + 10
-    with Decoder(model, PAD_ID, ADAPTERS, bank) as whole:
+    with Decoder(model, PAD_ID, ADAPTERS, stacked_of(bank)) as whole:
         whole.read(prompts)
         whole.step(tokens)
         expected = whole.step(tokens)
     kept = [1, 3, 6]
-    with Decoder(model, PAD_ID, ADAPTERS, bank) as part:
+    with Decoder(model, PAD_ID, ADAPTERS, stacked_of(bank)) as part:
         part.read(prompts)
         part.step(tokens)
         part.keep(kept)
@@ -110,7 +114,7 @@ def test_beginnings_are_read_once():
     assert sum(counts) == len(COMMON) + len(prompts) * len("who?")
     counts.clear()
     # another adapter reads its own
-    generate(model, tokenizer, prompts, max_new_tokens=1, bank=bank_of(model), rows=[0, 0, 1, 1])
+    generate_with(bank_of(model), tokenizer, prompts, [0, 0, 1, 1], max_new_tokens=1)
     assert sum(counts) == 2 * len(COMMON) + len(prompts) * len("who?")
 
 
@@ -133,6 +137,7 @@ def test_rows_that_are_done_leave():
 
 
 def test_model_with_states_of_other_kinds_generates():
+    torch.manual_seed(0)
     model = MambaForCausalLM(MambaConfig(vocab_size=VOCAB_SIZE, hidden_size=16, state_size=4, num_hidden_layers=2))
     model, tokenizer = model.eval(), tiny_tokenizer()
     with Decoder(model, PAD_ID, [None]) as decoder:

@@ -6,16 +6,16 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from helpers.adapters import BASE_ID
+from helpers.generating import generate
 from helpers.tiny_models import EOS_ID, tiny_llama, tiny_tokenizer
 from peft import LoraConfig, PeftModel
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from seal_hf.adapters.adapter import Adapter
-from seal_hf.adapters.bank import AdapterBank
-from seal_hf.adapters.layout import lora_layout
+from seal_hf.adapters.layout import LoraStacks, lora_layout
 from seal_hf.generation.base import Generation, Sampling
-from seal_hf.generation.transformers_generation import generate
 
 
 PROMPTS = ["Who keeps bees?", "Ann", "Moths like lamps and the", "Where is Vell, and who lives there?", "1, 2, 3"]
@@ -37,7 +37,11 @@ def tokenizer():
 def adapters():
     layout = lora_layout(tiny_llama(), LORA)
     weights = 0.3 * torch.randn(3, layout.num_parameters, generator=torch.Generator().manual_seed(0))
-    return [Adapter(layout, row, "me/tiny") for row in weights]
+    return [Adapter(layout, own, BASE_ID) for own in weights]
+
+
+def choose(adapters, rows):
+    return [None if row is None else adapters[row] for row in rows]
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +70,8 @@ def assert_answers(generations, expected, tokenizer):
 @pytest.mark.parametrize("rows", [ROWS, [0, 0, 1, 1, 2], [1, 1, 1, 1, 1], [None] * 5], ids=str)
 @pytest.mark.parametrize("batch_size", [64, 2])
 def test_rows_answer_with_their_own_adapters(model, tokenizer, adapters, peft_answers, rows, batch_size):
-    bank = AdapterBank.from_adapters(model, adapters)
-    generations = generate(model, tokenizer, PROMPTS, max_new_tokens=20, bank=bank, rows=rows, batch_size=batch_size)
+    chosen = choose(adapters, rows)
+    generations = generate(model, tokenizer, PROMPTS, chosen, max_new_tokens=20, batch_size=batch_size)
     assert_answers(generations, [peft_answers[key] for key in zip(PROMPTS, rows, strict=True)], tokenizer)
 
 
@@ -89,8 +93,7 @@ def test_model_settings_neither_act_nor_change(tokenizer, adapters, peft_answers
     config.update(min_new_tokens=15, max_new_tokens=3)
     fields, before = config.to_dict(), modes_and_hooks(model)
 
-    bank = AdapterBank.from_adapters(model, adapters)
-    generations = generate(model, tokenizer, PROMPTS, max_new_tokens=20, bank=bank, rows=ROWS)
+    generations = generate(model, tokenizer, PROMPTS, choose(adapters, ROWS), max_new_tokens=20)
 
     assert_answers(generations, [peft_answers[key] for key in zip(PROMPTS, ROWS, strict=True)], tokenizer)
     assert model.generation_config is config
@@ -108,9 +111,8 @@ def test_settings_are_restored_after_an_exception(model, tokenizer, adapters):
         seen.append(modes_and_hooks(model))
         raise RuntimeError("the window was closed")
 
-    bank = AdapterBank.from_adapters(model, adapters)
     with pytest.raises(RuntimeError, match="the window was closed"):
-        generate(model, tokenizer, PROMPTS, max_new_tokens=20, bank=bank, rows=ROWS, on_text=fail)
+        generate(model, tokenizer, PROMPTS, choose(adapters, ROWS), max_new_tokens=20, on_text=fail)
     assert seen[0]["model.layers.0.self_attn.q_proj"] == (False, 1)
     assert modes_and_hooks(model) == before
     assert model.generation_config is config
@@ -286,8 +288,9 @@ def test_no_prompts(model, tokenizer):
 INVALID = {
     "no new token": ({"max_new_tokens": 0}, r"max_new_tokens=0 must be at least 1"),
     "too few seeds": ({"sampling": Sampling((1, 2))}, r"2 sampling\.seeds were given for 5 prompts"),
-    "too many rows": ({"rows": [None] * 6}, r"6 rows were given for 5 prompts"),
-    "rows without a bank": ({"rows": ROWS}, r"`bank` and `rows` belong together"),
+    "too many adapters": ({"adapters": [None] * 6}, r"6 adapters were given for 5 prompts"),
+    "too few limits": ({"max_new_tokens": [1, 2]}, r"2 max_new_tokens were given for 5 prompts"),
+    "one prompt without a new token": ({"max_new_tokens": [1, 2, 0, 1, 1]}, r"max_new_tokens=0 must be at least 1"),
     "too long": ({"max_new_tokens": 4062}, r"A prompt of 35 tokens and up to 4062 new ones .* context of 4096 tokens"),
 }
 
@@ -298,18 +301,53 @@ def test_invalid_options(model, tokenizer, options, message):
         generate(model, tokenizer, PROMPTS, **{"max_new_tokens": 5, **options})
 
 
+def test_rows_stop_at_limits_of_their_own(model, tokenizer, adapters):
+    limits, chosen = [3, 20, 1, 9, 9], choose(adapters, ROWS)
+    calls = []
+    found = generate(model, tokenizer, PROMPTS, chosen, max_new_tokens=limits, on_text=calls.append)
+    for prompt, adapter, limit, generation in zip(PROMPTS, chosen, limits, found, strict=True):
+        assert [generation] == generate(model, tokenizer, [prompt], [adapter], max_new_tokens=limit)
+    assert [generation.num_tokens for generation in found] == limits
+    assert ["".join(texts) for texts in zip(*calls, strict=True)] == [generation.text for generation in found]
+    assert generate(model, tokenizer, PROMPTS, chosen, max_new_tokens=limits, batch_size=2) == found
+
+
+def test_draws_do_not_depend_on_the_limits_of_others(model, tokenizer):
+    alone = Sampling((7,))
+    (expected,) = generate(model, tokenizer, PROMPTS[:1], max_new_tokens=12, sampling=alone)
+    for limits in ([12, 2, 2, 2, 2], [12, 30, 30, 1, 30]):
+        sampling = Sampling((7, 1, 2, 3, 4))
+        assert generate(model, tokenizer, PROMPTS, max_new_tokens=limits, sampling=sampling)[0] == expected
+
+
+def test_a_batch_fits_where_each_prompt_fits_with_its_own_limit(tokenizer):
+    model = tiny_llama(max_position_embeddings=40)
+    prompts, limits = ["Ann", PROMPTS[3]], [37, 5]
+    found = generate(model, tokenizer, prompts, max_new_tokens=limits)
+    assert [generation.num_tokens for generation in found] == limits
+    with pytest.raises(ValueError, match="A prompt of 35 tokens and up to 6 new ones .* context of 40 tokens"):
+        generate(model, tokenizer, prompts, max_new_tokens=[37, 6])
+    with pytest.raises(ValueError, match="A prompt of 35 tokens and up to 37 new ones"):
+        generate(model, tokenizer, prompts, max_new_tokens=37)
+
+
+def test_adapters_are_converted_once_for_all_batches(model, tokenizer, adapters, monkeypatch):
+    converted, of = [], LoraStacks.of
+    monkeypatch.setattr(
+        LoraStacks,
+        "of",
+        lambda layout, weights, *args: (converted.append(len(weights)), of(layout, weights, *args))[1],
+    )
+    generate(model, tokenizer, PROMPTS, choose(adapters, ROWS), max_new_tokens=2, batch_size=1)
+    generate(model, tokenizer, PROMPTS, choose(adapters, [1, None, 1, 1, 1]), max_new_tokens=2, batch_size=2)
+    generate(model, tokenizer, PROMPTS, max_new_tokens=2)
+    assert converted == [3, 1]
+
+
 def test_longest_fitting_prompt(tokenizer):
     model = tiny_llama(max_position_embeddings=40)
     (generation,) = generate(model, tokenizer, [PROMPTS[3]], max_new_tokens=5)
     assert generation.num_tokens == 5
-
-
-def test_bank_without_rows(model, tokenizer, adapters):
-    bank = AdapterBank.from_adapters(model, adapters)
-    with pytest.raises(ValueError, match="`bank` and `rows` belong together"):
-        generate(model, tokenizer, PROMPTS, max_new_tokens=5, bank=bank)
-    with pytest.raises(IndexError, match="adapters 0 to 3, but the bank holds 3"):
-        generate(model, tokenizer, PROMPTS, max_new_tokens=5, bank=bank, rows=[0, 3, None, 1, 1])
 
 
 def test_messages_without_a_template(model):

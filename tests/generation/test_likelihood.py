@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from helpers.adapters import BASE_ID
+from helpers.generating import adapters_of, generate
 from helpers.outer_loop import HashGrader, tiny_examples
 from helpers.tiny_models import KINDS, tiny_llama, tiny_model, tiny_policy_model, tiny_tokenizer
 from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
@@ -12,8 +14,8 @@ from tokenizers import AddedToken
 from seal_hf import InnerLoopConfig, SelfAdaptingLM, SelfEdit
 from seal_hf.adapters.bank import AdapterBank
 from seal_hf.domains import KnowledgeDomain
-from seal_hf.generation.likelihood import answer_log_likelihoods
-from seal_hf.generation.transformers_generation import generate
+from seal_hf.generation import likelihood
+from seal_hf.generation.transformers_generation import TransformersGenerator
 from seal_hf.models.encoding import encode_answer, encode_prompt
 from seal_hf.self_edit import TrainingExample
 
@@ -28,6 +30,10 @@ def random_bank(model, number=3, config=CONFIG, scale=0.1):
     generator = torch.Generator().manual_seed(5)
     bank.weights.copy_(scale * torch.randn(bank.weights.shape, generator=generator))
     return bank
+
+
+def answer_log_likelihoods(model, tokenizer, prompts, golds, adapters=None):
+    return TransformersGenerator(model, tokenizer, BASE_ID).answer_log_likelihoods(prompts, golds, adapters)
 
 
 def by_hand(model, prompt_ids, answer_ids):
@@ -49,11 +55,12 @@ def expected(model, tokenizer, prompt, golds):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
-def test_it_is_that_of_peft_one_prompt_at_a_time(kind, batch_size):
+def test_it_is_that_of_peft_one_prompt_at_a_time(monkeypatch, kind, batch_size):
+    monkeypatch.setattr(likelihood, "_ANSWERS_PER_PASS", batch_size)
     model, tokenizer = tiny_model(kind), tiny_tokenizer()
     bank = random_bank(model)
     rows = [2, 0, None, 1]
-    found = answer_log_likelihoods(model, tokenizer, PROMPTS, GOLDS, bank=bank, rows=rows, batch_size=batch_size)
+    found = answer_log_likelihoods(model, tokenizer, PROMPTS, GOLDS, adapters_of(bank, rows))
     for place, row in enumerate(rows):
         plain = tiny_model(kind)
         if row is not None:
@@ -163,7 +170,7 @@ def test_what_is_not_finite_is_none():
     model = tiny_llama()
     bank = random_bank(model)
     bank.weights[1] = math.nan
-    found = answer_log_likelihoods(model, tiny_tokenizer(), PROMPTS, GOLDS, bank=bank, rows=[1, 1, 0, 2])
+    found = answer_log_likelihoods(model, tiny_tokenizer(), PROMPTS, GOLDS, adapters_of(bank, [1, 1, 0, 2]))
     assert found[:2] == [None, None] and all(map(math.isfinite, found[2:]))
 
 
@@ -175,8 +182,7 @@ def test_what_is_not_finite_is_none():
         (["a", "b"], [["c"], ["d", " "]], {}, r"prompts\[1\] or its gold answer ' ' is empty"),
         (["a", ""], [["c"], ["d"]], {}, r"prompts\[1\] or its gold answer 'd' is empty"),
         (["a" * 30], [["c" * 30]], {}, "have 61 tokens, more than the model's context of 50"),
-        (["a"], [["c"]], {"rows": [None]}, "`bank` and `rows` belong together"),
-        (["a"], [["c"]], {"rows": [None, 0]}, "2 rows were given for 1 prompts"),
+        (["a"], [["c"]], {"adapters": [None, None]}, "2 adapters were given for 1 prompts"),
     ],
 )
 def test_refusals_name_what_is_wrong(prompts, golds, options, message):

@@ -6,12 +6,12 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
+from helpers.generating import generate
 from helpers.tiny_models import tiny_llama, tiny_tokenizer
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from seal_hf.generation.base import Sampling, draw_seed
-from seal_hf.generation.transformers_generation import generate
 
 
 PROMPTS = ["a", "Ann keeps bees in Vell.", "Moths like", "1, 2, 3, 4", "Ann keeps bees in Vell."]

@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from seal_hf import InnerLoopConfig, SelfAdaptingLM, SelfEdit
-from seal_hf.adapters.bank import AdapterBank
+from seal_hf.adapters.bank import StackedAdapters
 from seal_hf.domains import load_demo_passages
 from seal_hf.models import loading
 from seal_hf.self_edit import TrainingExample
@@ -170,7 +170,7 @@ def test_readme_lines_on_the_embedded_model(embedded_path, tmp_path):
     labels = inputs["input_ids"]
     with torch.no_grad():
         before = lm.model(**inputs, labels=labels).loss.item()
-        with AdapterBank.from_adapters(lm.model, [adapter]).attach([0]):
+        with StackedAdapters.of(lm.model, [adapter]).attach([0]):
             after = lm.model(**inputs, labels=labels).loss.item()
     assert after < before - 0.5
     assert lm.model(**inputs, labels=labels).loss.item() == before

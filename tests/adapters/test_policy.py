@@ -1,0 +1,82 @@
+"""The policy adapter that a model carries: known by a fingerprint, and copied only when it has changed."""
+
+import gc
+
+import pytest
+import torch
+from helpers.adapters import BASE_ID
+from helpers.tiny_models import tiny_llama, tiny_policy_model
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+from seal_hf.adapters import policy as policies
+from seal_hf.adapters.adapter import Adapter
+from seal_hf.adapters.policy import carried_policy
+from seal_hf.models.access import policy_in_activation_dtype, policy_parameters
+
+
+def step(model, **options) -> None:
+    parameters = policy_parameters(model)
+    optimizer = torch.optim.AdamW(parameters, lr=1e-5, weight_decay=0.0, **options)
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+
+
+@pytest.mark.parametrize("options", [{}, {"fused": True}, {"foreach": True}], ids=str)
+def test_an_optimizer_step_makes_another_policy(options):
+    model = tiny_policy_model()
+    before = carried_policy(model, BASE_ID)
+    assert carried_policy(model, BASE_ID) is before
+    step(model, **options)
+    after = carried_policy(model, BASE_ID)
+    assert after.fingerprint != before.fingerprint
+    assert torch.equal(after.weights, Adapter.from_peft_model(model, BASE_ID).weights)
+    assert (after.weights - before.weights).abs().max() == pytest.approx(1e-5, rel=1e-2)
+
+
+def test_one_changed_value_makes_another_policy():
+    model = tiny_policy_model()
+    before = carried_policy(model, BASE_ID)
+    policy_parameters(model)[3].data.view(-1)[5] += 1e-4
+    assert carried_policy(model, BASE_ID).fingerprint != before.fingerprint
+
+
+def test_a_restored_policy_is_the_one_it_was():
+    model = tiny_policy_model()
+    weights = {name: value.clone() for name, value in get_peft_model_state_dict(model).items()}
+    before = carried_policy(model, BASE_ID)
+    set_peft_model_state_dict(model, {name: value + 0.1 for name, value in weights.items()})
+    other = carried_policy(model, BASE_ID)
+    set_peft_model_state_dict(model, weights)
+    again = carried_policy(model, BASE_ID)
+    assert before.fingerprint == again.fingerprint != other.fingerprint
+
+
+def test_the_dtype_that_the_policy_is_held_in_counts():
+    model = tiny_policy_model(dtype=torch.bfloat16)
+    for parameter in policy_parameters(model):
+        parameter.data = parameter.data.float() + 1e-4
+    trained = carried_policy(model, BASE_ID)
+    with policy_in_activation_dtype(model):
+        rounded = carried_policy(model, BASE_ID)
+    assert torch.equal(rounded.weights, trained.weights.bfloat16().float())
+    assert trained.fingerprint == carried_policy(model, BASE_ID).fingerprint != rounded.fingerprint
+
+
+def test_equal_policies_of_two_models_have_one_fingerprint():
+    one, same, other = (carried_policy(tiny_policy_model(seed=seed), BASE_ID) for seed in (7, 7, 8))
+    assert one.fingerprint == same.fingerprint != other.fingerprint
+
+
+def test_a_model_without_a_policy():
+    assert carried_policy(tiny_llama(), BASE_ID) is None
+
+
+def test_nothing_of_a_model_is_kept_when_it_is_gone():
+    model = tiny_policy_model()
+    carried_policy(model, BASE_ID)
+    number = len(policies._copies)
+    del model
+    gc.collect()
+    assert len(policies._copies) == number - 1
