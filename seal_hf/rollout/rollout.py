@@ -249,7 +249,10 @@ class Rollout:
         logger.warning("A bank of %d adapters is too large for the memory; it is trained in halves.", len(updates))
         if torch.accelerator.is_available():
             torch.accelerator.empty_cache()
-        return self._adapt(updates[:half], seed, on_step) + self._adapt(updates[half:], seed, on_step)
+        first = self._adapt(updates[:half], seed, on_step)
+        for adapter in first:
+            adapter.leave_bank()  # the other half needs the memory
+        return first + self._adapt(updates[half:], seed, on_step)
 
     def _examine(
         self, stage: Stage, trials: Sequence[Trial], adapters: Sequence[Adapter | None], seed: int, seconds: float
