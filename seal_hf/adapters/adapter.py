@@ -100,7 +100,7 @@ class Adapter:
         """
         Load a PEFT LoRA adapter (safetensors only). The model is not changed.
 
-        Parameters:
+        Args:
             source (`str` or `Path`):
                 A folder with `adapter_config.json` and `adapter_model.safetensors`, a zip file of such a folder, or a
                 repository on the Hub.
@@ -169,7 +169,7 @@ class Adapter:
         Write a PEFT folder (`adapter_config.json`, `adapter_model.safetensors`) that `PeftModel.from_pretrained` loads,
         with a model card and `seal_training.json`, how it was trained.
 
-        Parameters:
+        Args:
             save_directory (`str` or `Path`):
                 Where to.
             card ([`AdapterCard`], *optional*):
@@ -223,7 +223,7 @@ class Adapter:
         """
         Upload the adapter as a PEFT repository with a model card.
 
-        Parameters:
+        Args:
             repo_id (`str`):
                 `"user/name"`; created where it does not exist.
             private (`bool`, *optional*):

@@ -1,8 +1,8 @@
 """
 Which modules a LoRA adapter adapts, and where their matrices lie in one weight vector.
 
-A bank of adapters is trained and evaluated from one matrix with a row per adapter ([`seal_hf.adapters.bank`]). A
-[`LoraLayout`] finds the `A` and `B` of each module in such a row and translates a row from and to PEFT's state dict.
+A bank of adapters is trained and evaluated from one weight vector per adapter ([`seal_hf.adapters.bank`]). A
+[`LoraLayout`] finds the `A` and `B` of each module in such a vector and translates it from and to PEFT's state dict.
 """
 
 import math
@@ -48,7 +48,7 @@ class LoraModule:
 
 
 @dataclass(frozen=True)
-class MatrixRun:
+class Segment:
     """
     Matrices of one shape, which lie next to each other in an adapter's weight vector.
 
@@ -56,7 +56,7 @@ class MatrixRun:
         letter (`str`):
             `"A"` or `"B"`.
         shape (`tuple[int, int]`):
-            Of each matrix.
+            Shape of each matrix.
         names (`tuple[str, ...]`):
             Their modules, in order.
         offset (`int`):
@@ -106,27 +106,30 @@ class LoraLayout:
         return sum(self.r * (module.in_features + module.out_features) for module in self.modules)
 
     @cached_property
-    def runs(self) -> tuple[MatrixRun, ...]:
-        """The parts of a weight vector, so few that all of an adapter's matrices are copied in as few operations."""
+    def segments(self) -> tuple[Segment, ...]:
+        """The segments of a weight vector: so few that a copy of all matrices takes few operations."""
         names: dict[tuple[str, tuple[int, int]], list[str]] = {}
         for module in self.modules:
             names.setdefault(("A", (self.r, module.in_features)), []).append(module.name)
             names.setdefault(("B", (module.out_features, self.r)), []).append(module.name)
-        runs: list[MatrixRun] = []
+        segments: list[Segment] = []
         for (letter, shape), own in names.items():
-            runs.append(MatrixRun(letter, shape, tuple(own), runs[-1].end if runs else 0))
-        return tuple(runs)
+            segments.append(Segment(letter, shape, tuple(own), segments[-1].end if segments else 0))
+        return tuple(segments)
 
-    def pieces(self, weights: torch.Tensor) -> list[torch.Tensor]:
-        """For each of the [`runs`] its part of weight vectors `(..., num_parameters)`: views `(..., n, *shape)`."""
-        return [weights[..., run.offset : run.end].unflatten(-1, (len(run.names), *run.shape)) for run in self.runs]
+    def split(self, weights: torch.Tensor) -> list[torch.Tensor]:
+        """For each of the [`segments`] its part of weight vectors `(..., num_parameters)`: views `(..., n, *shape)`."""
+        return [
+            weights[..., segment.offset : segment.end].unflatten(-1, (len(segment.names), *segment.shape))
+            for segment in self.segments
+        ]
 
     def by_module(self, matrices: Sequence[Sequence[torch.Tensor]]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """`A` and `B` of each module, in the model's order, from the matrices of each of the [`runs`]."""
+        """`A` and `B` of each module, in the model's order, from the matrices of each of the [`segments`]."""
         found = {
-            (name, run.letter): matrix
-            for run, own in zip(self.runs, matrices, strict=True)
-            for name, matrix in zip(run.names, own, strict=True)
+            (name, segment.letter): matrix
+            for segment, own in zip(self.segments, matrices, strict=True)
+            for name, matrix in zip(segment.names, own, strict=True)
         }
         return {module.name: (found[module.name, "A"], found[module.name, "B"]) for module in self.modules}
 
@@ -134,7 +137,7 @@ class LoraLayout:
         """
         The `A` and `B` matrices inside a tensor of weight vectors, sharing its memory.
 
-        Parameters:
+        Args:
             weights (`torch.Tensor` of shape `(..., num_parameters)`):
                 One weight vector, or a stack of them.
 
@@ -142,7 +145,7 @@ class LoraLayout:
             `dict[str, tuple[torch.Tensor, torch.Tensor]]`: for each module name `A` of shape `(..., r, in_features)` and
             `B` of shape `(..., out_features, r)`.
         """
-        return self.by_module([piece.unbind(-3) for piece in self.pieces(weights)])
+        return self.by_module([part.unbind(-3) for part in self.split(weights)])
 
     def initial_weights(self, seed: int) -> torch.Tensor:
         """PEFT's initialization (`A` Kaiming-uniform, `B` zero) from one seed: shape `(num_parameters,)`, fp32, CPU."""
@@ -198,7 +201,10 @@ def _peft_key(module_name: str, letter: str) -> str:
 
 class LoraStacks:
     """
-    The matrices of K adapters, stacked by module.
+    The matrices of K adapters as batched products read them: for each module those of all adapters next to each other.
+
+    In weight vectors, as the optimizer wants them, the matrices of one module lie far apart, and a batched product first
+    copies each of them: on a CPU that takes as long as the product.
 
     Parameters:
         layout (`LoraLayout`):
@@ -206,7 +212,7 @@ class LoraStacks:
         num_adapters (`int`):
             K.
         dtype, device:
-            Of the matrices, which are not initialized.
+            Dtype and device of the matrices, which are not initialized.
     """
 
     def __init__(self, layout: LoraLayout, num_adapters: int, dtype: torch.dtype, device: torch.device):
@@ -215,15 +221,15 @@ class LoraStacks:
 
     def _take(self, num_adapters: int) -> None:
         self.num_adapters = num_adapters
-        self._runs = [
-            torch.empty(len(run.names), num_adapters, *run.shape, dtype=self.dtype, device=self.device)
-            for run in self.layout.runs
+        self._segments = [
+            torch.empty(len(segment.names), num_adapters, *segment.shape, dtype=self.dtype, device=self.device)
+            for segment in self.layout.segments
         ]
 
     def make_room(self, num_adapters: int) -> None:
         """Take more memory, not initialized, where there is too little for so many adapters."""
         if num_adapters > self.num_adapters:
-            self._runs.clear()  # given back first
+            self._segments.clear()  # given back first
             self._take(num_adapters)
 
     @classmethod
@@ -233,13 +239,13 @@ class LoraStacks:
         """The adapters of these weight vectors, each of shape `(num_parameters,)` and on any device."""
         stacks = cls(layout, len(weights), dtype, device)
         for adapter, vector in enumerate(weights):
-            for piece, own in zip(stacks.pieces(adapter), layout.pieces(vector.to(device)), strict=True):
-                piece.copy_(own)
+            for part, own in zip(stacks.segments_of(adapter), layout.split(vector.to(device)), strict=True):
+                part.copy_(own)
         return stacks
 
-    def pieces(self, adapter: int) -> list[torch.Tensor]:
-        """Views of one adapter's matrices, in the parts and shapes of [`LoraLayout.pieces`]."""
-        return [run[:, adapter] for run in self._runs]
+    def segments_of(self, adapter: int) -> list[torch.Tensor]:
+        """Views of one adapter's matrices, by segment, in the shapes of [`LoraLayout.split`]."""
+        return [segment[:, adapter] for segment in self._segments]
 
     def matrices(
         self, adapters: slice | torch.Tensor = slice(None), *, transposed: bool = False
@@ -247,9 +253,9 @@ class LoraStacks:
         """
         The matrices of some adapters.
 
-        Parameters:
+        Args:
             adapters (`slice` or `torch.Tensor` of shape `(k,)`, *optional*):
-                Which ones; all unless given. Those of a slice are views.
+                Which ones; all unless given. The matrices of a slice are views.
             transposed (`bool`, *optional*, defaults to `False`):
                 Whether the last two dimensions are swapped.
 
@@ -257,8 +263,8 @@ class LoraStacks:
             `dict[str, tuple[torch.Tensor, torch.Tensor]]`: for each module name `A` of shape `(k, r, in_features)` and `B`
             of shape `(k, out_features, r)`.
         """
-        chosen = [run[:, adapters] for run in self._runs]
-        return self.layout.by_module([(run.mT if transposed else run).unbind() for run in chosen])
+        chosen = [segment[:, adapters] for segment in self._segments]
+        return self.layout.by_module([(segment.mT if transposed else segment).unbind() for segment in chosen])
 
 
 def lora_layout(model: nn.Module, config: LoraConfig, trained: bool = False) -> LoraLayout:
@@ -268,7 +274,7 @@ def lora_layout(model: nn.Module, config: LoraConfig, trained: bool = False) -> 
     `target_modules` may be anything that PEFT takes: `None` (PEFT's default for the architecture), names, a regular
     expression, or `"all-linear"`.
 
-    Parameters:
+    Args:
         model (`PreTrainedModel` or `PeftModel`):
             The model to adapt.
         config (`LoraConfig`):

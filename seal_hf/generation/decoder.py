@@ -53,7 +53,7 @@ class Decoder:
         self.last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
         layers = DynamicCache(config=self.base.config).layers
         self.num_layers = len(layers)
-        # Layers of other kinds, such as Mamba's, hold states that rows can neither share nor leave behind.
+        # Layers of other kinds, such as Mamba's, hold states that rows can neither share nor drop.
         plain = {type(layer) for layer in layers} <= {DynamicLayer, DynamicSlidingWindowLayer}
         self.is_selectable = plain and self.takes_positions
         self._context, self._attached = ExitStack(), ExitStack()
@@ -90,7 +90,7 @@ class Decoder:
         """
         Read one token more of every row.
 
-        Parameters:
+        Args:
             tokens (`torch.Tensor` of shape `(R,)`, int64):
                 The tokens.
 
@@ -155,7 +155,7 @@ class Decoder:
     def _read(
         self, model: nn.Module, sequences: Sequence[list[int]], num_read: int, cache: DynamicCache, options: dict
     ) -> ModelOutput:
-        """Let a model read the last `num_read` tokens of every sequence, behind what its row of the cache holds."""
+        """Let a model read the last `num_read` tokens of every sequence, after what its row of the cache holds."""
         ids = [[self.pad_id] * (num_read - len(ids)) + ids[-num_read:] for ids in sequences]
         mask, _ = self._mask(sequences)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -num_read:]
@@ -206,7 +206,7 @@ def _shared(rows: list[int], prompts: Sequence[list[int]]) -> list[tuple[list[in
     """
     Groups among rows that begin alike, such that reading each beginning once saves most tokens.
 
-    At least one token of every row is left to read, for the logits behind it.
+    At least one token of every row is left to read, for the logits after it.
     """
     common = len(os.path.commonprefix([prompts[row] for row in rows]))
     length = min(common, min(len(prompts[row]) for row in rows) - 1)

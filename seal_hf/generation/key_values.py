@@ -101,7 +101,7 @@ def continued(
     """
     A cache whose rows begin as rows of another do.
 
-    Parameters:
+    Args:
         cache (`DynamicCache`):
             What is begun with.
         rows (`torch.Tensor` of shape `(R,)`):

@@ -1,9 +1,9 @@
 """
-Causal attention over a packed row.
+Causal attention over a packed batch.
 
 torch's attention kernel for CPUs is made for long sequences; for the short ones that self-edits consist of, plain batched
 matrix products are several times faster, above all in the backward pass. On CUDA one call of variable-length flash
-attention does the whole row; that path follows torch's documentation and was not run on a GPU.
+attention does the whole batch; that path follows torch's documentation and was not run on a GPU.
 """
 
 import importlib.util
@@ -29,11 +29,11 @@ class UnsupportedAttention(Exception):
 
 class PackedAttention:
     """
-    Attention within each sequence of a packed row, to be handed to the model's forward pass as `packed_attention`.
+    Attention within each sequence of a packed batch, to be handed to the model's forward pass as `packed_attention`.
 
     Parameters:
         blocks (`tuple[Block, ...]`):
-            The blocks of the row.
+            The blocks of the batch.
 
     Attributes:
         windows (`set[int | None]`):
@@ -86,7 +86,7 @@ def _has_varlen_attention(query: torch.Tensor) -> bool:
 
 
 class _BlockAttention(torch.autograd.Function):
-    """Attention block by block. The gradients are written into one row each, with no copy of the row per block."""
+    """Attention block by block. Each gradient is written into one tensor, with no copy of the whole per block."""
 
     @staticmethod
     def forward(
@@ -103,11 +103,11 @@ class _BlockAttention(torch.autograd.Function):
         output = query.new_empty(1, num_tokens, num_heads, dim).transpose(1, 2)
         ctx.blocks, ctx.scale, ctx.num_kv, ctx.kept = blocks, scale, num_kv, []
         for block, bias in zip(blocks, biases, strict=True):
-            states = [_by_sequence(rows, block, num_kv) for rows in (query, key, value)]
+            parts = [_by_sequence(states, block, num_kv) for states in (query, key, value)]
             if bias is None:
-                attended, kept = _long_attention(*states, scale, window)
+                attended, kept = _long_attention(*parts, scale, window)
             else:
-                attended, kept = _short_attention(*states, bias, scale)
+                attended, kept = _short_attention(*parts, bias, scale)
             _by_sequence(output, block, num_kv).copy_(attended)
             ctx.kept.append(kept)
         return output.transpose(1, 2)
@@ -119,38 +119,38 @@ class _BlockAttention(torch.autograd.Function):
         grad = grad.transpose(1, 2)
         for block, kept in zip(ctx.blocks, ctx.kept, strict=True):
             grad_block = _by_sequence(grad, block, num_kv)
-            into = [_by_sequence(rows, block, num_kv) for rows in grads]
+            targets = [_by_sequence(states, block, num_kv) for states in grads]
             if block.length >= _LONG:
-                attended, states = kept
-                found = torch.autograd.grad(attended, states, grad_block)
+                attended, inputs = kept
+                found = torch.autograd.grad(attended, inputs, grad_block)
             else:
                 found = _short_attention_backward(grad_block, *kept, ctx.scale)
-            for rows, gradient in zip(into, found, strict=True):
-                rows.copy_(gradient)
+            for target, gradient in zip(targets, found, strict=True):
+                target.copy_(gradient)
         return *grads, None, None, None, None
 
 
-def _by_sequence(rows: torch.Tensor, block: Block, num_kv: int) -> torch.Tensor:
-    """A block's part of `(1, H, N, D)` as a view `(R, H_kv, H / H_kv, L, D)`: heads that share keys are together."""
-    _, num_heads, _, dim = rows.shape
-    _, of_head, of_token, of_feature = rows.stride()
+def _by_sequence(states: torch.Tensor, block: Block, num_kv: int) -> torch.Tensor:
+    """A block's part of `(1, H, N, D)` as a view `(S, H_kv, H / H_kv, L, D)`: heads that share keys are together."""
+    _, num_heads, _, dim = states.shape
+    _, of_head, of_token, of_feature = states.stride()
     groups = num_heads // num_kv
-    return rows.as_strided(
-        (block.num_adapters * block.num_rows, num_kv, groups, block.length, dim),
+    return states.as_strided(
+        (block.num_adapters * block.num_sequences, num_kv, groups, block.length, dim),
         (block.length * of_token, groups * of_head, of_head, of_token, of_feature),
-        rows.storage_offset() + block.start * of_token,
+        states.storage_offset() + block.start * of_token,
     )
 
 
 def _short_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor, scale: float
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-    """Queries `(R, H_kv, G, L, D)`, keys and values `(R, H_kv, 1, L, D)`: the output, and what its backward needs."""
+    """Queries `(S, H_kv, G, L, D)`, keys and values `(S, H_kv, 1, L, D)`: the output, and what its backward needs."""
     length, dim = query.shape[-2:]
     queries = torch.mul(query, scale, out=torch.empty(query.shape, dtype=query.dtype, device=query.device))
-    queries = queries.view(-1, bias.shape[0], dim)  # (R * H_kv, G * L, D)
+    queries = queries.view(-1, bias.shape[0], dim)  # (S * H_kv, G * L, D)
     keys, values = key.reshape(-1, length, dim), value.reshape(-1, length, dim)
-    weights = torch.baddbmm(bias, queries, keys.mT).softmax(-1)  # (R * H_kv, G * L, L)
+    weights = torch.baddbmm(bias, queries, keys.mT).softmax(-1)  # (S * H_kv, G * L, L)
     return torch.bmm(weights, values).view(query.shape), (queries, keys, values, weights)
 
 
@@ -178,14 +178,14 @@ def _long_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, window: int | None
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, list[torch.Tensor]]]:
     """As [`_short_attention`] by torch's kernel; what is kept are its output and inputs, with their graph."""
-    num_rows, num_kv, groups, length, dim = query.shape
-    states = [rows.detach().requires_grad_() for rows in (query, key, value)]
+    num_sequences, num_kv, groups, length, dim = query.shape
+    inputs = [states.detach().requires_grad_() for states in (query, key, value)]
     with torch.enable_grad():
-        heads = [rows.expand(query.shape).reshape(num_rows, num_kv * groups, length, dim) for rows in states]
+        heads = [states.expand(query.shape).reshape(num_sequences, num_kv * groups, length, dim) for states in inputs]
         mask = None if window is None or window >= length else _seen(length, window, query.device)
         attended = F.scaled_dot_product_attention(*heads, attn_mask=mask, is_causal=mask is None, scale=scale)
         attended = attended.view(query.shape)
-    return attended.detach(), (attended, states)
+    return attended.detach(), (attended, inputs)
 
 
 def _varlen_attention(
@@ -201,7 +201,7 @@ def _varlen_attention(
 
     ends, longest = _sequence_ends(blocks, query.device), max(block.length for block in blocks)
     attended = varlen_attn(
-        *(rows[0].transpose(0, 1).contiguous() for rows in (query, key, value)),
+        *(states[0].transpose(0, 1).contiguous() for states in (query, key, value)),
         ends,
         ends,
         longest,
@@ -215,8 +215,8 @@ def _varlen_attention(
 
 @lru_cache(maxsize=8)  # one transfer to the device for all layers of a pass
 def _sequence_ends(blocks: tuple[Block, ...], device: torch.device) -> torch.Tensor:
-    """Where each sequence ends, after a 0: `(R + 1,)`."""
-    lengths = [block.length for block in blocks for _ in range(block.num_adapters * block.num_rows)]
+    """Where each sequence ends, after a 0: `(S + 1,)`."""
+    lengths = [block.length for block in blocks for _ in range(block.num_adapters * block.num_sequences)]
     return torch.tensor([0, *lengths], device=device).cumsum(0, dtype=torch.int32)
 
 

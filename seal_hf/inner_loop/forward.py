@@ -1,7 +1,7 @@
 """
 The forward and backward pass of a bank's step over a frozen model.
 
-A [`PackedRow`] goes through the model as one row where the model allows it, which is found out by trying. Models whose
+A [`PackedBatch`] goes through the model as one row where the model allows it, which is found out by trying. Models whose
 layers mix tokens in other ways than plain causal attention get one padded batch per block instead: padding is on the
 right, under a causal mask no real token sees it, so no mask is needed.
 """
@@ -17,9 +17,9 @@ from torch import nn
 from ..adapters.layout import LoraLayout
 from ..models.access import attention_set, head_input_changed, hooked, unwrap
 from .attention import PACKED_ATTENTION, PackedAttention, UnsupportedAttention
-from .lora import LoraLeaves, lora_hooks
-from .losses import PiecewiseCrossEntropy
-from .packing import Batch, PackedRow, cut_into_blocks, share_out
+from .lora import LoraParameters, lora_hooks
+from .losses import ChunkedCrossEntropy
+from .packing import Batch, PackedBatch, cut_into_blocks, share_out
 from .update import TrainingSequence
 
 
@@ -47,8 +47,8 @@ class TrainingForward:
     Attributes:
         packs (`bool`):
             Whether all blocks go through the model as one row.
-        cross_entropy (`PiecewiseCrossEntropy`, *optional*):
-            The loss, where the model does nothing to the logits behind its output embedding.
+        cross_entropy (`ChunkedCrossEntropy`, *optional*):
+            The loss, where the model does nothing to the logits after its output embedding.
     """
 
     def __init__(self, model: nn.Module, layout: LoraLayout):
@@ -57,7 +57,7 @@ class TrainingForward:
         self.device = self.base.get_input_embeddings().weight.device
         with torch.no_grad():
             head = self._plain_head()
-            self.cross_entropy = PiecewiseCrossEntropy(head) if head is not None else None
+            self.cross_entropy = ChunkedCrossEntropy(head) if head is not None else None
             self.packs = self._can_pack()
 
     def cut(self, batches: Mapping[int, Batch]) -> list[list[list[int]]]:
@@ -73,12 +73,12 @@ class TrainingForward:
             batches, cut_into_blocks(batches, _BLOCK_COST), _PASS_TOKENS.get(self.device.type, _PASS_TOKENS["cuda"])
         )
 
-    def backward(self, leaves: LoraLeaves, batches: Sequence[Sequence[Batch]]) -> torch.Tensor:
+    def backward(self, parameters: LoraParameters, batches: Sequence[Sequence[Batch]]) -> torch.Tensor:
         """
         One forward and backward pass, which writes the gradients of the matrices.
 
-        Parameters:
-            leaves (`LoraLeaves`):
+        Args:
+            parameters (`LoraParameters`):
                 The matrices of the adapters in this pass, in the order of their batches.
             batches (`Sequence[Sequence[Sequence[TrainingSequence]]]`):
                 For each block its adapters' sequences.
@@ -86,44 +86,44 @@ class TrainingForward:
         Returns:
             `torch.Tensor` of shape `(K,)`: the loss of each adapter, the mean over its labels.
         """
-        row = PackedRow(batches, self.device, _LENGTH_MULTIPLE.get(self.device.type, 1))
-        loras = leaves.of_pass(row.blocks)
-        hooks = lora_hooks(loras, row.blocks, self.layout.scaling)
+        packed = PackedBatch(batches, self.device, _LENGTH_MULTIPLE.get(self.device.type, 1))
+        loras = parameters.by_module(packed.blocks)
+        hooks = lora_hooks(loras, packed.blocks, self.layout.scaling)
         with torch.enable_grad(), hooked(self.model, hooks):
-            token_losses = self._losses(row) * row.shares
+            token_losses = self._losses(packed) * packed.shares
             # The adapters do not meet in any product, so the gradient of the sum is each adapter's own.
             token_losses.sum().backward()
         for lora in loras.values():
             lora.zero_if_unused()
-        losses = torch.zeros(row.num_adapters, device=self.device)
-        return losses.index_add_(0, row.owners, token_losses.detach())
+        losses = torch.zeros(packed.num_adapters, device=self.device)
+        return losses.index_add_(0, packed.owners, token_losses.detach())
 
-    def _losses(self, row: PackedRow) -> torch.Tensor:
+    def _losses(self, packed: PackedBatch) -> torch.Tensor:
         """The loss at each label, `(M,)`, in nats, fp32."""
         hidden = []
 
         def select(states: torch.Tensor) -> torch.Tensor:
-            labelled = states.flatten(0, 1).index_select(0, row.positions)
+            labelled = states.flatten(0, 1).index_select(0, packed.positions)
             hidden.append(labelled)
             # The cross entropy works the logits out itself.
             return labelled if self.cross_entropy is None else labelled[:0]
 
         with head_input_changed(self.base, select):
-            logits = self._logits(row)
+            logits = self._logits(packed)
         if self.cross_entropy is None:
-            return F.cross_entropy(logits.float(), row.labels, reduction="none")
-        return self.cross_entropy(hidden[0], row.labels)
+            return F.cross_entropy(logits.float(), packed.labels, reduction="none")
+        return self.cross_entropy(hidden[0], packed.labels)
 
-    def _logits(self, row: PackedRow) -> torch.Tensor:
+    def _logits(self, packed: PackedBatch) -> torch.Tensor:
         if self.packs:
-            return self._packed_logits(row, PackedAttention(row.blocks))
-        return self.base(input_ids=row.input_ids.view(-1, row.blocks[0].length), use_cache=False).logits
+            return self._packed_logits(packed, PackedAttention(packed.blocks))
+        return self.base(input_ids=packed.input_ids.view(-1, packed.blocks[0].length), use_cache=False).logits
 
-    def _packed_logits(self, row: PackedRow, attention: PackedAttention) -> torch.Tensor:
+    def _packed_logits(self, packed: PackedBatch, attention: PackedAttention) -> torch.Tensor:
         with attention_set(self.base, PACKED_ATTENTION):
             return self.base(
-                input_ids=row.input_ids[None],
-                position_ids=row.position_ids[None],
+                input_ids=packed.input_ids[None],
+                position_ids=packed.position_ids[None],
                 use_cache=False,
                 packed_attention=attention,
             ).logits
@@ -151,17 +151,20 @@ class TrainingForward:
             TrainingSequence(tuple((first + 7 * i) % vocabulary for i in range(length)))
             for first, length in ((5, 12), (3, 9))
         ]
-        row = PackedRow([[[sequence]] for sequence in sequences], self.device)
-        attention = PackedAttention(row.blocks)
+        packed = PackedBatch([[[sequence]] for sequence in sequences], self.device)
+        attention = PackedAttention(packed.blocks)
         try:
-            packed = self._packed_logits(row, attention)[0]
+            logits = self._packed_logits(packed, attention)[0]
         except UnsupportedAttention as error:
             logger.debug("%s", error)
             return False
         if getattr(config, "sliding_window", None) is not None and attention.windows == {None}:
             return False  # the window is in a mask that packed attention does not see
         alone = torch.cat(
-            [self.base(input_ids=row.input_ids[None, block.tokens], use_cache=False).logits[0] for block in row.blocks]
+            [
+                self.base(input_ids=packed.input_ids[None, block.tokens], use_cache=False).logits[0]
+                for block in packed.blocks
+            ]
         )
-        error = (packed - alone).float().abs().mean() / alone.float().std()
+        error = (logits - alone).float().abs().mean() / alone.float().std()
         return bool(error < torch.finfo(alone.dtype).eps ** 0.5)

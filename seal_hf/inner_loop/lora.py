@@ -1,7 +1,7 @@
 """
-Trainable LoRA adapters on a packed row: every token meets the matrices of its own adapter.
+Trainable LoRA adapters on a packed batch: every token meets the matrices of its own adapter.
 
-On the CPU these are batched products block by block; on CUDA grouped products over the whole row, which follow torch's
+On the CPU these are batched products block by block; on CUDA grouped products over the whole batch, which follow torch's
 documentation and were not run on a GPU.
 """
 
@@ -18,7 +18,7 @@ from ..adapters.layout import LoraLayout, LoraStacks
 from .packing import Block
 
 
-class LoraLeaves:
+class LoraParameters:
     """
     The weights of one pass's adapters in the dtype of the activations, and their gradients.
 
@@ -26,7 +26,7 @@ class LoraLeaves:
         layout (`LoraLayout`):
             The adapted modules.
         dtype, device:
-            Of the activations.
+            Dtype and device of the activations.
         num_adapters (`int`, *optional*, defaults to `0`):
             How many there is room for.
 
@@ -38,7 +38,7 @@ class LoraLeaves:
     def __init__(self, layout: LoraLayout, dtype: torch.dtype, device: torch.device, num_adapters: int = 0):
         self.weights = LoraStacks(layout, num_adapters, dtype, device)
         self.grads = LoraStacks(layout, num_adapters, dtype, device)
-        # Of which autograd believes that the adapters' products depend on it.
+        # For autograd the adapters' products depend on it, so that it calls their backward pass.
         self.anchor = torch.zeros((), dtype=dtype, device=device, requires_grad=True)
 
     def make_room(self, num_adapters: int) -> None:
@@ -46,7 +46,7 @@ class LoraLeaves:
         self.weights.make_room(num_adapters)
         self.grads.make_room(num_adapters)
 
-    def of_pass(self, blocks: tuple[Block, ...]) -> "dict[str, TrainedLora]":
+    def by_module(self, blocks: tuple[Block, ...]) -> "dict[str, TrainedLora]":
         """The adapters of the blocks by module; no gradients are written yet."""
         whole = slice(sum(block.num_adapters for block in blocks))
         weights, grads = self.weights.matrices(whole), self.grads.matrices(whole)
@@ -87,7 +87,7 @@ class TrainedLora:
         blocks (`list[BlockLora]`):
             The same by block.
         anchor (`torch.Tensor`):
-            See [`LoraLeaves`].
+            See [`LoraParameters`].
         has_grad (`bool`):
             Whether there are gradients, to which those of a further use are added.
     """
@@ -101,7 +101,7 @@ class TrainedLora:
     has_grad: bool = False
 
     def zero_if_unused(self) -> None:
-        """Of a module that the forward pass did not use."""
+        """Set the gradients to zero where the forward pass did not use the module."""
         if not self.has_grad:
             self.grad_a.zero_()
             self.grad_b.zero_()
@@ -150,7 +150,7 @@ class _PackedLora(torch.autograd.Function):
 
 
 class _GroupedLora(torch.autograd.Function):
-    """As [`_PackedLora`] by grouped products over the whole row."""
+    """As [`_PackedLora`] by grouped products over the whole batch."""
 
     @staticmethod
     def forward(
@@ -185,22 +185,22 @@ class _GroupedLora(torch.autograd.Function):
 
 
 def _has_grouped_products(hidden: torch.Tensor, lora: TrainedLora) -> bool:
-    """Grouped products are for bf16 and rows of a multiple of 16 bytes, and not in older versions of torch."""
+    """Grouped products are for bf16 and sizes of a multiple of 16 bytes, and not in older versions of torch."""
     aligned = all(size % 8 == 0 for size in (*lora.lora_a.shape[1:], *lora.lora_b.shape[1:]))
     return hidden.is_cuda and hidden.dtype == torch.bfloat16 and aligned and hasattr(F, "grouped_mm")
 
 
-def _of_block(rows: torch.Tensor, block: Block) -> torch.Tensor:
-    """The part of contiguous rows `(N, m)` that is a block's, `(k, T, m)`: one view, since a step takes thousands."""
-    num_tokens, size = block.num_rows * block.length, rows.shape[1]
-    offset = rows.storage_offset() + block.start * size
-    return rows.as_strided((block.num_adapters, num_tokens, size), (num_tokens * size, size, 1), offset)
+def _of_block(states: torch.Tensor, block: Block) -> torch.Tensor:
+    """The part of contiguous states `(N, m)` that is a block's, `(k, T, m)`: one view, since a step takes thousands."""
+    num_tokens, size = block.num_sequences * block.length, states.shape[1]
+    offset = states.storage_offset() + block.start * size
+    return states.as_strided((block.num_adapters, num_tokens, size), (num_tokens * size, size, 1), offset)
 
 
 @lru_cache(maxsize=8)  # one transfer to the device for all modules of a pass
 def _ends(blocks: tuple[Block, ...], device: torch.device) -> torch.Tensor:
     """Where each adapter's tokens end, `(K,)`."""
-    counts = [block.num_rows * block.length for block in blocks for _ in range(block.num_adapters)]
+    counts = [block.num_sequences * block.length for block in blocks for _ in range(block.num_adapters)]
     return torch.tensor(counts, device=device).cumsum(0, dtype=torch.int32)
 
 
@@ -226,13 +226,13 @@ def _add_lora(
 
 def lora_hooks(loras: Mapping[str, TrainedLora], blocks: tuple[Block, ...], scaling: float) -> dict[str, Callable]:
     """
-    What [`hooked`] needs to add trainable adapters to forward passes over a packed row.
+    What [`hooked`] needs to add trainable adapters to forward passes over a packed batch.
 
-    Parameters:
+    Args:
         loras (`Mapping[str, TrainedLora]`):
-            The adapters of each adapted module (see [`LoraLeaves.of_pass`]).
+            The adapters of each adapted module (see [`LoraParameters.by_module`]).
         blocks (`tuple[Block, ...]`):
-            The blocks of the row.
+            The blocks of the batch.
         scaling (`float`):
             LoRA's scaling.
     """

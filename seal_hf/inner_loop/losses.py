@@ -1,4 +1,4 @@
-"""The loss at the labelled tokens, in pieces, so that the logits of a large vocabulary are never held all at once."""
+"""The loss at the labelled tokens, in chunks, so that the logits of a large vocabulary are never held all at once."""
 
 import torch
 from torch import nn
@@ -8,9 +8,9 @@ from torch import nn
 _LOGITS = 2**23
 
 
-class PiecewiseCrossEntropy:
+class ChunkedCrossEntropy:
     """
-    Cross entropy behind a frozen output embedding, for gradients of its input alone.
+    Cross entropy after a frozen output embedding, for gradients of its input alone.
 
     The buffers are kept: to be given a vocabulary's worth of new memory in every step costs more than the arithmetic.
 
@@ -29,7 +29,7 @@ class PiecewiseCrossEntropy:
         """
         The loss of each label.
 
-        Parameters:
+        Args:
             hidden (`torch.Tensor` of shape `(M, d)`):
                 Inputs of the output embedding.
             labels (`torch.Tensor` of shape `(M,)`):
@@ -40,8 +40,8 @@ class PiecewiseCrossEntropy:
         """
         return _CrossEntropy.apply(hidden, labels, self)
 
-    def piece(self, hidden: torch.Tensor, labels: torch.Tensor, grad_hidden: torch.Tensor) -> torch.Tensor:
-        """The losses `(P, 1)` of at most as many labels as the buffers hold; the gradient goes into `grad_hidden`."""
+    def chunk(self, hidden: torch.Tensor, labels: torch.Tensor, grad_hidden: torch.Tensor) -> torch.Tensor:
+        """The losses `(C, 1)` of at most as many labels as the buffers hold; the gradient goes into `grad_hidden`."""
         count, weight, bias = len(labels), self.head.weight, self.head.bias
         logits, wide, probabilities = (part[:count] for part in (self.logits, self.wide_logits, self.probabilities))
         torch.mm(hidden, weight.mT, out=logits)
@@ -58,15 +58,15 @@ class PiecewiseCrossEntropy:
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """The gradient of a piece is worked out in the forward pass, while its logits are there."""
+    """The gradient of a chunk is worked out in the forward pass, while its logits are there."""
 
     @staticmethod
-    def forward(ctx, hidden: torch.Tensor, labels: torch.Tensor, pieces: PiecewiseCrossEntropy) -> torch.Tensor:
+    def forward(ctx, hidden: torch.Tensor, labels: torch.Tensor, loss: ChunkedCrossEntropy) -> torch.Tensor:
         losses, grad_hidden = [], torch.empty_like(hidden)
-        size = len(pieces.logits)
+        size = len(loss.logits)
         for start in range(0, len(labels), size):
-            piece = slice(start, start + size)
-            losses.append(pieces.piece(hidden[piece], labels[piece], grad_hidden[piece]))
+            chunk = slice(start, start + size)
+            losses.append(loss.chunk(hidden[chunk], labels[chunk], grad_hidden[chunk]))
         ctx.save_for_backward(grad_hidden)
         return torch.cat(losses).squeeze(-1)
 

@@ -1,9 +1,9 @@
 """
-One step of a bank as one row of tokens: the sequences of all adapters laid end to end, with little or no padding.
+One step of a bank as one packed batch: the sequences of all adapters laid end to end, with little or no padding.
 
-Layers that treat every token alike (embeddings, norms, linear layers) see the row as it is. The two that do not, LoRA and
-attention, work on [`Block`]s: runs of adapters whose sequences are padded to a common length, so that each is a view of
-the row and one batched product.
+Layers that treat every token alike (embeddings, norms, linear layers) see it as it is. The two that do not, LoRA and
+attention, work on [`Block`]s: neighbouring adapters whose sequences are padded to a common length, so that each is a view of
+the batch and one batched product.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,24 +20,24 @@ Batch = Sequence[TrainingSequence]  # what one adapter trains on in one step
 @dataclass(frozen=True)
 class Block:
     """
-    Adapters that are next to each other in a packed row, each with equally many sequences of equal padded length.
+    Adapters that are next to each other in a packed batch, each with equally many sequences of equal padded length.
 
     Parameters:
         first (`int`):
-            Place of its first adapter.
+            Number of its first adapter.
         num_adapters (`int`):
             Adapters in it.
-        num_rows (`int`):
+        num_sequences (`int`):
             Sequences of each adapter; one that has fewer is filled up with padding.
         length (`int`):
             Padded length of each sequence, in tokens.
         start (`int`):
-            Place of its first token in the row.
+            Position of its first token in the batch.
     """
 
     first: int
     num_adapters: int
-    num_rows: int
+    num_sequences: int
     length: int
     start: int
 
@@ -47,17 +47,17 @@ class Block:
 
     @property
     def tokens(self) -> slice:
-        return slice(self.start, self.start + self.num_adapters * self.num_rows * self.length)
+        return slice(self.start, self.start + self.num_adapters * self.num_sequences * self.length)
 
 
 def cut_into_blocks(batches: Mapping[int, Batch], block_cost: int) -> list[list[int]]:
     """
     Cut the adapters of one step into blocks, so that a passage does not pad every short line to its length.
 
-    Adapters in order of their longest sequence are cut into runs; the cuts minimize padded tokens plus `block_cost` per
-    run (dynamic program).
+    Adapters in order of their longest sequence are cut into blocks; the cuts minimize padded tokens plus `block_cost` per
+    block (dynamic program).
 
-    Parameters:
+    Args:
         batches (`Mapping[int, Sequence[TrainingSequence]]`):
             What each adapter trains on in this step.
         block_cost (`int`):
@@ -68,12 +68,12 @@ def cut_into_blocks(batches: Mapping[int, Batch], block_cost: int) -> list[list[
     """
     lengths = {adapter: max(len(sequence.input_ids) for sequence in batch) for adapter, batch in batches.items()}
     order = sorted(batches, key=lambda adapter: (-lengths[adapter], adapter))
-    best = [(0, 0)]  # least cost of the first n adapters, start of their last run
+    best = [(0, 0)]  # least cost of the first n adapters, start of their last block
     for end in range(1, len(order) + 1):
-        num_rows, candidates = 0, []
+        num_sequences, candidates = 0, []
         for start in range(end - 1, -1, -1):
-            num_rows = max(num_rows, len(batches[order[start]]))
-            tokens = (end - start) * num_rows * lengths[order[start]]
+            num_sequences = max(num_sequences, len(batches[order[start]]))
+            tokens = (end - start) * num_sequences * lengths[order[start]]
             candidates.append((best[start][0] + tokens + block_cost, start))
         best.append(min(candidates))
     blocks, end = [], len(order)
@@ -92,7 +92,7 @@ def share_out(
 
     A block that goes over the end of a pass is split between adapters; an adapter is never split.
 
-    Parameters:
+    Args:
         batches (`Mapping[int, Sequence[TrainingSequence]]`):
             What each adapter trains on.
         blocks (`Sequence[Sequence[int]]`):
@@ -105,8 +105,10 @@ def share_out(
     """
     sizes = []  # padded tokens of each adapter
     for block in blocks:
-        num_rows = max(len(batches[adapter]) for adapter in block)
-        sizes.append(num_rows * max(len(sequence.input_ids) for adapter in block for sequence in batches[adapter]))
+        num_sequences = max(len(batches[adapter]) for adapter in block)
+        sizes.append(
+            num_sequences * max(len(sequence.input_ids) for adapter in block for sequence in batches[adapter])
+        )
     total = sum(size * len(block) for size, block in zip(sizes, blocks, strict=True))
     num_passes = -(-total // most_tokens)
     passes: list[list[list[int]]] = [[] for _ in range(num_passes)]
@@ -118,14 +120,14 @@ def share_out(
             middle = num_tokens + size / 2
             parts.setdefault(int(middle * num_passes / total), []).append(adapter)
             num_tokens += size
-        for place, part in parts.items():
-            passes[place].append(part)
+        for number, part in parts.items():
+            passes[number].append(part)
     return [blocks for blocks in passes if blocks]
 
 
-class PackedRow:
+class PackedBatch:
     """
-    The tokens of some adapters' sequences in one row.
+    The sequences of some adapters, laid end to end.
 
     Parameters:
         batches (`Sequence[Sequence[Sequence[TrainingSequence]]]`):
@@ -141,9 +143,9 @@ class PackedRow:
         num_adapters (`int`):
             K, the adapters of all blocks.
         input_ids, position_ids (`torch.Tensor` of shape `(N,)`):
-            Token ids, 0 where there is padding, and places within the own sequence.
+            Token ids, 0 where there is padding, and positions within the own sequence.
         positions (`torch.Tensor` of shape `(M,)`):
-            The places in the row from which a label is predicted.
+            The positions in the batch from which a label is predicted.
         labels (`torch.Tensor` of shape `(M,)`):
             The tokens to predict.
         owners (`torch.Tensor` of shape `(M,)`):
@@ -153,12 +155,12 @@ class PackedRow:
     """
 
     def __init__(self, batches: Sequence[Sequence[Batch]], device: torch.device, multiple: int = 1):
-        blocks, ids, places, positions, owners, counts = [], [], [], [], [], []
+        blocks, ids, position_ids, positions, owners, counts = [], [], [], [], [], []
         for block_batches in batches:
-            num_rows = max(len(batch) for batch in block_batches)
+            num_sequences = max(len(batch) for batch in block_batches)
             longest = max(len(sequence.input_ids) for batch in block_batches for sequence in batch)
             length = -(-longest // multiple) * multiple
-            blocks.append(Block(len(counts), len(block_batches), num_rows, length, len(ids)))
+            blocks.append(Block(len(counts), len(block_batches), num_sequences, length, len(ids)))
             for batch in block_batches:
                 for sequence in batch:
                     start, end = len(ids), len(ids) + len(sequence.input_ids)
@@ -167,13 +169,13 @@ class PackedRow:
                     # The token at t is predicted at t - 1.
                     positions += range(start + sequence.first_label - 1, end - 1)
                     owners += [len(counts)] * (end - start - sequence.first_label)
-                ids += [0] * ((num_rows - len(batch)) * length)
+                ids += [0] * ((num_sequences - len(batch)) * length)
                 counts.append(sum(len(sequence.input_ids) - sequence.first_label for sequence in batch))
-            places += list(range(length)) * (num_rows * len(block_batches))
+            position_ids += list(range(length)) * (num_sequences * len(block_batches))
         self.blocks = tuple(blocks)
         self.num_adapters = len(counts)
         self.input_ids = torch.tensor(ids, device=device)
-        self.position_ids = torch.tensor(places, device=device)
+        self.position_ids = torch.tensor(position_ids, device=device)
         self.positions = torch.tensor(positions, device=device)
         self.labels = self.input_ids[self.positions + 1]
         self.owners = torch.tensor(owners, device=device)

@@ -1,14 +1,14 @@
 """
 The inner loop of SEAL: every self-edit finetunes a LoRA adapter of its own, all of them together.
 
-One step of a bank is one forward and one backward pass over a row of tokens in which each adapter has its own, so the
-frozen model is read once for all (see [`seal_hf.inner_loop.forward`]). Two things keep it exact and lean:
+One step of a bank is one forward and one backward pass over the tokens of all adapters, so the
+frozen model is read once for all of them (see [`seal_hf.inner_loop.forward`]). Two things keep it exact and lean:
 
 - Adapters share the order of length ranks. One stream of uniform numbers per order seed is read by every adapter: in each
   of its epochs it takes its sequences by the ranks of that epoch's numbers, a uniformly random permutation that depends
   on nothing but the seed and the adapter's own sequences. Adapters that read the same number take sequences of about the
   same length quantile, so long meets long and little is padding.
-- Each adapter has its own AdamW state, learning rate, schedule and gradient norm, and leaves the batch when it is done.
+- Each adapter has its own AdamW state, learning rate, schedule and gradient norm, and parameters the batch when it is done.
 """
 
 import logging
@@ -26,7 +26,7 @@ from ..adapters.bank import AdapterBank
 from ..adapters.layout import LoraLayout
 from ..models.access import activation_dtype, evaluating, is_packed_for_inference
 from .forward import TrainingForward
-from .lora import LoraLeaves
+from .lora import LoraParameters
 from .norm import frozen_norms
 from .update import InnerUpdate, learning_rate, training_order
 
@@ -62,7 +62,7 @@ class InnerStep:
 @dataclass
 class InnerResult:
     """
-    What became of one adapter.
+    How the training of one adapter went.
 
     Parameters:
         losses (`list[float]`):
@@ -90,7 +90,7 @@ def train(
     """
     Train all adapters of a bank, each on its own update. The bank's weights are changed in place.
 
-    Parameters:
+    Args:
         bank (`AdapterBank`):
             The adapters, with their initial weights.
         updates (`Sequence[InnerUpdate]`):
@@ -122,15 +122,16 @@ def train(
         )
     orders = [training_order(update, order_seed) for update in updates]
     results = [InnerResult() for _ in updates]
-    wide = torch.empty_like(bank.weights[0])
+    gradient = torch.empty_like(bank.weights[0])
     optimizers = [
-        _RowOptimizer(row, update, bank.layout, wide) for row, update in zip(bank.weights, updates, strict=True)
+        _AdapterOptimizer(weights, update, bank.layout, gradient)
+        for weights, update in zip(bank.weights, updates, strict=True)
     ]
     num_steps = max(update.num_steps for update in updates)
     start = time.perf_counter()
     with _frozen(bank.model), frozen_norms(bank.model):
         forward = TrainingForward(bank.model, bank.layout)
-        leaves = LoraLeaves(bank.layout, activation_dtype(bank.model), bank.weights.device)
+        parameters = LoraParameters(bank.layout, activation_dtype(bank.model), bank.weights.device)
         for step in range(num_steps):
             batches = {
                 adapter: [update.sequences[i] for i in orders[adapter][step]]
@@ -146,14 +147,16 @@ def train(
             losses = {}
             for blocks in forward.cut(batches):
                 order = [adapter for adapters in blocks for adapter in adapters]
-                leaves.make_room(len(order))
-                for place, adapter in enumerate(order):
-                    _copy(optimizers[adapter].weights, leaves.weights.pieces(place))
-                found = forward.backward(leaves, [[batches[adapter] for adapter in adapters] for adapters in blocks])
+                parameters.make_room(len(order))
+                for number, adapter in enumerate(order):
+                    _copy(optimizers[adapter].weights, parameters.weights.segments_of(number))
+                found = forward.backward(
+                    parameters, [[batches[adapter] for adapter in adapters] for adapters in blocks]
+                )
                 losses |= zip(order, found.tolist(), strict=True)
-                for place, adapter in enumerate(order):
+                for number, adapter in enumerate(order):
                     update, result = updates[adapter], results[adapter]
-                    if optimizers[adapter].step(leaves.grads.pieces(place), losses[adapter]):
+                    if optimizers[adapter].step(parameters.grads.segments_of(number), losses[adapter]):
                         result.losses.append(losses[adapter])
                         result.num_tokens += sum(len(sequence.input_ids) for sequence in batches[adapter])
                     else:
@@ -177,7 +180,7 @@ def _copy(sources: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> N
         target.copy_(source)
 
 
-class _RowOptimizer:
+class _AdapterOptimizer:
     """
     AdamW of one adapter, with its own schedule and clipping.
 
@@ -188,24 +191,24 @@ class _RowOptimizer:
             Its schedule.
         layout (`LoraLayout`):
             Where the matrices lie in the weights.
-        wide (`torch.Tensor` of shape `(num_parameters,)`, fp32):
-            Room for a gradient, shared by all adapters of a bank.
+        gradient (`torch.Tensor` of shape `(num_parameters,)`, fp32):
+            Memory for its gradient, shared by all adapters of a bank.
 
     Attributes:
         weights (`list[torch.Tensor]`):
-            The weights in pieces (see [`LoraLayout.pieces`]).
+            The weights by segment (see [`LoraLayout.split`]).
     """
 
-    def __init__(self, weights: torch.Tensor, update: InnerUpdate, layout: LoraLayout, wide: torch.Tensor):
+    def __init__(self, weights: torch.Tensor, update: InnerUpdate, layout: LoraLayout, gradient: torch.Tensor):
         self.update, self.num_steps = update, 0
-        self.weights, self.grad, self.grad_pieces = layout.pieces(weights), wide, layout.pieces(wide)
+        self.weights, self.grad, self.grad_segments = layout.split(weights), gradient, layout.split(gradient)
         self.parameter = nn.Parameter(weights)
         self.optimizer = torch.optim.AdamW([self.parameter], lr=0.0, weight_decay=0.0, fused=True)
 
     def step(self, grads: Sequence[torch.Tensor], loss: float) -> bool:
-        """Take a step along a gradient in pieces; or none, and return `False`, where it or the loss is not finite."""
+        """Take a step along a gradient, given by segment; no step, and `False`, where it or the loss is not finite."""
         config = self.update.config
-        _copy(grads, self.grad_pieces)
+        _copy(grads, self.grad_segments)
         norm = torch.linalg.vector_norm(self.grad).item()
         if not (math.isfinite(norm) and math.isfinite(loss)):
             return False

@@ -117,7 +117,7 @@ def head_input_changed(model: PreTrainedModel, change: Callable[[torch.Tensor], 
     """
     Another input of the output embedding, whatever the architecture does around it.
 
-    Parameters:
+    Args:
         model (`PreTrainedModel`):
             The causal LM.
         change (`Callable[[torch.Tensor], torch.Tensor]`):
@@ -135,7 +135,7 @@ def hooked(model: nn.Module, hooks: Mapping[str, Callable]) -> Iterator[None]:
     """
     Forward hooks on linear modules inside the `with` block, removed however it ends.
 
-    Parameters:
+    Args:
         model (`PreTrainedModel` or `PeftModel`):
             The model.
         hooks (`Mapping[str, Callable]`):

@@ -44,7 +44,7 @@ def embedded_model_path() -> Path:
     Return the folder of the embedded model, which `from_pretrained` loads; the first call fetches and converts it.
 
     The folder lies in `HF_HOME` and appears there only when complete; `identity.json` in it records the Hub id, the
-    source and the licence. Of several processes that call at once, one prepares it and the others wait.
+    source and the licence. Where several processes call at once, one prepares it and the others wait.
 
     Returns:
         `Path`: The folder, with safetensors weights in bfloat16 and the tokenizer.

@@ -35,14 +35,14 @@ def load_causal_lm(
     """
     Load a causal LM and its tokenizer.
 
-    Parameters:
+    Args:
         model_name_or_path (`str` or `Path`):
             A Hub id, a folder, or `"embedded"` for the small model that needs no Hub.
         load_in_4bit (`bool`, *optional*):
             Whether to quantize the base to NF4 with double quantization (QLoRA); needs the extra `quantization`. Where
             absent: on CUDA if that extra is installed, and not elsewhere, since it is slower there than bf16.
         dtype (`str` or `torch.dtype`, *optional*, defaults to `"bfloat16"`):
-            Of the weights, or of the activations where these are quantized.
+            Dtype of the weights, or of the activations where the weights are quantized.
         device (`str` or `torch.device`, *optional*):
             Defaults to the accelerator where there is one, else the CPU.
         revision (`str`, *optional*, defaults to `"main"`):

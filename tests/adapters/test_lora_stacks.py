@@ -40,27 +40,31 @@ def test_matrices_of_neighbours_are_views_that_a_batched_product_reads_as_they_a
         assert b_transposed.data_ptr() == lora_b.data_ptr() and torch.equal(b_transposed, lora_b.mT)
 
 
-def test_pieces_are_views_of_one_adapter(layout, weights):
+def test_segments_are_views_of_one_adapter(layout, weights):
     stacks = LoraStacks(layout, 2, torch.float32, CPU)
     for adapter in range(2):
-        for piece, own in zip(stacks.pieces(adapter), layout.pieces(weights[adapter]), strict=True):
-            piece.copy_(own)
+        for segment, own in zip(stacks.segments_of(adapter), layout.split(weights[adapter]), strict=True):
+            segment.copy_(own)
     for name, matrices in stacks.matrices().items():
         for matrix, other in zip(matrices, layout.views(weights[:2])[name], strict=True):
             assert torch.equal(matrix, other)
 
 
-def test_all_of_a_vector_is_in_one_run_each(layout):
-    ends = [0, *(run.end for run in layout.runs)]
-    assert [run.offset for run in layout.runs] == ends[:-1] and ends[-1] == layout.num_parameters
-    assert len({(run.letter, run.shape) for run in layout.runs}) == len(layout.runs) < len(layout.modules)
+def test_all_of_a_vector_is_in_one_segment_each(layout):
+    ends = [0, *(segment.end for segment in layout.segments)]
+    assert [segment.offset for segment in layout.segments] == ends[:-1] and ends[-1] == layout.num_parameters
+    assert (
+        len({(segment.letter, segment.shape) for segment in layout.segments})
+        == len(layout.segments)
+        < len(layout.modules)
+    )
 
 
 def test_room_only_grows(layout):
     stacks = LoraStacks(layout, 3, torch.float32, CPU)
-    before = stacks.pieces(0)[0].data_ptr()
+    before = stacks.segments_of(0)[0].data_ptr()
     stacks.make_room(2)
-    assert stacks.num_adapters == 3 and stacks.pieces(0)[0].data_ptr() == before
+    assert stacks.num_adapters == 3 and stacks.segments_of(0)[0].data_ptr() == before
     stacks.make_room(6)
     assert stacks.num_adapters == 6
     assert all(lora_a.shape[0] == lora_b.shape[0] == 6 for lora_a, lora_b in stacks.matrices().values())

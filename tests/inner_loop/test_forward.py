@@ -1,4 +1,4 @@
-"""The packed row, and the attention, loss and products over it, against the plain form of each."""
+"""The packed batch, and the attention, loss and products over it, against the plain form of each."""
 
 import itertools
 import random
@@ -33,10 +33,10 @@ from seal_hf.inner_loop import (
 )
 from seal_hf.inner_loop.attention import PackedAttention
 from seal_hf.inner_loop.forward import TrainingForward
-from seal_hf.inner_loop.lora import LoraLeaves
-from seal_hf.inner_loop.losses import PiecewiseCrossEntropy
+from seal_hf.inner_loop.lora import LoraParameters
+from seal_hf.inner_loop.losses import ChunkedCrossEntropy
 from seal_hf.inner_loop.norm import frozen_norms
-from seal_hf.inner_loop.packing import Block, PackedRow, cut_into_blocks, share_out
+from seal_hf.inner_loop.packing import Block, PackedBatch, cut_into_blocks, share_out
 from seal_hf.inner_loop.update import TrainingSequence
 
 
@@ -58,20 +58,22 @@ def random_weights(forward: TrainingForward, num_adapters: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
-def leaves_of(forward: TrainingForward, weights: torch.Tensor, dtype: torch.dtype = torch.float32) -> LoraLeaves:
-    leaves = LoraLeaves(forward.layout, dtype, CPU, len(weights))
-    for place, row in enumerate(weights):
-        for piece, own in zip(leaves.weights.pieces(place), forward.layout.pieces(row), strict=True):
-            piece.copy_(own)
-    return leaves
+def parameters_of(
+    forward: TrainingForward, weights: torch.Tensor, dtype: torch.dtype = torch.float32
+) -> LoraParameters:
+    parameters = LoraParameters(forward.layout, dtype, CPU, len(weights))
+    for number, own in enumerate(weights):
+        for target, source in zip(parameters.weights.segments_of(number), forward.layout.split(own), strict=True):
+            target.copy_(source)
+    return parameters
 
 
-def gradients_of(leaves: LoraLeaves) -> torch.Tensor:
+def gradients_of(parameters: LoraParameters) -> torch.Tensor:
     """As vectors of shape `(K, num_parameters)`, fp32."""
     return torch.stack(
         [
-            torch.cat([piece.flatten() for piece in leaves.grads.pieces(place)]).float()
-            for place in range(leaves.grads.num_adapters)
+            torch.cat([segment.flatten() for segment in parameters.grads.segments_of(number)]).float()
+            for number in range(parameters.grads.num_adapters)
         ]
     )
 
@@ -124,7 +126,7 @@ def test_cuts_are_a_partition_of_least_cost(seed):
     assert sorted(adapter for adapters in blocks for adapter in adapters) == list(range(count))
     cost = padded_cost(blocks, batches, block_cost)
     assert cost <= padded_cost([list(batches)], batches, block_cost)
-    # Every way to cut the adapters, in order of their longest sequence, into runs.
+    # Every way to cut the adapters, in order of their longest sequence, into blocks.
     order = sorted(batches, key=lambda k: -max(len(sequence.input_ids) for sequence in batches[k]))
     for cuts in itertools.product([False, True], repeat=count - 1):
         runs = [[order[0]]]
@@ -135,31 +137,31 @@ def test_cuts_are_a_partition_of_least_cost(seed):
         assert cost <= padded_cost(runs, batches, block_cost)
 
 
-def test_packed_row():
+def test_packed_batch():
     first, second, third = TrainingSequence((5, 6, 7), 2), TrainingSequence((8, 9), 0), TrainingSequence((4, 3, 2, 1))
-    row = PackedRow([[[first, second], [third]]], CPU)
-    assert row.blocks == (Block(first=0, num_adapters=2, num_rows=2, length=4, start=0),)
-    assert row.num_adapters == 2
-    assert row.input_ids.tolist() == [5, 6, 7, 0, 8, 9, 0, 0, 4, 3, 2, 1, 0, 0, 0, 0]
-    assert row.position_ids.tolist() == [0, 1, 2, 3] * 4
-    assert row.positions.tolist() == [1, 4, 8, 9, 10]
-    assert row.labels.tolist() == [7, 9, 3, 2, 1]
-    assert row.owners.tolist() == [0, 0, 1, 1, 1]
-    assert row.shares.tolist() == pytest.approx([1 / 2, 1 / 2, 1 / 3, 1 / 3, 1 / 3])
+    packed = PackedBatch([[[first, second], [third]]], CPU)
+    assert packed.blocks == (Block(first=0, num_adapters=2, num_sequences=2, length=4, start=0),)
+    assert packed.num_adapters == 2
+    assert packed.input_ids.tolist() == [5, 6, 7, 0, 8, 9, 0, 0, 4, 3, 2, 1, 0, 0, 0, 0]
+    assert packed.position_ids.tolist() == [0, 1, 2, 3] * 4
+    assert packed.positions.tolist() == [1, 4, 8, 9, 10]
+    assert packed.labels.tolist() == [7, 9, 3, 2, 1]
+    assert packed.owners.tolist() == [0, 0, 1, 1, 1]
+    assert packed.shares.tolist() == pytest.approx([1 / 2, 1 / 2, 1 / 3, 1 / 3, 1 / 3])
 
 
-def test_second_block_of_a_packed_row_begins_where_the_first_ends():
-    row = PackedRow([[[sequence(5)]], [[sequence(2)], [sequence(3)]]], CPU)
-    assert row.blocks == (Block(0, 1, 1, 5, 0), Block(1, 2, 1, 3, 5))
-    assert row.blocks[1].adapters == slice(1, 3) and row.blocks[1].tokens == slice(5, 11)
-    assert row.position_ids.tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 0, 1, 2]
+def test_second_block_of_a_packed_batch_begins_where_the_first_ends():
+    packed = PackedBatch([[[sequence(5)]], [[sequence(2)], [sequence(3)]]], CPU)
+    assert packed.blocks == (Block(0, 1, 1, 5, 0), Block(1, 2, 1, 3, 5))
+    assert packed.blocks[1].adapters == slice(1, 3) and packed.blocks[1].tokens == slice(5, 11)
+    assert packed.position_ids.tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 0, 1, 2]
 
 
 def test_padded_lengths_are_multiples():
-    row = PackedRow([[[sequence(5)]], [[sequence(8)]]], CPU, multiple=4)
-    assert [block.length for block in row.blocks] == [8, 8]
-    assert row.position_ids.tolist() == [*range(8), *range(8)]
-    assert row.positions.tolist() == [0, 1, 2, 3, 8, 9, 10, 11, 12, 13, 14]
+    packed = PackedBatch([[[sequence(5)]], [[sequence(8)]]], CPU, multiple=4)
+    assert [block.length for block in packed.blocks] == [8, 8]
+    assert packed.position_ids.tolist() == [*range(8), *range(8)]
+    assert packed.positions.tolist() == [0, 1, 2, 3, 8, 9, 10, 11, 12, 13, 14]
 
 
 @pytest.mark.parametrize("window", [None, 3])
@@ -214,13 +216,13 @@ def test_variable_length_attention_is_asked_for_every_sequence(monkeypatch):
 
 
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("pieces", [1, 4])
-def test_piecewise_cross_entropy(monkeypatch, pieces, bias):
+@pytest.mark.parametrize("chunks", [1, 4])
+def test_chunked_cross_entropy(monkeypatch, chunks, bias):
     head = nn.Linear(6, 50, bias=bias).requires_grad_(False)
-    monkeypatch.setattr(packed_loss, "_LOGITS", 50 * (12 // pieces))
+    monkeypatch.setattr(packed_loss, "_LOGITS", 50 * (12 // chunks))
     hidden = (20 * torch.randn(11, 6)).requires_grad_()  # some logits so far apart that probabilities vanish
     labels, shares = torch.randint(50, (11,)), torch.rand(11)
-    losses = PiecewiseCrossEntropy(head)(hidden, labels)
+    losses = ChunkedCrossEntropy(head)(hidden, labels)
     (grad,) = torch.autograd.grad((losses * shares).sum(), hidden)
     expected = F.cross_entropy(head(hidden), labels, reduction="none")
     torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-5)
@@ -260,9 +262,9 @@ def test_model_whose_values_are_smaller_than_its_queries_trains_without_packing(
     )
     forward = forward_of(model)
     assert not forward.packs
-    leaves = leaves_of(forward, random_weights(forward, 2))
-    losses = forward.backward(leaves, [[[sequence(9)], [sequence(7)]]])
-    assert losses.isfinite().all() and gradients_of(leaves).abs().sum(1).min() > 0
+    parameters = parameters_of(forward, random_weights(forward, 2))
+    losses = forward.backward(parameters, [[[sequence(9)], [sequence(7)]]])
+    assert losses.isfinite().all() and gradients_of(parameters).abs().sum(1).min() > 0
 
 
 def test_model_with_learned_positions_packs():
@@ -293,7 +295,7 @@ def test_attention_setting_is_restored():
     model = tiny_llama()
     own = model.config._attn_implementation
     forward = forward_of(model)
-    forward.backward(leaves_of(forward, torch.zeros(1, forward.layout.num_parameters)), [[[sequence(6)]]])
+    forward.backward(parameters_of(forward, torch.zeros(1, forward.layout.num_parameters)), [[[sequence(6)]]])
     assert model.config._attn_implementation == own
 
 
@@ -301,11 +303,11 @@ def test_module_that_the_model_does_not_use_gets_no_gradient():
     model = tiny_llama()
     model.model.layers[1].spare_proj = nn.Linear(32, 32)
     forward = forward_of(model)
-    leaves = leaves_of(forward, random_weights(forward, 1))
-    for piece in leaves.grads.pieces(0):
+    parameters = parameters_of(forward, random_weights(forward, 1))
+    for piece in parameters.grads.segments_of(0):
         piece.fill_(torch.nan)
-    forward.backward(leaves, [[[sequence(6)]]])
-    grads = leaves.grads.matrices()
+    forward.backward(parameters, [[[sequence(6)]]])
+    grads = parameters.grads.matrices()
     assert all((grad == 0).all() for grad in grads["model.layers.1.spare_proj"])
     assert all((grad != 0).any() and grad.isfinite().all() for grad in grads["model.layers.1.self_attn.q_proj"])
 
@@ -318,13 +320,13 @@ def test_module_that_is_used_twice_adds_up_its_gradients():
     gradients = {}
     for name, model in (("apart", apart), ("shared", shared)):
         forward = forward_of(model)
-        leaves = leaves_of(forward, torch.zeros(2, forward.layout.num_parameters))
-        for lora_a, lora_b in leaves.weights.matrices().values():
+        parameters = parameters_of(forward, torch.zeros(2, forward.layout.num_parameters))
+        for lora_a, lora_b in parameters.weights.matrices().values():
             generator = torch.Generator().manual_seed(lora_b.shape[1])
             lora_a.copy_(torch.randn(lora_a.shape, generator=generator))
             lora_b.copy_(torch.randn(lora_b.shape, generator=generator))
-        forward.backward(leaves, [[[sequence(9)], [sequence(9, seed=1)]]])
-        gradients[name] = leaves.grads.matrices()
+        forward.backward(parameters, [[[sequence(9)], [sequence(9, seed=1)]]])
+        gradients[name] = parameters.grads.matrices()
     for name, found in gradients["shared"].items():
         other = gradients["apart"][name.replace("layers.0", "layers.1")]
         for a, b, c in zip(found, gradients["apart"][name], other, strict=True):
@@ -356,9 +358,9 @@ def test_number_of_passes_does_not_change_the_gradients(monkeypatch):
         weights, found = random_weights(forward, 4), torch.empty(4, forward.layout.num_parameters)
         for blocks in passes:
             order = [adapter for block in blocks for adapter in block]
-            leaves = leaves_of(forward, weights[order])
-            forward.backward(leaves, [[batches[adapter] for adapter in block] for block in blocks])
-            found[order] = gradients_of(leaves)
+            parameters = parameters_of(forward, weights[order])
+            forward.backward(parameters, [[batches[adapter] for adapter in block] for block in blocks])
+            found[order] = gradients_of(parameters)
         gradients.append(found)
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-4)
 
@@ -397,9 +399,9 @@ def test_grouped_products_equal_those_by_block(monkeypatch):
         forward = TrainingForward(
             model.requires_grad_(False), lora_layout(model, LoraConfig(r=8, target_modules="all-linear"))
         )
-        leaves = leaves_of(forward, 0.3 * random_weights(forward, 3), torch.bfloat16)
-        losses = forward.backward(leaves, batches)
-        gradients.append((losses, gradients_of(leaves)))
+        parameters = parameters_of(forward, 0.3 * random_weights(forward, 3), torch.bfloat16)
+        losses = forward.backward(parameters, batches)
+        gradients.append((losses, gradients_of(parameters)))
     (losses, grads), (other_losses, other_grads) = gradients
     torch.testing.assert_close(other_losses, losses, rtol=0.02, atol=0.02)
     assert torch.nn.functional.cosine_similarity(other_grads, grads, dim=1).min() > 0.99
