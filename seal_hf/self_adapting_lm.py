@@ -406,7 +406,7 @@ class SelfAdaptingLM:
         For domains that have questions in plain text (see [`Domain.ask`]); other prompts go to
         [`~SelfAdaptingLM.answer_prompts`].
 
-        Parameters:
+        Args:
             question (`str` or `Sequence[str]`):
                 One question or many.
             adapter (`Adapter`, *optional*):
@@ -485,7 +485,7 @@ class SelfAdaptingLM:
         """
         Greedy answers to prompts that a domain has made, with an adapter for each, in common batches.
 
-        Parameters:
+        Args:
             prompts (`Sequence[str | list[dict]]`):
                 Evaluation prompts.
             adapters (`Sequence[Adapter | None]`, *optional*):
@@ -548,7 +548,7 @@ class SelfAdaptingLM:
         """
         How likely the model finds the gold answers, with an adapter for each prompt.
 
-        Parameters:
+        Args:
             prompts (`Sequence[str | list[dict]]`):
                 Evaluation prompts.
             gold_answers (`Sequence[Sequence[str]]`):

@@ -19,7 +19,8 @@ from helpers.tiny_models import tiny_llama, tiny_policy_model, tiny_tokenizer
 from huggingface_hub import HfApi, ModelCard, list_models
 from safetensors.torch import save_file
 
-from seal_hf import Adapter, AdapterBank, SelfAdaptingLM, SelfEdit
+from seal_hf import Adapter, SelfAdaptingLM, SelfEdit
+from seal_hf.adapters.bank import StackedAdapters
 from seal_hf.adapters.files import CONFIG_NAME, TRAINING_NAME, WEIGHTS_NAME
 from seal_hf.grading.intervals import accuracy
 from seal_hf.hub import AdapterCard, HubError, list_adapters
@@ -87,7 +88,7 @@ assert "seal_hf" not in sys.modules
     assert loaded.source == f"{REPO}@{HfApi().model_info(REPO).sha}"
     ids = torch.arange(4, 20)[None]
     with torch.no_grad():
-        with AdapterBank.from_adapters(base.model, [loaded]).attach([0]):
+        with StackedAdapters.of(base.model, [loaded]).attach([0]):
             expected = base.model(ids).logits
     for found in torch.load(tmp_path / "logits"):
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
