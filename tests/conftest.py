@@ -35,9 +35,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
+import httpx2
 import pytest
 import torch
-from huggingface_hub import constants
+from huggingface_hub import close_session, constants
 from huggingface_hub.utils import _xet
 
 from seal_hf.models.embedded import embedded_model_path
@@ -84,6 +85,17 @@ def token():
     from helpers.hub_server import TESTER
 
     return TESTER.token
+
+
+@pytest.fixture
+def short_silence(monkeypatch):
+    """Uploads give up within half a second on a Hub that does not answer."""
+    close_session()
+    monkeypatch.setattr("seal_hf.hub.transfer._SILENCE", httpx2.Timeout(0.5))
+    for module in ("transfer", "model_card"):
+        monkeypatch.setattr(f"seal_hf.hub.{module}.LOOK_UP_SECONDS", 0.5)
+    yield
+    close_session()
 
 
 @pytest.fixture(params=["xet", "lfs"])

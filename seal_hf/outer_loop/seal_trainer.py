@@ -408,6 +408,7 @@ class SEALTrainer(_BaseTrainer):
             return None
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         card = {"model_name": model_name, "dataset_name": dataset_name, "tags": tags}
+        self.hub_model_id = self._publisher.repo_id
         future = self._publisher.push(commit_message or "Upload policy", token, revision, **card)
         return future.result() if blocking else future
 

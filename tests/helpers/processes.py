@@ -1,7 +1,8 @@
-"""Runs in many processes, and what must be equal between two runs."""
+"""Runs in many processes, what must be equal between two runs, and a wait."""
 
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -58,3 +59,10 @@ def assert_shared(record):
     assert {line["world_size"] for line in noted(record)} == {2}
     assert all(noted(record, "finished", rank=rank) for rank in range(2))
     assert len(set(noted_trials(record))) == len(noted_trials(record))
+
+
+def wait_for(condition):
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)

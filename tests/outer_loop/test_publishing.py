@@ -1,9 +1,10 @@
-"""A run that pushes itself to the Hub as it goes on, over real HTTP, what is said where that fails, and going on elsewhere."""
+"""A run that pushes itself to the Hub over real HTTP, what is said where that fails, and a run that continues elsewhere."""
 
 import importlib
 import json
 import os
 import re
+import signal
 import threading
 import time
 import traceback
@@ -16,7 +17,7 @@ from helpers.folders import TRAINERS
 from helpers.hub_server import OTHER, READER, Repo
 from helpers.observing import small_trainer
 from helpers.outer_loop import SMALLEST, in_child, noted_trials, results, tiny_trainer
-from helpers.processes import TORCHRUN, assert_same_results, assert_shared, launch
+from helpers.processes import TORCHRUN, assert_same_results, assert_shared, launch, wait_for
 from helpers.tiny_models import tiny_llama
 from huggingface_hub import ModelCard
 from peft import PeftModel
@@ -64,20 +65,10 @@ class CountPushes(TrainerCallback):
         self.number += 1
 
 
-def titles(hub):
-    repo = hub.repo(REPO)
-    found, oid = [], repo.branches["main"]
-    while oid is not None:
-        found.append(repo.commits[oid].title)
-        oid = repo.commits[oid].parent
-    return found[::-1]
-
-
 def assert_last_policy(hub, trainer):
     pushed = load(hub.files(REPO)["adapter_model.safetensors"])
-    own = {
-        name.replace(".default", ""): value for name, value in trainer.model.state_dict().items() if "lora_" in name
-    }
+    state = trainer.model.state_dict()
+    own = {name.replace(".default", ""): value for name, value in state.items() if "lora_" in name}
     assert pushed.keys() == own.keys()
     assert all(torch.equal(pushed[name], own[name].cpu()) for name in own)
 
@@ -89,7 +80,7 @@ def test_every_round_arrives(pushing, hub):
     assert trainer.failed_push is None and counted.number == trainer.args.num_rounds == 2
     assert set(hub.files(REPO)) == POLICY
     # A push that waited for another one may have given way to a later one.
-    assert titles(hub)[-1] == "End of training" and len(titles(hub)) >= 3
+    assert hub.titles(REPO)[-1] == "End of training" and len(hub.titles(REPO)) >= 3
     assert_last_policy(hub, trainer)
     card = ModelCard.load(REPO, token=trainer.args.hub_token)
     card.validate()
@@ -110,7 +101,7 @@ def test_strategies(pushing, hub, token):
     trainer.add_callback(counted)
     assert trainer.push_to_hub("Two rounds", dataset_name="me/bees").startswith(hub.url)
     assert counted.number == 1 and b"- dataset: me/bees" in hub.files(REPO)["README.md"]
-    assert set(hub.files(REPO)) == POLICY and titles(hub)[-1] == "Two rounds"
+    assert set(hub.files(REPO)) == POLICY and hub.titles(REPO)[-1] == "Two rounds"
     trainer.processing_class.chat_template = "{{ messages }}"
     assert trainer.push_to_hub(blocking=False).result(timeout=60).startswith(hub.url)
     assert hub.files(REPO)["chat_template.jinja"] == b"{{ messages }}"
@@ -164,7 +155,7 @@ def test_a_run_goes_on_elsewhere(pushing, hub, token, monkeypatch):
     assert not hub.requests("last-checkpoint")
 
 
-def test_there_must_be_a_run_to_go_on_with(pushing, hub, tmp_path):
+def test_there_must_be_a_run_to_resume(pushing, hub, tmp_path):
     with pytest.raises(ValueError, match=f'{REPO} has no last-checkpoint/run.json at .*hub_strategy="checkpoint"'):
         pushing().train(resume_from_checkpoint="last-checkpoint")
     with pytest.raises(ValueError, match="needs hub_model_id"):
@@ -178,24 +169,55 @@ def test_there_must_be_a_run_to_go_on_with(pushing, hub, tmp_path):
         other.train(resume_from_checkpoint="last-checkpoint")
 
 
-def test_a_hub_that_fails_for_a_while(pushing, hub, caplog):
-    hub.answer(503, "/commit/", "POST")
+TRIED_AGAIN = "Training goes on, and it is tried again."
+
+
+def full_disk_at_first(hub, monkeypatch):
+    stage, errors = Publisher._stage, [OSError("full")]
+
+    def staged(self):
+        if errors:
+            raise errors.pop()
+        return stage(self)
+
+    monkeypatch.setattr(Publisher, "_stage", staged)
+
+
+@pytest.mark.parametrize(
+    ("fault", "texts"),
+    [
+        (lambda hub, _: hub.answer(503, "/commit/"), (f"upload to {REPO} failed: the Hub answered 503", TRIED_AGAIN)),
+        (lambda hub, _: hub.stop(), ("could not be reached", "Training starts all the same", TRIED_AGAIN)),
+        (full_disk_at_first, (f"The policy was not pushed: full. {TRIED_AGAIN}",)),
+        # Something else answers in the Hub's place, where the base's licence is asked for.
+        (lambda hub, _: hub.answer(200, f"^/api/models/{BASE}$"), ()),
+    ],
+    ids=["refused", "down from the start", "full disk", "no licence"],
+)
+def test_what_fails_for_a_while_does_not_stop_the_training(pushing, hub, caplog, monkeypatch, fault, texts):
+    fault(hub, monkeypatch)
     trainer = pushing()
-    recover = threading.Event()
 
     class Recover(TrainerCallback):
         def on_epoch_end(self, args, state, control, **kwargs):
             if state.epoch == 2:
-                futures.wait([trainer._publisher._latest[0]])
-                recover.set()
+                futures.wait([push for push, _ in filter(None, [trainer._publisher._latest])])
                 hub.reset_faults()
+                hub.start()
 
     trainer.add_callback(Recover())
     trainer.train()
-    assert recover.is_set() and trainer.failed_push is None
-    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert any(f"The upload to {REPO} failed: the Hub answered 503" in text for text in warnings)
-    assert any("Training goes on, and it is tried again." in text for text in warnings)
+    assert trainer.failed_push is None
+    assert all(text in caplog.text for text in texts)
+    assert_last_policy(hub, trainer)
+
+
+def test_the_last_push_is_tried_again(pushing, hub, caplog):
+    hub.answer(503, "/commit/", "POST", times=2)
+    trainer = pushing(num_rounds=1)
+    trainer.train()
+    assert caplog.text.count("the Hub answered 503") == caplog.text.count("It is tried again in 0 s.") == 2
+    assert trainer.failed_push is None
     assert_last_policy(hub, trainer)
 
 
@@ -205,22 +227,26 @@ def test_a_hub_that_fails_for_a_while(pushing, hub, caplog):
         (lambda hub: hub.answer(403, "/commit/", "POST"), "this token may not write to tester/policy"),
         (lambda hub: hub.stop(), r"the Hub \(http://.*\) could not be reached"),
         (lambda hub: hub.cut_upload(times=None), r"the Hub \(http://.*\) could not be reached"),
+        (lambda hub: hub.fall_silent(), r"the Hub \(http://.*\) could not be reached \(.*timed out"),
     ],
-    ids=["refused", "down", "cut"],
+    ids=["refused", "down", "cut", "silent"],
 )
-def test_a_hub_that_fails_to_the_end(pushing, hub, caplog, token, fault, message, tmp_path):
+def test_a_hub_that_fails_to_the_end(
+    pushing, hub, caplog, token, tmp_path, short_silence, monkeypatch, fault, message
+):
+    monkeypatch.setattr("seal_hf.outer_loop.publishing._PATIENCE", 0.4)
+    caplog.set_level("INFO", "seal_hf")
     fault(hub)
-    trainer = pushing(num_rounds=1)
-    output = trainer.train()
-    assert output.global_step > 0 and (tmp_path / "run" / "policy" / "round_000").is_dir()
-    assert f"The policy is not on the Hub as {REPO}." in trainer.failed_push
-    assert (
-        "trainer.push_to_hub()" in trainer.failed_push
-        and f"Everything is in {tmp_path / 'run'}" in trainer.failed_push
+    trainer, folder = pushing(num_rounds=1, num_eval=0), tmp_path / "run"
+    assert trainer.train().global_step > 0 and (folder / "policy" / "round_000").is_dir()
+    waiting = (
+        f"Waiting for the push of the run's last state to {REPO}. Ctrl+C ends the wait: everything is in {folder}"
     )
-    errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
-    assert errors == [trainer.failed_push]
+    assert waiting in caplog.text
+    for text in (f"The policy is not on the Hub as {REPO}.", "trainer.push_to_hub()", f"Everything is in {folder}"):
+        assert text in trainer.failed_push
     assert re.search(message, trainer.failed_push)
+    assert [entry.getMessage() for entry in caplog.records if entry.levelname == "ERROR"] == [trainer.failed_push]
     with pytest.raises(HubError, match=message) as raised:
         trainer.push_to_hub()
     assert token not in "".join(traceback.format_exception(raised.value)) and token not in caplog.text
@@ -232,23 +258,26 @@ def test_a_hub_that_fails_to_the_end(pushing, hub, caplog, token, fault, message
     assert_last_policy(hub, trainer)
 
 
-def test_whatever_fails_does_not_stop_the_training(pushing, hub, caplog, monkeypatch):
-    hub.answer(
-        200, f"^/api/models/{BASE}$"
-    )  # something else in the Hub's place, where the base's licence is asked for
-    trainer, stage = pushing(), Publisher._stage
-    failures = [ValueError("of this test")]
+def test_ctrl_c_ends_the_wait_for_the_last_push(pushing, hub, tmp_path):
+    hub.fall_silent("/commit/")
 
-    def failing_at_first():
-        if failures:
-            raise failures.pop()
-        return stage(trainer._publisher)
+    class Interrupt(TrainerCallback):
+        def on_push_begin(self, args, state, control, **kwargs):
+            threading.Thread(target=self.press, daemon=True).start()
 
-    monkeypatch.setattr(trainer._publisher, "_stage", failing_at_first)
-    trainer.train()
-    assert "The policy was not pushed: of this test. Training goes on, and it is tried again." in caplog.text
-    assert trainer.failed_push is None
-    assert_last_policy(hub, trainer)
+        def press(self):
+            wait_for(lambda: hub.requests("/commit/"))
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    trainer = pushing(num_rounds=1, num_eval=0, callbacks=[Interrupt()])
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert (tmp_path / "run" / "policy" / "round_000").is_dir()
+    hub.reset_faults()
+    again = pushing(num_rounds=1, num_eval=0)
+    again.train(resume_from_checkpoint=True)
+    assert again.failed_push is None and "adapter_model.safetensors" in hub.files(REPO)
+    assert not list((tmp_path / "run").glob(".push-*"))
 
 
 def test_a_push_that_the_configuration_does_not_name(pushing, hub, caplog):
@@ -287,13 +316,6 @@ def test_an_error_ends_the_program_while_a_push_stalls(hub, token, tmp_path):
     assert token not in log.read_text()
 
 
-def wait_for(condition):
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 @pytest.mark.parametrize("strategy", ["every_save", "end"])
 def test_the_script_tells_last_what_is_not_on_the_hub(pushing, hub, monkeypatch, capsys, strategy):
     monkeypatch.syspath_prepend(str(TRAINERS))
@@ -323,21 +345,6 @@ def test_refusals_come_before_training(pushing, hub, tmp_path, options, message)
     assert raised.value.is_refusal
     assert "WrongAndSecret" not in "".join(traceback.format_exception(raised.value))
     assert not (tmp_path / "run").exists()
-
-
-def test_a_hub_that_is_down_at_the_start(pushing, hub, caplog):
-    hub.stop()
-    trainer = pushing(num_rounds=1)
-    assert "Training starts all the same" in caplog.text
-
-    class Recover(TrainerCallback):
-        def on_epoch_begin(self, args, state, control, **kwargs):
-            hub.start()
-
-    trainer.add_callback(Recover())
-    trainer.train()
-    assert trainer.failed_push is None
-    assert_last_policy(hub, trainer)
 
 
 def test_no_token_is_written_anywhere(pushing, hub, token, tmp_path, capfd, caplog):
@@ -378,23 +385,16 @@ def test_the_latest_of_those_that_wait_is_pushed(pushing, monkeypatch):
 
 
 @pytest.mark.slow
-def test_two_processes_push_once(hub, token, tmp_path):
-    options = {"push_to_hub": True, "hub_model_id": REPO, "hub_token": token, "hub_strategy": "checkpoint"}
-    done = launch(TORCHRUN, tmp_path / "run", "--options", json.dumps({**options, "num_rounds": 1, "num_eval": 0}))
-    assert done.returncode == 0, done.stderr
-    assert titles(hub) == ["initial commit", "End of training"]
-    assert POLICY < set(hub.files(REPO)) and "last-checkpoint/run.json" in hub.files(REPO)
-    assert token not in done.stdout + done.stderr
-
-
-@pytest.mark.slow
-def test_two_processes_go_on_elsewhere(hub, token, tmp_path):
+def test_two_processes_push_once_and_continue_elsewhere(hub, token, tmp_path):
     options = {"hub_model_id": REPO, "hub_token": token, "num_eval": 0}
     pushed = {**options, "push_to_hub": True, "hub_strategy": "checkpoint", "num_rounds": 1}
-    tiny_trainer(tmp_path / "here", **{**SMALLEST, **pushed}).train()
-    tiny_trainer(tmp_path / "here", **{**SMALLEST, "num_eval": 0}).train(resume_from_checkpoint=True)
+    here, there, record = tmp_path / "here", tmp_path / "there", tmp_path / "record"
+    first = launch(TORCHRUN, here, "--options", json.dumps(pushed))
+    assert first.returncode == 0, first.stderr
+    assert hub.titles(REPO) == ["initial commit", "End of training"]
+    assert POLICY < set(hub.files(REPO)) and "last-checkpoint/run.json" in hub.files(REPO)
+    tiny_trainer(here, **{**SMALLEST, "num_eval": 0}).train(resume_from_checkpoint=True)
     hub.log.clear()
-    there, record = tmp_path / "there", tmp_path / "record"
     resume = ["--resume", "last-checkpoint", "--record", record, "--options", json.dumps(options)]
     done = launch(TORCHRUN, there, *resume)
     assert done.returncode == 0, done.stderr
@@ -404,5 +404,5 @@ def test_two_processes_go_on_elsewhere(hub, token, tmp_path):
     assert (len(looks), len(fetched)) == (2, 1)
     assert_shared(record)
     assert {number for _, number, *_ in noted_trials(record)} == {1}
-    assert_same_results(there, {**results(tmp_path / "here"), "rewards.png": None})
-    assert token not in done.stdout + done.stderr
+    assert_same_results(there, {**results(here), "rewards.png": None})
+    assert token not in first.stdout + first.stderr + done.stdout + done.stderr

@@ -1,36 +1,21 @@
-"""A Hub that takes requests and never answers: whoever waits for it gives up in time, and Ctrl+C ends the wait at once."""
+"""Uploads and downloads with a Hub that does not answer: they give up in time, and Ctrl+C ends the wait at once."""
 
 import signal
 import subprocess
 import sys
-import threading
-import time
 
 import httpx2
 import pytest
-from helpers.observing import small_trainer
 from helpers.outer_loop import child_environment
-from helpers.tiny_models import tiny_llama
-from huggingface_hub import close_session, get_session, set_client_factory
+from helpers.processes import wait_for
+from huggingface_hub import get_session, set_client_factory
 from huggingface_hub.utils._http import default_client_factory
-from transformers import TrainerCallback
 
-from seal_hf.hub.errors import HubError
+from seal_hf.hub.errors import HubError, without_tokens
 from seal_hf.hub.transfer import download, hub_api, upload
 
 
-REPO = "tester/policy"
-
-
-@pytest.fixture
-def short_silence(monkeypatch):
-    close_session()
-    monkeypatch.setattr("seal_hf.hub.transfer._SILENCE", httpx2.Timeout(0.5))
-    for module in ("transfer", "model_card"):
-        monkeypatch.setattr(f"seal_hf.hub.{module}.LOOK_UP_SECONDS", 0.5)
-    monkeypatch.setattr("seal_hf.outer_loop.publishing._RETRY_WAITS", (0.0, 0.0))
-    yield
-    close_session()
+REPO = "tester/files"
 
 
 @pytest.fixture
@@ -104,58 +89,8 @@ def test_ctrl_c_ends_an_upload_that_stalls(hub, token, folder):
     assert token not in printed and len(hub.requests("^/_lfs/")) == 1
 
 
-def wait_for(condition):
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
-@pytest.fixture
-def pushing(hub, token, tmp_path, without_pictures):
-    def make(**options):
-        model = tiny_llama()
-        model.config.name_or_path = "tester/tiny-base"
-        defaults = {"push_to_hub": True, "hub_model_id": REPO, "hub_token": token, "num_rounds": 1, "num_eval": 0}
-        return small_trainer(tmp_path / "run", model=model, **{**defaults, **options})
-
-    return make
-
-
-def test_a_run_ends_and_says_that_its_push_did_not_arrive(pushing, hub, caplog, short_silence, monkeypatch, tmp_path):
-    monkeypatch.setattr("seal_hf.outer_loop.publishing._PATIENCE", 0.4)
-    caplog.set_level("INFO", "seal_hf")
-    hub.fall_silent()
-    trainer = pushing()
-    assert "timed out" in caplog.text and "Training starts all the same" in caplog.text
-    assert trainer.train().global_step > 0
-    assert "timed out" in trainer.failed_push and f"Everything is in {tmp_path / 'run'}" in trainer.failed_push
-    waiting = f"Waiting for the push of the run's last state to {REPO}. Ctrl+C ends the wait: everything is in "
-    assert waiting in caplog.text and "It is tried again" not in caplog.text
-    hub.reset_faults()
-    trainer.push_to_hub()
-    assert trainer.failed_push is None and "adapter_model.safetensors" in hub.files(REPO)
-
-
-def test_ctrl_c_ends_the_wait_for_the_last_push(pushing, hub, tmp_path):
-    trainer = pushing()
-    hub.fall_silent("/commit/")
-
-    class Interrupt(TrainerCallback):
-        def on_push_begin(self, args, state, control, **kwargs):
-            threading.Thread(target=self.press, daemon=True).start()
-
-        def press(self):
-            wait_for(lambda: hub.requests("/commit/"))
-            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-
-    interrupt = Interrupt()
-    trainer.add_callback(interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        trainer.train()
-    assert (tmp_path / "run" / "policy" / "round_000").is_dir()
-    hub.reset_faults()
-    again = pushing()
-    again.train(resume_from_checkpoint=True)
-    assert again.failed_push is None and "adapter_model.safetensors" in hub.files(REPO)
-    assert not list((tmp_path / "run").glob(".push-*"))
+def test_tokens_of_a_sign_in_are_taken_out_whole():
+    shown = (
+        "Illegal header value b'Bearer hf_oauth_eyJh.eyJ-x_y.sig-1': hf_oauth_eyJh.eyJ-x_y.sig-1 and hf_abc. A word"
+    )
+    assert without_tokens(shown) == "Illegal header value b'Bearer hf_***': hf_*** and hf_***. A word"
