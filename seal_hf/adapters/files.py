@@ -43,11 +43,11 @@ def adapter_folder(
     """
     The folder with an adapter's files, for the length of the block, and its name for messages.
 
-    Of a repository, the configuration is fetched and checked before the weights, which are those of the same commit.
+    From a repository, the configuration is fetched and checked before the weights, which are taken from the same commit.
 
     Raises:
         FileNotFoundError: No such folder or zip file, or no adapter in it.
-        HubError: No such repository, one that the token may not see, or no Hub.
+        HubError: No such repository, one that the token may not see, or the Hub could not be reached.
         ValueError: Not a LoRA adapter, one for another base, a pickle in place of safetensors, or `revision` for files
             of this machine.
     """
@@ -111,7 +111,7 @@ def _check(folder: Path, source: str, base_model_id: str) -> None:
         raise ValueError(f"{source} is a {fields.get('peft_type')} adapter; only LoRA adapters can be loaded.")
     for name in ("target_modules", "exclude_modules"):
         pattern = fields.get(name)
-        # A repeated group, or many repetitions, can take for ever on names that do not match.
+        # A repeated group, or many repetitions, can take forever on names that do not match.
         if isinstance(pattern, str) and (
             re.search(r"\)\s*[+*{]", pattern) or len(re.findall("[+*{]", pattern)) > _MOST_REPETITIONS
         ):
@@ -148,8 +148,12 @@ def _require_weights(folder: Path, source: str, names: list[str]) -> None:
 
 
 def _extract(archive: Path, folder: Path) -> list[str]:
-    """Write the adapter's files that lie beside the archive's only `adapter_config.json` into `folder`, flat; returns the
-    names of all that the archive holds."""
+    """
+    Write the adapter's files that lie beside the archive's only `adapter_config.json` into `folder`, flat.
+
+    Returns:
+        `list[str]`: the names of all files that the archive holds.
+    """
     if not zipfile.is_zipfile(archive):
         raise ValueError(f"{archive} is neither a folder nor a zip file; give a PEFT adapter as one of the two.")
     with zipfile.ZipFile(archive) as files:
@@ -177,7 +181,7 @@ def read_weights(folder: Path, source: str) -> dict[str, torch.Tensor]:
     The state dict of an adapter's folder.
 
     Raises:
-        ValueError: Its file is no safetensors file.
+        ValueError: Its file is not a safetensors file.
     """
     try:
         return load_file(folder / WEIGHTS_NAME)
