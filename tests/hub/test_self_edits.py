@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import datasets
 import pyarrow as pa
@@ -17,11 +16,13 @@ from pyarrow import parquet
 from trl import SFTConfig, SFTTrainer
 
 from seal_hf.domains.base import BASE, SELF_EDITS
-from seal_hf.hub import self_edits as self_edit_dataset
+from seal_hf.hub import load_self_edits, save_self_edits
 from seal_hf.hub.__main__ import main
-from seal_hf.hub.self_edits import load_self_edits, save_self_edits
 from seal_hf.records.files import RUN_FILE
 from seal_hf.records.journal import Journal, TrialResult
+
+
+ALONE = ["README.md", "data/train-00000-of-00001.parquet"]
 
 
 @pytest.fixture
@@ -44,35 +45,30 @@ def files(folder):
 
 def test_values_of_a_run(run, tmp_path):
     folder = save_self_edits(run.folder, tmp_path / "saved")
-    assert files(folder) == ["README.md", "data/train-00000-of-00001.parquet"]
+    assert files(folder) == ALONE
     rows = expected_rows(run.folder)
     assert len(rows) == 24 and sum(row["kept"] for row in rows) == 8
-    loaded = load_self_edits(folder)
+    loaded, plain = load_self_edits(folder), datasets.load_dataset(str(folder), split="train")
     assert loaded.column_names == COLUMNS
-    plain = datasets.load_dataset(str(folder), split="train")
     assert loaded.features == plain.features == load_self_edits(run.folder).features
     assert loaded.to_list() == plain.to_list() == load_self_edits(run.folder).to_list() == rows
 
 
-def test_a_round_that_is_not_selected_has_no_kept(written):
+def test_only_scored_rounds_and_kept_once_it_is_selected(written):
+    Journal(written).write_bank(2, 0, [TrialResult(SELF_EDITS, 0, 0, 0, 1, 1.0, ["a"], [True], 1.0, 3, 1.0)])
+    assert set(load_self_edits(written)["round"]) == {0, 1}
     assert load_self_edits(written)["kept"] == [False, True, False, None]
     assert load_self_edits(written, kept=True)["completion"] == ["Bees 0\n---\n1 hum."]
     assert load_self_edits(written, kept=False)["edit"] == [0, 0]
     assert load_self_edits(written).to_list() == expected_rows(written)
 
 
-def test_a_round_that_is_being_scored_stays_away(written):
-    Journal(written).write_bank(2, 0, [TrialResult(SELF_EDITS, 0, 0, 0, 1, 1.0, ["a"], [True], 1.0, 3, 1.0)])
-    assert set(load_self_edits(written)["round"]) == {0, 1}
-
-
 def test_chats_are_conversational(tmp_path):
     edits = [scored(0, 0, 0.5, prompt=CHAT), scored(0, 1, 1.0, prompt=CHAT[1:])]
     folder = save_self_edits(write_run(tmp_path / "run", [edits], [edits[1:]]), tmp_path / "saved")
-    loaded = load_self_edits(folder)
+    loaded, plain = load_self_edits(folder), datasets.load_dataset(str(folder), split="train")
     assert loaded["prompt"] == [CHAT, CHAT[1:]]
     assert loaded["completion"][1] == [{"role": "assistant", "content": edits[1].completion}]
-    plain = datasets.load_dataset(str(folder), split="train")
     assert plain.features == loaded.features and plain.to_list() == loaded.to_list()
     assert "chat messages" in card(folder).text
 
@@ -109,7 +105,7 @@ def test_evaluation_goes_along_only_when_asked_for(run, tmp_path):
     assert not passages & set(both["train"]["prompt"])
     # Saved again without it, nothing of it is left.
     save_self_edits(run.folder, folder)
-    assert files(folder) == ["README.md", "data/train-00000-of-00001.parquet"]
+    assert files(folder) == ALONE
     for file in folder.rglob("*.*"):
         assert not any(passage.encode() in file.read_bytes() for passage in passages)
 
@@ -134,8 +130,7 @@ def test_card(run, tmp_path):
     settings = json.loads(text.partition("```json\n")[2].partition("```")[0])
     there = json.loads((run.folder / RUN_FILE).read_text())["settings"]
     assert settings == {name: value for name, value in there.items() if value is not None}
-    for column in COLUMNS:
-        assert f"`{column}`" in text
+    assert all(f"`{column}`" in text for column in COLUMNS)
 
 
 def test_card_of_few_with_a_model_of_this_machine(tmp_path):
@@ -147,17 +142,12 @@ def test_card_of_few_with_a_model_of_this_machine(tmp_path):
         "domain.note": "hf_" + "x" * 20,
     }
     run = write_run(tmp_path / "run", [[scored(0, 0, 0.5)]], settings=own)
-    folder = save_self_edits(run, tmp_path / "saved")
-    text = (folder / "README.md").read_text()
+    text = (save_self_edits(run, tmp_path / "saved") / "README.md").read_text()
     assert "1 self-edit that mine\nwrote in 1 round of" in text
     assert "on 0 of them; those of the last round were not chosen yet." in text
     assert 'load_dataset("saved", split="train")' in text and '"domain.grader.model": "openai/gpt"' in text
     for private in ("/home", "mine.txt", "10.0.0.7", "hf_x", str(tmp_path)):
         assert private not in text
-
-
-def test_the_template_is_package_data():
-    assert (Path(self_edit_dataset.__file__).parent / "templates" / "dataset_card.md.jinja").is_file()
 
 
 @pytest.mark.parametrize("chat", [False, True])
@@ -179,55 +169,58 @@ def test_sft_trainer_trains_on_what_was_kept(tmp_path, chat):
         labels = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label != -100]
         learned.append(tokenizer.decode(labels))
     # Only the completion, and nothing that was dropped.
-    ends = "\n" if chat else "</s>"
-    assert learned == [f"{edits[i].completion}{ends}" for i in (0, 1, 3)]
+    assert learned == [f"{edits[i].completion}" + ("\n" if chat else "</s>") for i in (0, 1, 3)]
     trainer.train()
     assert any(not value.equal(before[name]) for name, value in model.named_parameters())
 
 
 def test_errors_name_what_is_missing(written, tmp_path):
-    with pytest.raises(FileNotFoundError, match="holds no run of seal-hf .*give the output_dir"):
-        save_self_edits(tmp_path / "nowhere", tmp_path / "saved")
-    (tmp_path / "empty").mkdir()
-    for nothing in (tmp_path / "empty", tmp_path / "nowhere"):
-        with pytest.raises(FileNotFoundError, match="neither a run of seal-hf .* nor self-edits"):
-            load_self_edits(nothing)
-    unscored = write_run(tmp_path / "unscored", [])
-    for attempt in (lambda: load_self_edits(unscored), lambda: save_self_edits(unscored, tmp_path / "saved")):
-        with pytest.raises(ValueError, match="unscored has no scored round yet"):
-            attempt()
-    with pytest.raises(ValueError, match="evaluation has no scored round yet"):
-        save_self_edits(written, tmp_path / "saved", include_evaluation=True)
-    assert not (tmp_path / "saved").exists()
+    unscored, saved = write_run(tmp_path / "unscored", []), tmp_path / "saved"
     unselected = write_run(tmp_path / "unselected", [[scored(0, 0, 0.5)]])
-    with pytest.raises(ValueError, match="no self-edits with kept=True yet"):
-        load_self_edits(unselected, kept=True)
-
-
-def test_a_damaged_run_or_one_of_a_newer_version_is_refused(written, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for attempt, error, message in (
+        (
+            lambda: save_self_edits(tmp_path / "nowhere", saved),
+            FileNotFoundError,
+            "holds no run .*give the output_dir",
+        ),
+        (lambda: load_self_edits(tmp_path / "nowhere"), FileNotFoundError, "neither a run of .* nor self-edits"),
+        (lambda: load_self_edits(tmp_path / "empty"), FileNotFoundError, "neither a run of .* nor self-edits"),
+        (lambda: load_self_edits(unscored), ValueError, "unscored has no scored round yet"),
+        (lambda: save_self_edits(unscored, saved), ValueError, "unscored has no scored round yet"),
+        (
+            lambda: save_self_edits(written, saved, include_evaluation=True),
+            ValueError,
+            "evaluation has no scored round",
+        ),
+        (lambda: load_self_edits(unselected, kept=True), ValueError, "no self-edits with kept=True yet"),
+    ):
+        with pytest.raises(error, match=message):
+            attempt()
     for content, message in (
         ("{", "is not a run of seal-hf .*restore it"),
         ('{"settings": {}}', "is not a run of seal-hf .*schema_version"),
         ('{"schema_version": 2, "settings": {}}', "written by a newer seal-hf"),
     ):
         (written / RUN_FILE).write_text(content)
-        with pytest.raises(ValueError, match=message):
-            save_self_edits(written, tmp_path / "saved")
-        with pytest.raises(ValueError, match=message):
-            load_self_edits(written)
+        for attempt in (lambda: save_self_edits(written, saved), lambda: load_self_edits(written)):
+            with pytest.raises(ValueError, match=message):
+                attempt()
+    assert not saved.exists()
 
 
 def test_other_datasets_are_refused(written, tmp_path):
     folder = save_self_edits(written, tmp_path / "saved")
     (file,) = folder.glob("data/*.parquet")
     table = parquet.read_table(file)
-    parquet.write_table(table.drop_columns(["kept", "repeats"]), file)
-    with pytest.raises(ValueError, match="not a dataset of self-edits: it has no column kept, repeats"):
-        load_self_edits(folder)
-    newer = dict.fromkeys(table.schema.metadata, b"2")
-    parquet.write_table(table.replace_schema_metadata(newer), file)
-    with pytest.raises(ValueError, match=r"newer seal-hf \(schema 2, this one reads up to 1\); upgrade"):
-        load_self_edits(folder)
+    newer = table.replace_schema_metadata(dict.fromkeys(table.schema.metadata, b"2"))
+    for other, message in (
+        (table.drop_columns(["kept", "repeats"]), "not a dataset of self-edits: it has no column kept, repeats"),
+        (newer, r"newer seal-hf \(schema 2, this one reads up to 1\); upgrade"),
+    ):
+        parquet.write_table(other, file)
+        with pytest.raises(ValueError, match=message):
+            load_self_edits(folder)
     file.write_bytes(b"torn")
     with pytest.raises(ValueError, match="not a readable parquet file"):
         load_self_edits(folder)
@@ -238,28 +231,24 @@ def test_other_datasets_are_refused(written, tmp_path):
         parquet.write_table(part, folder / "data" / f"train-{number:05d}-of-00002.parquet")
     assert load_self_edits(folder).remove_columns("note").to_list() == expected_rows(written)
     # And saving again leaves one.
-    assert files(save_self_edits(written, folder)) == ["README.md", "data/train-00000-of-00001.parquet"]
+    assert files(save_self_edits(written, folder)) == ALONE
 
 
 def test_folders_that_hold_something_else_are_left_alone(written, tmp_path):
-    project, other = tmp_path / "project", tmp_path / "other" / "data"
+    project, other, clone = tmp_path / "project", tmp_path / "other" / "data", tmp_path / "clone"
     project.mkdir()
     (project / "README.md").write_text("mine")
     other.mkdir(parents=True)
     parquet.write_table(pa.table({"text": ["mine"]}), other / "train-0.parquet")
-    with pytest.raises(ValueError, match="something else than self-edits"):
-        save_self_edits(written, project)
-    with pytest.raises(ValueError, match="something else than self-edits"):
-        save_self_edits(written, project / "README.md")
-    with pytest.raises(ValueError, match="something else than self-edits"):
-        save_self_edits(written, written)
+    for folder in (project, project / "README.md", written):
+        with pytest.raises(ValueError, match="something else than self-edits"):
+            save_self_edits(written, folder)
     with pytest.raises(ValueError, match="not a dataset of self-edits"):
         save_self_edits(written, other.parent)
     assert files(project) == ["README.md"] and files(other) == ["train-0.parquet"]
     assert (project / "README.md").read_text() == "mine"
-    clone = tmp_path / "clone"
     (clone / ".git").mkdir(parents=True)
-    assert files(save_self_edits(written, clone)) == ["README.md", "data/train-00000-of-00001.parquet"]
+    assert files(save_self_edits(written, clone)) == ALONE
 
 
 def test_command_saves(written, tmp_path, capsys):
@@ -275,12 +264,13 @@ def test_command_saves(written, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_torch_is_not_imported(written):
+def test_the_command_warns_of_nothing_and_torch_is_not_imported(written, tmp_path):
     code = (
-        "import sys\nfrom seal_hf.hub.self_edits import load_self_edits, save_self_edits\n"
-        "run, folder = sys.argv[1:]\nprint(len(load_self_edits(save_self_edits(run, folder))))\n"
+        "import runpy, sys\n"
+        "runpy.run_module('seal_hf.hub', run_name='__main__', alter_sys=True)\n"
+        "from seal_hf.hub import load_self_edits\nprint(len(load_self_edits(sys.argv[-1])))\n"
         "print({'torch', 'transformers', 'trl'} & set(sys.modules))"
     )
-    arguments = [sys.executable, "-c", code, str(written), str(written.parent / "saved")]
+    arguments = [sys.executable, "-W", "error::RuntimeWarning", "-c", code, written, "--folder", tmp_path / "saved"]
     done = subprocess.run(arguments, env=child_environment(), capture_output=True, text=True)
-    assert done.stdout == "4\nset()\n", done.stderr
+    assert done.stdout == f"{tmp_path / 'saved'}\n4\nset()\n", done.stderr

@@ -1,12 +1,11 @@
 """A run's self-edits on the Hub and back, and what is said where that fails."""
 
 import traceback
-from pathlib import Path
 
 import datasets
 import pytest
 from helpers.written_runs import CHAT, COLUMNS, expected_rows, scored, two_rounds, write_run
-from huggingface_hub import DatasetCard, HfApi, constants, snapshot_download
+from huggingface_hub import DatasetCard, HfApi, constants
 
 from seal_hf.hub.__main__ import main
 from seal_hf.hub.errors import HubError
@@ -29,7 +28,7 @@ def hub_is_down(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
 
 
-def rows_of(repo_id, token):
+def entries_of(repo_id, token):
     return datasets.load_dataset(repo_id, split="train", token=token).to_list()
 
 
@@ -37,18 +36,12 @@ def pushed_files(repo_id, token):
     return sorted(set(HfApi(token=token).list_repo_files(repo_id, repo_type="dataset")) - {".gitattributes"})
 
 
-def snapshot(repo_id, token, tmp_path):
-    """All bytes of a repository."""
-    folder = snapshot_download(repo_id, repo_type="dataset", token=token, local_dir=tmp_path / "all")
-    return {path.name: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
-
-
 def test_round_trip_over_the_hub(run, hub, token, xet_or_lfs, tmp_path):
     url = push_self_edits(run.folder, "tester/edits", token=token)
     assert url == f"{constants.ENDPOINT}/datasets/tester/edits"
     assert pushed_files("tester/edits", token) == ["README.md", "data/train-00000-of-00001.parquet"]
     loaded = load_self_edits("tester/edits", token=token)
-    assert loaded.to_list() == rows_of("tester/edits", token) == expected_rows(run.folder)
+    assert loaded.to_list() == entries_of("tester/edits", token) == expected_rows(run.folder)
     assert loaded.column_names == COLUMNS
     kept = load_self_edits("tester/edits", kept=True, token=token)
     assert kept.to_list() == [row for row in expected_rows(run.folder) if row["kept"]]
@@ -81,23 +74,24 @@ def test_pushing_again_replaces(run, written, hub, token):
     push_self_edits(written, "tester/edits", token=token)
     assert pushed_files("tester/edits", token) == ["README.md", "data/train-00000-of-00001.parquet"]
     assert load_self_edits("tester/edits", token=token).to_list() == expected_rows(written)
-    assert rows_of("tester/edits", token) == expected_rows(written)
+    assert entries_of("tester/edits", token) == expected_rows(written)
     assert load_self_edits("tester/edits", token=token, revision=first).num_rows == 24
     assert hub.titles("tester/edits", "dataset")[1:] == ["With evaluation", "Upload self-edits"]
 
 
 def test_chats_over_the_hub(tmp_path, hub, token):
     run = write_run(tmp_path / "run", [[scored(0, 0, 0.5, prompt=CHAT)]])
-    push_self_edits(run, "tester/chats", token=token)
-    (row,) = rows_of("tester/chats", token)
-    assert row["prompt"] == CHAT and [message["role"] for message in row["completion"]] == ["assistant"]
-    assert load_self_edits("tester/chats", token=token).to_list() == [row]
+    push_self_edits(run, "chats", token=token)  # in the namespace of the token
+    assert 'load_dataset("tester/chats"' in DatasetCard.load("tester/chats", token=token).text
+    (entry,) = entries_of("tester/chats", token)
+    assert entry["prompt"] == CHAT and [message["role"] for message in entry["completion"]] == ["assistant"]
+    assert load_self_edits("tester/chats", token=token).to_list() == [entry]
 
 
-def test_no_token_is_pushed(run, hub, token, tmp_path):
+def test_no_token_is_pushed(run, hub, token):
     push_self_edits(run.folder, "tester/edits", token=token, include_evaluation=True)
-    contents = snapshot("tester/edits", token, tmp_path)
-    assert {"README.md", "evaluation-00000-of-00001.parquet"} < set(contents)
+    contents = hub.files("tester/edits", "dataset")
+    assert {"README.md", "data/evaluation-00000-of-00001.parquet"} < set(contents)
     for content in contents.values():
         assert token.encode() not in content and str(run.folder).encode() not in content
 
@@ -114,19 +108,10 @@ def test_a_wrong_token_is_named_and_not_shown(written, hub):
         assert error.value.is_refusal and wrong not in "".join(traceback.format_exception(error.value))
 
 
-def test_a_name_alone_is_in_the_namespace_of_the_token(written, hub, token):
-    assert push_self_edits(written, "edits", token=token) == f"{constants.ENDPOINT}/datasets/tester/edits"
-    assert 'load_dataset("tester/edits"' in DatasetCard.load("tester/edits", token=token).text
-
-
-def test_nothing_is_asked_of_the_hub_for_a_run_that_is_not_there(tmp_path, hub_is_down):
-    with pytest.raises(FileNotFoundError, match="holds no run"):
-        push_self_edits(tmp_path, "tester/edits")
-    with pytest.raises(FileNotFoundError, match="holds no run"):
-        push_self_edits(tmp_path, "edits")
-
-
 def test_hub_that_is_down(written, tmp_path, hub_is_down):
+    for name in ("tester/edits", "edits"):
+        with pytest.raises(FileNotFoundError, match="holds no run"):  # the Hub is not asked
+            push_self_edits(tmp_path, name)
     with pytest.raises(HubError, match=f"could not be reached .*try again later.* still in {written}") as error:
         push_self_edits(written, "tester/edits", token="hf_some")
     assert not error.value.is_refusal
