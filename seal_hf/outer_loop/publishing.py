@@ -50,7 +50,7 @@ _SETTINGS += (
 )
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Publisher:
     """
     Saves a run's policy and uploads it: one push at a time, in the background, of the state at the time of the call.
