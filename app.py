@@ -1,5 +1,5 @@
 """
-Paste a passage, watch the model write self-edits, let it learn them, then ask base and adapted model side by side.
+Paste a passage, watch the model write self-edits, let it learn them, and compare the answers of base and adapted model.
 
     python app.py
     python app.py --model_name_or_path Qwen/Qwen2.5-1.5B-Instruct --load_in_4bit
@@ -17,7 +17,7 @@ from pathlib import Path
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 with contextlib.suppress(ImportError):
-    import spaces  # noqa: F401  of ZeroGPU, which has to come before torch
+    import spaces  # noqa: F401  ZeroGPU's package, which has to be imported before torch
 
 import torch
 
@@ -25,7 +25,7 @@ import seal_hf
 from seal_hf import SelfAdaptingLM
 from seal_hf.models.embedded import EMBEDDED, EMBEDDED_MODEL_ID
 from seal_hf.webui.page import CSS, THEME, build_page
-from seal_hf.webui.work.training import TrainingRuns
+from seal_hf.webui.work.training_runs import TrainingRuns
 from seal_hf.webui.work.workbench import Workbench
 
 
@@ -41,7 +41,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--model_name_or_path",
         default=os.environ.get("SEAL_MODEL") or (EMBEDDED_MODEL_ID if ON_SPACE else EMBEDDED),
-        help="Hub id or folder of a causal LM, or 'embedded' for the small one. On a Space, SEAL_MODEL names it.",
+        help="Hub id or folder of a causal LM, or 'embedded' for the small one. A Space takes it from SEAL_MODEL.",
     )
     parser.add_argument(
         "--load_in_4bit",
@@ -50,9 +50,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--host", default="0.0.0.0" if ON_SPACE else "127.0.0.1", help="Address to serve on.")
     parser.add_argument("--port", type=int, default=int(os.environ.get("GRADIO_SERVER_PORT") or 7860), help="Port.")
-    parser.add_argument("--share", action="store_true", help="Make a public link; nobody can push to the Hub then.")
-    parser.add_argument("--mcp", action="store_true", help="Offer the endpoints as MCP tools; needs the extra mcp.")
-    parser.add_argument("--output_dir", type=Path, help="Where training runs are kept. Default: outputs/app.")
+    parser.add_argument("--share", action="store_true", help="Make a public link. Nobody can push to the Hub then.")
+    parser.add_argument("--mcp", action="store_true", help="Offer the endpoints as MCP tools. Needs the extra mcp.")
+    parser.add_argument("--output_dir", type=Path, help="Folder for training runs. Default: outputs/app.")
     args = parser.parse_args()
     if not 0 < args.port < 65536:
         parser.error(f"--port {args.port} must be from 1 to 65535")
@@ -60,7 +60,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def load(args: argparse.Namespace) -> SelfAdaptingLM:
-    """The model that all visitors share; ZeroGPU wants it on CUDA before the first call."""
+    """The model that all visitors share. ZeroGPU wants it on CUDA before the first call."""
     try:
         return SelfAdaptingLM.from_pretrained(
             args.model_name_or_path,
@@ -76,16 +76,16 @@ def load(args: argparse.Namespace) -> SelfAdaptingLM:
 
 
 def main(args: argparse.Namespace) -> None:
-    # As Ctrl+C, so that runs are ended and the sessions' files removed.
+    # The same as Ctrl+C: ends runs and removes the sessions' files.
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
-        # Not what `nohup` has set to be ignored.
+        # A signal that `nohup` has set to be ignored stays ignored.
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, lambda *_: sys.exit(0))
     lm = load(args)
     logger.info("%s is served by %s", lm.base_model_id, Path(seal_hf.__file__).parent)
     with tempfile.TemporaryDirectory(prefix="seal-app-") as folder:
-        # ZeroGPU gives each call a process with a GPU of its own.
+        # ZeroGPU gives each call its own process with a GPU.
         workbench = Workbench(lm, Path(folder), num_workers=8 if os.environ.get("SPACES_ZERO_GPU") else 1)
         runs = TrainingRuns(
             workbench.jobs,

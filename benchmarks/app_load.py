@@ -29,7 +29,7 @@ from seal_hf.domains import load_demo_passages
 from seal_hf.webui.page import build_page
 from seal_hf.webui.tabs.passage_panel import NAMES
 from seal_hf.webui.work.settings import SMALL_MODEL
-from seal_hf.webui.work.training import TrainingRuns
+from seal_hf.webui.work.training_runs import TrainingRuns
 from seal_hf.webui.work.workbench import Workbench
 
 

@@ -1,1 +1,1 @@
-"""The web UI: a page in which people watch a model teach itself. Needs the extra `app`; `app.py` starts it."""
+"""The web UI: a page on which people watch a model teach itself. It needs the extra `app`, and `app.py` starts it."""

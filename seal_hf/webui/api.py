@@ -1,22 +1,23 @@
-"""What programs can call: the named endpoints, which are also the MCP tools."""
+"""The endpoints for programs, which are also the MCP tools."""
 
 from pathlib import Path
 
 import gradio as gr
 
-from .tabs.following import follow
-from .work import inputs as checks
+from .tabs.shared import follow
+from .work import sharing
+from .work.inputs import checked_questions
 from .work.jobs import FAILED, STOPPED, Job
 from .work.sessions import Draft, Session
-from .work.settings import MOST_SELF_EDITS, PRESETS, Settings, preset_for
-from .work.workbench import Workbench, load_token, push_token
+from .work.settings import MAX_SELF_EDITS, PRESETS, Settings, preset_for
+from .work.workbench import Workbench
 
 
 def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
     """
-    Add the endpoints to the page that is being built; they have no widget that is shown.
+    Add the endpoints to the page that is being built. None of their widgets is visible.
 
-    Parameters:
+    Args:
         workbench ([`Workbench`]):
             Does the work.
         may_push, on_space (`bool`):
@@ -27,16 +28,16 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
         title: str, passage: str, num_generations: int = 4, prompt_style: str = "", seed: int = 0, session: str = ""
     ) -> dict:
         """
-        Let the model write self-edits: finetuning data of its own, from a passage.
+        Let the model write self-edits: its own finetuning data about a passage.
 
         Args:
-            title: What the passage is about; may be empty.
+            title: Title of the passage; may be empty.
             passage: The text to learn.
-            num_generations: How many self-edits, 1 to 8.
+            num_generations: Number of self-edits, 1 to 8.
             prompt_style: rewrite, implications, implications-long, implications-very-long, self-qa or none; empty for the
                 one that fits the model.
             seed: The same seed gives the same self-edits.
-            session: The "session" of an earlier answer, to go on with it; empty for a new one.
+            session: The "session" of an earlier answer, to continue it; empty for a new one.
 
         Returns:
             The session's id, a secret that the other tools need, and the self-edits.
@@ -55,8 +56,9 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
 
         Args:
             session: The session of propose.
-            self_edits: Texts to learn in place of those that were proposed; empty for all of them as they are.
-            questions: Objects with "question" and "answer" that decide which is best; empty for the model's own.
+            self_edits: Texts to learn instead of the proposed self-edits; empty to learn those.
+            questions: Objects with "question" and "answer", which decide which adapter is best; empty for questions that the
+                model writes.
 
         Returns:
             The adapters with their rewards (the share of right answers), which of them is best, and the questions.
@@ -64,14 +66,14 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
         with _sentences():
             current = workbench.sessions.open(session)
             if self_edits:
-                current.drafts = [Draft(str(text)) for text in self_edits[:MOST_SELF_EDITS]]
+                current.drafts = [Draft(str(text)) for text in self_edits[:MAX_SELF_EDITS]]
             chosen = [number for number, draft in enumerate(current.drafts) if draft.use]
-            rows = [(item.get("question"), item.get("answer")) for item in questions]
+            pairs = [(item.get("question"), item.get("answer")) for item in questions]
             settings = Settings(**current.settings) if current.settings else Settings()
-            events = await _finish(workbench.adapt(current, chosen, settings, checks.checked_questions(rows)))
+            events = await _finish(workbench.adapt(current, chosen, settings, checked_questions(pairs)))
             learned = next((event for event in events if event["event"] == "learned"), None)
             if learned is None:
-                raise ValueError("It was stopped before the first step, so nothing was learned.")
+                raise ValueError("The training was stopped before its first step, so nothing was learned.")
             return {
                 "adapters": [_described(current, adapter_id) for adapter_id in learned["adapters"]],
                 "best": learned["adapters"][learned["best"]],
@@ -80,7 +82,7 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
 
     async def ask(session: str, question: str, adapter: str = "") -> dict:
         """
-        Answer a question without the passage, by the base model and by the adapted one.
+        Let the base model and the adapted one answer a question without the passage.
 
         Args:
             session: The session of propose or load_adapter.
@@ -101,7 +103,7 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
 
         Args:
             session: An earlier session; empty for a new one.
-            repo_id: Its repository, such as user/name; empty where there is a file.
+            repo_id: Its repository, such as user/name; empty if a file is given.
             file: A zip file of a PEFT adapter.
 
         Returns:
@@ -109,13 +111,13 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
         """
         with _sentences():
             current = workbench.sessions.open(session)
-            token = load_token(on_space, may_push, None, request.headers.get("host"))
-            kept = workbench.load_adapter(current, Path(file) if file else repo_id, token)
+            token = sharing.load_token(on_space, may_push, None, request.headers.get("host"))
+            kept = sharing.load_adapter(workbench.lm, current, Path(file) if file else repo_id, token)
             return {"session": current.id, "adapter": _described(current, kept.id)}
 
     def download_adapter(session: str, adapter: str) -> str:
         """
-        An adapter of the session as a zip file in PEFT's format.
+        Return an adapter of the session as a zip file in PEFT's format.
 
         Args:
             session: The session.
@@ -125,7 +127,7 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
             The file.
         """
         with _sentences():
-            return str(workbench.zip_file(workbench.sessions.open(session), adapter or None))
+            return str(sharing.zip_file(workbench.sessions.open(session), adapter or None))
 
     def push_adapter(session: str, adapter: str, name: str, private: bool, request: gr.Request) -> str:
         """
@@ -141,23 +143,24 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
             The repository's address.
         """
         with _sentences():
-            return push(session, adapter, name, private, push_token(False, None, request.headers.get("host")))
+            return push(session, adapter, name, private, sharing.push_token(False, None, request.headers.get("host")))
 
     def push_adapter_of_visitor(
         session: str, adapter: str, name: str, private: bool, oauth: gr.OAuthToken | None
     ) -> str:
         with _sentences():
-            return push(session, adapter, name, private, push_token(True, oauth and oauth.token, None))
+            return push(session, adapter, name, private, sharing.push_token(True, oauth and oauth.token, None))
 
     def push(session: str, adapter: str, name: str, private: bool, token: str) -> str:
         current = workbench.sessions.open(session)
-        return workbench.push(current, adapter or None, name, private=private, publish_passage=False, token=token)
+        options = {"private": private, "publish_passage": False, "token": token}
+        return sharing.push(workbench.lm, current, adapter or None, name, **options)
 
     push_adapter_of_visitor.__doc__ = push_adapter.__doc__
 
     for endpoint in (propose, adapt, ask):
         gr.api(endpoint, concurrency_limit=None)
-    # Files go through components, which take none but uploaded ones.
+    # Files go through components, which accept uploaded files only.
     with gr.Row(visible=False):
         session, name, file, found, zipped = gr.Textbox(), gr.Textbox(), gr.File(), gr.JSON(), gr.File()
         repository, private, address = gr.Textbox(), gr.Checkbox(True), gr.Textbox()
@@ -175,7 +178,7 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
 
 
 class _sentences:  # noqa: N801
-    """Errors that a caller can do something about, as Gradio's own, which alone are told."""
+    """Raises errors with a message for the caller as Gradio's own, since Gradio hides the text of all others."""
 
     def __enter__(self) -> None:
         return None
@@ -194,7 +197,7 @@ async def _finish(job: Job) -> list[dict]:
     if log.state == FAILED:
         raise ValueError(log.error)
     if log.state == STOPPED and job.kind == "ask":
-        raise ValueError("It was stopped.")
+        raise ValueError("The job was stopped.")
     return found
 
 

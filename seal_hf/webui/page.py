@@ -1,4 +1,4 @@
-"""The page: its looks, its tabs and whose session it shows."""
+"""The page: its design, its tabs and the session that it shows."""
 
 import gradio as gr
 
@@ -8,17 +8,17 @@ from .tabs.adapters_tab import build_adapters_tab
 from .tabs.ask_tab import build_ask_tab
 from .tabs.teach_tab import build_teach_tab
 from .tabs.train_tab import build_train_tab
-from .work import inputs as checks
-from .work.training import TrainingRuns
+from .work.inputs import checked_questions
+from .work.training_runs import TrainingRuns
 from .work.workbench import Workbench
 
 
 TITLE = "Teach a language model a passage"
 _INTRODUCTION = """# {title}
 
-It writes its own finetuning data about your text (*self-edits*), trains small adapters on them, keeps the one that has
-learned most, and then answers **without seeing the text**. This is [SEAL](https://huggingface.co/papers/2506.10943) with
-{model}.
+The model writes its own finetuning data about your text (*self-edits*), trains a small adapter on each, keeps the adapter
+that has learned most, and then answers **without seeing the text**. This is
+[SEAL](https://huggingface.co/papers/2506.10943) with {model}.
 """
 
 THEME = gr.themes.Base(
@@ -26,7 +26,7 @@ THEME = gr.themes.Base(
     secondary_hue=gr.themes.colors.slate,
     neutral_hue=gr.themes.colors.slate,
     radius_size=gr.themes.sizes.radius_md,
-    # Fonts of the visitor's own machine: nothing is fetched from elsewhere.
+    # Fonts of the visitor's own machine, so that none are downloaded.
     font=["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"],
     font_mono=["ui-monospace", "SFMono-Regular", "Menlo", "monospace"],
 ).set(
@@ -72,30 +72,30 @@ def build_page(workbench: Workbench, runs: TrainingRuns, *, may_push: bool, on_s
     """
     The whole page.
 
-    Parameters:
+    Args:
         workbench ([`Workbench`]):
             The model and its visitors.
         runs ([`TrainingRuns`]):
             The outer loop.
         may_push (`bool`):
-            Whether adapters may go to the Hub from here.
+            Whether adapters may be pushed to the Hub from here.
         on_space (`bool`):
             Whether this is a Space, where visitors sign in.
 
     Returns:
-        `gr.Blocks`: to be launched with [`THEME`] and [`CSS`].
+        `gr.Blocks`: The page, to be launched with [`THEME`] and [`CSS`].
     """
     workbench.is_training = runs.is_running
     with gr.Blocks(title=TITLE, fill_width=True, delete_cache=(600, 3600), analytics_enabled=False) as page:
-        # The browser keeps the session's id, so that a page that is loaded again finds its work.
-        # It goes with every event: what the server keeps of a page goes after an hour, also while the page is in use.
+        # The browser keeps the session's id, so that a page that is loaded again finds its work. The id comes with every
+        # event, since the server forgets the state of a page after an hour, even while the page is in use.
         session = gr.BrowserState("", storage_key="seal-session", secret=runs.page_secret())
         gr.Markdown(_INTRODUCTION.format(title=TITLE, model=workbench.lm.base_model_id), elem_id="introduction")
         with gr.Tabs() as tabs:
             with gr.Tab("Teach", id="teach"):
                 attach_teach, panel, learned = build_teach_tab(workbench, session, tabs)
             with gr.Tab("Ask", id="ask") as ask_tab:
-                attach_ask = build_ask_tab(workbench, session, panel.questions, checks.checked_questions)
+                attach_ask = build_ask_tab(workbench, session, panel.questions, checked_questions)
             with gr.Tab("Adapters", id="adapters") as adapters_tab:
                 attach_adapters = build_adapters_tab(workbench, session, may_push=may_push, on_space=on_space)
             with gr.Tab("Train", id="train"):

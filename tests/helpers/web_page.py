@@ -1,15 +1,15 @@
-"""The page of `app.py` in this process, on a tiny model."""
+"""The page of `app.py` and its work in this process, on a tiny model."""
 
 import time
 from contextlib import contextmanager
 from types import SimpleNamespace
 
 from helpers.tiny_models import tiny_llama, tiny_tokenizer
-
 from seal_hf import SelfAdaptingLM
 from seal_hf.webui.page import CSS, THEME, build_page
 from seal_hf.webui.work import device, settings
-from seal_hf.webui.work.training import TrainingRuns
+from seal_hf.webui.work.jobs import DONE, RUNNING, JobLog
+from seal_hf.webui.work.training_runs import TrainingRuns
 from seal_hf.webui.work.workbench import Workbench
 
 
@@ -25,6 +25,42 @@ QUICK = settings.Settings(
 
 def tiny_lm(base_model_id="tester/tiny") -> SelfAdaptingLM:
     return SelfAdaptingLM(tiny_llama(), tiny_tokenizer(), base_model_id=base_model_id)
+
+
+def finish(bench, job):
+    """The log and the events of a job that has ended."""
+    assert bench.jobs.wait(job, 60)
+    log = JobLog(job)
+    return log, log.read()
+
+
+def written(bench, session, settings=QUICK, questions=(), title="Lighthouse", passage=PASSAGE):
+    """The events of writing self-edits."""
+    log, events = finish(bench, bench.propose(session, title, passage, questions, settings))
+    assert (log.state, log.error) == (DONE, None)
+    return events
+
+
+def learned(bench, session, chosen=(0, 1), settings=QUICK, questions=QUESTIONS):
+    """The last event of learning a session's self-edits."""
+    log, events = finish(bench, bench.adapt(session, chosen, settings, questions))
+    assert (log.state, log.error) == (DONE, None)
+    return next(event for event in events if event["event"] == "learned")
+
+
+def until_running(*jobs):
+    """Wait until all these jobs run."""
+    for job in jobs:
+        log = JobLog(job)
+        while log.state != RUNNING:
+            log.read()
+
+
+def end_of(jobs, job):
+    """The log and the events of a job, when it has ended."""
+    assert jobs.wait(job, 30)
+    log = JobLog(job)
+    return log, log.read()
 
 
 @contextmanager
@@ -50,7 +86,7 @@ def served_page(folder, lm, *, may_push=True, on_space=False, script=None, **opt
 
 @contextmanager
 def slowed(monkeypatch, seconds, *works):
-    """Every event of these kinds takes so long, so that a page can be looked at in between."""
+    """Every event of these kinds takes this long, so that a test can look at the page in between."""
     emit = device.Job.emit
 
     def slow_emit(self, event, **values):

@@ -1,4 +1,4 @@
-"""The Space: the app's own logic, what deploy.py uploads, and that it boots from there."""
+"""The Space: what deploy.py uploads, and that the app boots from there."""
 
 import base64
 import contextlib
@@ -6,7 +6,6 @@ import hashlib
 import importlib.util
 import json
 import os
-import pickle
 import re
 import socket
 import subprocess
@@ -20,23 +19,13 @@ import httpx2
 import pytest
 import yaml
 from helpers.folders import ROOT
-from helpers.tiny_models import tiny_llama, tiny_tokenizer
+from helpers.tiny_models import save_tiny_model
+from helpers.web_page import PASSAGE, QUESTIONS
 from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
 from packaging.requirements import Requirement
 from packaging.version import Version
 
 from seal_hf.models.embedded import EMBEDDED_MODEL_ID
-
-
-gr = pytest.importorskip("gradio")
-
-from helpers.web_page import PASSAGE, QUESTIONS, QUICK, tiny_lm  # noqa: E402
-
-from seal_hf.webui.page import build_page  # noqa: E402
-from seal_hf.webui.work import device  # noqa: E402
-from seal_hf.webui.work.jobs import DONE, FAILED, JobLog  # noqa: E402
-from seal_hf.webui.work.training import TrainingRuns  # noqa: E402
-from seal_hf.webui.work.workbench import Workbench, load_token, push_token  # noqa: E402
 
 
 def imported(path, name):
@@ -67,132 +56,6 @@ def deploy(*arguments, cwd, **env):
 
 def front_matter(card):
     return yaml.safe_load(re.match(r"---\n(.*?)\n---\n", card, re.S)[1])
-
-
-# --- ZeroGPU ---
-
-
-def test_gpu_work_is_plain_data_and_asks_for_its_time(monkeypatch, tmp_path):
-    """As on ZeroGPU, which sends arguments to a worker and results back."""
-    durations = []
-
-    def gpu(duration):
-        def decorate(function):
-            def call(*arguments):
-                arguments = pickle.loads(pickle.dumps(arguments))
-                durations.append(duration(*arguments))
-                try:
-                    return pickle.loads(pickle.dumps(function(*arguments)))
-                except gr.Error:
-                    raise
-                except Exception as error:  # only its class comes back
-                    raise gr.Error(type(error).__name__) from None
-
-            return call
-
-        return decorate
-
-    with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "spaces", SimpleNamespace(GPU=gpu))
-        importlib.reload(device)
-        workbench = Workbench(tiny_lm(), tmp_path)
-        session = workbench.sessions.open()
-        for job in (
-            lambda: workbench.propose(session, "Lighthouse", PASSAGE, [], QUICK),
-            lambda: workbench.adapt(session, [0, 1], QUICK, QUESTIONS),
-            lambda: workbench.ask(session, "Who drew it?"),
-        ):
-            log = JobLog(started := job())
-            workbench.jobs.wait(started, 60)
-            log.read()
-            assert (log.state, log.error) == (DONE, None)
-        patch.setattr(device, "answer", run_out_of_memory)
-        failed = workbench.ask(session, "Who drew it again?")
-        workbench.jobs.wait(failed, 60)
-        log = JobLog(failed)
-        log.read()
-        assert log.state == FAILED and log.error.startswith("The device is out of memory.")
-    importlib.reload(device)
-    assert len(session.adapters) == 2 and session.asked
-    assert len(durations) == 4 and all(30 <= seconds <= 120 for seconds in durations)
-
-
-def run_out_of_memory(*arguments):
-    raise MemoryError
-
-
-def test_no_more_than_two_minutes_of_a_gpu_are_asked_for():
-    assert [device._reserved(seconds) for seconds in (1, 15, 40, 60, 1000)] == [30, 30, 80, 120, 120]
-
-
-# --- pushing ---
-
-
-@contextlib.contextmanager
-def recorded_authorization(monkeypatch):
-    seen = []
-    send = httpx2.Client.send
-
-    def recording(self, request, **kwargs):
-        seen.append((str(request.url), request.headers.get("authorization")))
-        return send(self, request, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(httpx2.Client, "send", recording)
-        yield seen
-
-
-def test_a_visitor_pushes_with_their_own_token(hub, token, monkeypatch, tmp_path):
-    monkeypatch.setenv("HF_TOKEN", "hf_ownersecret")
-    workbench = Workbench(tiny_lm(), tmp_path)
-    session = workbench.sessions.open()
-    workbench.jobs.wait(workbench.propose(session, "Lighthouse", PASSAGE, [], QUICK))
-    workbench.jobs.wait(workbench.adapt(session, [0], QUICK, QUESTIONS))
-    with recorded_authorization(monkeypatch) as requests:
-        url = workbench.push(
-            session,
-            None,
-            "lighthouse-adapter",
-            private=True,
-            publish_passage=False,
-            token=push_token(True, token, None),
-        )
-    assert requests and all(authorization in (None, f"Bearer {token}") for _, authorization in requests)
-    assert f"Bearer {token}" in [authorization for _, authorization in requests]
-    repo_id = f"{HfApi(token=token).whoami()['name']}/lighthouse-adapter"
-    assert url.endswith(repo_id)
-    info = HfApi(token=token).model_info(repo_id)
-    assert info.private and "adapter_model.safetensors" in [file.rfilename for file in info.siblings]
-
-
-@pytest.mark.parametrize("visitor", [None, ""])
-def test_without_a_sign_in_the_owners_token_is_not_used(monkeypatch, visitor):
-    monkeypatch.setenv("HF_TOKEN", "hf_ownersecret")
-    with pytest.raises(ValueError, match="not signed in.*Sign in with"):
-        push_token(True, visitor, "127.0.0.1:7860")
-    assert load_token(True, True, visitor, "127.0.0.1:7860") is False
-    assert push_token(False, None, "127.0.0.1:7860") == "hf_ownersecret"
-    assert load_token(False, True, None, "localhost:7860") is None
-
-
-@pytest.mark.parametrize("host", ["evil.example:7860", "evil.example", "127.0.0.1.evil.example:7860", "", None])
-def test_a_page_of_another_site_gets_nothing_from_this_machines_token(monkeypatch, host):
-    monkeypatch.setenv("HF_TOKEN", "hf_ownersecret")
-    with pytest.raises(ValueError, match="Only a page at 127.0.0.1 or localhost"):
-        push_token(False, None, host)
-    assert load_token(False, True, None, host) is False
-    assert load_token(False, False, None, "127.0.0.1:7860") is False  # others reach the page
-
-
-def test_a_page_that_others_reach_has_no_way_to_push(tmp_path):
-    """Nothing on it leads to the token of the user who started it."""
-    workbench = Workbench(tiny_lm(), tmp_path)
-    for may_push in (True, False):
-        page = build_page(
-            workbench, TrainingRuns(workbench.jobs, tmp_path, None, "tiny"), may_push=may_push, on_space=False
-        )
-        names = [function.fn.__name__ for function in page.fns.values() if function.fn]
-        assert ("push_adapter" in names, "on_push" in names) == (may_push, may_push)
 
 
 # --- deploy.py ---
@@ -242,7 +105,9 @@ def test_dry_run_lists_the_files(tmp_path):
     files = result.stdout.split()
     assert result.returncode == 0, result.stderr
     assert {"app.py", "LICENSE", "README.md", "requirements.txt", "seal_hf/__init__.py"} <= set(files)
-    assert {"seal_hf/domains/prompts/rewrite.txt", "seal_hf/domains/data/demo_passages.jsonl"} <= set(files)
+    assert {
+        f"seal_hf/domains/knowledge/{name}" for name in ("prompts/rewrite.txt", "data/demo_passages.jsonl")
+    } <= set(files)
     assert not [file for file in files if "__pycache__" in file or file.startswith(("tests", "trainers"))]
 
 
@@ -327,8 +192,7 @@ def test_the_space_boots_from_what_was_deployed(hub, token, tmp_path):
     folder = tmp_path / "space"
     snapshot_download(f"{user}/booted", repo_type="space", token=token, local_dir=folder)
     model = tmp_path / "model"
-    tiny_llama().save_pretrained(model)
-    tiny_tokenizer().save_pretrained(model)
+    save_tiny_model(model)
     api.create_repo(f"{user}/tiny-model")
     api.upload_folder(repo_id=f"{user}/tiny-model", folder_path=model)
     with socket.socket() as free:

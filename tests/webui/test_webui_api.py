@@ -7,41 +7,34 @@ import zipfile
 
 import httpx2
 import pytest
+from gradio_client import Client, handle_file
 from helpers.web_page import PASSAGE, QUESTIONS, QUICK, served_page, slowed, tiny_lm
 from huggingface_hub import HfApi
 
 from seal_hf import Adapter
-
-
-pytest.importorskip("gradio")
-
-from gradio_client import Client, handle_file  # noqa: E402
-
-from seal_hf.webui import api  # noqa: E402
-
-
-@pytest.fixture(scope="module")
-def lm():
-    return tiny_lm()
+from seal_hf.webui import api
+from seal_hf.webui.page import build_page
+from seal_hf.webui.tabs import shared
+from seal_hf.webui.work.training_runs import TrainingRuns
 
 
 @pytest.fixture(scope="module")
 def app(lm, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(api, "PRESETS", {"Small model": QUICK})
+        patch.setattr(shared, "_REFRESH", 0.02)  # a page would be updated less often
         with served_page(tmp_path_factory.mktemp("app"), lm) as page:
             yield page
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def client(app):
     return Client(app.url, verbose=False)
 
 
 @pytest.fixture(scope="module")
-def learned(app):
+def learned(client):
     """A session that has learned the passage."""
-    client = Client(app.url, verbose=False)
     written = client.predict("Lighthouse", PASSAGE, api_name="/propose")
     return written["session"], client.predict(written["session"], [], QUESTIONS, api_name="/adapt")
 
@@ -142,8 +135,8 @@ def test_asking_and_learning_too_early_says_what_comes_first(client):
         ([], [{"answer": "Ann"}], "no question"),
     ],
 )
-def test_bad_self_edits_and_questions_are_named(client, self_edits, questions, message):
-    session = client.predict("", PASSAGE, 1, api_name="/propose")["session"]
+def test_bad_self_edits_and_questions_are_named(client, learned, self_edits, questions, message):
+    session, _ = learned
     with pytest.raises(Exception, match=message):
         client.predict(session, self_edits, questions, api_name="/adapt")
 
@@ -187,9 +180,8 @@ def test_a_file_that_was_not_uploaded_is_not_read(app, tmp_path):
     assert httpx2.get(f"{app.url}gradio_api/file={secret}").status_code in (403, 404)
 
 
-def test_two_sessions_see_nothing_of_each_other(app, learned):
+def test_two_sessions_see_nothing_of_each_other(app, client, learned):
     first, adapted = learned
-    client = Client(app.url, verbose=False)
     second = client.predict("Bees", "Ann keeps nine bees in Oslo.", 1, api_name="/propose")["session"]
     assert second != first
     with pytest.raises(Exception, match="learn a passage first"):
@@ -229,7 +221,7 @@ def test_many_ask_at_once_and_each_gets_its_own_answer(app, lm):
 
 def test_who_waits_is_told_how_many_are_before(app, monkeypatch):
     first, second = (app.workbench.sessions.open() for _ in range(2))
-    with slowed(monkeypatch, 0.05, "text"):
+    with slowed(monkeypatch, 0.01, "text"):
         running = app.workbench.propose(first, "", PASSAGE, [], QUICK)
         while app.workbench.jobs.queue_place(running)[0]:
             time.sleep(0.01)
@@ -245,3 +237,13 @@ def test_events_hold_no_session_id(app, learned):
     logs = [path.read_text() for path in current.folder.rglob("events.jsonl")]
     assert logs and not [log for log in logs if session in log]
     assert all(json.loads(line)["event"] for log in logs for line in log.splitlines())
+
+
+def test_a_page_that_others_reach_has_no_way_to_push(app, tmp_path):
+    """Nothing on it leads to the token of the user who started the app."""
+    for may_push in (True, False):
+        page = build_page(
+            app.workbench, TrainingRuns(app.workbench.jobs, tmp_path, None, "tiny"), may_push=may_push, on_space=False
+        )
+        names = [function.fn.__name__ for function in page.fns.values() if function.fn]
+        assert ("push_adapter" in names, "on_push" in names) == (may_push, may_push)

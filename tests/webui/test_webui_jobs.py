@@ -1,6 +1,5 @@
-"""Jobs in the background: their order, their log, how they are stopped, and how a page follows them."""
+"""Jobs in the background: their order, their log, and how they are stopped."""
 
-import asyncio
 import contextvars
 import json
 import pickle
@@ -9,43 +8,9 @@ import threading
 import time
 
 import pytest
+from helpers.web_page import end_of, until_running
 
-from seal_hf.webui.tabs.following import duration, ended_text, escape, follow, percent, waiting_text
 from seal_hf.webui.work.jobs import DONE, FAILED, RUNNING, STOPPED, JobLog, JobRefused, Jobs
-
-
-@pytest.fixture
-def jobs():
-    return Jobs(lambda error: f"It failed: {error}", max_waiting=3)
-
-
-@pytest.fixture
-def submit(jobs, tmp_path):
-    def submit(work=lambda job: None, owner="ann", kind="ask", key="", seconds=2.0):
-        return jobs.submit(owner, kind, key, tmp_path, work, seconds=seconds)
-
-    return submit
-
-
-@pytest.fixture
-def gate():
-    """What a job waits for, and the end of the test opens."""
-    event = threading.Event()
-    yield event
-    event.set()
-
-
-def until_running(*jobs):
-    for job in jobs:
-        log = JobLog(job)
-        while log.state != RUNNING:
-            log.read()
-
-
-def end_of(jobs, job):
-    assert jobs.wait(job, 30)
-    log = JobLog(job)
-    return log, log.read()
 
 
 def test_jobs_run_one_after_another_in_their_order(jobs, submit, gate):
@@ -286,69 +251,3 @@ def test_long_work_that_has_ended_is_left_alone(jobs, submit, gate):
     assert work.calls == ["pause"]
     with jobs.background(Long()):  # there is room for another one
         pass
-
-
-# --- following ---
-
-
-def followed(job, most=None):
-    async def collect():
-        found = []
-        async for latest, events in follow(job):
-            log = latest
-            found += events
-            if most is not None and len(found) >= most:
-                break
-        return log, found
-
-    return asyncio.run(collect())
-
-
-def test_who_leaves_and_comes_back_sees_the_same(jobs, submit, gate):
-    def work(job):
-        job.emit("text", new=["Ann"])
-        gate.wait(30)
-        job.emit("text", new=[" keeps bees"])
-
-    job = submit(work)
-    log, before = followed(job, most=3)
-    assert not log.has_ended and [event["event"] for event in before] == ["state", "state", "text"]
-    gate.set()
-    log, after = followed(job)
-    assert log.state == DONE and after[:3] == before and len(after) == 5
-    assert followed(job)[1] == after
-
-
-def test_a_job_that_is_dropped_is_not_followed_any_more(jobs, submit):
-    job = submit()
-    jobs.wait(job)
-    jobs.forget("ann")
-    log, events = followed(job)
-    assert log.state == STOPPED and events == []
-
-
-def test_how_long_it_takes_is_said_in_words(jobs, submit, gate):
-    class Workbench:
-        pass
-
-    Workbench.jobs = jobs
-    first = submit(lambda job: gate.wait(30), seconds=200)
-    others = [submit(owner=name, seconds=100) for name in ("bob", "cleo")]
-    until_running(first)
-    assert waiting_text(Workbench, first) == "Starting …"
-    assert waiting_text(Workbench, others[0]) == "Waiting for 1 other on this device, about 3 min."
-    assert waiting_text(Workbench, others[1]) == "Waiting for 2 others on this device, about 5 min."
-    assert [duration(0.2), duration(89), duration(95)] == ["1 s", "89 s", "2 min"]
-    assert [percent(None), percent(0.0), percent(2 / 3)] == ["–", "0 %", "67 %"]
-
-
-def test_an_error_is_shown_as_text(jobs, submit):
-    def work(job):
-        raise ValueError("<b>a_b</b> [x](y)")
-
-    log, _ = end_of(jobs, submit(work))
-    shown = ended_text(log, "Done.", "Stopped.")
-    assert shown == "⚠️ It failed: \\<b\\>a\\_b\\</b\\> \\[x\\]\\(y\\)"
-    assert escape("Ann’s 灯台: 1,5 %") == "Ann’s 灯台: 1,5 %"
-    done, _ = end_of(jobs, submit(owner="bob"))
-    assert ended_text(done, "Done.", "Stopped.") == "Done."

@@ -1,11 +1,20 @@
 """What a visitor has: who gets it, how long it is kept, and the list of its adapters."""
 
-import time
+from types import SimpleNamespace
 
 import pytest
 
+from seal_hf.webui.work import sessions as sessions_module
 from seal_hf.webui.work.jobs import JobRefused
-from seal_hf.webui.work.sessions import MOST_ADAPTERS, Draft, KeptAdapter, Sessions
+from seal_hf.webui.work.sessions import MAX_ADAPTERS, Draft, KeptAdapter, Sessions
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The time of the sessions, in seconds, which the test sets."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(sessions_module, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    return clock
 
 
 def test_only_ids_that_were_given_out_are_taken(tmp_path):
@@ -19,14 +28,14 @@ def test_only_ids_that_were_given_out_are_taken(tmp_path):
     assert session.id not in str(session.folder)
 
 
-def test_a_session_that_is_not_used_goes_and_its_id_gives_an_empty_one(tmp_path):
+def test_a_session_that_is_not_used_goes_and_its_id_gives_an_empty_one(tmp_path, clock):
     forgotten, busy = [], set()
-    sessions = Sessions(tmp_path, keep_seconds=0.05, is_busy=lambda name: name in busy, on_forget=forgotten.append)
+    sessions = Sessions(tmp_path, keep_seconds=60, is_busy=lambda name: name in busy, on_forget=forgotten.append)
     idle, working = sessions.open(), sessions.open()
     idle.example = {"title": "Bees"}
     (idle.folder / "adapters").mkdir()
     busy.add(working.id)
-    time.sleep(0.1)
+    clock.now += 61
     sessions.sweep()
     assert forgotten == [idle.id] and not idle.folder.exists() and working.folder.exists()
     again = sessions.open(idle.id)
@@ -36,7 +45,7 @@ def test_a_session_that_is_not_used_goes_and_its_id_gives_an_empty_one(tmp_path)
 
 
 def test_of_too_many_sessions_the_longest_unused_one_goes(tmp_path):
-    sessions = Sessions(tmp_path, most=2)
+    sessions = Sessions(tmp_path, max_sessions=2)
     first, second = sessions.open(), sessions.open()
     sessions.open(first.id)
     third = sessions.open()
@@ -46,7 +55,7 @@ def test_of_too_many_sessions_the_longest_unused_one_goes(tmp_path):
 
 def test_too_many_sessions_take_none_that_is_busy(tmp_path):
     busy, forgotten = set(), []
-    sessions = Sessions(tmp_path, most=2, is_busy=lambda name: name in busy, on_forget=forgotten.append)
+    sessions = Sessions(tmp_path, max_sessions=2, is_busy=lambda name: name in busy, on_forget=forgotten.append)
     oldest, second = sessions.open(), sessions.open()
     busy.add(oldest.id)
     sessions.open(second.id)
@@ -60,23 +69,23 @@ def test_too_many_sessions_take_none_that_is_busy(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_a_session_counts_as_used_while_it_works(tmp_path):
+def test_a_session_counts_as_used_while_it_works(tmp_path, clock):
     busy, forgotten = set(), []
-    sessions = Sessions(tmp_path, keep_seconds=0.3, is_busy=lambda name: name in busy, on_forget=forgotten.append)
+    sessions = Sessions(tmp_path, keep_seconds=60, is_busy=lambda name: name in busy, on_forget=forgotten.append)
     session = sessions.open()
     busy.add(session.id)
-    time.sleep(0.5)
+    clock.now += 61
     sessions.sweep()
     busy.clear()
     sessions.sweep()
     assert forgotten == []
-    time.sleep(0.5)
+    clock.now += 61
     sessions.sweep()
     assert forgotten == [session.id]
 
 
 def test_sessions_that_hold_nothing_make_room_first(tmp_path):
-    sessions = Sessions(tmp_path, most=2)
+    sessions = Sessions(tmp_path, max_sessions=2)
     working, empty = sessions.open(), sessions.open()
     working.drafts = [Draft("Ann keeps bees.")]
     sessions.open(empty.id)
@@ -86,7 +95,7 @@ def test_sessions_that_hold_nothing_make_room_first(tmp_path):
 
 def test_a_job_of_a_session_that_goes_is_stopped_before_its_files_go(tmp_path):
     seen = []
-    sessions = Sessions(tmp_path, most=1, on_forget=lambda name: seen.append((name, first.folder.is_dir())))
+    sessions = Sessions(tmp_path, max_sessions=1, on_forget=lambda name: seen.append((name, first.folder.is_dir())))
     first = sessions.open()
     sessions.open()
     assert seen == [(first.id, True)] and not first.folder.exists()
@@ -116,9 +125,9 @@ def test_adapters_are_kept_chosen_and_deleted(tmp_path):
     assert session.adapter() is kept[2]
     with pytest.raises(JobRefused):
         session.delete(kept[1].id)
-    session.require_room(MOST_ADAPTERS - 2)
-    with pytest.raises(JobRefused, match="2 adapters are kept, and 24 is the limit: delete some"):
-        session.require_room(MOST_ADAPTERS - 1)
+    session.require_room(MAX_ADAPTERS - 2)
+    with pytest.raises(JobRefused, match="There are 2 adapters, and 24 is the limit: delete some"):
+        session.require_room(MAX_ADAPTERS - 1)
     for adapter_id in list(session.adapters):
         session.delete(adapter_id)
     assert session.chosen is None

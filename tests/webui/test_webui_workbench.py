@@ -1,62 +1,17 @@
-"""What the page can do, on a tiny model: learned, asked, kept, refused; and what is left when something fails."""
+"""The work of the page on a tiny model: what is learned and answered, what is refused, and what is left after a failure."""
 
 import threading
 import time
-import zipfile
 from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers.tiny_models import tiny_llama
-from helpers.web_page import PASSAGE, QUESTIONS, QUICK, slowed, tiny_lm
-from huggingface_hub import HfApi, hf_hub_download
-from peft import PeftModel
+from helpers.web_page import PASSAGE, QUESTIONS, QUICK, finish, learned, slowed, written
 
 from seal_hf.webui.work import device, workbench
 from seal_hf.webui.work.jobs import DONE, FAILED, STOPPED, JobLog, JobRefused
 from seal_hf.webui.work.sessions import Draft
 from seal_hf.webui.work.settings import Settings
-from seal_hf.webui.work.workbench import Workbench
-
-
-@pytest.fixture(scope="module")
-def lm():
-    return tiny_lm()
-
-
-@pytest.fixture
-def bench(lm, tmp_path):
-    return Workbench(lm, tmp_path / "sessions")
-
-
-@pytest.fixture
-def session(bench):
-    return bench.sessions.open()
-
-
-def finish(bench, job):
-    assert bench.jobs.wait(job, 60)
-    log = JobLog(job)
-    return log, log.read()
-
-
-def written(bench, session, settings=QUICK, questions=(), title="Lighthouse", passage=PASSAGE):
-    log, events = finish(bench, bench.propose(session, title, passage, questions, settings))
-    assert (log.state, log.error) == (DONE, None)
-    return events
-
-
-def learned(bench, session, chosen=(0, 1), settings=QUICK, questions=QUESTIONS):
-    log, events = finish(bench, bench.adapt(session, chosen, settings, questions))
-    assert (log.state, log.error) == (DONE, None)
-    return next(event for event in events if event["event"] == "learned")
-
-
-@pytest.fixture
-def with_adapters(bench, session):
-    written(bench, session)
-    learned(bench, session)
-    return session
 
 
 def test_slow_jobs_that_waited_together_slow_the_estimate_down_once(bench, monkeypatch):
@@ -72,9 +27,6 @@ def test_slow_jobs_that_waited_together_slow_the_estimate_down_once(bench, monke
     begin.set()
     assert all(bench.jobs.wait(job, 60) for job in jobs)
     assert bench._pace["answer"] == pytest.approx(2 - 0.5**8)
-
-
-# --- writing and learning ---
 
 
 def test_events_add_up_to_the_self_edits(bench, session):
@@ -105,17 +57,17 @@ def test_writing_that_comes_to_nothing_loses_nothing(bench, session, monkeypatch
     log, _ = finish(bench, bench.propose(session, "Other", "Ann keeps bees.", [], QUICK))
     assert session.drafts is drafts and session.example["title"] == "Lighthouse"
     assert log.state == (STOPPED if stopped else FAILED)
-    assert stopped or "wrote nothing that could be learned" in log.error
+    assert stopped or "wrote nothing that can be learned" in log.error
 
 
 def test_preview_is_what_is_trained_on(bench, session):
     written(bench, session)
-    assert bench.sequences(session, "Ann drew it.\nIt is tall.") == [
+    assert bench.training_texts(session, "Ann drew it.\nIt is tall.") == [
         "Lighthouse\nAnn drew it.",
         "Lighthouse\nIt is tall.",
         f"Lighthouse\n{PASSAGE}",
     ]
-    assert bench.sequences(session, " ") == []
+    assert bench.training_texts(session, " ") == []
 
 
 def test_rewards_are_shares_of_right_answers_and_the_best_is_chosen(bench, session, lm, monkeypatch):
@@ -188,9 +140,6 @@ def test_stop_before_the_first_step_keeps_nothing(bench, session, monkeypatch):
     assert not any(event["event"] == "learned" for event in events)
 
 
-# --- asking ---
-
-
 def test_both_answer_as_the_library_does(bench, with_adapters, lm):
     log, events = finish(bench, bench.ask(with_adapters, "Who drew it?"))
     answered = events[-2]
@@ -206,9 +155,6 @@ def test_score_and_probe_have_verdicts(bench, with_adapters):
         assert [len(row) for row in events[-2]["verdicts"]] == [count, count]
     with pytest.raises(ValueError, match="There are no questions yet"):
         bench.score(with_adapters, [])
-
-
-# --- what fails ---
 
 
 def base_state(lm):
@@ -250,83 +196,8 @@ def test_nothing_stays_attached_to_the_base(bench, session, lm):
     assert after[0].equal(before[0]) and after[1:] == before[1:]
 
 
-@pytest.mark.parametrize(
-    ("names", "message"),
-    [
-        (["adapter_config.json", "adapter_model.bin"], "a pickle"),
-        (["notes.txt"], "0 files named adapter_config.json"),
-        (["../adapter_config.json", "../adapter_model.safetensors"], None),
-    ],
-)
-def test_a_zip_that_is_no_adapter_is_refused(bench, with_adapters, tmp_path, names, message):
-    file = tmp_path / "upload" / "mine.zip"
-    file.parent.mkdir()
-    kept = with_adapters.adapter().folder
-    with zipfile.ZipFile(file, "w") as archive:
-        for name in names:
-            source = kept / name.rsplit("/", 1)[-1]
-            archive.writestr(name, source.read_bytes() if source.is_file() else b"pickled")
-    if message is None:  # a path in it leads nowhere
-        bench.load_adapter(with_adapters, file)
-        assert not (tmp_path / "adapter_config.json").exists()
-        return
-    with pytest.raises(ValueError, match=message) as refusal:
-        bench.load_adapter(with_adapters, file)
-    assert str(tmp_path) not in str(refusal.value) and "mine.zip" in str(refusal.value)
-
-
-def test_a_zip_bomb_is_not_unpacked(bench, with_adapters, tmp_path):
-    file = tmp_path / "bomb.zip"
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.write(with_adapters.adapter().folder / "adapter_config.json", "adapter_config.json")
-        archive.writestr("adapter_model.safetensors", bytes(2**27))
-    with pytest.raises(ValueError, match="bomb.zip unpacks to far more than it holds"):
-        bench.load_adapter(with_adapters, file)
-
-
-# --- keeping ---
-
-
-def test_the_zip_is_what_peft_loads(bench, with_adapters, tmp_path, lm):
-    archive = bench.zip_file(with_adapters)
-    assert archive == bench.zip_file(with_adapters)  # made once
-    with zipfile.ZipFile(archive) as files:
-        files.extractall(tmp_path / "adapter")
-    model = PeftModel.from_pretrained(tiny_llama(), tmp_path / "adapter")
-    assert model.active_peft_config.r == 4
-    with_adapters.delete(with_adapters.chosen)
-    assert not archive.exists()
-
-
 def test_adapters_beyond_the_limit_are_refused_before_any_work(bench, with_adapters, monkeypatch):
-    monkeypatch.setattr("seal_hf.webui.work.sessions.MOST_ADAPTERS", 3)
-    with pytest.raises(JobRefused, match="2 adapters are kept, and 3 is the limit"):
+    monkeypatch.setattr("seal_hf.webui.work.sessions.MAX_ADAPTERS", 3)
+    with pytest.raises(JobRefused, match="There are 2 adapters, and 3 is the limit"):
         bench.adapt(with_adapters, [0, 1], QUICK, QUESTIONS)
     assert not bench.jobs.active(with_adapters.id)
-
-
-def test_a_pushed_card_keeps_the_passage_to_itself(bench, with_adapters, hub, token):
-    url = bench.push(with_adapters, None, "bees", private=True, publish_passage=False, token=token)
-    repo_id = f"{HfApi(token=token).whoami()['name']}/bees"
-    assert url.endswith(repo_id)
-    card = open(hf_hub_download(repo_id, "README.md", token=token), encoding="utf-8").read()
-    assert "Halda Tremmery" not in card and "base_model: tester/tiny" in card and "adapted" in card
-    bench.push(with_adapters, None, "bees", private=True, publish_passage=True, token=token)
-    card = open(hf_hub_download(repo_id, "README.md", token=token), encoding="utf-8").read()
-    assert "Halda Tremmery" in card
-
-
-@pytest.mark.parametrize("name", ["", None, "other/name", "../name", "a b", "<b>"])
-def test_names_that_cannot_be_pushed_to(bench, with_adapters, name):
-    with pytest.raises(ValueError, match="Give a name"):
-        bench.push(with_adapters, None, name, private=True, publish_passage=False, token="hf_any")
-
-
-def test_a_refused_push_names_the_next_step_and_not_the_token(bench, with_adapters, hub):
-    with pytest.raises(OSError, match="sign in again.*can still be downloaded") as refusal:
-        bench.push(with_adapters, None, "bees", private=True, publish_passage=False, token="hf_expired")
-    hub.stop()
-    with pytest.raises(OSError, match="could not be reached.*; try again later. The adapter can still be downloaded"):
-        bench.push(with_adapters, None, "bees", private=True, publish_passage=False, token="hf_any")
-    hub.start()
-    assert "hf_expired" not in str(refusal.value) and with_adapters.adapter().folder.is_dir()

@@ -1,1 +1,1 @@
-"""The page's tabs and panels."""
+"""The tabs and panels of the page."""

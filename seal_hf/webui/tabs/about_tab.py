@@ -1,4 +1,4 @@
-"""What the page runs on, and what can be expected of it. Widgets only."""
+"""The tab About: what the page runs on, and what to expect from it."""
 
 import platform
 from collections.abc import Callable
@@ -11,34 +11,35 @@ import torch
 from ...models.access import context_length, unwrap
 from ...models.loading import base_facts
 from ..work.workbench import Workbench
-from .widgets import read_only_table
+from .shared import read_only_table
 
 
 _VERSIONS = ("seal-hf", "torch", "transformers", "peft", "trl", "accelerate", "gradio", "bitsandbytes")
 _ON_CPU = """
-**This is a CPU.** A model of some hundred million parameters writes, learns and answers in a minute or two. It shows the
-mechanism, the whole of it. It does not show the paper's figures: those are of a model of seven billion parameters on a
-GPU, whose self-edits are true to the passage. A small model invents facts in its self-edits, and learns them as well.
+**This is a CPU.** A model of some hundred million parameters writes, learns and answers in a minute or two. It shows how
+the method works, from start to end. It does not reach the paper's figures: they come from a model of seven billion
+parameters on a GPU, whose self-edits are true to the passage. A small model invents facts in its self-edits, and learns
+them as well.
 """
 _ON_GPU = """
 **This is a GPU.** With a model of some billion parameters self-edits are mostly true to the passage. The 4-bit base
 (QLoRA) needs about a quarter of the memory.
 """
 _PRIVACY = """
-Your passage, self-edits, adapters and answers belong to your session alone. They are deleted from this machine when the
-session has not been used for an hour, or when the app ends; download what you want to keep. Runs of the tab Train stay, in
-the app's output folder. Nothing leaves the machine unless you push an adapter.
+Your passage, self-edits, adapters and answers belong to your session alone. They are deleted from this machine when you
+have not used the page for an hour, or when the app ends: download what you want to keep. Runs of the tab Train stay in the
+app's output folder. Nothing leaves this machine unless you push an adapter.
 """
 
 
 def facts(workbench: Workbench) -> list[list[str]]:
-    """Model, device, memory and versions, a line each."""
+    """Model, device, memory and versions, each with its name."""
     lm = workbench.lm
     model = unwrap(lm.model)
     device = next(model.parameters()).device
     memory = psutil.virtual_memory()
     base = base_facts(lm.model)
-    rows = [
+    lines = [
         ["Model", lm.base_model_id],
         ["Parameters", f"{model.num_parameters() / 1e6:,.0f} million"],
         ["Data type", str(model.dtype).removeprefix("torch.")],
@@ -49,9 +50,9 @@ def facts(workbench: Workbench) -> list[list[str]]:
     ]  # fmt: skip
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        rows.append(["GPU memory", f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"])
-    rows.append(["Python", platform.python_version()])
-    return rows + [[name, version] for name in _VERSIONS if (version := _version(name))]
+        lines.append(["GPU memory", f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"])
+    lines.append(["Python", platform.python_version()])
+    return lines + [[name, version] for name in _VERSIONS if (version := _version(name))]
 
 
 def _version(name: str) -> str | None:
@@ -63,10 +64,14 @@ def _version(name: str) -> str | None:
 
 def build_about_tab(workbench: Workbench) -> Callable[[gr.events.Dependency], None]:
     """
-    Lay the tab out, at the place where this is called.
+    Lay out the tab where this is called.
+
+    Args:
+        workbench ([`Workbench`]):
+            Has the model.
 
     Returns:
-        `Callable`: called with an event, it makes the tab show how things are afterwards.
+        `Callable`: Called with an event, it makes the tab show the state after it.
     """
     is_cpu = next(workbench.lm.model.parameters()).device.type == "cpu"
     with gr.Row():

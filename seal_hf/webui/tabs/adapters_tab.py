@@ -1,4 +1,4 @@
-"""The session's adapters: choose, download, load, push, delete: step 5. Widgets only."""
+"""The tab Adapters, step 5: choose, download, push, delete and load adapters."""
 
 from collections.abc import Callable
 from datetime import datetime
@@ -6,14 +6,15 @@ from pathlib import Path
 
 import gradio as gr
 
+from ..work import sharing
 from ..work.sessions import KeptAdapter, Session
-from ..work.workbench import Workbench, load_token, push_token
-from .following import duration, escape, percent
-from .widgets import read_only_table
+from ..work.workbench import Workbench
+from .shared import duration, escape, percent, read_only_table
 
 
 _EMPTY = (
-    "No adapter yet. What you learn under **Teach** is listed here; you can also load one from a zip file or the Hub."
+    "There is no adapter yet. Adapters that you train under **Teach** are listed here. You can also load one from a zip file "
+    "or from the Hub."
 )
 
 
@@ -21,20 +22,21 @@ def build_adapters_tab(
     workbench: Workbench, session: gr.BrowserState, *, may_push: bool, on_space: bool
 ) -> Callable[[gr.events.Dependency], None]:
     """
-    Lay the tab out, at the place where this is called.
+    Lay out the tab where this is called.
 
-    Parameters:
+    Args:
         workbench ([`Workbench`]):
             Does the work.
         session (`gr.BrowserState`):
             Id of the visitor's session.
         may_push (`bool`):
-            Whether there is an account to push to: the visitor's on a Space, the owner's where only they reach the page.
+            Whether there is an account to push to: on a Space the visitor's, elsewhere that of the user of this machine if
+            nobody else reaches the page.
         on_space (`bool`):
-            Whether visitors sign in.
+            Whether this is a Space, where visitors sign in.
 
     Returns:
-        `Callable`: called with an event, it makes the tab show what there is afterwards.
+        `Callable`: Called with an event, it makes the tab show the state after it.
     """
     gr.Markdown("### 5 · Adapters", elem_classes="step")
     status = gr.Markdown(_EMPTY, elem_id="adapters-status", elem_classes="status")
@@ -56,12 +58,11 @@ def build_adapters_tab(
                 with gr.Row():
                     name = gr.Textbox("seal-adapter", label="Name, in your account", min_width=220)
                     private = gr.Checkbox(True, label="Private")
-                    publish = gr.Checkbox(False, label="Show the passage in the card")
+                    publish = gr.Checkbox(False, label="Show the passage in the model card")
                 push_button = gr.Button("Push", elem_id="push")
             else:
                 gr.Markdown(
-                    "Pushing is off, since others may reach this page: download the adapter, or start the app on "
-                    "127.0.0.1."
+                    "Pushing is off, since others may reach this page. Download the adapter, or start the app on 127.0.0.1."
                 )
     with gr.Accordion("Load an adapter", open=False, elem_id="load-panel"):
         with gr.Row():
@@ -73,16 +74,16 @@ def build_adapters_tab(
     def show(current: Session) -> dict:
         kept = list(current.adapters.values())
         return {
-            table: gr.update(value=[row(adapter, current.chosen) for adapter in kept], visible=bool(kept)),
+            table: gr.update(value=[table_line(adapter, current.chosen) for adapter in kept], visible=bool(kept)),
             actions: gr.update(visible=bool(kept)),
             chosen: gr.update(choices=[(adapter.name, adapter.id) for adapter in kept], value=current.chosen),
-            download: gr.update(value=str(workbench.zip_file(current)) if kept else None),
+            download: gr.update(value=str(sharing.zip_file(current)) if kept else None),
         }
 
     def on_show(session_id: str) -> dict:
         current = workbench.sessions.open(session_id)
         count = len(current.adapters)
-        text = f"{count} adapter{'s' * (count > 1)}. Ask uses the chosen one, marked ●." if count else _EMPTY
+        text = f"{count} adapter{'s' * (count > 1)}. Ask uses the chosen one (●)." if count else _EMPTY
         return {status: text, **show(current)}
 
     def on_choose(session_id: str, adapter_id: str) -> dict:
@@ -102,10 +103,11 @@ def build_adapters_tab(
     def on_load(session_id: str, source: str | Path, host: str | None, visitors_token: str | None = None) -> dict:
         current = workbench.sessions.open(session_id)
         try:
-            kept = workbench.load_adapter(current, source, load_token(on_space, may_push, visitors_token, host))
+            token = sharing.load_token(on_space, may_push, visitors_token, host)
+            kept = sharing.load_adapter(workbench.lm, current, source, token)
         except (ValueError, OSError) as error:
             return {status: f"⚠️ {escape(str(error))}"}
-        return {status: f"Loaded {escape(kept.name)}; Ask uses it now.", **show(current)}
+        return {status: f"Loaded {escape(kept.name)}. Ask uses it now.", **show(current)}
 
     def on_upload(session_id: str, file: str) -> dict:
         return on_load(session_id, Path(file), None)
@@ -120,7 +122,8 @@ def build_adapters_tab(
         session_id: str, adapter_id: str, name: str, private: bool, publish: bool, token: Callable[[], str]
     ) -> dict:
         try:
-            url = workbench.push(
+            url = sharing.push(
+                workbench.lm,
                 workbench.sessions.open(session_id),
                 adapter_id,
                 name,
@@ -136,13 +139,13 @@ def build_adapters_tab(
         session_id: str, adapter_id: str, name: str, private: bool, publish: bool, request: gr.Request
     ) -> dict:
         host = request.headers.get("host")
-        return push(session_id, adapter_id, name, private, publish, lambda: push_token(False, None, host))
+        return push(session_id, adapter_id, name, private, publish, lambda: sharing.push_token(False, None, host))
 
     def on_push_by_visitor(
         session_id: str, adapter_id: str, name: str, private: bool, publish: bool, oauth: gr.OAuthToken | None
     ) -> dict:
         token = oauth and oauth.token
-        return push(session_id, adapter_id, name, private, publish, lambda: push_token(True, token, None))
+        return push(session_id, adapter_id, name, private, publish, lambda: sharing.push_token(True, token, None))
 
     shared = {"api_visibility": "private", "show_progress": "hidden"}
     shown = [status, table, actions, chosen, download]
@@ -161,12 +164,12 @@ def build_adapters_tab(
     return attach
 
 
-def row(kept: KeptAdapter, chosen: str | None) -> list[str]:
-    """A line of the list."""
+def table_line(kept: KeptAdapter, chosen: str | None) -> list[str]:
+    """A line of the table."""
     reward = percent(kept.reward)
     if kept.reward is not None:
         reward += f" of {kept.num_questions}" + (" own" if kept.own_questions else "")
-    passage = kept.context[:80].rstrip() + (" …" if len(kept.context) > 80 else "")
+    passage = kept.passage[:80].rstrip() + (" …" if len(kept.passage) > 80 else "")
     return [
         "●" if kept.id == chosen else "",
         kept.name,

@@ -1,4 +1,4 @@
-"""Ask the base and the adapted model the same, without the passage: step 4. Widgets only."""
+"""The tab Ask, step 4: the base and the adapted model answer the same question, without the passage."""
 
 from collections.abc import AsyncIterator, Callable
 
@@ -7,8 +7,17 @@ import gradio as gr
 from ..work.jobs import DONE, Job
 from ..work.sessions import Session
 from ..work.workbench import Workbench
-from .following import append, cumulative, ended_text, escape, follow, is_waiting, percent, waiting_text
-from .widgets import read_only_table
+from .shared import (
+    append,
+    cumulative,
+    ended_text,
+    escape,
+    follow,
+    is_waiting,
+    percent,
+    read_only_table,
+    waiting_text,
+)  # fmt: skip
 
 
 _EMPTY = "Learn a passage under **Teach** first, or load an adapter under **Adapters**. Then ask."
@@ -18,20 +27,20 @@ def build_ask_tab(
     workbench: Workbench, session: gr.BrowserState, questions: gr.Dataframe, read_questions: Callable
 ) -> Callable[[gr.events.Dependency], None]:
     """
-    Lay the tab out, at the place where this is called.
+    Lay out the tab where this is called.
 
-    Parameters:
+    Args:
         workbench ([`Workbench`]):
             Does the work.
         session (`gr.BrowserState`):
             Id of the visitor's session.
         questions (`gr.Dataframe`):
-            The person's questions and answers.
+            The visitor's questions and answers.
         read_questions (`Callable`):
-            Makes questions of its rows.
+            Turns the content of `questions` into questions.
 
     Returns:
-        `Callable`: called with an event, it makes the tab show what there is afterwards.
+        `Callable`: Called with an event, it makes the tab show the state after it.
     """
     gr.Markdown("### 4 · Ask", elem_classes="step")
     status = gr.Markdown(_EMPTY, elem_id="ask-status", elem_classes="status")
@@ -49,7 +58,7 @@ def build_ask_tab(
         adapted = gr.Textbox(label="After learning", lines=3, interactive=False, min_width=280, elem_id="adapted")
     with gr.Row():
         score = gr.Button("Score my questions", size="sm", elem_id="score", min_width=150)
-        probe = gr.Button("Probe what else it knows", size="sm", elem_id="probe", min_width=150)
+        probe = gr.Button("Check other knowledge", size="sm", elem_id="probe", min_width=150)
         stop = gr.Button("Stop", size="sm", elem_id="stop-asking", min_width=80)
     table = read_only_table(
         ["Question", "Right answer", "Base model", "", "After learning", ""],
@@ -85,7 +94,7 @@ def build_ask_tab(
             yield {base: texts[0], adapted: texts[1], status: text, **ended}
 
     async def watch_table(job: Job) -> AsyncIterator[dict]:
-        rows: list[list[str]] = []
+        answers: list[list[str]] = []
         asked, texts, text = [], [], "Starting …"
         yield {table: gr.update(visible=False), status: text}
         async for log, events in follow(job):
@@ -100,14 +109,14 @@ def build_ask_tab(
                     if event["verdicts"]:
                         text = accuracy_text(job.kind, event["verdicts"])
                     marks = event["verdicts"] or [[None] * len(asked)] * 2
-                    rows = answer_rows(asked, texts, marks)
+                    answers = answers_table(asked, texts, marks)
             if log.has_ended:
                 text = ended_text(log, text, "Stopped.")
             elif is_waiting(log):
                 text = waiting_text(workbench, job)
-            elif not rows:
-                text = f"Answering {len(asked)} questions with both …"
-            shown = rows or answer_rows(asked, texts, [[None] * len(asked)] * 2)
+            elif not answers:
+                text = f"Both models answer {len(asked)} questions …"
+            shown = answers or answers_table(asked, texts, [[None] * len(asked)] * 2)
             yield {table: gr.update(value=shown, visible=bool(shown)), status: text}
 
     async def started(start: Callable[[], Job], watch: Callable[[Job], AsyncIterator[dict]]) -> AsyncIterator[dict]:
@@ -126,9 +135,9 @@ def build_ask_tab(
             yield shown
 
     @cumulative
-    async def on_score(session_id: str, rows: list) -> AsyncIterator[dict]:
+    async def on_score(session_id: str, pairs: list) -> AsyncIterator[dict]:
         current = workbench.sessions.open(session_id)
-        async for shown in started(lambda: workbench.score(current, read_questions(rows)), watch_table):
+        async for shown in started(lambda: workbench.score(current, read_questions(pairs)), watch_table):
             yield shown
 
     @cumulative
@@ -147,7 +156,7 @@ def build_ask_tab(
         current = workbench.sessions.open(session_id)
         kept = current.adapters.get(current.chosen or "")
         yield {
-            status: f"Asking **{escape(kept.name)}** beside the base model." if kept else _EMPTY,
+            status: f"Ask the base model and **{escape(kept.name)}**." if kept else _EMPTY,
             adapted: gr.update(label=f"After learning: {kept.name}" if kept else "After learning"),
             history: gr.update(value=current.asked[::-1], visible=len(current.asked) > 0),
         }
@@ -168,8 +177,8 @@ def build_ask_tab(
     return attach
 
 
-def answer_rows(questions: list[dict], texts: list[str], verdicts: list[list]) -> list[list[str]]:
-    """A table of what both answered."""
+def answers_table(questions: list[dict], texts: list[str], verdicts: list[list]) -> list[list[str]]:
+    """The questions with the answers of both models, and whether they are right."""
     marks = {True: "✓", False: "✗", None: ""}
     half = len(questions)
     return [
@@ -186,9 +195,9 @@ def answer_rows(questions: list[dict], texts: list[str], verdicts: list[list]) -
 
 
 def accuracy_text(kind: str, verdicts: list[list[bool]]) -> str:
-    """The accuracy of both, in a sentence."""
-    (base, adapted), count = [sum(map(bool, row)) for row in verdicts], len(verdicts[0])
+    """The accuracy of both models, in a sentence."""
+    (base, adapted), count = [sum(map(bool, one)) for one in verdicts], len(verdicts[0])
     counts = f"base model {base} of {count} ({percent(base / count)}), after learning {adapted} ({percent(adapted / count)})"
     if kind == "probe":
-        return f"Questions that have nothing to do with the passage: {counts}. What was right and is not any more was lost."
+        return f"Questions that have nothing to do with the passage: {counts}. An answer that is right only before learning shows lost knowledge."
     return f"Your questions: {counts}."

@@ -1,4 +1,4 @@
-"""The third step: learning the self-edits, and which has taught most. Widgets only."""
+"""Step 3: learn the self-edits, and find out which adapter answers best."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
@@ -6,30 +6,39 @@ from dataclasses import dataclass
 import gradio as gr
 import pandas as pd
 
-from ..work import inputs as checks
+from ..work import inputs
 from ..work.jobs import Job
 from ..work.sessions import Session
-from ..work.settings import MOST_SELF_EDITS
+from ..work.settings import MAX_SELF_EDITS
 from ..work.workbench import NUM_OWN_QUESTIONS, Workbench
-from .following import cumulative, duration, ended_text, escape, follow, is_waiting, percent, waiting_text
 from .passage_panel import PassagePanel, read_settings
-from .widgets import read_only_table
+from .shared import (
+    cumulative,
+    duration,
+    ended_text,
+    escape,
+    follow,
+    is_waiting,
+    percent,
+    read_only_table,
+    waiting_text,
+)  # fmt: skip
 
 
 @dataclass
 class LearningPanel:
     """
-    What others need of the panel.
+    The panel, as the tab sees it.
 
     Parameters:
         column (`gr.Column`):
-            All of it; hidden until there is something to learn.
+            The whole panel, which is hidden until there is something to learn.
         number (`gr.Dropdown`):
-            The one self-edit to learn.
+            The self-edit that "Learn only this one" learns.
         outputs (`list`):
             The widgets that `watch` and `reset` change.
         reset (`Callable[[], dict]`):
-            Hides what an earlier learning has shown.
+            Hides the results of an earlier job.
         watch (`Callable[[Session, Job], AsyncIterator[dict]]`):
             Follows a job.
         learned (`list[gr.events.Dependency]`):
@@ -52,19 +61,19 @@ def build_learning_panel(
     edits: Sequence[gr.components.Component],
 ) -> LearningPanel:
     """
-    Lay the panel out, at the place where this is called.
+    Lay out the panel where this is called.
 
-    Parameters:
+    Args:
         workbench ([`Workbench`]):
             Does the work.
         session (`gr.BrowserState`):
             Id of the visitor's session.
         tabs (`gr.Tabs`):
-            Of which the one with the id `"ask"` comes next.
+            The tabs; the one with the id `"ask"` is the next step.
         panel ([`PassagePanel`]):
             Has the questions and the settings.
         edits (`Sequence`):
-            For every self-edit the widget with its text and the one that tells whether it is used.
+            For each self-edit its text and its checkbox.
     """
     with gr.Column(visible=False, elem_id="learning") as learning:
         gr.Markdown("### 3 · Learn", elem_classes="step")
@@ -84,7 +93,7 @@ def build_learning_panel(
             ["Self-edit", "Right", "Reward", ""], [30, 25, 25, 20], elem_id="rewards", visible=False
         )
         ask_next = gr.Button("Ask it something →", visible=False, elem_id="ask-next")
-        with gr.Accordion("Answers behind the rewards", open=False, visible=False) as answers_panel:
+        with gr.Accordion("The answers that were graded", open=False, visible=False) as answers_panel:
             answers_note = gr.Markdown(elem_classes="quiet")
             answers = read_only_table(["Question", "Right answer", "Base model", "Best adapter"], [28, 16, 28, 28])
 
@@ -116,9 +125,9 @@ def build_learning_panel(
                 elif event["event"] == "step":
                     steps.append(event)
                 elif event["event"] == "asking_itself":
-                    text = f"Trained. The model writes up to {NUM_OWN_QUESTIONS} questions of its own …"
+                    text = f"Trained. The model writes up to {NUM_OWN_QUESTIONS} questions …"
                 elif event["event"] == "questions":
-                    text = f"Trained. Answering {len(event['questions'])} questions without the passage …"
+                    text = f"Trained. All models answer {len(event['questions'])} questions without the passage …"
                 elif event["event"] == "learned":
                     learned_event = event
                     shown |= show_rewards(event, names)
@@ -137,15 +146,15 @@ def build_learning_panel(
                 text = waiting_text(workbench, job)
             if text:
                 shown[learn_status] = text
-            if shown:  # Gradio takes an empty dictionary for a value
+            if shown:  # Gradio would show an empty dictionary as a value
                 yield shown
 
     def show_rewards(event: dict, names: list[str]) -> dict:
         if "verdicts" not in event:
             return {}
-        right = [sum(map(bool, row)) for row in event["verdicts"]]
+        right = [sum(map(bool, one)) for one in event["verdicts"]]
         count = len(event["questions"])
-        rows = [["Base model", f"{right[0]} of {count}", percent(right[0] / count), ""]] + [
+        lines = [["Base model", f"{right[0]} of {count}", percent(right[0] / count), ""]] + [
             [
                 name,
                 f"{right[place]} of {count}",
@@ -154,8 +163,8 @@ def build_learning_panel(
             ]
             for place, name in enumerate(names, 1)
         ]
-        whose = (
-            "The model wrote these questions itself, from the passage, and answered them with it in view."
+        origin = (
+            "The model wrote these questions itself, and answered them with the passage in view."
             if event["own"]
             else "Your questions."
         )
@@ -166,29 +175,29 @@ def build_learning_panel(
             )
         ]
         return {
-            rewards: gr.update(value=rows, visible=True),
+            rewards: gr.update(value=lines, visible=True),
             answers_panel: gr.update(visible=True),
-            answers_note: f"{whose} {count} questions: differences of {percent(1 / count)} are one answer.",
+            answers_note: f"{origin} There are {count}, so one answer is {percent(1 / count)} of a reward.",
             answers: table,
         }
 
     @cumulative
     async def on_learn(
-        session_id: str, passage: str, rows: list, number: int | None, *values: object
+        session_id: str, passage: str, pairs: list, number: int | None, *values: object
     ) -> AsyncIterator[dict]:
         current = workbench.sessions.open(session_id)
-        if current.example is not None and checks.clean(passage) != current.example["context"]:
+        if current.example is not None and inputs.clean(passage) != inputs.passage_of(current.example):
             yield {
-                learn_status: "⚠️ The first step holds another text than these self-edits are about: write new ones, or "
-                "bring their text back."
+                learn_status: "⚠️ The passage in the first step is not the one that these self-edits are about: write new "
+                "self-edits, or restore their passage."
             }
             return
-        edited, values = values[: 2 * MOST_SELF_EDITS], values[2 * MOST_SELF_EDITS :]
+        edited, values = values[: 2 * MAX_SELF_EDITS], values[2 * MAX_SELF_EDITS :]
         for draft, text, use in zip(current.drafts, edited[::2], edited[1::2], strict=False):
             draft.text, draft.use = text, use
         chosen = [place for place, draft in enumerate(current.drafts) if draft.use] if number is None else [number - 1]
         try:
-            job = workbench.adapt(current, chosen, read_settings(values), checks.checked_questions(rows))
+            job = workbench.adapt(current, chosen, read_settings(values), inputs.checked_questions(pairs))
         except ValueError as error:
             yield {learn_status: f"⚠️ {escape(str(error))}"}
             return
@@ -222,7 +231,7 @@ def build_learning_panel(
 
 
 def loss_table(steps: list[dict], names: list[str]) -> pd.DataFrame:
-    """The loss of every candidate at every step; of long runs no more points than can be told apart."""
+    """The loss of each self-edit at each step. A long training is thinned out to about 150 steps."""
     stride = max(1, len(steps) // 150)
     return pd.DataFrame(
         [
@@ -234,7 +243,7 @@ def loss_table(steps: list[dict], names: list[str]) -> pd.DataFrame:
 
 
 def training_text(step: dict) -> str:
-    """How far the training is."""
+    """The progress of the training, in a sentence."""
     left = step["seconds"] / step["step"] * (step["num_steps"] - step["step"])
     return (
         f"Step {step['step']} of {step['num_steps']} · {step['num_tokens'] / max(step['seconds'], 1e-3):,.0f} tokens/s · "
@@ -243,21 +252,21 @@ def training_text(step: dict) -> str:
 
 
 def learned_text(current: Session, event: dict | None) -> str:
-    """What has come out of it."""
+    """The result of the training, in a sentence."""
     kept = current.adapters.get(event["adapters"][event["best"]]) if event else None
-    if kept is None:  # deleted since
+    if kept is None:  # it has been deleted
         return "Learned."
     if kept.reward is None:
-        return "Learned. There was no question to score it with; **ask it something** under Ask."
-    whose = " of the model's own questions" if kept.own_questions else " of your questions"
+        return "Learned. There was no question to score it with. **Ask it something** under Ask."
+    origin = "the model's own questions" if kept.own_questions else "your questions"
     return (
-        f"Learned in {duration(kept.seconds)}: the best answers **{percent(kept.reward)}**{whose} right without the "
-        f"passage, the base model {percent(kept.base_reward)}. **Ask it something** under Ask."
+        f"Learned in {duration(kept.seconds)}. Without the passage, the best adapter answers **{percent(kept.reward)}** of "
+        f"{origin} right, the base model {percent(kept.base_reward)}. **Ask it something** under Ask."
     )
 
 
 def stopped_text(steps: list[dict]) -> str:
-    """What a stop has left."""
+    """What is left when the training was stopped, in a sentence."""
     if not steps:
         return "Stopped before the first step: nothing was learned."
-    return f"Stopped after step {steps[-1]['step']}: the adapters as they were then are kept, without a reward."
+    return f"Stopped after step {steps[-1]['step']}. The adapters are kept as they were then, without a reward."

@@ -1,4 +1,4 @@
-"""The first step: the passage, questions about it, and how self-edits are written. Widgets only."""
+"""Step 1: the passage, questions about it, and the settings."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -7,10 +7,10 @@ from pathlib import Path
 import gradio as gr
 
 from ...domains import PROMPT_STYLES, load_demo_passages
-from ..work import inputs as checks
-from ..work.settings import LABELS, MOST_SELF_EDITS, PAPER, PRESETS, RANGES, Settings, preset_for
+from ..work import inputs
+from ..work.settings import MAX_SELF_EDITS, PAPER, PRESETS, RANGES, Settings, preset_for
 from ..work.workbench import Workbench
-from .following import escape
+from .shared import escape
 
 
 STYLES = {
@@ -21,7 +21,7 @@ STYLES = {
     "self-qa": "Questions with answers",
     "none": "No instruction",
 }
-# In the order in which they are shown.
+# In the order of the page.
 _ADVANCED = (
     "temperature", "top_p", "max_completion_length", "seed",
     "learning_rate", "num_train_epochs", "batch_size", "lora_r", "lora_alpha",
@@ -31,31 +31,31 @@ NAMES = ("num_generations", "prompt_style", *_ADVANCED, "target_modules")
 
 @dataclass
 class PassagePanel:
-    """The widgets that others read."""
+    """The widgets whose values other parts of the page need. `settings` are in the order of `NAMES`."""
 
     title: gr.Textbox
     passage: gr.Textbox
     questions: gr.Dataframe
-    settings: list[gr.components.Component]  # in the order of NAMES
+    settings: list[gr.components.Component]
 
     @property
     def inputs(self) -> list[gr.components.Component]:
-        """What [`read_settings`] and [`checks.checked_questions`] take: title, passage, questions, settings."""
+        """Title, passage, questions and settings."""
         return [self.title, self.passage, self.questions, *self.settings]
 
 
 def read_settings(values: Sequence[object]) -> Settings:
     """
-    The settings that the widgets hold.
+    The settings from the values of [`PassagePanel`]'s `settings`.
 
     Raises:
-        ValueError: A value out of its range.
+        ValueError: A value is out of its range.
     """
     return Settings.of(**dict(zip(NAMES, values, strict=True)))
 
 
 def build_passage_panel(workbench: Workbench) -> PassagePanel:
-    """Lay the widgets out, at the place where this is called."""
+    """Lay out the panel where this is called."""
     examples = load_demo_passages("train")[:3] + load_demo_passages("other_languages")[:1]
     preset = preset_for(workbench.lm)
     chosen = PRESETS[preset]
@@ -63,18 +63,18 @@ def build_passage_panel(workbench: Workbench) -> PassagePanel:
     gr.Markdown("### 1 · Passage", elem_classes="step")
     with gr.Row(elem_classes="examples"):
         example_buttons = [
-            gr.Button(example["title"], size="sm", min_width=100, elem_id=f"example-{place}")
+            gr.Button(inputs.title_of(example), size="sm", min_width=100, elem_id=f"example-{place}")
             for place, example in enumerate(examples)
         ]
-    title = gr.Textbox(label="Title", placeholder="What it is about", max_length=checks.LONGEST_TITLE, elem_id="title")
+    title = gr.Textbox(label="Title", placeholder="What it is about", max_length=inputs.LONGEST_TITLE, elem_id="title")
     passage = gr.Textbox(
         label="Text", lines=9, max_lines=16, placeholder="Paste a text to learn, in any language", elem_id="passage"
     )
     count = gr.Markdown(_count_text(workbench, "", "", chosen), elem_id="token-count", elem_classes="quiet")
     with gr.Accordion("Questions with answers (optional)", open=False, elem_id="questions-panel"):
         gr.Markdown(
-            "The reward of a self-edit is the share of these that the adapted model answers right. Without them the "
-            "model writes some of its own.",
+            "The reward of a self-edit is the share of these questions that the adapted model answers right. If there are "
+            "none, the model writes some itself.",
             elem_classes="quiet",
         )
         questions = gr.Dataframe(
@@ -88,11 +88,11 @@ def build_passage_panel(workbench: Workbench) -> PassagePanel:
             show_label=False,
             elem_id="questions",
         )
-        upload = gr.UploadButton("Take them from a file", size="sm", file_types=[".json", ".jsonl"])
+        upload = gr.UploadButton("Load from a file", size="sm", file_types=[".json", ".jsonl"])
         upload_status = gr.Markdown(elem_classes="quiet")
     with gr.Row():
         num_generations = gr.Slider(
-            1, MOST_SELF_EDITS, value=chosen.num_generations, step=1, label="Self-edits", min_width=140,
+            1, MAX_SELF_EDITS, value=chosen.num_generations, step=1, label="Self-edits", min_width=140,
             elem_id="number",
         )  # fmt: skip
         prompt_style = gr.Dropdown(
@@ -107,12 +107,14 @@ def build_passage_panel(workbench: Workbench) -> PassagePanel:
             advanced = [
                 gr.Number(
                     value=getattr(chosen, name),
-                    label=LABELS[name],
-                    info=f"Paper: {getattr(PAPER, name)}" if name != "seed" else "Same seed, same self-edits",
-                    minimum=RANGES[name][0],
-                    maximum=RANGES[name][1],
-                    precision=0 if isinstance(RANGES[name][0], int) else None,
-                    step=1 if isinstance(RANGES[name][0], int) else 0.0001,
+                    label=RANGES[name][0],
+                    info=f"Paper: {getattr(PAPER, name)}"
+                    if name != "seed"
+                    else "The same seed gives the same self-edits",
+                    minimum=RANGES[name][1],
+                    maximum=RANGES[name][2],
+                    precision=0 if isinstance(RANGES[name][1], int) else None,
+                    step=1 if isinstance(RANGES[name][1], int) else 0.0001,
                     min_width=140,
                 )
                 for name in _ADVANCED
@@ -127,7 +129,8 @@ def build_passage_panel(workbench: Workbench) -> PassagePanel:
 
     def fill(place: int) -> tuple[str, str, list[list[str]]]:
         example = examples[place]
-        return example["title"], example["context"], [[q["question"], q["answer"]] for q in example["questions"]]
+        pairs = [[item["question"], item["answer"]] for item in example["questions"]]
+        return inputs.title_of(example), inputs.passage_of(example), pairs
 
     for place, button in enumerate(example_buttons):
         button.click(
@@ -158,16 +161,16 @@ def build_passage_panel(workbench: Workbench) -> PassagePanel:
 
 
 def _count_text(workbench: Workbench, title: str, passage: str, settings: Settings) -> str:
-    most = checks.most_tokens(workbench.lm, checks.clean(title), settings)
-    if len(passage or "") > checks.LONGEST_PASSAGE:
+    most = inputs.max_tokens(workbench.lm, inputs.clean(title), settings)
+    if len(passage or "") > inputs.LONGEST_PASSAGE:
         return f"⚠️ {len(passage):,} characters: shorten it to {most:,} tokens, a few pages."
-    num_tokens = checks.count_tokens(workbench.lm, checks.clean(passage))
+    num_tokens = inputs.count_tokens(workbench.lm, inputs.clean(passage))
     return f"{'⚠️ ' * (num_tokens > most)}{num_tokens:,} of {most:,} tokens"
 
 
 def _read_upload(file: str) -> tuple[object, str]:
     try:
-        found = checks.questions_from_file(Path(file))
+        found = inputs.questions_from_file(Path(file))
     except (ValueError, OSError) as error:
         return gr.skip(), f"⚠️ {escape(str(error))}"
     return [[item["question"], item["answer"]] for item in found], f"{len(found)} questions."

@@ -1,51 +1,52 @@
-"""Passage and self-edits: steps 1 and 2, around the panels of steps 1 and 3. Widgets only."""
+"""The tab Teach: step 2, the self-edits, between the panels of steps 1 and 3."""
 
 from collections.abc import AsyncIterator, Callable
 
 import gradio as gr
 
-from ..work import inputs as checks
+from ..work import inputs
 from ..work.jobs import Job
 from ..work.sessions import Draft, Session
-from ..work.settings import MOST_SELF_EDITS
+from ..work.settings import MAX_SELF_EDITS
 from ..work.workbench import Workbench
-from .following import append, cumulative, ended_text, escape, follow, is_waiting, waiting_text
 from .learning_panel import build_learning_panel
 from .passage_panel import NAMES, PassagePanel, build_passage_panel, read_settings
+from .shared import append, cumulative, ended_text, escape, follow, is_waiting, waiting_text
 
 
 _EMPTY = """
 1. Paste a passage, or take one of the examples.
-2. Press **Write self-edits**: the model writes its own training data, all candidates at once, here.
-3. Read, edit or drop them, and let the model learn. The best is the one that answers most questions right afterwards.
-4. Ask the base and the adapted model the same, side by side.
+2. Press **Write self-edits**. The model writes its own training data, several candidates at once. They appear here.
+3. Read and edit the candidates, and let the model learn them. The best is the one whose adapter answers most
+   questions right.
+4. Ask the base model and the adapted model the same questions.
 """
-_WRITTEN = "Edit or drop what you like, then let the model learn."
+_WRITTEN = "Edit the self-edits if you like, and let the model learn them."
 
 
 def build_teach_tab(
     workbench: Workbench, session: gr.BrowserState, tabs: gr.Tabs
 ) -> tuple[Callable[[gr.events.Dependency], None], PassagePanel, list[gr.events.Dependency]]:
     """
-    Lay the tab out, at the place where this is called.
+    Lay out the tab where this is called.
 
-    Parameters:
+    Args:
         workbench ([`Workbench`]):
             Does the work.
         session (`gr.BrowserState`):
             Id of the visitor's session.
         tabs (`gr.Tabs`):
-            Of which the one with the id `"ask"` comes next.
+            The tabs; the one with the id `"ask"` is the next step.
 
     Returns:
-        `tuple`: a function that, called with the event of the page's loading, makes a page that was loaded again show what
-        there is and follow the jobs that are under way; the widgets of the passage; and the events of learning.
+        `tuple`: A function, which makes a page show the session and follow its jobs after the event that it is called with;
+        the widgets of the passage; and the events after which there may be new adapters.
     """
     with gr.Row(elem_classes="columns"):
         with gr.Column(scale=5, min_width=320):
             panel = build_passage_panel(workbench)
             with gr.Row():
-                # It waits for the session that the page's loading opens.
+                # The button is enabled when the page has its session.
                 write = gr.Button(
                     "Write self-edits", variant="primary", elem_id="write", min_width=160, interactive=False
                 )
@@ -56,7 +57,7 @@ def build_teach_tab(
             write_status = gr.Markdown(elem_id="write-status", elem_classes="status")
             cards, texts, uses, previews = [], [], [], []
             with gr.Row(elem_classes="cards"):
-                for number in range(1, MOST_SELF_EDITS + 1):
+                for number in range(1, MAX_SELF_EDITS + 1):
                     with gr.Column(visible=False, min_width=260, elem_classes="card") as card:
                         texts.append(
                             gr.Textbox(
@@ -69,7 +70,7 @@ def build_teach_tab(
                             )  # fmt: skip
                         )
                         uses.append(gr.Checkbox(True, label="Use it", container=False, elem_id=f"use-{number}"))
-                        with gr.Accordion("What it trains on", open=False):
+                        with gr.Accordion("Training texts", open=False):
                             previews.append(
                                 gr.Textbox(show_label=False, lines=4, max_lines=12, interactive=False, container=False)
                             )
@@ -89,8 +90,8 @@ def build_teach_tab(
         return shown
 
     def preview(text: str, current: Session) -> str:
-        sequences = workbench.sequences(current, text)
-        return "\n\n".join(f"{number}. {sequence}" for number, sequence in enumerate(sequences, 1))
+        texts = workbench.training_texts(current, text)
+        return "\n\n".join(f"{number}. {one}" for number, one in enumerate(texts, 1))
 
     async def watch_writing(current: Session, job: Job) -> AsyncIterator[dict]:
         written: list[str] = []
@@ -127,10 +128,10 @@ def build_teach_tab(
                 yield {**shown, write_status: f"Writing all at once … {num_words} words"}
 
     @cumulative
-    async def on_write(session_id: str, title: str, passage: str, rows: list, *values: object) -> AsyncIterator[dict]:
+    async def on_write(session_id: str, title: str, passage: str, pairs: list, *values: object) -> AsyncIterator[dict]:
         current = workbench.sessions.open(session_id)
         try:
-            job = workbench.propose(current, title, passage, checks.checked_questions(rows), read_settings(values))
+            job = workbench.propose(current, title, passage, inputs.checked_questions(pairs), read_settings(values))
         except ValueError as error:
             yield {write_status: f"⚠️ {escape(str(error))}"}
             return
@@ -141,11 +142,11 @@ def build_teach_tab(
         current = workbench.sessions.open(session_id)
         if current.passage is None:
             return {write_status: ""}
-        rows = [[item["question"], item["answer"]] for item in current.passage["questions"]]
+        pairs = [[item["question"], item["answer"]] for item in current.passage["questions"]]
         shown = {
-            panel.title: current.passage["title"],
-            panel.passage: current.passage["context"],
-            **({panel.questions: rows} if rows else {}),
+            panel.title: inputs.title_of(current.passage),
+            panel.passage: inputs.passage_of(current.passage),
+            **({panel.questions: pairs} if pairs else {}),
             empty: gr.update(visible=False),
         }
         if current.drafts:
@@ -154,7 +155,7 @@ def build_teach_tab(
             shown |= {write_status: _WRITTEN, **show_drafts(current.drafts, current)}
         return shown
 
-    # Apart from the restoring, which would take back what is typed meanwhile.
+    # Apart from `on_restore`, which would overwrite what the visitor types meanwhile.
     @cumulative
     async def on_follow(session_id: str) -> AsyncIterator[dict]:
         current = workbench.sessions.open(session_id)

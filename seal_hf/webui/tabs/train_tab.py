@@ -1,4 +1,4 @@
-"""The outer loop: step 6. Widgets only."""
+"""The tab Train, step 6: the outer loop."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -10,20 +10,19 @@ import pandas as pd
 from ...domains.base import SELF_EDITS
 from ...records.report import Evaluation
 from ..work.jobs import DONE, FAILED, RUNNING, STOPPED, JobRefused
-from ..work.settings import as_number
-from ..work.training import TrainingRuns, TrainingSnapshot
-from ..work.training_records import Candidate
-from ..work.training_settings import TRAINING_RANGES, TrainingSettings
-from .following import escape, percent
+from ..work.settings import TRAINING_RANGES, TrainingSettings, as_number
+from ..work.training_records import Candidate, TrainingSnapshot
+from ..work.training_runs import TrainingRuns
 from .passage_panel import STYLES
-from .widgets import read_only_table
+from .shared import escape, percent, read_only_table
 
 
-_LONGEST_TEXT = 300  # characters of a self-edit that the table shows; the run's files have all
-_REFRESH = 1.0  # seconds between two states of the page
+_LONGEST_TEXT = 300  # characters of a self-edit in the table; the run's files have the whole text
+_REFRESH = 1.0  # seconds between two updates of the page
 _EMPTY = (
-    "The model learns to **write better self-edits**: each round it writes some for every passage, learns each, scores it "
-    "by the passage's questions, and is then trained on the best. Press **Start**: the demo passages take some minutes."
+    "The model learns to **write better self-edits**. In each round it writes several for every passage, learns each one, "
+    "scores it with the passage's questions, and is then trained on the best. Press **Start**: with the demo passages a run "
+    "takes some minutes."
 )
 _SHOWN = ("num_train_passages", "num_eval_passages", "num_rounds", "num_generations")
 _FOLDED = (
@@ -34,30 +33,30 @@ _FOLDED = (
     "num_train_epochs",
     "seed",
 )
-# Okabe and Ito's, as in the run's own plot: the colour-blind can tell them apart.
+# The colours of the run's own plot, by Okabe and Ito, which colour-blind people can tell apart.
 _COLORS = {"kept": "#0072b2", "rejected": "#c24e00", "not selected yet": "#94a3b8"}
 _COMMAND = "accelerate launch trainers/knowledge.py --config config.yaml --resume_from_checkpoint true"
 
 
 def build_train_tab(runs: TrainingRuns, session: gr.BrowserState) -> Callable[[gr.events.Dependency], None]:
     """
-    Lay the tab out, at the place where this is called.
+    Lay out the tab where this is called.
 
-    Parameters:
+    Args:
         runs ([`TrainingRuns`]):
             Does the work.
         session (`gr.BrowserState`):
             Id of the visitor's session.
 
     Returns:
-        `Callable`: called with the event of the page's loading, it makes a page that was loaded again follow the run.
+        `Callable`: Called with an event, it makes the page show the session's run after it.
     """
     defaults = TrainingSettings()
     with gr.Row(elem_classes="columns"):
         with gr.Column(scale=4, min_width=320):
-            gr.Markdown("### 6 · Train the writer", elem_classes="step")
+            gr.Markdown("### 6 · Train the model to write", elem_classes="step")
             upload = gr.File(
-                label="Your passages (JSON, JSONL); else the demo's",
+                label="Your passages (JSON or JSONL); without a file, the demo passages",
                 file_types=[".json", ".jsonl"], height=150, elem_id="train-file",
             )  # fmt: skip
             with gr.Row():
@@ -73,8 +72,8 @@ def build_train_tab(runs: TrainingRuns, session: gr.BrowserState) -> Callable[[g
                 start = gr.Button("Start", variant="primary", elem_id="train-start", min_width=90)
                 stop = gr.Button("Stop", interactive=False, elem_id="train-stop", min_width=80)
                 resume = gr.Button("Resume", interactive=False, elem_id="train-resume", min_width=90)
-            with gr.Accordion("The same run elsewhere", open=False, elem_id="train-command"):
-                # Without line numbers, which do not line up where the box was laid out while it was folded away.
+            with gr.Accordion("The same run on another machine", open=False, elem_id="train-command"):
+                # No line numbers: they are misplaced, since the box is laid out while it is folded.
                 code = {"interactive": False, "wrap_lines": True, "show_line_numbers": False}
                 gr.Code(_COMMAND, language="shell", label="Command, in a clone of the project", lines=3, **code)
                 config = gr.Code(
@@ -90,14 +89,14 @@ def build_train_tab(runs: TrainingRuns, session: gr.BrowserState) -> Callable[[g
             )  # fmt: skip
             means = read_only_table(
                 ["Round", "Scored", "Mean", "Best", "Kept"], [24, 24, 18, 17, 17],
-                label="Reward by round: the mean, and the mean over passages of the best", elem_id="train-rounds",
+                label="Rewards by round. Best: the mean over passages of the best reward", elem_id="train-rounds",
                 visible=False,
             )  # fmt: skip
             held_out = read_only_table(
                 ["Answered by", "Accuracy [95 %]"], [50, 50],
                 label="Held-out passages", elem_id="train-held-out", visible=False,
             )  # fmt: skip
-            # Few columns, so that no word is broken on a phone.
+            # Few columns, so that words are not broken on a phone.
             edits = read_only_table(
                 ["Written for", "Reward", "Self-edit"], [29, 24, 47],
                 elem_id="train-edits", label="Self-edits, newest round first", visible=False,
@@ -133,13 +132,13 @@ def build_train_tab(runs: TrainingRuns, session: gr.BrowserState) -> Callable[[g
             plot: gr.update(
                 value=reward_points(snapshot.candidates), x_lim=[0, len(snapshot.candidates) + 1], visible=scored
             ),
-            means: gr.update(value=round_rows(snapshot.candidates), visible=scored),
+            means: gr.update(value=rounds_table(snapshot.candidates), visible=scored),
             held_out: gr.update(
-                value=held_out_rows(snapshot.evaluations),
+                value=held_out_table(snapshot.evaluations),
                 label=held_out_label(snapshot.evaluations),
                 visible=bool(snapshot.evaluations),
             ),
-            edits: gr.update(value=edit_rows(snapshot.candidates), visible=bool(snapshot.candidates)),
+            edits: gr.update(value=edits_table(snapshot.candidates), visible=bool(snapshot.candidates)),
             log: snapshot.log,
         }
 
@@ -213,14 +212,14 @@ def _number(name: str, defaults: TrainingSettings) -> gr.Number:
 
 
 def status_text(snapshot: TrainingSnapshot) -> str:
-    """What the run is at, in a sentence."""
+    """The progress of the run, in a sentence."""
     if snapshot.state == FAILED:
-        return f"⚠️ {escape(snapshot.error or '')} What was worked out is on disk: **Resume** goes on."
+        return f"⚠️ {escape(snapshot.error or '')} The results so far are on disk, and **Resume** continues from them."
     if snapshot.state == STOPPED:
-        return f"Stopped. {snapshot.phase}. **Resume** goes on there."
+        return f"Stopped. {snapshot.phase}. **Resume** continues from there."
     if snapshot.state == DONE:
         return f"{snapshot.phase}. The policy adapter, the journal and the plot are in `{snapshot.folder / 'run'}`."
-    return f"{snapshot.phase}{' (paused: the device is somebody else’s for a moment)' * snapshot.is_paused} …"
+    return f"{snapshot.phase}{' (paused while a visitor uses the device)' * snapshot.is_paused} …"
 
 
 def any_reward(candidates: list[Candidate]) -> bool:
@@ -229,9 +228,9 @@ def any_reward(candidates: list[Candidate]) -> bool:
 
 
 def reward_points(candidates: list[Candidate]) -> pd.DataFrame:
-    """A point for every scored self-edit, round after round, and before them a row of each kind that is not drawn."""
+    """The rewards of all scored self-edits. The first entries, one of each kind, have no reward and are not drawn."""
     names = {True: "kept", False: "rejected", None: "not selected yet"}
-    # Gradio's plot draws only the kinds that were in its first data, with or without a color_map.
+    # Gradio's plot draws only the kinds that its first data contain, with or without a color_map.
     kinds = [{"number": 0, "reward": None, "self-edit": name} for name in names.values()]
     points = [
         {"number": number, "reward": candidate.reward, "self-edit": names[candidate.kept]}
@@ -241,9 +240,9 @@ def reward_points(candidates: list[Candidate]) -> pd.DataFrame:
     return pd.DataFrame(kinds + points, columns=["number", "reward", "self-edit"])
 
 
-def round_rows(candidates: list[Candidate]) -> list[list[str]]:
-    """A line for every round."""
-    rows = []
+def rounds_table(candidates: list[Candidate]) -> list[list[str]]:
+    """A line for each round."""
+    lines = []
     for number in sorted({candidate.round for candidate in candidates}):
         members = [candidate for candidate in candidates if candidate.round == number]
         rewards = [candidate.reward for candidate in members if candidate.reward is not None]
@@ -251,7 +250,7 @@ def round_rows(candidates: list[Candidate]) -> list[list[str]]:
         for candidate in members:
             if candidate.reward is not None:
                 best[candidate.passage] = max(best.get(candidate.passage, 0.0), candidate.reward)
-        rows.append(
+        lines.append(
             [
                 str(number),
                 f"{len(rewards)} of {len(members)}",
@@ -260,28 +259,28 @@ def round_rows(candidates: list[Candidate]) -> list[list[str]]:
                 "–" if members[0].kept is None else str(sum(bool(candidate.kept) for candidate in members)),
             ]
         )
-    return rows
+    return lines
 
 
 def held_out_label(found: list[Evaluation]) -> str:
-    """What was asked about."""
+    """How many passages and questions the policy is evaluated on."""
     if not found:
         return "Held-out passages"
     size = found[0].accuracies[SELF_EDITS]
     return f"Held-out passages: {size.num_passages}, with {size.num_questions} questions"
 
 
-def held_out_rows(found: list[Evaluation]) -> list[list[str]]:
-    """The accuracy of everything that was measured on held-out passages."""
-    rows = []
+def held_out_table(found: list[Evaluation]) -> list[list[str]]:
+    """The accuracy of each condition on held-out passages."""
+    lines = []
     for evaluation in found:
         for name, accuracy in evaluation.accuracies.items():
             when = f"after round {evaluation.round}" if evaluation.round else "before training"
-            rows.append([f"{name}, {when}" if name == SELF_EDITS else name, str(accuracy)])
-    return rows
+            lines.append([f"{name}, {when}" if name == SELF_EDITS else name, str(accuracy)])
+    return lines
 
 
-def edit_rows(candidates: list[Candidate]) -> list[list[str]]:
+def edits_table(candidates: list[Candidate]) -> list[list[str]]:
     """All self-edits, the newest round first."""
     kept = {True: ", kept", False: ", rejected", None: ""}
     return [

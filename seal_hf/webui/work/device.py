@@ -1,16 +1,16 @@
 """
-What runs on the device: writing, learning, answering. Arguments and results are plain data and files, since ZeroGPU runs
-it in another process; how far it is goes to the job's log.
+The work on the device: writing, learning, answering. Arguments and results are plain data and files, since ZeroGPU does
+the work in another process. Its progress goes to the job's log.
 """
 
 import gc
+import logging
 import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import gradio as gr
 import torch
 
 from ...adapters.adapter import Adapter
@@ -18,15 +18,17 @@ from ...domains.knowledge.own_questions import own_questions
 from ...hub.model_card import AdapterCard
 from ...self_adapting_lm import SelfAdaptingLM
 from ...self_edit import SelfEdit
-from .explaining import explain
+from .inputs import passage_of
 from .jobs import Job
 from .settings import Settings
 
 
+logger = logging.getLogger(__name__)
+
 LONGEST_ANSWER = 64  # tokens
 _LOADED = 8  # adapters in memory
 
-# The app imports it before torch, where it is installed.
+# Where it is installed, the app imports it before torch.
 spaces = sys.modules.get("spaces")
 
 _models: list[SelfAdaptingLM] = []
@@ -35,15 +37,15 @@ _adapters_lock = threading.Lock()
 
 
 def hold(lm: SelfAdaptingLM) -> int:
-    """Keep a model for [`run`], which takes the number that this returns; processes that are forked later have it too."""
+    """Keep a model for [`run`], which takes the number that this returns. Processes that are forked later have it too."""
     _models.append(lm)
     return len(_models) - 1
 
 
 def _reserved(seconds: float, *_) -> int:
     """
-    The time that ZeroGPU reserves, in seconds. A visitor who is not signed in has two minutes a day, and is refused when
-    more are asked for; shorter requests wait less.
+    The time that ZeroGPU reserves, in seconds. A visitor who is not signed in has two minutes a day, and a request for more
+    is refused. Shorter requests wait less.
     """
     return int(min(max(30, 2 * seconds), 120))
 
@@ -52,12 +54,11 @@ def _on_gpu(function: Callable) -> Callable:
     return spaces.GPU(duration=_reserved)(function) if spaces else function
 
 
-@_on_gpu
 def run(seconds: float, model: int, work: Callable, job: Job, *arguments: object) -> object:
     """
     Do a piece of work on the device.
 
-    Parameters:
+    Args:
         seconds (`float`):
             How long it will probably take.
         model (`int`):
@@ -65,22 +66,63 @@ def run(seconds: float, model: int, work: Callable, job: Job, *arguments: object
         work (`Callable`):
             [`write`], [`learn`] or [`answer`].
         job ([`Job`]):
-            Where to say how far it is.
+            Where to report the progress.
         arguments:
-            The work's own.
+            Further arguments of `work`.
+
+    Returns:
+        What `work` returns.
+
+    Raises:
+        ValueError: On ZeroGPU, with a sentence for the visitor.
+        Exception: Elsewhere, the error of `work` itself.
     """
+    if not spaces:
+        return _work(model, work, job, *arguments)
+    try:
+        result, message = _work_on_gpu(seconds, model, work, job, *arguments)
+    except Exception as error:
+        # An error of ZeroGPU itself, such as a used-up quota, is one of Gradio's, with its sentence in `message`.
+        raise ValueError(getattr(error, "message", None) or explain(error)) from error
+    if message:
+        raise ValueError(message)
+    return result
+
+
+def _work(model: int, work: Callable, job: Job, *arguments: object) -> object:
     try:
         return work(_models[model], job, *arguments)
-    except Exception as error:
-        if isinstance(error, MemoryError | RuntimeError):  # torch's out of memory is one of the latter
-            free_memory()
-        if spaces:  # which tells the page of another error's class alone
-            raise gr.Error(explain(error), print_exception=False) from error
+    except (MemoryError, RuntimeError):  # torch's out of memory is a RuntimeError
+        free_memory()
         raise
 
 
+@_on_gpu
+def _work_on_gpu(
+    seconds: float, model: int, work: Callable, job: Job, *arguments: object
+) -> tuple[object, str | None]:
+    """The result and no message, or no result and why; an exception would lose its text on the way out of ZeroGPU."""
+    try:
+        return _work(model, work, job, *arguments), None
+    except Exception as error:
+        return None, explain(error)
+
+
+def explain(error: BaseException) -> str:
+    """An error as one sentence for the visitor; an unexpected one goes to the log."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
+        return (
+            "The device is out of memory. Nothing of yours is lost: use fewer self-edits, a shorter passage or a lower "
+            "LoRA rank, and try again."
+        )
+    if isinstance(error, ValueError | OSError):
+        return str(error)
+    logger.error("Failed", exc_info=error)
+    return "Something went wrong on our side: try again. If it fails again, look at the app's log."
+
+
 def free_memory() -> None:
-    """Give back what a failed piece of work has held."""
+    """Free the memory of work that has failed."""
     with _adapters_lock:
         _adapters.clear()
     gc.collect()
@@ -89,7 +131,7 @@ def free_memory() -> None:
 
 
 def write(base: SelfAdaptingLM, job: Job, example: dict, settings: Settings) -> list[str]:
-    """Write self-edits, all in one batch; every token goes to the log."""
+    """Write self-edits, all in one batch. Every token goes to the log."""
 
     def on_text(new_texts: list[str]) -> None:
         job.emit("text", new=new_texts)
@@ -113,20 +155,26 @@ def learn(
     """
     Train an adapter on each self-edit, all together, and ask each the questions.
 
-    Parameters:
+    Args:
+        base ([`SelfAdaptingLM`]):
+            The model.
+        job ([`Job`]):
+            Where to report the progress.
         example (`dict`):
-            The passage; where it has no questions, the model writes its own.
+            The passage with its questions. If there are none, the model writes its own.
         self_edits (`Sequence[SelfEdit]`):
-            What is learned.
+            What to learn.
+        settings ([`Settings`]):
+            How to train.
         folders (`Sequence[Path]`):
-            Where each adapter is saved, as soon as they are trained.
+            Where to save each adapter.
         num_own_questions (`int`):
-            How many questions the model writes.
+            Number of questions that the model writes.
 
     Returns:
-        `dict`: the seconds of the training, whether there are adapters (there are none when it was stopped before the
-        first step), and, if it was not stopped, the questions, whether they are the model's own, and verdicts and
-        answers of the base model and of each adapter.
+        `dict`: `"seconds"` of the training and `"has_adapters"`, which is false after a stop before the first step. Without
+        a stop also `"questions"`, `"own"` (whether the model wrote them), and `"answers"` and `"verdicts"` of the base
+        model and of each adapter.
     """
     lm = settings.lm(base)
     trained = {"seconds": 0.0}
@@ -146,7 +194,7 @@ def learn(
     has_adapters = bool(adapters[0].training["num_steps"])
     if has_adapters:
         for adapter, folder in zip(adapters, folders, strict=True):
-            adapter.save_pretrained(folder, AdapterCard(passage=example["context"]))
+            adapter.save_pretrained(folder, AdapterCard(passage=passage_of(example)))
         job.emit("saved", count=len(adapters))
     result = {"seconds": trained["seconds"], "has_adapters": has_adapters}
     if job.stop.is_set():
@@ -173,25 +221,28 @@ def learn(
     return {**result, "questions": example["questions"], "own": is_own, "answers": answers, "verdicts": verdicts}
 
 
-def answer(
-    base: SelfAdaptingLM, job: Job, questions: Sequence[dict], title: str, folder: Path
-) -> tuple[list[str], list[str]]:
+def answer(base: SelfAdaptingLM, job: Job, example: dict, folder: Path) -> tuple[list[str], list[str]]:
     """
-    Closed-book answers of the base and of the adapted model, in one batch; every token goes to the log.
+    Answer questions without the passage, in one batch. Every token goes to the log.
 
-    Parameters:
-        questions (`Sequence[dict]`):
-            Each with its `question`.
-        title (`str`):
-            The topic.
+    Args:
+        base ([`SelfAdaptingLM`]):
+            The model.
+        job ([`Job`]):
+            Where to report the progress.
+        example (`dict`):
+            The questions, with the title that they name.
         folder (`Path`):
-            Of the adapter.
+            The adapter's files.
+
+    Returns:
+        `tuple[list[str], list[str]]`: The answers of the base model, and of the adapted one.
     """
 
     def on_text(new_texts: list[str]) -> None:
         job.emit("text", new=new_texts)
 
-    prompts = base.domain.questions({"title": title, "context": "", "questions": list(questions)})
+    prompts = base.domain.questions(example)
     adapter = _adapter(base, folder)
     answers = base.answer_prompts(
         prompts * 2,
@@ -204,7 +255,7 @@ def answer(
 
 
 def _adapter(base: SelfAdaptingLM, folder: Path) -> Adapter:
-    """An adapter from its folder; the last few stay in memory."""
+    """An adapter from its folder. The last few stay in memory."""
     with _adapters_lock:
         if folder not in _adapters:
             _adapters[folder] = base.load_adapter(folder)

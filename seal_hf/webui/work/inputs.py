@@ -1,4 +1,8 @@
-"""What a visitor gives, checked: an error is one sentence with one next step."""
+"""
+What a visitor gives: passages, questions, self-edits, names. An error is one sentence with one next step.
+
+The keys of an example of the knowledge domain are known here and in the domain alone.
+"""
 
 import sys
 import unicodedata
@@ -8,6 +12,7 @@ from pathlib import Path
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from ...domains import load_demo_passages, load_passages
 from ...domains.knowledge.passages import read_rows
 from ...models.access import context_length
 from ...models.encoding import encode_prompt
@@ -18,11 +23,57 @@ from .settings import Settings
 
 
 LONGEST_TITLE = 200  # characters
-LONGEST_PASSAGE = 50_000  # characters, before anything counts tokens
+LONGEST_PASSAGE = 50_000  # characters; a longer text is refused before its tokens are counted
 LONGEST_QUESTION = 256  # tokens
 LONGEST_ANSWER = 200  # characters
-MOST_QUESTIONS = 32
-LARGEST_FILE = 5_000_000  # bytes of uploaded questions or passages
+MAX_QUESTIONS = 32
+MAX_FILE_SIZE = 5_000_000  # bytes of uploaded questions or passages
+
+
+def example_of(title: str, passage: str, questions: Sequence[Mapping] = ()) -> dict:
+    """An example of the knowledge domain."""
+    return {"title": title, "context": passage, "questions": [dict(item) for item in questions]}
+
+
+def title_of(example: Mapping) -> str:
+    """The topic of an example's passage; may be empty."""
+    return example["title"]
+
+
+def passage_of(example: Mapping) -> str:
+    """The passage of an example."""
+    return example["context"]
+
+
+def name_of(example: Mapping) -> str:
+    """A short name for a passage: its title, or how it begins."""
+    return example.get("title") or f"{passage_of(example)[:40].rstrip()} …"
+
+
+def passage_names(dataset: str) -> list[str]:
+    """The name of each passage that a training run learns from, from a file or `"demo"`."""
+    return [
+        name_of(example) for example in (load_demo_passages("train") if dataset == "demo" else load_passages(dataset))
+    ]
+
+
+def count_passages(file: Path | None) -> int:
+    """
+    The number of passages in an uploaded file; `None` stands for the demo passages.
+
+    Raises:
+        ValueError: The file is too large, or it does not hold passages with questions.
+    """
+    if file is None:
+        return len(load_demo_passages("train"))
+    check_file_size(file)
+    try:
+        return len(load_passages(file))
+    except RecursionError as error:
+        raise ValueError(f"{file.name} is nested too deeply: write a list of passages.") from error
+    except ValueError as error:
+        # The folder of an upload means nothing to the visitor.
+        raise ValueError(str(error).replace(f"{file.parent}/", "")) from error
 
 
 def clean(text: object) -> str:
@@ -40,13 +91,13 @@ def has_words(text: str) -> bool:
 
 
 def count_tokens(lm: SelfAdaptingLM, text: str) -> int:
-    """Tokens of a text, without special ones."""
+    """Number of tokens of a text, without special ones."""
     return len(lm.processing_class(text, add_special_tokens=False)["input_ids"])
 
 
-def most_tokens(lm: SelfAdaptingLM, title: str, settings: Settings) -> int:
+def max_tokens(lm: SelfAdaptingLM, title: str, settings: Settings) -> int:
     """The longest passage, in tokens, that this model can write about and be trained on."""
-    around = len(encode_prompt(lm.processing_class, lm.domain.prompt({"title": title, "context": "."})))
+    around = len(encode_prompt(lm.processing_class, lm.domain.prompt(example_of(title, "."))))
     room = (context_length(lm.model) or sys.maxsize) - around - settings.max_completion_length
     return max(0, min(room, lm.inner_config.max_length - count_tokens(lm, title) - 8))
 
@@ -58,93 +109,94 @@ def checked_example(
     The passage as an example of the knowledge domain.
 
     Raises:
-        ValueError: A passage without words, one that is too long, or a title that is.
+        ValueError: The passage has no words, or passage or title are too long.
     """
-    title, context = " ".join(clean(title).split()), clean(passage)
-    if not context:
+    title, text = " ".join(clean(title).split()), clean(passage)
+    if not text:
         raise ValueError("There is no passage yet: paste a text to learn, or take an example.")
-    if not has_words(context):
+    if not has_words(text):
         raise ValueError("The passage has no words: paste a text of whole sentences.")
     if len(title) > LONGEST_TITLE:
         raise ValueError(f"The title has {len(title)} characters: shorten it to {LONGEST_TITLE}.")
-    if len(context) > LONGEST_PASSAGE:
+    if len(text) > LONGEST_PASSAGE:
         raise ValueError(
-            f"The passage has {len(context):,} characters, more than this page takes: shorten it to a few pages."
+            f"The passage has {len(text):,} characters, too many for this page: shorten it to a few pages."
         )
-    num_tokens, most = count_tokens(lm, context), most_tokens(lm, title, settings)
+    num_tokens, most = count_tokens(lm, text), max_tokens(lm, title, settings)
     if num_tokens > most:
         raise ValueError(
             f"The passage has {num_tokens:,} tokens, but this model can learn at most {most:,} at a time: shorten it."
         )
-    return {"title": title, "context": context, "questions": [dict(item) for item in questions]}
+    return example_of(title, text, questions)
 
 
-def checked_questions(rows: Sequence[Sequence[object]]) -> list[dict]:
+def checked_questions(pairs: Sequence[Sequence[object]]) -> list[dict]:
     """
-    Questions and answers from the rows of a table; rows without anything are left out.
+    Questions from pairs of a question and its answer. Pairs of two empty texts are left out.
 
     Raises:
-        ValueError: A question without an answer or an answer without a question, one that is too long, or too many.
+        ValueError: A question has no answer, an answer has no question, a text is too long, or there are too many.
     """
     questions = []
-    for number, row in enumerate(rows, 1):
-        question, answer = (clean(cell) for cell in (*row, "", "")[:2])
+    for number, pair in enumerate(pairs, 1):
+        question, answer = (clean(text) for text in (*pair, "", "")[:2])
         if not question and not answer:
             continue
         if not has_words(question):
-            raise ValueError(f"Row {number} has an answer but no question: write one, or clear the row.")
+            raise ValueError(f"Answer {number} has no question: write one, or remove the answer.")
         if not has_words(answer):
-            raise ValueError(f"The question in row {number} has no answer: write the right one, or clear the row.")
+            raise ValueError(f"Question {number} has no answer: write the right one, or remove the question.")
         if len(question) > 4 * LONGEST_ANSWER or len(answer) > LONGEST_ANSWER:
             raise ValueError(
-                f"Row {number} is too long: keep the question below {4 * LONGEST_ANSWER} characters and the answer "
-                f"below {LONGEST_ANSWER}."
+                f"Question {number} or its answer is too long: keep the question below {4 * LONGEST_ANSWER} characters "
+                f"and the answer below {LONGEST_ANSWER}."
             )
         questions.append({"question": question, "answer": answer})
-    if len(questions) > MOST_QUESTIONS:
-        raise ValueError(f"There are {len(questions)} questions: keep {MOST_QUESTIONS} at most.")
+    if len(questions) > MAX_QUESTIONS:
+        raise ValueError(f"There are {len(questions)} questions: keep {MAX_QUESTIONS} at most.")
     return questions
 
 
 def check_file_size(file: Path) -> None:
     """
     Raises:
-        ValueError: An uploaded text file that is far too large.
+        ValueError: The uploaded file is too large.
     """
-    if file.stat().st_size > LARGEST_FILE:
+    if file.stat().st_size > MAX_FILE_SIZE:
         raise ValueError(
-            f"{file.name} has {file.stat().st_size / 1e6:,.0f} MB: keep it below {LARGEST_FILE / 1e6:.0f} MB."
+            f"{file.name} has {file.stat().st_size / 1e6:,.0f} MB: keep it below {MAX_FILE_SIZE / 1e6:.0f} MB."
         )
 
 
 def questions_from_file(file: Path) -> list[dict]:
     """
-    The questions of an uploaded file: rows with `question` and `answer`, or passages with `questions`.
+    The questions of an uploaded file. Its entries have `question` and `answer`, or are passages with `questions`.
 
     Raises:
-        ValueError: Not JSON or JSONL, or rows of another form.
+        ValueError: The file is not JSON or JSONL, or its entries have another form.
     """
     pairs = []
     check_file_size(file)
     try:
-        for where, row in read_rows(file):
-            items = row.get("questions", [row]) if isinstance(row, Mapping) else None
+        for where, entry in read_rows(file):
+            items = entry.get("questions", [entry]) if isinstance(entry, Mapping) else None
             if not isinstance(items, list) or not all(map(_is_pair, items)):
                 raise ValueError(f'{where}: no question; write {{"question": "...", "answer": "..."}}.')
             pairs += [(item.get("question"), item.get("answer")) for item in items]
     except RecursionError as error:
         raise ValueError(
-            f'{file.name} is nested too deeply: write rows of {{"question": "...", "answer": "..."}}.'
+            f'{file.name} is nested too deeply: write a list of {{"question": "...", "answer": "..."}}.'
         ) from error
     except ValueError as error:
-        raise ValueError(str(error).replace(str(file), file.name)) from error  # its folder says nothing to a visitor
+        # The folder of an upload means nothing to the visitor.
+        raise ValueError(str(error).replace(f"{file.parent}/", "")) from error
     if not (questions := checked_questions(pairs)):
-        raise ValueError(f'{file.name} has no questions: write rows of {{"question": "...", "answer": "..."}}.')
+        raise ValueError(f'{file.name} has no questions: write a list of {{"question": "...", "answer": "..."}}.')
     return questions
 
 
 def _is_pair(item: object) -> bool:
-    """Whether question and answer, where they are there, are no lists or objects."""
+    """Whether question and answer, if present, are neither lists nor objects."""
     return isinstance(item, Mapping) and not any(
         isinstance(item.get(key), list | Mapping) for key in ("question", "answer")
     )
@@ -152,8 +204,10 @@ def _is_pair(item: object) -> bool:
 
 def checked_question(lm: SelfAdaptingLM, question: object) -> str:
     """
+    The question as one line.
+
     Raises:
-        ValueError: A question without words, or one that is too long.
+        ValueError: The question has no words, or is too long.
     """
     question = " ".join(clean(question).split())
     if not has_words(question):
@@ -170,7 +224,7 @@ def checked_self_edits(
     The chosen drafts as self-edits.
 
     Raises:
-        ValueError: None is chosen, or one has no text or far too much.
+        ValueError: None is chosen, or one is empty or far too long.
     """
     if not chosen:
         raise ValueError("No self-edit is chosen: tick “Use it” on at least one.")
@@ -183,7 +237,7 @@ def checked_self_edits(
             raise ValueError(f"Self-edit {number + 1} has {len(text):,} characters: shorten it to a few pages.")
         self_edit = lm.domain.parse(text, example) if has_words(text) else None
         if self_edit is None:
-            raise ValueError(f"Self-edit {number + 1} is empty: write something into it, or drop it.")
+            raise ValueError(f"Self-edit {number + 1} is empty: write a text, or do not use it.")
         self_edits.append(self_edit)
     return self_edits
 
@@ -193,7 +247,7 @@ def checked_repo_name(name: object) -> str:
     The name of a repository in the visitor's own account.
 
     Raises:
-        ValueError: Not a valid one.
+        ValueError: The name is not valid.
     """
     name = clean(name)
     try:

@@ -1,8 +1,8 @@
 """
-Work in the background, one piece at a time on the device, each with a log on disk that a page can follow.
+Jobs: work on the device in the background, one at a time, each with a log on disk that a page can follow.
 
-A job outlives the page that started it: its events go to a file, and whoever knows the job's owner can read them from the
-start. It is stopped by a file too, so that both also work where the device is another process (ZeroGPU).
+A job outlives the page that started it. Its events go to a file, which its owner's pages can read from the start. A file
+also stops it. Both work as well where the device belongs to another process (ZeroGPU).
 """
 
 import contextvars
@@ -29,11 +29,11 @@ _STOP_NAME = "stop"
 
 
 class JobRefused(ValueError):
-    """A job that cannot be taken on now; the message says why and what to do."""
+    """A job cannot be accepted now. The message says why and what to do."""
 
 
 class StopFile:
-    """A `threading.Event` that is a file: `set` and `is_set`, also from another process."""
+    """Like a `threading.Event`, but a file, so that another process can set and read it."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -52,17 +52,17 @@ class Job:
 
     Parameters:
         id (`str`):
-            Its name, which cannot be guessed.
+            Its id, which cannot be guessed.
         owner (`str`):
-            The session that it belongs to; no other may see it.
+            The session that it belongs to. No other session sees it.
         kind (`str`):
             What it does, such as `"propose"`.
         key (`str`):
-            What it works on. The same click twice has the same key.
+            What it works on. A second click on the same button has the same key.
         folder (`Path`):
             Where its events and files are.
         seconds (`float`):
-            How long it is expected to take.
+            How long it will probably take.
     """
 
     id: str
@@ -78,7 +78,7 @@ class Job:
         return StopFile(self.folder / _STOP_NAME)
 
     def emit(self, event: str, **values: object) -> None:
-        """Append an event to the log; the values must be JSON."""
+        """Append an event to the log. The values must fit into JSON."""
         line = json.dumps({"event": event, "time": time.time(), **values}, ensure_ascii=False)
         with (self.folder / EVENTS_NAME).open("a", encoding="utf-8") as file:
             file.write(line + "\n")
@@ -88,11 +88,15 @@ class JobLog:
     """
     Reads a job's events from the start, as they come.
 
+    Parameters:
+        job ([`Job`]):
+            The job.
+
     Attributes:
         state (`str`):
-            `"queued"`, `"running"`, `"done"`, `"stopped"` or `"failed"`, by the events read so far.
+            `"queued"`, `"running"`, `"done"`, `"stopped"` or `"failed"`, according to the events read so far.
         error (`str`, *optional*):
-            Why it failed, in a sentence.
+            Why the job failed, in a sentence.
     """
 
     def __init__(self, job: Job):
@@ -110,12 +114,12 @@ class JobLog:
             with path.open("rb") as file:
                 file.seek(self._offset)
                 written = file.read()
-        except FileNotFoundError:  # its session has just been dropped
+        except FileNotFoundError:  # its session has just been deleted
             self.state = STOPPED
             return []
-        whole, _, _ = written.rpartition(b"\n")
-        self._offset += len(whole) + bool(whole)
-        events = [json.loads(line) for line in whole.splitlines()]
+        complete, _, _ = written.rpartition(b"\n")
+        self._offset += len(complete) + bool(complete)
+        events = [json.loads(line) for line in complete.splitlines()]
         for event in events:
             if event["event"] == "state":
                 self.state, self.error = event["state"], event.get("error")
@@ -123,7 +127,7 @@ class JobLog:
 
 
 class Pausable(Protocol):
-    """Long work beside the jobs that gives them the device while they need it."""
+    """Long work that leaves the device to the jobs while they run."""
 
     def pause(self) -> None: ...
     def resume(self) -> None: ...
@@ -147,9 +151,9 @@ class Jobs:
         explain (`Callable[[BaseException], str]`):
             Turns an error into a sentence for the page.
         num_workers (`int`, *optional*, defaults to `1`):
-            Jobs at a time; more than one only where each has a device of its own.
+            Number of jobs at a time; more than one only where each has a device of its own.
         max_waiting (`int`, *optional*, defaults to `32`):
-            Jobs that may wait.
+            Number of jobs that may wait.
     """
 
     def __init__(self, explain: Callable[[BaseException], str], *, num_workers: int = 1, max_waiting: int = 32):
@@ -166,21 +170,21 @@ class Jobs:
         self, owner: str, kind: str, key: str, folder: Path, work: Callable[[Job], None], *, seconds: float
     ) -> Job:
         """
-        Take on a job.
+        Add a job to the queue.
 
-        Parameters:
+        Args:
             owner, kind, key, seconds:
                 As in [`Job`].
             folder (`Path`):
-                Where a folder for it is made.
+                Where to make the job's folder.
             work (`Callable[[Job], None]`):
-                Does it. It looks at `job.stop`, and an exception becomes the job's error.
+                Does the work. It should end soon after `job.stop` is set; an exception becomes the job's error.
 
         Returns:
-            [`Job`]: the new one, or the one under way where the same was asked for twice.
+            [`Job`]: The new job, or the owner's job with this kind and key that has not ended.
 
         Raises:
-            JobRefused: The owner has another job of this kind under way, or too many are waiting.
+            JobRefused: The owner has a job of this kind with another key that has not ended, or too many are waiting.
         """
         with self._changed:
             for entry in self._entries.values():
@@ -203,7 +207,7 @@ class Jobs:
         return job
 
     def find(self, job_id: str, owner: str) -> Job | None:
-        """A job by its id, if it is this owner's."""
+        """The job with an id, if it belongs to this owner."""
         entry = self._entries.get(job_id)
         return entry.job if entry is not None and entry.job.owner == owner else None
 
@@ -217,7 +221,13 @@ class Jobs:
             ]
 
     def queue_place(self, job: Job) -> tuple[int, float]:
-        """How many are before it (0 where it runs or has ended), and how many seconds they will probably take."""
+        """
+        How long a job has to wait.
+
+        Returns:
+            `tuple[int, float]`: The number of jobs before it, which is 0 if it runs or has ended, and how many seconds they
+            will probably take.
+        """
         with self._changed:
             waiting = [entry.job.id for entry in self._waiting]
             if job.id not in waiting:
@@ -228,12 +238,12 @@ class Jobs:
             return len(before) + len(self._running), left + sum(entry.job.seconds for entry in before)
 
     def wait(self, job: Job, timeout: float | None = None) -> bool:
-        """Wait for its end; whether it came."""
+        """Wait until a job has ended, for at most `timeout` seconds. Returns whether it has."""
         entry = self._entries.get(job.id)
         return entry is None or entry.ended.wait(timeout)
 
     def stop(self, job: Job) -> None:
-        """Ask a job to end; one that waits ends at once. A second time, or after the end, nothing happens."""
+        """Ask a job to end. A waiting job ends at once. A second call, or one after the end, does nothing."""
         with self._changed:
             entry = self._entries.get(job.id)
             if entry is None or entry.state in ENDED:
@@ -256,7 +266,7 @@ class Jobs:
 
     @contextmanager
     def background(self, work: Pausable) -> Iterator[None]:
-        """Long work that is paused, inside the block, whenever a job has the device."""
+        """Inside the block, `work` is paused whenever a job runs."""
         with self._changed:
             if self._background is not None:
                 raise JobRefused("Another training run is under way: try again when it has ended.")
@@ -284,7 +294,7 @@ class Jobs:
                 entry.job.emit("state", state=RUNNING)
                 entry.context.run(entry.work, entry.job)
                 state = STOPPED if entry.job.stop.is_set() else DONE
-            # A job's error is its owner's to read, and never the end of the queue; a panic in Rust is no `Exception`.
+            # Any error belongs to the job and must not end the queue. A panic in Rust is not an `Exception`.
             except BaseException as failure:
                 state, error = FAILED, self._explain(failure)
             with self._changed:
@@ -297,7 +307,7 @@ class Jobs:
         entry.state = state
         try:
             entry.job.emit("state", state=state, **({"error": error} if error else {}))
-        except OSError:  # no room or no folder: a log without an end would be followed for ever
+        except OSError:  # disk full, or no folder; pages would follow a log without an end for ever
             logger.warning("The end of a job could not be written", exc_info=True)
             shutil.rmtree(entry.job.folder, ignore_errors=True)
         entry.ended.set()

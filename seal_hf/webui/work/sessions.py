@@ -1,5 +1,6 @@
 """
-What a visitor has: the passage, the self-edits, the adapters. Nobody else sees it, and it goes when it is no longer used.
+What a visitor has: the passage, the self-edits, the adapters. Nobody else sees them, and they are deleted when the visitor
+has not used the page for a while.
 """
 
 import re
@@ -15,12 +16,12 @@ from .jobs import JobRefused
 
 
 _ID = re.compile(r"[\w-]{32}", re.ASCII)
-MOST_ADAPTERS = 24  # of one session; one of the embedded model with rank 32 has 39 MB
+MAX_ADAPTERS = 24  # per session; one of the embedded model with rank 32 takes 39 MB
 
 
 @dataclass
 class Draft:
-    """One self-edit as it stands on the page: written by the model, perhaps edited by hand, used unless dropped."""
+    """One self-edit on the page: its text, which the visitor may have edited, and whether to use it."""
 
     text: str
     use: bool = True
@@ -33,34 +34,34 @@ class KeptAdapter:
 
     Parameters:
         id (`str`):
-            Its name in the session.
+            Its id in the session.
         name (`str`):
             Its name on the page.
         folder (`Path`):
             Its files, a PEFT folder.
-        title (`str`):
-            Topic of the passage, which its questions name.
-        context (`str`):
-            The passage; empty for one that was loaded.
+        title (`str`, *optional*, defaults to `""`):
+            Title of the passage, which the questions name.
+        passage (`str`, *optional*, defaults to `""`):
+            The passage; empty for an adapter that was loaded.
         reward (`float`, *optional*):
-            Share of the questions that it answered right.
+            The share of the questions that it answered right.
         base_reward (`float`, *optional*):
-            The same of the base model.
+            The share that the base model answered right.
         num_questions (`int`, *optional*, defaults to `0`):
-            How many questions that was.
+            The number of these questions.
         own_questions (`bool`, *optional*, defaults to `False`):
-            Whether the model had written them itself.
+            Whether the model wrote them.
         seconds (`float`, *optional*):
             How long its training took.
-        created (`float`):
-            When, as `time.time()`.
+        created (`float`, *optional*):
+            When it was made, as `time.time()`. Defaults to now.
     """
 
     id: str
     name: str
     folder: Path
     title: str = ""
-    context: str = ""
+    passage: str = ""
     reward: float | None = None
     base_reward: float | None = None
     num_questions: int = 0
@@ -70,34 +71,38 @@ class KeptAdapter:
 
     @property
     def num_bytes(self) -> int:
-        """Size of its files."""
+        """Size of its files, in bytes."""
         return sum(file.stat().st_size for file in self.folder.iterdir())
 
 
 @dataclass
 class Session:
     """
+    One visitor's work.
+
     Parameters:
         id (`str`):
             A secret that the visitor's browser keeps.
         folder (`Path`):
-            Its adapters and jobs.
+            Where the files of its adapters and jobs are.
         passage (`dict`, *optional*):
-            The passage that the page shows, with the person's questions.
+            The passage that the page shows, with the visitor's questions.
         example (`dict`, *optional*):
-            The passage that the self-edits are about, with the person's questions.
-        drafts (`list[Draft]`):
+            The passage that the self-edits are about, with the visitor's questions.
+        drafts (`list[Draft]`, *optional*):
             The self-edits.
-        settings (`dict`):
-            With which they were written.
-        adapters (`dict[str, KeptAdapter]`):
-            Oldest first.
+        settings (`dict`, *optional*):
+            The settings with which they were written.
+        adapters (`dict[str, KeptAdapter]`, *optional*):
+            The adapters by their ids, oldest first.
         chosen (`str`, *optional*):
-            The adapter that is asked.
-        asked (`list[tuple[str, str, str]]`):
+            Id of the adapter that is asked.
+        asked (`list[tuple[str, str, str]]`, *optional*):
             Questions with the answers of the base and of the adapted model, oldest first.
-        shown (`dict[str, str]`):
-            For every kind of job the last one, which a reloaded page shows again.
+        shown (`dict[str, str]`, *optional*):
+            For each kind of job, the id of the last one. A page that is loaded again shows it.
+        used (`float`, *optional*):
+            When it was last used, as `time.monotonic()`. Defaults to now.
     """
 
     id: str
@@ -114,17 +119,17 @@ class Session:
 
     @property
     def holds_work(self) -> bool:
-        """Whether anything would be lost with it."""
+        """Whether there is anything to lose."""
         return bool(self.adapters or self.drafts)
 
     def require_room(self, num_adapters: int) -> None:
         """
         Raises:
-            JobRefused: With so many more there would be too many adapters.
+            JobRefused: There would be too many adapters.
         """
-        if len(self.adapters) + num_adapters > MOST_ADAPTERS:
+        if len(self.adapters) + num_adapters > MAX_ADAPTERS:
             raise JobRefused(
-                f"{len(self.adapters)} adapters are kept, and {MOST_ADAPTERS} is the limit: delete some under Adapters."
+                f"There are {len(self.adapters)} adapters, and {MAX_ADAPTERS} is the limit: delete some under Adapters."
             )
 
     def adapter(self, adapter_id: str | None = None) -> KeptAdapter:
@@ -140,18 +145,18 @@ class Session:
         return kept
 
     def new_folder(self) -> tuple[str, Path]:
-        """An id and a folder for an adapter to come."""
+        """An id and a folder for a new adapter. The folder does not exist yet."""
         adapter_id = secrets.token_hex(4)
         return adapter_id, self.folder / "adapters" / adapter_id
 
     def keep(self, adapter: KeptAdapter, choose: bool) -> None:
-        """Add an adapter to the list."""
+        """Add an adapter to the list, and choose it if asked to or if none is chosen."""
         self.adapters[adapter.id] = adapter
         if choose or self.chosen is None:
             self.chosen = adapter.id
 
     def delete(self, adapter_id: str) -> KeptAdapter:
-        """Remove an adapter and its files; the newest other one becomes the chosen one."""
+        """Remove an adapter and its files. If it was chosen, the newest other one becomes the chosen one."""
         kept = self.adapter(adapter_id)
         del self.adapters[adapter_id]
         for files in (kept.folder, self.folder / "zips" / kept.id):
@@ -169,13 +174,13 @@ class Sessions:
         folder (`Path`):
             Where their folders are made.
         keep_seconds (`float`, *optional*, defaults to `3600`):
-            How long one that nobody uses is kept.
-        most (`int`, *optional*, defaults to `64`):
-            How many there are at most; the one that was not used for the longest time gives way.
+            How long an unused session is kept.
+        max_sessions (`int`, *optional*, defaults to `64`):
+            The largest number of sessions. For one more, the session that was unused for the longest time is deleted.
         is_busy (`Callable[[str], bool]`, *optional*):
-            Whether a session has work under way, so that it is in use.
+            Tells whether the session with an id has work under way. Such a session is in use.
         on_forget (`Callable[[str], None]`, *optional*):
-            Called with the id of one that goes.
+            Called with the id of a session that is deleted.
     """
 
     def __init__(
@@ -183,24 +188,26 @@ class Sessions:
         folder: Path,
         *,
         keep_seconds: float = 3600,
-        most: int = 64,
+        max_sessions: int = 64,
         is_busy: Callable[[str], bool] = lambda session_id: False,
         on_forget: Callable[[str], None] = lambda session_id: None,
     ):
-        self._folder, self._keep_seconds, self._most = folder, keep_seconds, most
+        self._folder, self._keep_seconds, self._max_sessions = folder, keep_seconds, max_sessions
         self._is_busy, self._on_forget = is_busy, on_forget
         self._sessions: dict[str, Session] = {}
         self._lock = threading.Lock()
 
     def open(self, session_id: str | None = None) -> Session:
-        """The session with this id, empty where it has been forgotten; a new one where the id is none that was given out."""
+        """
+        The session with an id. It is empty if it was deleted, and new if `session_id` has not the form of an id.
+        """
         if not isinstance(session_id, str) or not _ID.fullmatch(session_id):
             session_id = secrets.token_urlsafe(24)
         self.sweep(0 if session_id in self._sessions else 1, session_id)
         with self._lock:
             session = self._sessions.get(session_id)
             if session is None:
-                # The folder's name is another secret, since paths of files are told to the browser.
+                # The folder's name is another secret, since the browser gets the paths of files.
                 session = Session(session_id, self._folder / secrets.token_hex(8))
                 session.folder.mkdir(parents=True)
                 self._sessions[session_id] = session
@@ -208,15 +215,23 @@ class Sessions:
             return session
 
     def sweep(self, num_new: int = 0, opened: str | None = None) -> None:
-        """Forget the sessions that nobody has used for too long, and the oldest where so many more would be too many."""
+        """
+        Delete the sessions that were unused for too long, and the longest unused ones if there are too many.
+
+        Args:
+            num_new (`int`, *optional*, defaults to `0`):
+                Number of sessions to make room for.
+            opened (`str`, *optional*):
+                Id of a session that is in use.
+        """
         now = time.monotonic()
         with self._lock:
             for session in self._sessions.values():
                 if session.id == opened or self._is_busy(session.id):
                     session.used = now
-            # Those that hold nothing go first.
+            # Sessions without any work go first.
             idle = sorted(self._sessions.values(), key=lambda session: (session.holds_work, session.used))
-            surplus = len(idle) - self._most + num_new
+            surplus = len(idle) - self._max_sessions + num_new
             gone = [
                 session
                 for place, session in enumerate(idle)

@@ -1,7 +1,8 @@
-"""How self-edits are written and learned: what the page's advanced settings hold."""
+"""What the page's settings hold: how self-edits are written and learned, and what a training run does."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
+import yaml
 from peft import LoraConfig
 
 from ...domains import PROMPT_STYLES, KnowledgeDomain
@@ -9,24 +10,35 @@ from ...inner_loop.update import InnerLoopConfig
 from ...self_adapting_lm import SelfAdaptingLM
 
 
-MOST_SELF_EDITS = 8
+MAX_SELF_EDITS = 8
 
 
 def check_range(label: str, value: object, least: float, most: float) -> None:
     """
-    Parameters:
+    Args:
         label (`str`):
-            What the page calls it.
+            The setting's label on the page.
         value:
-            A whole number where `least` is one.
+            The setting, a whole number where `least` is one.
+        least, most (`float`):
+            The smallest and the largest allowed value.
 
     Raises:
-        ValueError: It is no number, or out of its range.
+        ValueError: `value` is not a number, or out of its range.
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
         raise ValueError(f"{label}: {value} is out of range; choose from {least} to {most}.")
     if isinstance(least, int) and not isinstance(value, int):
         raise ValueError(f"{label}: {value} is not a whole number; choose from {least} to {most}.")
+
+
+def check_prompt_style(name: str) -> None:
+    """
+    Raises:
+        ValueError: There is no such prompt style.
+    """
+    if name not in PROMPT_STYLES:
+        raise ValueError(f"There is no prompt style {name!r}: choose {', '.join(PROMPT_STYLES)}.")
 
 
 def as_number(value: object) -> object:
@@ -37,11 +49,11 @@ def as_number(value: object) -> object:
 @dataclass(frozen=True)
 class Settings:
     """
-    The defaults are the paper's (knowledge incorporation, appendix B).
+    How self-edits are written and learned. The defaults are the paper's (knowledge incorporation, appendix B).
 
     Parameters:
         num_generations (`int`, *optional*, defaults to `4`):
-            Self-edits, 1 to 8.
+            Number of self-edits, 1 to 8.
         prompt_style (`str`, *optional*, defaults to `"implications"`):
             One of the styles of [`KnowledgeDomain`].
         temperature, top_p, max_completion_length, seed:
@@ -49,10 +61,10 @@ class Settings:
         learning_rate, num_train_epochs, batch_size:
             As in [`InnerLoopConfig`].
         lora_r, lora_alpha, target_modules:
-            As in `LoraConfig`; `target_modules` are names separated by commas, or PEFT's default where empty.
+            As in `LoraConfig`. `target_modules` are names separated by commas; empty for PEFT's default.
 
     Raises:
-        ValueError: A value out of its range.
+        ValueError: A value is out of its range.
     """
 
     num_generations: int = 4
@@ -69,10 +81,9 @@ class Settings:
     target_modules: str = ""
 
     def __post_init__(self):
-        if self.prompt_style not in PROMPT_STYLES:
-            raise ValueError(f"There is no prompt style {self.prompt_style!r}: choose {', '.join(PROMPT_STYLES)}.")
-        for name, (least, most) in RANGES.items():
-            check_range(LABELS[name], getattr(self, name), least, most)
+        check_prompt_style(self.prompt_style)
+        for name, (label, least, most) in RANGES.items():
+            check_range(label, getattr(self, name), least, most)
 
     @classmethod
     def of(cls, **values: object) -> "Settings":
@@ -98,34 +109,23 @@ class Settings:
         )
 
     def sampling(self) -> dict[str, object]:
-        """What [`SelfAdaptingLM.write_batch`] needs."""
+        """The sampling arguments of [`SelfAdaptingLM.write_batch`]."""
         names = ("temperature", "top_p", "max_completion_length", "seed")
         return {name: value for name, value in asdict(self).items() if name in names}
 
 
-LABELS = {
-    "num_generations": "Self-edits",
-    "temperature": "Temperature",
-    "top_p": "Top p",
-    "max_completion_length": "Longest self-edit (tokens)",
-    "seed": "Seed",
-    "learning_rate": "Learning rate",
-    "num_train_epochs": "Epochs",
-    "batch_size": "Batch size",
-    "lora_r": "LoRA rank",
-    "lora_alpha": "LoRA alpha",
-}
+# Label on the page, smallest and largest value.
 RANGES = {
-    "num_generations": (1, MOST_SELF_EDITS),
-    "temperature": (0.05, 2.0),
-    "top_p": (0.05, 1.0),
-    "max_completion_length": (16, 1024),
-    "seed": (0, 2**31 - 1),
-    "learning_rate": (1e-6, 1e-1),
-    "num_train_epochs": (1, 50),
-    "batch_size": (1, 16),
-    "lora_r": (1, 128),
-    "lora_alpha": (1, 256),
+    "num_generations": ("Self-edits", 1, MAX_SELF_EDITS),
+    "temperature": ("Temperature", 0.05, 2.0),
+    "top_p": ("Top p", 0.05, 1.0),
+    "max_completion_length": ("Longest self-edit (tokens)", 16, 1024),
+    "seed": ("Seed", 0, 2**31 - 1),
+    "learning_rate": ("Learning rate", 1e-6, 1e-1),
+    "num_train_epochs": ("Epochs", 1, 50),
+    "batch_size": ("Batch size", 1, 16),
+    "lora_r": ("LoRA rank", 1, 128),
+    "lora_alpha": ("LoRA alpha", 1, 256),
 }
 
 PAPER = Settings()
@@ -144,3 +144,98 @@ _SMALL = 1_000_000_000  # parameters
 def preset_for(lm: SelfAdaptingLM) -> str:
     """The name of the preset that fits a model's size."""
     return "Small model" if lm.model.num_parameters() < _SMALL else "Paper"
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """
+    What a training run does. The defaults take some minutes with the small model on two CPU cores.
+
+    Parameters:
+        num_train_passages, num_eval_passages (`int`):
+            Number of passages to learn from, and number of other passages to evaluate the policy on; 0 for no evaluation.
+        num_rounds, num_generations, prompt_style, temperature, max_completion_length, inner_num_train_epochs,
+        inner_learning_rate, num_train_epochs, seed:
+            As the options of `trainers/knowledge.py`.
+
+    Raises:
+        ValueError: A value is out of its range.
+    """
+
+    num_train_passages: int = 2
+    num_eval_passages: int = 2
+    num_rounds: int = 1
+    num_generations: int = 3
+    prompt_style: str = "rewrite"
+    temperature: float = 0.6
+    max_completion_length: int = 256
+    inner_num_train_epochs: int = 20
+    inner_learning_rate: float = 1e-3
+    num_train_epochs: int = 4
+    seed: int = 42
+
+    def __post_init__(self):
+        check_prompt_style(self.prompt_style)
+        for name, (label, least, most) in TRAINING_RANGES.items():
+            check_range(label, getattr(self, name), least, most)
+
+    @classmethod
+    def of_config(cls, config: dict[str, object]) -> "TrainingSettings":
+        """From the content of a run's YAML file."""
+        # The file of a run without evaluation does not name `num_eval_passages`.
+        return cls(**{one.name: config.get(one.name, 0) for one in fields(cls)})
+
+    def config(
+        self, model_name_or_path: str, output_dir: str, dataset: str = "demo", *, load_in_4bit: bool = False
+    ) -> str:
+        """
+        The YAML file of a run of `trainers/knowledge.py`.
+
+        Args:
+            model_name_or_path (`str`):
+                The base model.
+            output_dir (`str`):
+                Where the run writes its files.
+            dataset (`str`, *optional*, defaults to `"demo"`):
+                A file of passages, or `"demo"`.
+            load_in_4bit (`bool`, *optional*, defaults to `False`):
+                Whether to quantize the base model.
+        """
+        values = asdict(self)
+        evaluates = bool(values["num_eval_passages"])
+        if not evaluates:
+            del values["num_eval_passages"]
+        is_demo = dataset == "demo"
+        config = {
+            "model_name_or_path": model_name_or_path,
+            **({"load_in_4bit": True} if load_in_4bit else {}),
+            "output_dir": output_dir,
+            "dataset_name": dataset,
+            **({"dataset_train_split": "train"} if is_demo else {}),
+            **({"eval_dataset_name": "demo"} if evaluates and not is_demo else {}),
+            **({"dataset_test_split": "test"} if evaluates else {}),
+            **values,
+            "inner_target_modules": ["all-linear"],
+            "num_repeats": 1,
+            # One passage after another, so that rewards appear early.
+            "adapters_per_bank": self.num_generations,
+            "sft_batch_size": 4,
+            "gradient_checkpointing": False,
+            "report_to": "none",
+            "disable_tqdm": True,
+        }
+        return yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+
+
+TRAINING_RANGES = {
+    "num_train_passages": ("Passages to learn from", 1, 200),
+    "num_eval_passages": ("Passages to evaluate on", 0, 200),
+    "num_rounds": ("Rounds", 1, 10),
+    "num_generations": ("Self-edits per passage", 2, MAX_SELF_EDITS),
+    "temperature": ("Temperature", 0.05, 2.0),
+    "max_completion_length": ("Longest self-edit (tokens)", 16, 1024),
+    "inner_num_train_epochs": ("Epochs of the inner loop", 1, 50),
+    "inner_learning_rate": ("Learning rate of the inner loop", 1e-6, 1e-1),
+    "num_train_epochs": ("Epochs of the outer SFT", 1, 20),
+    "seed": ("Seed", 0, 2**31 - 1),
+}

@@ -1,18 +1,34 @@
-"""What a run of the outer loop has on disk, as the page shows it."""
+"""What a training run has on disk, as the page shows it."""
 
-from collections.abc import Mapping
+import signal
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...domains import load_demo_passages, load_passages
 from ...domains.base import SELF_EDITS
 from ...records.journal import Journal, TrialResult
-from ...records.report import kept_flags
+from ...records.report import Evaluation, kept_flags
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One self-edit of a run: its round (from 1), passage, number (from 1), text, reward, and whether it was kept."""
+    """
+    One self-edit of a run.
+
+    Parameters:
+        round (`int`):
+            Its round, from 1.
+        passage (`str`):
+            Name of the passage that it is about.
+        number (`int`):
+            Its number among the self-edits of that passage, from 1.
+        text (`str`):
+            What the model wrote.
+        reward (`float`, *optional*):
+            Its reward, once it is known.
+        kept (`bool`, *optional*):
+            Whether it was selected, once the round has selected.
+    """
 
     round: int
     passage: str
@@ -22,16 +38,54 @@ class Candidate:
     kept: bool | None
 
 
-def titles(config: Mapping[str, object]) -> list[str]:
-    name = str(config["dataset_name"])
-    passages = load_demo_passages("train") if name == "demo" else load_passages(name)
-    return [row.get("title") or f"{row['context'][:40]} …" for row in passages]
+@dataclass(frozen=True)
+class TrainingSnapshot:
+    """
+    The progress of a run.
+
+    Parameters:
+        state (`str`):
+            `"running"`, `"done"`, `"stopped"` or `"failed"`.
+        is_paused (`bool`):
+            Whether it waits while a visitor's job uses the device.
+        phase (`str`):
+            What it is doing, in words.
+        folder (`Path`):
+            Where the run is.
+        candidates (`list[Candidate]`):
+            All self-edits so far.
+        evaluations (`list[Evaluation]`):
+            Evaluations of the policy on held-out passages.
+        error (`str`, *optional*):
+            Why it failed.
+        log (`str`):
+            The last lines of its output.
+    """
+
+    state: str
+    is_paused: bool
+    phase: str
+    folder: Path
+    candidates: list[Candidate]
+    evaluations: list[Evaluation]
+    error: str | None
+    log: str
 
 
-def candidates(journal: Journal, config: Mapping[str, object], titles: list[str]) -> list[Candidate]:
-    """All self-edits of a run's rounds, with what is known of each."""
+def candidates(journal: Journal, num_rounds: int, names: Sequence[str]) -> list[Candidate]:
+    """
+    All self-edits of a run so far.
+
+    Args:
+        journal ([`Journal`]):
+            The run's journal.
+        num_rounds (`int`):
+            Number of rounds of the run.
+        names (`Sequence[str]`):
+            The name of each passage.
+    """
     found = []
-    for round_index in range(int(config["num_rounds"])):
+    for round_index in range(num_rounds):
         proposals = journal.proposals(round_index)
         if proposals is None:
             break
@@ -46,7 +100,7 @@ def candidates(journal: Journal, config: Mapping[str, object], titles: list[str]
         found += [
             Candidate(
                 round_index + 1,
-                titles[proposal.example],
+                names[proposal.example],
                 proposal.edit + 1,
                 proposal.completion,
                 rewards.get((proposal.example, proposal.edit)),
@@ -58,14 +112,24 @@ def candidates(journal: Journal, config: Mapping[str, object], titles: list[str]
 
 
 def _results(journal: Journal, round_index: int) -> list[TrialResult]:
-    """What the finished banks of a round have found of its self-edits."""
+    """The results of the self-edits in the finished banks of a round."""
     return [
         one for results in journal.banks(round_index).values() for one in results or () if one.condition == SELF_EDITS
     ]
 
 
 def phase(config: Mapping[str, object], output_dir: Path, num_evaluations: int) -> str:
-    """What a run is at, by what it has on disk."""
+    """
+    What a run is doing, by the files that it has written.
+
+    Args:
+        config (`Mapping[str, object]`):
+            Content of the run's YAML file.
+        output_dir (`Path`):
+            The run's output folder.
+        num_evaluations (`int`):
+            Number of finished evaluations.
+    """
     num_rounds, evaluates = int(config["num_rounds"]), "num_eval_passages" in config
     training, evaluation = Journal(output_dir), Journal(output_dir / "evaluation")
     for round_index in range(num_rounds + 1):
@@ -87,3 +151,20 @@ def _progress(journal: Journal, round_index: int) -> str:
         return "writing self-edits"
     count = sum(proposal.condition == SELF_EDITS for proposal in proposals)
     return f"{len(_results(journal, round_index))} of {count} self-edits trained and scored"
+
+
+def failure(code: int, log: str) -> str:
+    """Why a run failed, by its exit code and its output."""
+    lines = [line for line in log.splitlines() if line.strip()]
+    if said := next((line for line in reversed(lines) if line.startswith("error: ")), None):
+        return said.removeprefix("error: ")
+    if code == -signal.SIGKILL:
+        return (
+            "The run was killed (SIGKILL), most likely because memory ran out: close other programs, or start one with "
+            "fewer self-edits per passage."
+        )
+    if code < 0:
+        return (
+            f"The run was ended by {signal.strsignal(-code) or f'signal {-code}'}: look at the last lines of the log."
+        )
+    return lines[-1] if lines else "The run ended without any output."

@@ -1,10 +1,8 @@
-"""The outer loop beside the page: what runs, what is shown of it, and how it is stopped, paused and gone on with."""
+"""Runs of the outer loop: what the page learns about them, and how they are stopped, paused and resumed."""
 
 import errno
 import json
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -14,16 +12,12 @@ import yaml
 from helpers.folders import TRAINERS
 from helpers.tiny_models import save_tiny_model
 
-
-pytest.importorskip("gradio")
-
-from seal_hf.records.journal import Journal, Proposal, TrialResult  # noqa: E402
-from seal_hf.webui.tabs import train_tab  # noqa: E402
-from seal_hf.webui.work import training_process  # noqa: E402
-from seal_hf.webui.work.jobs import DONE, FAILED, RUNNING, STOPPED, JobRefused, Jobs  # noqa: E402
-from seal_hf.webui.work.training import CONFIG_NAME, TrainingRuns  # noqa: E402
-from seal_hf.webui.work.training_records import Candidate  # noqa: E402
-from seal_hf.webui.work.training_settings import TrainingSettings  # noqa: E402
+from seal_hf.records.journal import Journal, Proposal, TrialResult
+from seal_hf.webui.tabs import train_tab
+from seal_hf.webui.work import training_runs
+from seal_hf.webui.work.jobs import DONE, FAILED, RUNNING, STOPPED, JobRefused
+from seal_hf.webui.work.settings import TrainingSettings
+from seal_hf.webui.work.training_runs import CONFIG_NAME, TrainingRuns
 
 
 SCRIPT = TRAINERS / "knowledge.py"
@@ -39,11 +33,6 @@ PASSAGES = [
     {"title": name, "context": f"{name} keeps bees.", "questions": [{"question": "Who?", "answer": name}]}
     for name in ("Ann", "Bob", "Cleo")
 ]
-
-
-@pytest.fixture
-def jobs():
-    return Jobs(str)
 
 
 @pytest.fixture(scope="module")
@@ -109,24 +98,11 @@ def test_a_run_is_shown_from_start_to_end(jobs, model, passages, tmp_path):
     assert wait_for(runs, "ann", DONE, FAILED).candidates == snapshot.candidates
 
 
-@pytest.mark.slow
-def test_the_command_that_is_shown_is_accepted_by_the_script(jobs, model, tmp_path):
-    runs = TrainingRuns(jobs, tmp_path / "runs", SCRIPT, str(model))
-    file = tmp_path / "config.yaml"
-    file.write_text(runs.yaml(QUICK))
-    command = train_tab._COMMAND.replace("accelerate launch ", "").replace("config.yaml", str(file)).split()
-    result = subprocess.run(
-        [sys.executable, *command, "--dry_run"], cwd=SCRIPT.parent.parent, capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr
-    assert "examples: 2, evaluated on: 1" in result.stdout
-
-
 def test_stop_ends_it_and_resume_goes_on(jobs, tmp_path):
     runs = TrainingRuns(
         jobs, tmp_path / "runs", stub(tmp_path, "import time\nprint('on', flush=True)\ntime.sleep(60)"), "m"
     )
-    with pytest.raises(JobRefused, match="There is no run to go on with"):
+    with pytest.raises(JobRefused, match="There is no run to resume"):
         runs.resume("ann")
     runs.start("ann", QUICK)
     assert runs.snapshot("ann").state == RUNNING and runs.is_running("ann")
@@ -220,7 +196,7 @@ def test_a_job_that_ends_while_a_run_begins_leaves_it_going(jobs, tmp_path, monk
     job = jobs.submit("bob", "ask", "", tmp_path / "jobs", lambda job: going.wait(30), seconds=1)
     while jobs.queue_place(job) != (0, 0.0):
         time.sleep(0.01)
-    kill = training_process.os.killpg
+    kill = training_runs.os.killpg
 
     def slow_kill(group, number):
         if number == signal.SIGSTOP:  # the job ends just before the new process is paused
@@ -228,7 +204,7 @@ def test_a_job_that_ends_while_a_run_begins_leaves_it_going(jobs, tmp_path, monk
             time.sleep(0.3)
         kill(group, number)
 
-    monkeypatch.setattr(training_process.os, "killpg", slow_kill)
+    monkeypatch.setattr(training_runs.os, "killpg", slow_kill)
     starting = threading.Thread(target=runs.start, args=("ann", QUICK))
     starting.start()
     assert stopping.wait(10)
@@ -321,20 +297,6 @@ def test_without_the_script_the_command_remains(jobs, tmp_path):
     assert "num_eval_passages" not in config and "eval_dataset_name" not in config
 
 
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"num_rounds": 0}, "Rounds: 0 is out of range; choose from 1 to 10"),
-        ({"num_train_passages": 2.5}, "Passages to learn from: 2.5 is not a whole number"),
-        ({"temperature": None}, "Temperature: None is out of range"),
-        ({"prompt_style": "haiku"}, "no prompt style 'haiku'"),
-    ],
-)
-def test_settings_are_checked(values, message):
-    with pytest.raises(ValueError, match=message):
-        TrainingSettings(**values)
-
-
 @pytest.mark.parametrize("num_eval_passages", [0, 3])
 def test_a_page_that_is_loaded_again_has_the_settings_of_its_run(jobs, tmp_path, num_eval_passages):
     runs = TrainingRuns(jobs, tmp_path / "runs", stub(tmp_path, ""), "m")
@@ -352,31 +314,3 @@ def test_the_end_of_the_app_ends_its_runs(jobs, tmp_path):
     runs.close()
     assert process.wait(20) == -signal.SIGTERM
     assert (runs.snapshot("ann").folder / CONFIG_NAME).is_file()
-
-
-def test_tables_tell_what_there_is():
-    candidates = [
-        Candidate(1, "Ann", 1, "a", 1.0, True),
-        Candidate(1, "Ann", 2, "b", 0.5, False),
-        Candidate(1, "Bob", 1, "c", 0.0, True),
-        Candidate(1, "Bob", 2, "d", 0.0, False),
-        Candidate(2, "Ann", 1, "e", 0.5, None),
-        Candidate(2, "Ann", 2, "f", None, None),
-    ]
-    assert train_tab.round_rows(candidates) == [
-        ["1", "4 of 4", "38 %", "50 %", "2"],
-        ["2", "1 of 2", "50 %", "50 %", "–"],
-    ]
-    points = train_tab.reward_points(candidates)
-    # The plot must know all kinds from its first data on.
-    for known in (points, train_tab.reward_points(candidates[-2:])):
-        assert set(known[known["reward"].isna()]["self-edit"]) == {"kept", "rejected", "not selected yet"}
-    points = points[points["reward"].notna()]
-    assert points["self-edit"].tolist() == ["kept", "rejected", "kept", "rejected", "not selected yet"]
-    assert points["number"].tolist() == [1, 2, 3, 4, 5]
-    assert train_tab.edit_rows(candidates)[:3] == [
-        ["Round 2, #1: Ann", "50 %", "e"],
-        ["Round 2, #2: Ann", "–", "f"],
-        ["Round 1, #1: Ann", "100 %, kept", "a"],
-    ]
-    assert train_tab.edit_rows(candidates)[3][1] == "50 %, rejected"

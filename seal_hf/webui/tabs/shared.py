@@ -1,22 +1,24 @@
-"""How a page follows a job, and what it says of it."""
+"""What the tabs share: how a page follows a job, and how it shows tables, times and texts."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import wraps
 
+import gradio as gr
+
 from ..work.jobs import DONE, FAILED, QUEUED, STOPPED, Job, JobLog
 from ..work.workbench import Workbench
 
 
-_REFRESH = 0.25  # seconds between two states of the page; the first word is looked for more often
-_FIRST = 0.03
+_REFRESH = 0.25  # seconds between two updates of the page
+_FIRST = 0.03  # the same until there is something to show
 
 
 async def follow(job: Job) -> AsyncIterator[tuple[JobLog, list[dict]]]:
     """
-    A job's log and its new events, from the first, until it ends. Leaving changes nothing for the job.
+    A job's log with its new events, from the first one until the job ends. The job goes on if nobody follows it.
 
-    While nothing happens it still yields every few seconds, since the place in the queue may have changed.
+    Without new events it still yields every few seconds, since the place in the queue may have changed.
     """
     log, quiet, wait = JobLog(job), 0.0, _FIRST
     while True:
@@ -33,7 +35,11 @@ async def follow(job: Job) -> AsyncIterator[tuple[JobLog, list[dict]]]:
 
 
 def cumulative(handler: Callable[..., AsyncIterator[dict]]) -> Callable[..., AsyncIterator[dict]]:
-    """A handler whose every state of the widgets holds the earlier ones too: a page skips one that another follows at once."""
+    """
+    A handler whose updates contain the earlier ones too.
+
+    A page skips an update if the next one comes at once, so each has to be complete.
+    """
 
     @wraps(handler)
     async def whole(*arguments: object) -> AsyncIterator[dict]:
@@ -54,12 +60,12 @@ def waiting_text(workbench: Workbench, job: Job) -> str:
 
 
 def ended_text(log: JobLog, done: str, stopped: str) -> str:
-    """How a job has ended, in a sentence."""
+    """How a job has ended, in a sentence: `done`, `stopped`, or its error."""
     return {DONE: done, STOPPED: stopped, FAILED: f"⚠️ {escape(log.error or '')}"}.get(log.state, "")
 
 
 def is_waiting(log: JobLog) -> bool:
-    """Whether a job has not begun."""
+    """Whether a job has not started yet."""
     return log.state == QUEUED
 
 
@@ -69,16 +75,45 @@ def duration(seconds: float) -> str:
 
 
 def percent(share: float | None) -> str:
-    """A share for people; a dash where there is none."""
+    """A share for people, in percent; a dash for `None`."""
     return "–" if share is None else f"{100 * share:.0f} %"
 
 
 def escape(text: str) -> str:
-    """A text that Markdown shows as it is."""
+    """A text for Markdown, which shows it unchanged."""
     return "".join(f"\\{character}" if character in "\\`*_{}[]<>()#+!|~$&" else character for character in text)
 
 
 def append(texts: list[str], new_texts: Sequence[str]) -> None:
-    """Add what was written to each text."""
+    """Append to each text its new part."""
     for place, new_text in enumerate(new_texts):
         texts[place] += new_text
+
+
+def read_only_table(
+    headers: Sequence[str], widths: Sequence[int], *, elem_id: str | None = None, label: str | None = None, **options
+) -> gr.Dataframe:
+    """
+    A table of texts that is no wider than the page.
+
+    Args:
+        headers (`Sequence[str]`):
+            The columns.
+        widths (`Sequence[int]`):
+            Width of each column, in percent.
+        elem_id, label, options:
+            As in `gr.Dataframe`.
+    """
+    return gr.Dataframe(
+        headers=list(headers),
+        datatype="str",
+        column_widths=[f"{width}%" for width in widths],
+        wrap=True,
+        interactive=False,
+        buttons=[],
+        label=label,
+        show_label=label is not None,
+        elem_id=elem_id,
+        elem_classes="table",
+        **options,
+    )

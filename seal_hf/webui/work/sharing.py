@@ -1,0 +1,214 @@
+"""Adapters that come from elsewhere or go there: zip files, the Hub, and the token that a visitor may use."""
+
+import logging
+import re
+import secrets
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+from huggingface_hub import get_token
+
+from ...grading.intervals import accuracy
+from ...hub.errors import HubError
+from ...hub.model_card import AdapterCard
+from ...hub.transfer import is_hub_id, with_namespace
+from ...self_adapting_lm import SelfAdaptingLM
+from .inputs import checked_repo_name, clean
+from .sessions import KeptAdapter, Session
+
+
+logger = logging.getLogger(__name__)
+
+_LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+
+
+def load_adapter(
+    lm: SelfAdaptingLM, session: Session, source: str | Path, token: str | bool | None = None
+) -> KeptAdapter:
+    """
+    Add an adapter to a session, which becomes the chosen one.
+
+    Args:
+        lm ([`SelfAdaptingLM`]):
+            The model.
+        session ([`Session`]):
+            The session.
+        source (`str` or `Path`):
+            A repository on the Hub (`str`), or an uploaded zip file (`Path`).
+        token (`str` or `bool`, *optional*):
+            As [`load_token`] returns it.
+
+    Raises:
+        ValueError: `source` is not a Hub id, or not a LoRA adapter for this base model.
+        JobRefused: The session has too many adapters.
+        HubError: The Hub refused or could not be reached.
+        OSError: The file is damaged.
+    """
+    session.require_room(1)
+    if isinstance(source, str):
+        source = clean(source)
+        if not is_hub_id(source):
+            raise ValueError(f"“{source[:100]}” is not the id of a repository on the Hub: give one such as user/name.")
+    try:
+        adapter = lm.load_adapter(source, token=token)
+    except HubError:
+        raise
+    except (ValueError, FileNotFoundError) as error:
+        # The folder of an upload means nothing to the visitor.
+        folder = f"{source.parent}/" if isinstance(source, Path) else "\0"
+        raise ValueError(str(error).replace(folder, "")) from error
+    except Exception as error:  # a file from a stranger may break a reader in any way
+        logger.warning("An adapter could not be read", exc_info=True)
+        name = source.name if isinstance(source, Path) else source
+        raise ValueError(f"{name} cannot be read as a LoRA adapter: save it again with PEFT.") from error
+    adapter_id, folder = session.new_folder()
+    adapter.save_pretrained(folder)
+    name = source.stem if isinstance(source, Path) else source
+    kept = KeptAdapter(adapter_id, name, folder)
+    session.keep(kept, choose=True)
+    return kept
+
+
+def zip_file(session: Session, adapter_id: str | None = None) -> Path:
+    """
+    An adapter's PEFT folder as a zip file.
+
+    Args:
+        session ([`Session`]):
+            The session.
+        adapter_id (`str`, *optional*):
+            The adapter. Defaults to the chosen one.
+
+    Raises:
+        JobRefused: There is no such adapter.
+    """
+    kept = session.adapter(adapter_id)
+    name = re.sub(r"[^A-Za-z0-9]+", "-", kept.name.encode("ascii", "ignore").decode()).strip("-").lower()
+    archive = session.folder / "zips" / kept.id / f"{name[:60] or 'adapter'}.zip"
+    if not archive.is_file():
+        archive.parent.mkdir(parents=True, exist_ok=True)
+        # Another name until it is complete: two requests may come at once, and the disk may be full.
+        partial = archive.with_suffix(f".{secrets.token_hex(4)}")
+        # Stored, since weights hardly shrink and compressing them takes seconds.
+        with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as files:
+            for file in sorted(kept.folder.iterdir()):
+                files.write(file, file.name)
+        partial.replace(archive)
+    return archive
+
+
+def push(
+    lm: SelfAdaptingLM,
+    session: Session,
+    adapter_id: str | None,
+    name: object,
+    *,
+    private: bool,
+    publish_passage: bool,
+    token: str,
+) -> str:
+    """
+    Upload an adapter into the account of the token.
+
+    Args:
+        lm ([`SelfAdaptingLM`]):
+            The model.
+        session ([`Session`]):
+            The session.
+        adapter_id (`str`, *optional*):
+            The adapter; `None` for the chosen one.
+        name (`str`):
+            Name of the repository, without the account.
+        private (`bool`):
+            Whether only the account sees it.
+        publish_passage (`bool`):
+            Whether the card shows the passage.
+        token (`str`):
+            As [`push_token`] returns it.
+
+    Returns:
+        `str`: The repository's address.
+
+    Raises:
+        ValueError: `name` is not valid.
+        JobRefused: There is no such adapter.
+        HubError: The Hub refused or could not be reached; the session keeps the adapter.
+    """
+    kept = session.adapter(adapter_id)
+    name = checked_repo_name(name)
+    adapter = lm.load_adapter(kept.folder)
+    try:
+        repo_id = with_namespace(name, token)
+        return adapter.push_to_hub(
+            repo_id, private=private, token=token, card=_card(kept, publish_passage), keep_failed=False
+        )
+    except HubError as error:
+        cause = str(error).partition(";")[0]
+        remedy = "sign in again, or try another name" if error.is_refusal else "try again later"
+        raise HubError(
+            f"{cause}; {remedy}. The adapter can still be downloaded here.", is_refusal=error.is_refusal
+        ) from error
+
+
+def _card(kept: KeptAdapter, publish_passage: bool) -> AdapterCard:
+    accuracies = {}
+    if kept.reward is not None and not kept.own_questions:
+        for condition, reward in (("base", kept.base_reward), ("adapted", kept.reward)):
+            right = round(reward * kept.num_questions)
+            # With one passage only the questions can be resampled.
+            accuracies[condition] = replace(
+                accuracy([[1.0]] * right + [[0.0]] * (kept.num_questions - right)), num_passages=1
+            )
+    return AdapterCard(passage=kept.passage or None, publish_passage=publish_passage, accuracies=accuracies)
+
+
+def is_local(host: str | None) -> bool:
+    """Whether a request's `Host` is this machine. A request from another site that reaches this machine names that site."""
+    return (host or "").rpartition(":")[0] in _LOOPBACK or host in _LOOPBACK
+
+
+def load_token(on_space: bool, may_push: bool, visitors_token: str | None, host: str | None) -> str | bool | None:
+    """
+    The token that a visitor may load with.
+
+    Args:
+        on_space (`bool`):
+            Whether this is a Space.
+        may_push (`bool`):
+            Whether only the user of this machine reaches the page.
+        visitors_token (`str`, *optional*):
+            The token of a visitor who has signed in.
+        host (`str`, *optional*):
+            The request's `Host`.
+
+    Returns:
+        `str`, `bool` or `None`: On a Space the visitor's own token or none (`False`), and never that of the Space's owner.
+        Elsewhere the one saved on this machine (`None`) where only its user reaches the page, or none (`False`).
+    """
+    if on_space:
+        return visitors_token or False
+    return None if may_push and is_local(host) else False
+
+
+def push_token(on_space: bool, visitors_token: str | None, host: str | None) -> str:
+    """
+    The token that a visitor may push with: on a Space their own, and never that of the Space's owner; elsewhere the one
+    saved on this machine.
+
+    Args:
+        on_space, visitors_token, host:
+            As in [`load_token`].
+
+    Raises:
+        ValueError: There is no token, or the request is not from a page of this machine.
+    """
+    if on_space:
+        if not visitors_token:
+            raise ValueError("You are not signed in: use the button “Sign in with Hugging Face” first.")
+        return visitors_token
+    if not is_local(host):
+        raise ValueError("Only a page at 127.0.0.1 or localhost can push with this machine's token: open it there.")
+    if not (token := get_token()):
+        raise ValueError("There is no access token: log in with `hf auth login`, or set HF_TOKEN.")
+    return token

@@ -1,0 +1,53 @@
+"""What a visitor gives: accepted as it is, or refused in a sentence that names it and the next step."""
+
+import pytest
+from helpers.web_page import QUICK
+
+from seal_hf.webui.work import inputs
+
+
+@pytest.mark.parametrize(
+    "text", ["灯台は1874年に完成した。", "اكتملت المنارة عام 1874.", "ɑ̃ e\u0301té 🦭 x", "<b>Ann</b> & {title}"]
+)
+def test_texts_of_any_script_stay_as_they_are(lm, text):
+    assert inputs.checked_example(lm, text, f" {text}\n", [], QUICK)["context"] == text
+
+
+def test_control_characters_go(lm):
+    example = inputs.checked_example(lm, "a\tb\nc", "Ann\x00 keeps\x1b bees\tin\nOslo", [], QUICK)
+    assert example == {"title": "a b c", "context": "Ann  keeps  bees\tin\nOslo", "questions": []}
+
+
+def test_a_passage_is_counted_before_it_is_refused(lm):
+    most = inputs.max_tokens(lm, "", QUICK)
+    assert inputs.checked_example(lm, "", "x" * most, [], QUICK)
+    with pytest.raises(ValueError, match=f"{most + 1:,} tokens, but this model can learn at most {most:,}"):
+        inputs.checked_example(lm, "", "x" * (most + 1), [], QUICK)
+    # The library takes what the page does.
+    QUICK.lm(lm).write_batch([{"title": "", "context": "x" * most}], 1, **QUICK.sampling())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.jsonl", '{"question": "Who?", "answer": "Ann"}\n', [{"question": "Who?", "answer": "Ann"}]),
+        ("a.json", '[{"context": "x", "questions": [{"question": "Who?", "answer": "Ann"}]}]', [{"question": "Who?", "answer": "Ann"}]),
+        ("a.json", '[{"question": "Wie viele?", "answer": 212}]', [{"question": "Wie viele?", "answer": "212"}]),
+        ("a.json", "{", "a.json, line 1: malformed JSON"),
+        ("a.json", "[1]", "a.json, row 1: no question; write"),
+        ("a.json", "[]", "a.json is empty"),
+        ("a.json", '[{"questions": []}]', "a.json has no questions"),
+        ("a.json", '[{"question": "Who?"}]', "Question 1 has no answer"),
+        ("a.jsonl", "\udcff", "not UTF-8"),
+        ("a.txt", "Who?", "not a passage file"),
+    ],
+)  # fmt: skip
+def test_question_files(tmp_path, name, content, expected):
+    file = tmp_path / name
+    file.write_bytes(content.encode("utf-8", "surrogateescape"))
+    if isinstance(expected, list):
+        assert inputs.questions_from_file(file) == expected
+        return
+    with pytest.raises(ValueError, match=expected) as refusal:
+        inputs.questions_from_file(file)
+    assert str(tmp_path) not in str(refusal.value)

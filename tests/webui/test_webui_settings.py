@@ -1,0 +1,48 @@
+"""The page's settings: their ranges, the presets, and the YAML file of a training run."""
+
+import pytest
+from helpers.folders import TRAINERS
+
+from seal_hf import InnerLoopConfig
+from seal_hf.webui.work.settings import PAPER, SMALL_MODEL, Settings, TrainingSettings
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"lora_r": 0}, "LoRA rank: 0 is out of range; choose from 1 to 128"),
+        ({"num_train_epochs": 2.5}, "Epochs: 2.5 is not a whole number"),
+        ({"learning_rate": None}, "Learning rate: None is out of range"),
+        ({"temperature": True}, "Temperature: True"),
+    ],
+)
+def test_settings_out_of_range_are_named(values, message):
+    with pytest.raises(ValueError, match=message):
+        Settings.of(**{**vars(PAPER), **values})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"num_rounds": 0}, "Rounds: 0 is out of range; choose from 1 to 10"),
+        ({"num_train_passages": 2.5}, "Passages to learn from: 2.5 is not a whole number"),
+        ({"temperature": None}, "Temperature: None is out of range"),
+        ({"prompt_style": "haiku"}, "no prompt style 'haiku'"),
+    ],
+)
+def test_training_settings_out_of_range_are_named(values, message):
+    with pytest.raises(ValueError, match=message):
+        TrainingSettings(**values)
+
+
+def test_the_presets_are_the_papers_and_the_demos(monkeypatch):
+    inner = InnerLoopConfig()
+    assert (PAPER.learning_rate, PAPER.num_train_epochs) == (inner.learning_rate, inner.num_train_epochs)
+    assert (PAPER.lora_r, PAPER.lora_alpha, PAPER.temperature) == (32, 64, 1.0)
+    monkeypatch.syspath_prepend(TRAINERS)
+    from arguments import AdaptationArguments
+
+    demo = AdaptationArguments()
+    names = ("prompt_style", "temperature", "top_p", "max_completion_length", "target_modules", "lora_r", "lora_alpha")
+    for name in (*names, "learning_rate", "num_train_epochs", "num_generations", "seed"):
+        assert getattr(SMALL_MODEL, name) == getattr(demo, name), name

@@ -1,0 +1,138 @@
+"""Adapters as zip files and on the Hub: what comes in, what goes out, and with which token."""
+
+import contextlib
+import zipfile
+
+import httpx2
+import pytest
+from helpers.tiny_models import tiny_llama
+from huggingface_hub import HfApi, hf_hub_download
+from peft import PeftModel
+
+from seal_hf.webui.work import sharing
+from seal_hf.webui.work.sharing import load_token, push_token
+
+
+def test_the_zip_is_what_peft_loads(bench, with_adapters, tmp_path, lm):
+    archive = sharing.zip_file(with_adapters)
+    assert archive == sharing.zip_file(with_adapters)  # made once
+    with zipfile.ZipFile(archive) as files:
+        files.extractall(tmp_path / "adapter")
+    model = PeftModel.from_pretrained(tiny_llama(), tmp_path / "adapter")
+    assert model.active_peft_config.r == 4
+    with_adapters.delete(with_adapters.chosen)
+    assert not archive.exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["adapter_config.json", "adapter_model.bin"], "a pickle"),
+        (["notes.txt"], "0 files named adapter_config.json"),
+        (["../adapter_config.json", "../adapter_model.safetensors"], None),
+    ],
+)
+def test_a_zip_that_is_no_adapter_is_refused(bench, with_adapters, tmp_path, names, message):
+    file = tmp_path / "upload" / "mine.zip"
+    file.parent.mkdir()
+    kept = with_adapters.adapter().folder
+    with zipfile.ZipFile(file, "w") as archive:
+        for name in names:
+            source = kept / name.rsplit("/", 1)[-1]
+            archive.writestr(name, source.read_bytes() if source.is_file() else b"pickled")
+    if message is None:  # a path in it leads nowhere
+        sharing.load_adapter(bench.lm, with_adapters, file)
+        assert not (tmp_path / "adapter_config.json").exists()
+        return
+    with pytest.raises(ValueError, match=message) as refusal:
+        sharing.load_adapter(bench.lm, with_adapters, file)
+    assert str(tmp_path) not in str(refusal.value) and "mine.zip" in str(refusal.value)
+
+
+def test_a_zip_bomb_is_not_unpacked(bench, with_adapters, tmp_path):
+    file = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(with_adapters.adapter().folder / "adapter_config.json", "adapter_config.json")
+        archive.writestr("adapter_model.safetensors", bytes(2**27))
+    with pytest.raises(ValueError, match="bomb.zip unpacks to far more than it holds"):
+        sharing.load_adapter(bench.lm, with_adapters, file)
+
+
+def test_a_pushed_card_keeps_the_passage_to_itself(bench, with_adapters, hub, token):
+    url = sharing.push(bench.lm, with_adapters, None, "bees", private=True, publish_passage=False, token=token)
+    repo_id = f"{HfApi(token=token).whoami()['name']}/bees"
+    assert url.endswith(repo_id)
+    card = open(hf_hub_download(repo_id, "README.md", token=token), encoding="utf-8").read()
+    assert "Halda Tremmery" not in card and "base_model: tester/tiny" in card and "adapted" in card
+    sharing.push(bench.lm, with_adapters, None, "bees", private=True, publish_passage=True, token=token)
+    card = open(hf_hub_download(repo_id, "README.md", token=token), encoding="utf-8").read()
+    assert "Halda Tremmery" in card
+
+
+@pytest.mark.parametrize("name", ["", None, "other/name", "../name", "a b", "<b>"])
+def test_names_that_cannot_be_pushed_to(bench, with_adapters, name):
+    with pytest.raises(ValueError, match="Give a name"):
+        sharing.push(bench.lm, with_adapters, None, name, private=True, publish_passage=False, token="hf_any")
+
+
+def test_a_refused_push_names_the_next_step_and_not_the_token(bench, with_adapters, hub):
+    with pytest.raises(OSError, match="sign in again.*can still be downloaded") as refusal:
+        sharing.push(bench.lm, with_adapters, None, "bees", private=True, publish_passage=False, token="hf_expired")
+    hub.stop()
+    with pytest.raises(OSError, match="could not be reached.*; try again later. The adapter can still be downloaded"):
+        sharing.push(bench.lm, with_adapters, None, "bees", private=True, publish_passage=False, token="hf_any")
+    hub.start()
+    assert "hf_expired" not in str(refusal.value) and with_adapters.adapter().folder.is_dir()
+
+
+@contextlib.contextmanager
+def recorded_authorization(monkeypatch):
+    seen = []
+    send = httpx2.Client.send
+
+    def recording(self, request, **kwargs):
+        seen.append((str(request.url), request.headers.get("authorization")))
+        return send(self, request, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(httpx2.Client, "send", recording)
+        yield seen
+
+
+def test_a_visitor_pushes_with_their_own_token(bench, with_adapters, hub, token, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_ownersecret")
+    with recorded_authorization(monkeypatch) as requests:
+        url = sharing.push(
+            bench.lm,
+            with_adapters,
+            None,
+            "lighthouse-adapter",
+            private=True,
+            publish_passage=False,
+            token=push_token(True, token, None),
+        )
+    assert requests and all(authorization in (None, f"Bearer {token}") for _, authorization in requests)
+    assert f"Bearer {token}" in [authorization for _, authorization in requests]
+    repo_id = f"{HfApi(token=token).whoami()['name']}/lighthouse-adapter"
+    assert url.endswith(repo_id)
+    info = HfApi(token=token).model_info(repo_id)
+    assert info.private and "adapter_model.safetensors" in [file.rfilename for file in info.siblings]
+
+
+@pytest.mark.parametrize("visitor", [None, ""])
+def test_without_a_sign_in_the_owners_token_is_not_used(monkeypatch, visitor):
+    monkeypatch.setenv("HF_TOKEN", "hf_ownersecret")
+    with pytest.raises(ValueError, match="not signed in.*Sign in with"):
+        push_token(True, visitor, "127.0.0.1:7860")
+    assert load_token(True, True, visitor, "127.0.0.1:7860") is False
+    assert push_token(False, None, "127.0.0.1:7860") == "hf_ownersecret"
+    assert load_token(False, True, None, "localhost:7860") is None
+
+
+@pytest.mark.parametrize("host", ["evil.example:7860", "evil.example", "127.0.0.1.evil.example:7860", "", None])
+def test_a_page_of_another_site_gets_nothing_from_this_machines_token(monkeypatch, host):
+    monkeypatch.setenv("HF_TOKEN", "hf_ownersecret")
+    with pytest.raises(ValueError, match="Only a page at 127.0.0.1 or localhost"):
+        push_token(False, None, host)
+    assert load_token(False, True, None, host) is False
+    assert load_token(False, False, None, "127.0.0.1:7860") is False  # others reach the page

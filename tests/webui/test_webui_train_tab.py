@@ -1,0 +1,53 @@
+"""The tab Train: the command and the tables that it shows."""
+
+import runpy
+import sys
+
+from helpers.folders import TRAINERS
+from helpers.tiny_models import save_tiny_model
+
+from seal_hf.webui.tabs import train_tab
+from seal_hf.webui.work.settings import TrainingSettings
+from seal_hf.webui.work.training_records import Candidate
+from seal_hf.webui.work.training_runs import TrainingRuns
+
+
+def test_the_command_that_is_shown_is_accepted_by_the_script(jobs, tmp_path, monkeypatch, capsys):
+    runs = TrainingRuns(jobs, tmp_path / "runs", None, str(save_tiny_model(tmp_path / "model")))
+    file = tmp_path / "config.yaml"
+    file.write_text(runs.yaml(TrainingSettings(num_train_passages=2, num_eval_passages=1)))
+    command = train_tab._COMMAND.replace("config.yaml", str(file)).split()
+    assert command[:3] == ["accelerate", "launch", "trainers/knowledge.py"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [*command[2:], "--dry_run"])
+    monkeypatch.syspath_prepend(TRAINERS)
+    runpy.run_path(str(TRAINERS / "knowledge.py"), run_name="__main__")
+    assert "examples: 2, evaluated on: 1" in capsys.readouterr().out
+
+
+def test_tables_tell_what_there_is():
+    candidates = [
+        Candidate(1, "Ann", 1, "a", 1.0, True),
+        Candidate(1, "Ann", 2, "b", 0.5, False),
+        Candidate(1, "Bob", 1, "c", 0.0, True),
+        Candidate(1, "Bob", 2, "d", 0.0, False),
+        Candidate(2, "Ann", 1, "e", 0.5, None),
+        Candidate(2, "Ann", 2, "f", None, None),
+    ]
+    assert train_tab.rounds_table(candidates) == [
+        ["1", "4 of 4", "38 %", "50 %", "2"],
+        ["2", "1 of 2", "50 %", "50 %", "–"],
+    ]
+    points = train_tab.reward_points(candidates)
+    # The plot must know all kinds from its first data on.
+    for known in (points, train_tab.reward_points(candidates[-2:])):
+        assert set(known[known["reward"].isna()]["self-edit"]) == {"kept", "rejected", "not selected yet"}
+    points = points[points["reward"].notna()]
+    assert points["self-edit"].tolist() == ["kept", "rejected", "kept", "rejected", "not selected yet"]
+    assert points["number"].tolist() == [1, 2, 3, 4, 5]
+    assert train_tab.edits_table(candidates)[:3] == [
+        ["Round 2, #1: Ann", "50 %", "e"],
+        ["Round 2, #2: Ann", "–", "f"],
+        ["Round 1, #1: Ann", "100 %, kept", "a"],
+    ]
+    assert train_tab.edits_table(candidates)[3][1] == "50 %, rejected"
