@@ -25,7 +25,7 @@ def test_the_command_that_is_shown_is_accepted_by_the_script(jobs, tmp_path, mon
     assert "examples: 2, evaluated on: 1" in capsys.readouterr().out
 
 
-def test_tables_tell_what_there_is():
+def test_tables():
     candidates = [
         Candidate(1, "Ann", 1, "a", 1.0, True),
         Candidate(1, "Ann", 2, "b", 0.5, False),
