@@ -1,5 +1,7 @@
 """The endpoints for programs, which are also the MCP tools."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import gradio as gr
@@ -24,6 +26,8 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
             As in [`build_adapters_tab`].
     """
 
+    # The docstrings of the endpoints have the form that Gradio's MCP server reads.
+
     async def propose(
         title: str, passage: str, num_generations: int = 4, prompt_style: str = "", seed: int = 0, session: str = ""
     ) -> dict:
@@ -42,7 +46,7 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
         Returns:
             The session's id, a secret that the other tools need, and the self-edits.
         """
-        with _sentences():
+        with _errors_for_callers():
             current = workbench.sessions.open(session)
             preset = PRESETS[preset_for(workbench.lm)]
             values = {"num_generations": num_generations, "seed": seed}
@@ -63,7 +67,7 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
         Returns:
             The adapters with their rewards (the share of right answers), which of them is best, and the questions.
         """
-        with _sentences():
+        with _errors_for_callers():
             current = workbench.sessions.open(session)
             if self_edits:
                 current.drafts = [Draft(str(text)) for text in self_edits[:MAX_SELF_EDITS]]
@@ -92,7 +96,7 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
         Returns:
             Both answers.
         """
-        with _sentences():
+        with _errors_for_callers():
             events = await _finish(workbench.ask(workbench.sessions.open(session), question, adapter or None))
             answered = next(event for event in events if event["event"] == "answered")
             return {"base": answered["base"][0], "adapted": answered["adapted"][0]}
@@ -109,7 +113,7 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
         Returns:
             The session's id and the adapter.
         """
-        with _sentences():
+        with _errors_for_callers():
             current = workbench.sessions.open(session)
             token = sharing.load_token(on_space, may_push, None, request.headers.get("host"))
             kept = sharing.load_adapter(workbench.lm, current, Path(file) if file else repo_id, token)
@@ -126,7 +130,7 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
         Returns:
             The file.
         """
-        with _sentences():
+        with _errors_for_callers():
             return str(sharing.zip_file(workbench.sessions.open(session), adapter or None))
 
     def push_adapter(session: str, adapter: str, name: str, private: bool, request: gr.Request) -> str:
@@ -142,13 +146,13 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
         Returns:
             The repository's address.
         """
-        with _sentences():
+        with _errors_for_callers():
             return push(session, adapter, name, private, sharing.push_token(False, None, request.headers.get("host")))
 
     def push_adapter_of_visitor(
         session: str, adapter: str, name: str, private: bool, oauth: gr.OAuthToken | None
     ) -> str:
-        with _sentences():
+        with _errors_for_callers():
             return push(session, adapter, name, private, sharing.push_token(True, oauth and oauth.token, None))
 
     def push(session: str, adapter: str, name: str, private: bool, token: str) -> str:
@@ -177,15 +181,13 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
         )
 
 
-class _sentences:  # noqa: N801
+@contextmanager
+def _errors_for_callers() -> Iterator[None]:
     """Raises errors with a message for the caller as Gradio's own, since Gradio hides the text of all others."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type | None, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, ValueError | OSError):
-            raise gr.Error(str(error)) from error
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise gr.Error(str(error)) from error
 
 
 async def _finish(job: Job) -> list[dict]:

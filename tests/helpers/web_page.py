@@ -28,10 +28,8 @@ def tiny_lm(base_model_id="tester/tiny") -> SelfAdaptingLM:
 
 
 def finish(bench, job):
-    """The log and the events of a job that has ended."""
-    assert bench.jobs.wait(job, 60)
-    log = JobLog(job)
-    return log, log.read()
+    """The log and the events of a workbench's job, when it has ended."""
+    return end_of(bench.jobs, job)
 
 
 def written(bench, session, settings=QUICK, questions=(), title="Lighthouse", passage=PASSAGE):
@@ -58,7 +56,7 @@ def until_running(*jobs):
 
 def end_of(jobs, job):
     """The log and the events of a job, when it has ended."""
-    assert jobs.wait(job, 30)
+    assert jobs.wait(job, 60)
     log = JobLog(job)
     return log, log.read()
 

@@ -223,10 +223,10 @@ def test_who_waits_is_told_how_many_are_before(app, monkeypatch):
     first, second = (app.workbench.sessions.open() for _ in range(2))
     with slowed(monkeypatch, 0.01, "text"):
         running = app.workbench.propose(first, "", PASSAGE, [], QUICK)
-        while app.workbench.jobs.queue_place(running)[0]:
+        while app.workbench.jobs.queue_position(running)[0]:
             time.sleep(0.01)
         waiting = app.workbench.propose(second, "", "Ann keeps bees in Oslo.", [], QUICK)
-        count, seconds = app.workbench.jobs.queue_place(waiting)
+        count, seconds = app.workbench.jobs.queue_position(waiting)
         app.workbench.jobs.wait(waiting)
     assert count == 1 and seconds > 0
 

@@ -18,14 +18,14 @@ def test_jobs_run_one_after_another_in_their_order(jobs, submit, gate):
     first = submit(lambda job: gate.wait(30), "ann", seconds=5)
     others = [submit(lambda job, name=name: done.append(name), name, seconds=2) for name in ("bob", "cleo")]
     until_running(first)
-    assert [jobs.queue_place(job)[0] for job in others] == [1, 2]
-    (_, before_bob), (_, before_cleo) = map(jobs.queue_place, others)
+    assert [jobs.queue_position(job)[0] for job in others] == [1, 2]
+    (_, before_bob), (_, before_cleo) = map(jobs.queue_position, others)
     assert 1 <= before_bob <= 5 and before_cleo == pytest.approx(before_bob + 2, abs=0.5)
     gate.set()
     for job in others:
         jobs.wait(job)
     assert done == ["bob", "cleo"]
-    assert [jobs.queue_place(job) for job in others] == [(0, 0.0)] * 2
+    assert [jobs.queue_position(job) for job in others] == [(0, 0.0)] * 2
 
 
 def test_who_comes_late_reads_all_from_the_start(jobs, submit):

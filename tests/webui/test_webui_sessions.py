@@ -44,7 +44,7 @@ def test_a_session_that_is_not_used_goes_and_its_id_gives_an_empty_one(tmp_path,
     assert sessions.open(working.id) is working
 
 
-def test_of_too_many_sessions_the_longest_unused_one_goes(tmp_path):
+def test_the_longest_unused_of_too_many_sessions_goes(tmp_path):
     sessions = Sessions(tmp_path, max_sessions=2)
     first, second = sessions.open(), sessions.open()
     sessions.open(first.id)

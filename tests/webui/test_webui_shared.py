@@ -4,7 +4,7 @@ import asyncio
 
 from helpers.web_page import end_of, until_running
 
-from seal_hf.webui.tabs.shared import duration, ended_text, escape, follow, percent, waiting_text
+from seal_hf.webui.tabs.shared import answers_table, duration, ended_text, escape, follow, percent, waiting_text
 from seal_hf.webui.work.jobs import DONE, STOPPED
 
 
@@ -69,3 +69,11 @@ def test_an_error_is_shown_as_text(jobs, submit):
     assert escape("Ann’s 灯台: 1,5 %") == "Ann’s 灯台: 1,5 %"
     done, _ = end_of(jobs, submit(owner="bob"))
     assert ended_text(done, "Done.", "Stopped.") == "Done."
+
+
+def test_answers_are_marked():
+    questions = [{"question": "Who drew it?", "answer": "Halda"}, {"question": "When?"}]
+    answers = [["Halda", "1874"], ["Ann", ""]]
+    assert answers_table(questions, answers) == [["Who drew it? → Halda", "Halda", "Ann"], ["When?", "1874", ""]]
+    assert answers_table(questions, answers, [[True, None], [False, None]])[0][1:] == ["✓ Halda", "✗ Ann"]
+    assert answers_table([], [[], []]) == []

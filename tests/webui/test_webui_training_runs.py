@@ -48,7 +48,7 @@ def passages(tmp_path):
 
 
 def stub(tmp_path, text):
-    """A script in the trainer's place."""
+    """A script that replaces the trainer's."""
     file = tmp_path / "stub.py"
     file.write_text(text)
     return file
@@ -67,14 +67,14 @@ def state_of(process):
     return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
-def wait_for_place(launch):
-    """Launch a run as soon as the one before it, which has ended, has freed its place."""
+def launch_when_free(launch):
+    """Launch a run as soon as the one before it no longer counts as under way."""
     for _ in range(100):
         try:
             return launch()
         except JobRefused:
             time.sleep(0.02)
-    raise AssertionError("the place is still taken")
+    raise AssertionError("another run is still under way")
 
 
 @pytest.mark.slow
@@ -164,10 +164,10 @@ def test_a_run_that_fails_says_why_and_frees_the_place(jobs, tmp_path):
     snapshot = wait_for(runs, "ann", FAILED)
     assert snapshot.error == "There is no room on the disk."
     assert "There is no room" in train_tab.status_text(snapshot) and "Resume" in train_tab.status_text(snapshot)
-    wait_for_place(lambda: runs.start("bob", QUICK))
+    launch_when_free(lambda: runs.start("bob", QUICK))
     wait_for(runs, "bob", FAILED)
     first = runs.snapshot("bob").folder
-    wait_for_place(lambda: runs.start("bob", QUICK))
+    launch_when_free(lambda: runs.start("bob", QUICK))
     assert runs.snapshot("bob").folder != first and (first / CONFIG_NAME).is_file()
 
 
@@ -181,7 +181,7 @@ def test_an_error_is_that_of_the_last_launch(jobs, tmp_path):
     runs = TrainingRuns(jobs, tmp_path / "runs", script, "m")
     runs.start("ann", QUICK)
     assert wait_for(runs, "ann", FAILED).error == "The disk is full."
-    wait_for_place(lambda: runs.resume("ann"))
+    launch_when_free(lambda: runs.resume("ann"))
     snapshot = wait_for(runs, "ann", FAILED)
     assert snapshot.error == "RuntimeError: of bees"
     assert "The disk is full." in snapshot.log  # what was said before stays to be read
@@ -202,7 +202,7 @@ def test_a_job_that_ends_while_a_run_begins_leaves_it_going(jobs, tmp_path, monk
     runs = TrainingRuns(jobs, tmp_path / "runs", stub(tmp_path, "import time\ntime.sleep(60)"), "m")
     going, stopping = threading.Event(), threading.Event()
     job = jobs.submit("bob", "ask", "", tmp_path / "jobs", lambda job: going.wait(30), seconds=1)
-    while jobs.queue_place(job) != (0, 0.0):
+    while jobs.queue_position(job) != (0, 0.0):
         time.sleep(0.01)
     kill = training_runs.os.killpg
 

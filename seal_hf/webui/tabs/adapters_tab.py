@@ -40,12 +40,7 @@ def build_adapters_tab(
     """
     gr.Markdown("### 5 · Adapters", elem_classes="step")
     status = gr.Markdown(_EMPTY, elem_id="adapters-status", elem_classes="status")
-    table = read_only_table(
-        ["", "Name", "Passage", "Reward", "Size", "Learned in", "At"],
-        [4, 26, 30, 14, 9, 9, 8],
-        elem_id="adapters",
-        visible=False,
-    )
+    table = read_only_table(["Adapter", "Passage", "Details"], [34, 33, 33], elem_id="adapters", visible=False)
     with gr.Column(visible=False) as actions:
         with gr.Row():
             chosen = gr.Dropdown([], label="Adapter", elem_id="adapter", min_width=260, scale=3)
@@ -57,8 +52,8 @@ def build_adapters_tab(
             if may_push:
                 with gr.Row():
                     name = gr.Textbox("seal-adapter", label="Name, in your account", min_width=220)
-                    private = gr.Checkbox(True, label="Private")
-                    publish = gr.Checkbox(False, label="Show the passage in the model card")
+                    private = gr.Checkbox(True, label="Private", min_width=100)
+                    publish = gr.Checkbox(False, label="Show the passage in the model card", min_width=260)
                 push_button = gr.Button("Push", elem_id="push")
             else:
                 gr.Markdown(
@@ -166,16 +161,12 @@ def build_adapters_tab(
 
 def table_line(kept: KeptAdapter, chosen: str | None) -> list[str]:
     """A line of the table."""
-    reward = percent(kept.reward)
-    if kept.reward is not None:
-        reward += f" of {kept.num_questions}" + (" own" if kept.own_questions else "")
     passage = kept.passage[:80].rstrip() + (" …" if len(kept.passage) > 80 else "")
-    return [
-        "●" if kept.id == chosen else "",
-        kept.name,
-        passage or "–",
-        reward,
-        f"{kept.num_bytes / 1e6:.0f} MB",
-        "–" if kept.seconds is None else duration(kept.seconds),
-        datetime.fromtimestamp(kept.created).strftime("%H:%M"),
-    ]
+    details = []
+    if kept.reward is not None:
+        own = " own" if kept.own_questions else ""
+        details.append(f"reward {percent(kept.reward)} of {kept.num_questions}{own} questions")
+    if kept.seconds is not None:
+        details.append(f"learned in {duration(kept.seconds)}")
+    details += [f"{kept.num_bytes / 1e6:.0f} MB", datetime.fromtimestamp(kept.created).strftime("%H:%M")]
+    return [f"{'● ' * (kept.id == chosen)}{kept.name}", passage or "–", ", ".join(details)]

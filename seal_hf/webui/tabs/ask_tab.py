@@ -8,6 +8,7 @@ from ..work.jobs import DONE, Job
 from ..work.sessions import Session
 from ..work.workbench import Workbench
 from .shared import (
+    answers_table,
     append,
     cumulative,
     ended_text,
@@ -17,7 +18,7 @@ from .shared import (
     percent,
     read_only_table,
     waiting_text,
-)  # fmt: skip
+)
 
 
 _EMPTY = "Learn a passage under **Teach** first, or load an adapter under **Adapters**. Then ask."
@@ -61,8 +62,8 @@ def build_ask_tab(
         probe = gr.Button("Check other knowledge", size="sm", elem_id="probe", min_width=150)
         stop = gr.Button("Stop", size="sm", elem_id="stop-asking", min_width=80)
     table = read_only_table(
-        ["Question", "Right answer", "Base model", "", "After learning", ""],
-        [20, 14, 29, 4, 29, 4],
+        ["Question → right answer", "Base model", "After learning"],
+        [34, 33, 33],
         elem_id="scores",
         visible=False,
     )
@@ -94,8 +95,7 @@ def build_ask_tab(
             yield {base: texts[0], adapted: texts[1], status: text, **ended}
 
     async def watch_table(job: Job) -> AsyncIterator[dict]:
-        answers: list[list[str]] = []
-        asked, texts, text = [], [], "Starting …"
+        asked, texts, verdicts, text = [], [], None, "Starting …"
         yield {table: gr.update(visible=False), status: text}
         async for log, events in follow(job):
             for event in events:
@@ -106,17 +106,14 @@ def build_ask_tab(
                     append(texts, event["new"])
                 elif event["event"] == "answered":
                     texts = [*event["base"], *event["adapted"]]
-                    if event["verdicts"]:
-                        text = accuracy_text(job.kind, event["verdicts"])
-                    marks = event["verdicts"] or [[None] * len(asked)] * 2
-                    answers = answers_table(asked, texts, marks)
+                    verdicts = event["verdicts"]
             if log.has_ended:
-                text = ended_text(log, text, "Stopped.")
+                text = ended_text(log, accuracy_text(job.kind, verdicts) if verdicts else "", "Stopped.")
             elif is_waiting(log):
                 text = waiting_text(workbench, job)
-            elif not answers:
+            else:
                 text = f"Both models answer {len(asked)} questions …"
-            shown = answers or answers_table(asked, texts, [[None] * len(asked)] * 2)
+            shown = answers_table(asked, [texts[: len(asked)], texts[len(asked) :]], verdicts)
             yield {table: gr.update(value=shown, visible=bool(shown)), status: text}
 
     async def started(start: Callable[[], Job], watch: Callable[[Job], AsyncIterator[dict]]) -> AsyncIterator[dict]:
@@ -175,23 +172,6 @@ def build_ask_tab(
         event.then(on_show, session, [status, base, adapted, history, table], **shared)
 
     return attach
-
-
-def answers_table(questions: list[dict], texts: list[str], verdicts: list[list]) -> list[list[str]]:
-    """The questions with the answers of both models, and whether they are right."""
-    marks = {True: "✓", False: "✗", None: ""}
-    half = len(questions)
-    return [
-        [
-            item["question"],
-            item.get("answer", ""),
-            texts[place],
-            marks[verdicts[0][place]],
-            texts[half + place],
-            marks[verdicts[1][place]],
-        ]
-        for place, item in enumerate(questions)
-    ]
 
 
 def accuracy_text(kind: str, verdicts: list[list[bool]]) -> str:

@@ -13,6 +13,7 @@ from ..work.settings import MAX_SELF_EDITS
 from ..work.workbench import NUM_OWN_QUESTIONS, Workbench
 from .passage_panel import PassagePanel, read_settings
 from .shared import (
+    answers_table,
     cumulative,
     duration,
     ended_text,
@@ -22,7 +23,7 @@ from .shared import (
     percent,
     read_only_table,
     waiting_text,
-)  # fmt: skip
+)
 
 
 @dataclass
@@ -93,9 +94,9 @@ def build_learning_panel(
             ["Self-edit", "Right", "Reward", ""], [30, 25, 25, 20], elem_id="rewards", visible=False
         )
         ask_next = gr.Button("Ask it something →", visible=False, elem_id="ask-next")
-        with gr.Accordion("The answers that were graded", open=False, visible=False) as answers_panel:
+        with gr.Accordion("The graded answers", open=False, visible=False) as answers_panel:
             answers_note = gr.Markdown(elem_classes="quiet")
-            answers = read_only_table(["Question", "Right answer", "Base model", "Best adapter"], [28, 16, 28, 28])
+            answers = read_only_table(["Question → right answer", "Base model", "Best adapter"], [34, 33, 33])
 
     def reset() -> dict:
         return {
@@ -157,23 +158,21 @@ def build_learning_panel(
         lines = [["Base model", f"{right[0]} of {count}", percent(right[0] / count), ""]] + [
             [
                 name,
-                f"{right[place]} of {count}",
-                percent(right[place] / count),
-                "best" * (place == event["best"] + 1),
+                f"{right[index]} of {count}",
+                percent(right[index] / count),
+                "best" * (index == event["best"] + 1),
             ]
-            for place, name in enumerate(names, 1)
+            for index, name in enumerate(names, 1)
         ]
         origin = (
             "The model wrote these questions itself, and answered them with the passage in view."
             if event["own"]
             else "Your questions."
         )
-        table = [
-            [item["question"], item["answer"], base, best]
-            for item, base, best in zip(
-                event["questions"], event["answers"][0], event["answers"][event["best"] + 1], strict=True
-            )
-        ]
+        base, best = 0, event["best"] + 1
+        table = answers_table(
+            event["questions"], *([event[key][base], event[key][best]] for key in ("answers", "verdicts"))
+        )
         return {
             rewards: gr.update(value=lines, visible=True),
             answers_panel: gr.update(visible=True),
@@ -195,7 +194,7 @@ def build_learning_panel(
         edited, values = values[: 2 * MAX_SELF_EDITS], values[2 * MAX_SELF_EDITS :]
         for draft, text, use in zip(current.drafts, edited[::2], edited[1::2], strict=False):
             draft.text, draft.use = text, use
-        chosen = [place for place, draft in enumerate(current.drafts) if draft.use] if number is None else [number - 1]
+        chosen = [index for index, draft in enumerate(current.drafts) if draft.use] if number is None else [number - 1]
         try:
             job = workbench.adapt(current, chosen, read_settings(values), inputs.checked_questions(pairs))
         except ValueError as error:

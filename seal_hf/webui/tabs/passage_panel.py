@@ -63,8 +63,8 @@ def build_passage_panel(workbench: Workbench) -> PassagePanel:
     gr.Markdown("### 1 · Passage", elem_classes="step")
     with gr.Row(elem_classes="examples"):
         example_buttons = [
-            gr.Button(inputs.title_of(example), size="sm", min_width=100, elem_id=f"example-{place}")
-            for place, example in enumerate(examples)
+            gr.Button(inputs.title_of(example), size="sm", min_width=100, elem_id=f"example-{index}")
+            for index, example in enumerate(examples)
         ]
     title = gr.Textbox(label="Title", placeholder="What it is about", max_length=inputs.LONGEST_TITLE, elem_id="title")
     passage = gr.Textbox(
@@ -127,14 +127,14 @@ def build_passage_panel(workbench: Workbench) -> PassagePanel:
         )
     settings = [num_generations, prompt_style, *advanced, target_modules]
 
-    def fill(place: int) -> tuple[str, str, list[list[str]]]:
-        example = examples[place]
+    def fill(index: int) -> tuple[str, str, list[list[str]]]:
+        example = examples[index]
         pairs = [[item["question"], item["answer"]] for item in example["questions"]]
         return inputs.title_of(example), inputs.passage_of(example), pairs
 
-    for place, button in enumerate(example_buttons):
+    for index, button in enumerate(example_buttons):
         button.click(
-            lambda place=place: fill(place), outputs=[title, passage, questions], api_visibility="private", queue=False
+            lambda index=index: fill(index), outputs=[title, passage, questions], api_visibility="private", queue=False
         )
     presets.change(
         lambda name: [getattr(PRESETS[name], field) for field in NAMES],

@@ -18,7 +18,7 @@ async def follow(job: Job) -> AsyncIterator[tuple[JobLog, list[dict]]]:
     """
     A job's log with its new events, from the first one until the job ends. The job goes on if nobody follows it.
 
-    Without new events it still yields every few seconds, since the place in the queue may have changed.
+    Without new events it still yields every few seconds, since the position in the queue may have changed.
     """
     log, quiet, wait = JobLog(job), 0.0, _FIRST
     while True:
@@ -53,7 +53,7 @@ def cumulative(handler: Callable[..., AsyncIterator[dict]]) -> Callable[..., Asy
 
 def waiting_text(workbench: Workbench, job: Job) -> str:
     """Where a job is in the queue."""
-    before, seconds = workbench.jobs.queue_place(job)
+    before, seconds = workbench.jobs.queue_position(job)
     if not before:
         return "Starting …"
     return f"Waiting for {before} other{'s' * (before > 1)} on this device, about {duration(seconds)}."
@@ -86,8 +86,35 @@ def escape(text: str) -> str:
 
 def append(texts: list[str], new_texts: Sequence[str]) -> None:
     """Append to each text its new part."""
-    for place, new_text in enumerate(new_texts):
-        texts[place] += new_text
+    for index, new_text in enumerate(new_texts):
+        texts[index] += new_text
+
+
+def answers_table(
+    questions: Sequence[dict], answers: Sequence[Sequence[str]], verdicts: Sequence[Sequence] | None = None
+) -> list[list[str]]:
+    """
+    What several models answered.
+
+    Args:
+        questions (`Sequence[dict]`):
+            The questions with their right answers.
+        answers (`Sequence[Sequence[str]]`):
+            The answers of each model.
+        verdicts (`Sequence[Sequence]`, *optional*):
+            Whether each of these answers is right.
+
+    Returns:
+        `list[list[str]]`: For each question itself with its right answer, and the marked answer of each model.
+    """
+    marks = {True: "✓ ", False: "✗ ", None: ""}
+    verdicts = verdicts or [[None] * len(questions)] * len(answers)
+    cells = [
+        [marks[verdict] + answer for answer, verdict in zip(*model, strict=True)]
+        for model in zip(answers, verdicts, strict=True)
+    ]
+    asked = [" → ".join(item[key] for key in ("question", "answer") if item.get(key)) for item in questions]
+    return [list(line) for line in zip(asked, *cells, strict=True)]
 
 
 def read_only_table(

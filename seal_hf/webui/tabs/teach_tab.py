@@ -81,12 +81,12 @@ def build_teach_tab(
     def show_drafts(drafts: list[Draft], current: Session) -> dict:
         numbers = list(range(1, len(drafts) + 1))
         shown = {learning.column: gr.update(visible=True), learning.number: gr.update(choices=numbers, value=1)}
-        for place, (card, text, use) in enumerate(zip(cards, texts, uses, strict=True)):
-            there = place < len(drafts)
+        for index, (card, text, use) in enumerate(zip(cards, texts, uses, strict=True)):
+            there = index < len(drafts)
             shown[card] = gr.update(visible=there)
-            shown[text] = gr.update(value=drafts[place].text if there else "", interactive=there)
-            shown[use] = drafts[place].use if there else True
-            shown[previews[place]] = preview(drafts[place].text, current) if there else ""
+            shown[text] = gr.update(value=drafts[index].text if there else "", interactive=there)
+            shown[use] = drafts[index].use if there else True
+            shown[previews[index]] = preview(drafts[index].text, current) if there else ""
         return shown
 
     def preview(text: str, current: Session) -> str:
@@ -107,7 +107,7 @@ def build_teach_tab(
                 if event["event"] == "writing":
                     written = [""] * event["count"]
                     shown |= {learning.column: gr.update(visible=False)}
-                    shown |= {card: gr.update(visible=place < len(written)) for place, card in enumerate(cards)}
+                    shown |= {card: gr.update(visible=index < len(written)) for index, card in enumerate(cards)}
                 elif event["event"] == "text":
                     append(written, event["new"])
             shown |= {text: gr.update(value=new, interactive=False) for text, new in zip(texts, written, strict=False)}
@@ -177,19 +177,19 @@ def build_teach_tab(
         api_visibility="private",
         queue=False,
     )
-    for place, text in enumerate(texts):
+    for index, text in enumerate(texts):
         text.blur(
-            lambda session_id, new_text, place=place: edit(workbench.sessions.open(session_id), place, new_text),
+            lambda session_id, new_text, index=index: edit(workbench.sessions.open(session_id), index, new_text),
             [session, text],
-            previews[place],
+            previews[index],
             api_visibility="private",
             queue=False,
             show_progress="hidden",
         )
 
-    def edit(current: Session, place: int, text: str) -> str:
-        if place < len(current.drafts):
-            current.drafts[place].text = text
+    def edit(current: Session, index: int, text: str) -> str:
+        if index < len(current.drafts):
+            current.drafts[index].text = text
         return preview(text, current)
 
     def attach(loaded: gr.events.Dependency) -> None:

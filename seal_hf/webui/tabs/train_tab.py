@@ -56,7 +56,7 @@ def build_train_tab(runs: TrainingRuns, session: gr.BrowserState) -> Callable[[g
         with gr.Column(scale=4, min_width=320):
             gr.Markdown("### 6 · Train the model to write", elem_classes="step")
             upload = gr.File(
-                label="Your passages (JSON or JSONL); without a file, the demo passages",
+                label="Your passages (JSON, JSONL) or the demo's",
                 file_types=[".json", ".jsonl"], height=150, elem_id="train-file",
             )  # fmt: skip
             with gr.Row():
@@ -206,7 +206,7 @@ def _number(name: str, defaults: TrainingSettings) -> gr.Number:
         minimum=least,
         maximum=most,
         precision=0 if isinstance(least, int) else None,
-        min_width=140,
+        min_width=160,
         elem_id=f"train-{name}",
     )
 

@@ -220,7 +220,7 @@ class Jobs:
                 if entry.job.owner == owner and kind in (None, entry.job.kind) and entry.state not in ENDED
             ]
 
-    def queue_place(self, job: Job) -> tuple[int, float]:
+    def queue_position(self, job: Job) -> tuple[int, float]:
         """
         How long a job has to wait.
 

@@ -234,8 +234,8 @@ class Sessions:
             surplus = len(idle) - self._max_sessions + num_new
             gone = [
                 session
-                for place, session in enumerate(idle)
-                if (place < surplus or now - session.used > self._keep_seconds)
+                for index, session in enumerate(idle)
+                if (index < surplus or now - session.used > self._keep_seconds)
                 and session.id != opened
                 and not self._is_busy(session.id)
             ]

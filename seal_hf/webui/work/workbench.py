@@ -151,8 +151,8 @@ class Workbench:
                 result = self._run("learn", job, example, self_edits, settings, folders, NUM_OWN_QUESTIONS)
             except BaseException:
                 # The adapters that were saved before the error stay, without a reward.
-                saved = [place for place, folder in enumerate(folders) if (folder / WEIGHTS_NAME).is_file()]
-                numbers, kept = [chosen[place] for place in saved], [targets[place] for place in saved]
+                saved = [index for index, folder in enumerate(folders) if (folder / WEIGHTS_NAME).is_file()]
+                numbers, kept = [chosen[index] for index in saved], [targets[index] for index in saved]
                 result = {"seconds": None, "has_adapters": bool(saved)}
                 self._keep_learned(session, job, example, numbers, kept, result)
                 raise
@@ -174,21 +174,21 @@ class Workbench:
             return
         verdicts = result.get("verdicts")
         rewards = [sum(one) / len(one) for one in verdicts] if verdicts else None
-        best = max(range(len(targets)), key=lambda place: rewards[place + 1]) if rewards else 0
-        for place, (adapter_id, folder) in enumerate(targets):
+        best = max(range(len(targets)), key=lambda index: rewards[index + 1]) if rewards else 0
+        for index, (adapter_id, folder) in enumerate(targets):
             kept = KeptAdapter(
                 adapter_id,
-                f"{inputs.name_of(example)} · self-edit {chosen[place] + 1}",
+                f"{inputs.name_of(example)} · self-edit {chosen[index] + 1}",
                 folder,
                 title=inputs.title_of(example),
                 passage=inputs.passage_of(example),
-                reward=rewards[place + 1] if rewards else None,
+                reward=rewards[index + 1] if rewards else None,
                 base_reward=rewards[0] if rewards else None,
                 num_questions=len(verdicts[0]) if verdicts else 0,
                 own_questions=result.get("own", False),
                 seconds=result["seconds"],
             )
-            session.keep(kept, choose=place == best)
+            session.keep(kept, choose=index == best)
         job.emit(
             "learned",
             adapters=[adapter_id for adapter_id, _ in targets],
