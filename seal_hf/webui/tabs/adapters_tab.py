@@ -50,10 +50,10 @@ def build_adapters_tab(
             if on_space:
                 gr.LoginButton()
             if may_push:
-                with gr.Row():
-                    name = gr.Textbox("seal-adapter", label="Name, in your account", min_width=220)
-                    private = gr.Checkbox(True, label="Private", min_width=100)
-                    publish = gr.Checkbox(False, label="Show the passage in the model card", min_width=260)
+                # Not in a `gr.Row`, which a phone would cut off.
+                name = gr.Textbox("seal-adapter", label="Name, in your account")
+                private = gr.Checkbox(True, label="Private")
+                publish = gr.Checkbox(False, label="Show the passage in the model card")
                 push_button = gr.Button("Push", elem_id="push")
             else:
                 gr.Markdown(

@@ -199,7 +199,7 @@ class Sessions:
 
     def open(self, session_id: str | None = None) -> Session:
         """
-        The session with an id. It is empty if it was deleted, and new if `session_id` has not the form of an id.
+        The session with an id. It is empty if it was deleted, and has a new id if `session_id` does not have the form of one.
         """
         if not isinstance(session_id, str) or not _ID.fullmatch(session_id):
             session_id = secrets.token_urlsafe(24)
