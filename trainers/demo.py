@@ -1,25 +1,18 @@
 """
 Watch a language model teach itself one passage.
 
-    python trainers/demo.py
-    python trainers/demo.py --passage notes.txt --title "Lighthouses" --questions "Who built it?" "When?"
+    python -m trainers.demo
+    python -m trainers.demo --passage notes.txt --title "Lighthouses" --questions "Who built it?" "When?"
 """
 
 import logging
 import sys
+import textwrap
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from arguments import AdaptationArguments
-from rich.columns import Columns
-from rich.console import Console
-from rich.live import Live
-from rich.logging import RichHandler
-from rich.panel import Panel
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
-from rich.text import Text
+from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 from transformers.utils import logging as transformers_logging
 
@@ -27,9 +20,7 @@ from seal_hf import Adapter, SelfAdaptingLM, SelfEdit
 from seal_hf.domains import load_demo_passages
 from seal_hf.domains.knowledge.own_questions import own_questions
 from seal_hf.inner_loop.training import InnerStep
-
-
-console = Console()
+from trainers.arguments import AdaptationArguments
 
 
 @dataclass
@@ -70,65 +61,59 @@ def read_example(args: DemoArguments) -> dict:
     return {"title": title, "context": context, "questions": [{"question": text} for text in args.questions]}
 
 
+def show(title: str, text: str) -> None:
+    """Print a heading and a text of many lines."""
+    print(f"\n--- {title} ---")
+    for line in text.strip().splitlines():
+        print(textwrap.fill(line, 100))
+
+
 def propose(lm: SelfAdaptingLM, example: dict, args: DemoArguments) -> list[SelfEdit]:
-    """Sample the self-edits and show them while they are written."""
-    texts = [""] * args.num_generations
-
-    def panels() -> Columns:
-        # The end of each text, so that the newest words are in view on a terminal of ordinary height.
-        return Columns(
-            [Panel(Text(text[-600:]), title=f"self-edit {i}", height=14) for i, text in enumerate(texts, start=1)],
-            equal=True,
-            expand=True,
-        )
-
+    """Sample the self-edits, all at once, and show the first while it is written."""
+    print(f"\nWriting {args.num_generations} self-edits at once. The first, as it is written:\n")
+    written = ""
     start = time.perf_counter()
-    with Live(panels(), console=console, refresh_per_second=4, transient=True) as live:
 
-        def on_text(new_texts: list[str]) -> None:
-            for i, text in enumerate(new_texts):
-                texts[i] += text
-            live.update(panels())
+    def on_text(new_texts: list[str]) -> None:
+        nonlocal written
+        written += new_texts[0]
+        print(new_texts[0], end="", flush=True)
 
-        self_edits = lm.propose(
-            example,
-            args.num_generations,
-            temperature=args.temperature,
-            top_p=args.top_p,
-            max_completion_length=args.max_completion_length,
-            seed=args.seed,
-            on_text=on_text,
-        )
+    self_edits = lm.propose(
+        example,
+        args.num_generations,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        max_completion_length=args.max_completion_length,
+        seed=args.seed,
+        on_text=on_text,
+    )
+    print()
     for i, edit in enumerate(self_edits, start=1):
-        console.print(
-            Panel(Text(edit.completion.strip()), title=f"self-edit {i}: {len(edit.examples)} training examples")
-        )
-    console.print(f"{len(self_edits)} self-edits in {time.perf_counter() - start:.0f} s\n")
+        # The first is in view already, unless it was malformed.
+        if i > 1 or edit.completion != written:
+            show(f"self-edit {i}", edit.completion)
+    print(f"\n{len(self_edits)} self-edits in {time.perf_counter() - start:.0f} s\n")
     return self_edits
 
 
 def adapt(lm: SelfAdaptingLM, self_edits: list[SelfEdit], seed: int) -> list[Adapter]:
     """Train all adapters together, with their losses in view."""
-    columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[loss]}"), TimeRemainingColumn()]
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("adapting", loss="", total=None)
-        latest = {}  # also of adapters that are done
+    latest = {}  # also of adapters that are done
+    with tqdm(desc=f"training {len(self_edits)} adapters", unit="step") as bar:
 
         def on_step(step: InnerStep) -> None:
             latest.update(step.losses)
-            losses = "  ".join(f"{loss:.2f}" for _, loss in sorted(latest.items()))
-            speed = step.num_tokens / step.seconds
-            progress.update(
-                task, completed=step.step, total=step.num_steps, loss=f"loss {losses}  {speed:.0f} tokens/s"
-            )
+            losses = " ".join(f"{loss:.2f}" for _, loss in sorted(latest.items()))
+            bar.total = step.num_steps
+            bar.set_postfix_str(f"loss {losses}, {step.num_tokens / step.seconds:.0f} tokens/s", refresh=False)
+            bar.update()
 
-        adapters = lm.adapt(self_edits, seed=seed, on_step=on_step)
-    console.print()
-    return adapters
+        return lm.adapt(self_edits, seed=seed, on_step=on_step)
 
 
 def show_answers(lm: SelfAdaptingLM, example: dict, adapters: list[Adapter]) -> None:
-    """Ask the base and every adapter the same questions, and print base and best adapter side by side."""
+    """Ask the base and every adapter the same questions, and print the answers of the base and of the best adapter."""
     questions = example["questions"]
     prompts = lm.domain.questions(example)
     models = [None, *adapters]
@@ -141,37 +126,34 @@ def show_answers(lm: SelfAdaptingLM, example: dict, adapters: list[Adapter]) -> 
         verdicts = lm.domain.grade([example] * len(models), answers)
         rewards = [sum(map(bool, run)) for run in verdicts]
         best = 1 + max(range(len(adapters)), key=lambda i: rewards[i + 1])
-    table = Table(title="Answers without the passage in view", show_lines=True)
-    for name in ("question", *(["gold answer"] if graded else []), "base model", f"after self-edit {best}"):
-        table.add_column(name, ratio=1)
+    print("\n--- answers, the passage not in view ---")
     for i, item in enumerate(questions):
-        row = [Text(item["question"])] + ([Text(item["answer"])] if graded else [])
-        for model in (0, best):
-            style = "" if verdicts is None else ("green" if verdicts[model][i] else "red")
-            mark = "" if verdicts is None else ("✓ " if verdicts[model][i] else "✗ ")
-            row.append(Text(mark + answers[model][i], style=style))
-        table.add_row(*row)
-    console.print(table)
+        print(f"\n{item['question']}" + (f"  [{item['answer']}]" if graded else ""))
+        for model, name in ((0, "base model"), (best, f"after self-edit {best}")):
+            verdict = "" if verdicts is None else ("right: " if verdicts[model][i] else "wrong: ")
+            print(
+                textwrap.fill(
+                    f"{name}: {verdict}{answers[model][i]}", 100, initial_indent="  ", subsequent_indent="    "
+                )
+            )
     if graded:
-        console.print(f"Right of {len(questions)} questions: base {rewards[0]}, after each self-edit {rewards[1:]}.")
+        print(f"\nRight of {len(questions)} questions: base {rewards[0]}, after each self-edit {rewards[1:]}.")
         tied = ", the first of several," if rewards[1:].count(rewards[best]) > 1 else ""
-        console.print(
+        print(
             f"Self-edit {best}{tied} has the greatest reward; SEAL's outer loop would teach the model to write such ones."
         )
 
 
 def main(args: DemoArguments) -> None:
     example = read_example(args)
-    console.print(Panel(Text(example["context"]), title=f"passage: {example['title']}"))
-    with console.status(f"loading {args.model_name_or_path}"):
-        lm = args.load()
+    show(f"passage: {example['title']}", example["context"])
+    lm = args.load()
     if not example["questions"]:
-        with console.status("writing questions"):
-            example["questions"] = own_questions(lm, example)
+        example["questions"] = own_questions(lm, example)
         if example["questions"]:
-            console.print("The questions and the answers that are held for right are the model's own.\n")
+            print("\nThe model wrote the questions and the answers that count as right.")
         else:
-            console.print("The model found no question that it can answer from the passage, so nothing is graded.\n")
+            print("\nThe model found no question that it can answer from the passage, so nothing is graded.")
             example["questions"] = [{"question": f"What do you know about {example['title'] or 'the passage'}?"}]
     self_edits = propose(lm, example, args)
     if not self_edits:
@@ -182,7 +164,7 @@ def main(args: DemoArguments) -> None:
 
 if __name__ == "__main__":
     # The library's own lines only; other libraries print theirs themselves.
-    logging.getLogger("seal_hf").addHandler(RichHandler(show_path=False, show_time=False))
+    logging.getLogger("seal_hf").addHandler(logging.StreamHandler())
     logging.getLogger("seal_hf").setLevel(logging.INFO)
     transformers_logging.disable_progress_bar()
     (arguments,) = HfArgumentParser(DemoArguments).parse_args_into_dataclasses()

@@ -14,7 +14,6 @@ import sys
 import time
 from dataclasses import dataclass, field
 
-from arguments import AdaptationArguments, JudgeArguments, load_dataset_argument
 from transformers import HfArgumentParser
 from transformers.utils import logging as transformers_logging
 
@@ -22,6 +21,7 @@ from seal_hf.evaluation.single_passage import single_passage
 from seal_hf.grading import GradingIncomplete, JudgeRefused
 from seal_hf.records.report import results_table
 from seal_hf.rollout.stage import RolloutConfig
+from trainers.arguments import AdaptationArguments, JudgeArguments, load_dataset_argument
 
 
 @dataclass

@@ -13,7 +13,6 @@ import logging
 import sys
 from dataclasses import dataclass, field
 
-from arguments import JudgeArguments, load_dataset_argument
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging as transformers_logging
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
@@ -24,6 +23,7 @@ from seal_hf.grading import GradingIncomplete, JudgeRefused
 from seal_hf.hub import HubError
 from seal_hf.records.report import results_table
 from seal_hf.rollout.processes import ProcessEnded
+from trainers.arguments import JudgeArguments, load_dataset_argument
 
 
 @dataclass

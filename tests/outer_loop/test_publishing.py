@@ -1,6 +1,5 @@
 """A run that pushes itself to the Hub over real HTTP, what is said where that fails, and a run that continues elsewhere."""
 
-import importlib
 import json
 import os
 import re
@@ -13,7 +12,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers.folders import TRAINERS
 from helpers.hub_server import OTHER, READER, Repo
 from helpers.observing import small_trainer
 from helpers.outer_loop import SMALLEST, in_child, noted_trials, results, tiny_trainer
@@ -318,8 +316,8 @@ def test_an_error_ends_the_program_while_a_push_stalls(hub, token, tmp_path):
 
 @pytest.mark.parametrize("strategy", ["every_save", "end"])
 def test_the_script_tells_last_what_is_not_on_the_hub(pushing, hub, monkeypatch, capsys, strategy):
-    monkeypatch.syspath_prepend(str(TRAINERS))
-    knowledge = importlib.import_module("knowledge")
+    from trainers import knowledge
+
     trainer = pushing(num_rounds=1, hub_strategy=strategy)
     monkeypatch.setattr(knowledge, "SEALTrainer", lambda **options: trainer)
     hub.answer(403, "/commit/", "POST")

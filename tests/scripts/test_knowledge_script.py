@@ -163,9 +163,8 @@ def test_wrong_setting_is_one_sentence(config, tmp_path):
 
 
 @pytest.fixture
-def knowledge(monkeypatch):
-    monkeypatch.syspath_prepend(str(TRAINERS))
-    return importlib.import_module("knowledge")
+def knowledge():
+    return importlib.import_module("trainers.knowledge")
 
 
 def parse(knowledge, *arguments):

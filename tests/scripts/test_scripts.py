@@ -1,6 +1,6 @@
 """The scripts as a user runs them, on a tiny model in a folder."""
 
-import importlib.util
+import importlib
 import json
 import subprocess
 import sys
@@ -32,15 +32,11 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture
-def loaded_script(monkeypatch):
+def loaded_script():
     """A script's module in this process, and what parses its options."""
 
     def load(name):
-        monkeypatch.syspath_prepend(TRAINERS)
-        spec = importlib.util.spec_from_file_location(f"script_{name}", TRAINERS / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, spec.name, module)
-        spec.loader.exec_module(module)
+        module = importlib.import_module(f"trainers.{name}")
         arguments = module.DemoArguments if name == "demo" else module.EvaluationArguments
         return module, lambda *options: HfArgumentParser(arguments).parse_args_into_dataclasses(
             list(map(str, options))

@@ -1,10 +1,10 @@
 """The page's settings: their ranges, the presets, and the YAML file of a training run."""
 
 import pytest
-from helpers.folders import TRAINERS
 
 from seal_hf import InnerLoopConfig
 from seal_hf.webui.work.settings import PAPER, SMALL_MODEL, Settings, TrainingSettings
+from trainers.arguments import AdaptationArguments
 
 
 @pytest.mark.parametrize(
@@ -35,13 +35,10 @@ def test_training_settings_out_of_range_are_named(values, message):
         TrainingSettings(**values)
 
 
-def test_the_presets_are_the_papers_and_the_demos(monkeypatch):
+def test_the_presets_are_the_papers_and_the_demos():
     inner = InnerLoopConfig()
     assert (PAPER.learning_rate, PAPER.num_train_epochs) == (inner.learning_rate, inner.num_train_epochs)
     assert (PAPER.lora_r, PAPER.lora_alpha, PAPER.temperature) == (32, 64, 1.0)
-    monkeypatch.syspath_prepend(TRAINERS)
-    from arguments import AdaptationArguments
-
     demo = AdaptationArguments()
     names = ("prompt_style", "temperature", "top_p", "max_completion_length", "target_modules", "lora_r", "lora_alpha")
     for name in (*names, "learning_rate", "num_train_epochs", "num_generations", "seed"):

@@ -1,0 +1,1 @@
+"""The scripts, which run from a clone: `python -m trainers.demo`, `evaluate` and `knowledge`."""
