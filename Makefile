@@ -1,11 +1,12 @@
-# Set-up and the main jobs. What is installed lives in $(VENV); remove it to start afresh.
-#   make demo [PASSAGE=file.txt] [TITLE="..."] [QUESTION="..."]
+# Installation and the main jobs. What is installed lives in $(VENV); remove it to start afresh.
+#   make demo [PASSAGE=file.txt] [TITLE="..."] [QUESTION="..."]   learns a passage in the terminal
 #   make app [MODEL=user/name] [PORT=7860]   the web app
-#   make train      two rounds of SEAL on a few passages; the same command goes on where it was interrupted
-#   make results    the larger tier, whose table is in the README
+#   make train      two rounds of SEAL on four passages; the same command continues an interrupted run
+#   make results    the larger run, whose tables are in RESULTS.md; continues as well
 #   make bench      measures the inner loop and the app, writes benchmarks/README.md
-#   make test [JOBS=4]   processes at a time, 1 GB each
-#   TORCH_INDEX=URL takes torch from another package index, such as the one of a CUDA build, into a new $(VENV).
+#   make test [JOBS=4]   lint, format and all tests; JOBS is the number of processes, about 1 GB each
+#   make lint       fixes and formats
+#   TORCH_INDEX=URL takes torch from another package index, such as that of the CPU builds, into a new $(VENV).
 PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= 2
@@ -17,16 +18,16 @@ export TOKENIZERS_PARALLELISM ?= false
 .PHONY: demo app train results bench test lint
 
 demo: $(VENV)/.core
-	@$(BIN)/python trainers/demo.py $(if $(PASSAGE),--passage "$(PASSAGE)") $(if $(TITLE),--title "$(TITLE)") $(if $(QUESTION),--questions "$(QUESTION)")
+	@$(BIN)/python -m trainers.demo $(if $(PASSAGE),--passage "$(PASSAGE)") $(if $(TITLE),--title "$(TITLE)") $(if $(QUESTION),--questions "$(QUESTION)")
 
 app: $(VENV)/.app
 	$(BIN)/python app.py $(if $(MODEL),--model_name_or_path "$(MODEL)") $(if $(PORT),--port "$(PORT)")
 
 train: $(VENV)/.core
-	$(BIN)/python trainers/knowledge.py --config trainers/configs/small.yaml --resume_from_checkpoint true
+	$(BIN)/python -m trainers.knowledge --config trainers/configs/small.yaml --resume_from_checkpoint true
 
 results: $(VENV)/.core
-	$(BIN)/python trainers/knowledge.py --config trainers/configs/results.yaml --resume_from_checkpoint true
+	$(BIN)/python -m trainers.knowledge --config trainers/configs/results.yaml --resume_from_checkpoint true
 
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/bench.py

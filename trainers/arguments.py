@@ -18,20 +18,23 @@ class AdaptationArguments:
         default="embedded", metadata={"help": "Hub id or folder of a causal LM, or 'embedded' for the small one."}
     )
     load_in_4bit: bool | None = field(
-        default=None, metadata={"help": "Quantize the base to NF4 (QLoRA); on CUDA alone where absent."}
+        default=None, metadata={"help": "Quantize the base to NF4 (QLoRA). Default: only on CUDA."}
     )
     dtype: str = field(default="bfloat16", metadata={"help": "Data type of the base model."})
     prompt_style: str = field(
         default="rewrite",
-        metadata={"help": "How self-edits are asked for: a style's name, or a template with {context}."},
+        metadata={"help": "How self-edits are asked for: the name of a style, or a prompt with {context}."},
     )
     split_newlines: bool = field(default=True, metadata={"help": "Make every line a training example of its own."})
     num_generations: int = field(default=4, metadata={"help": "Self-edits per passage."})
     temperature: float = field(default=0.3, metadata={"help": "Sampling temperature of the self-edits."})
-    top_p: float = field(default=0.95, metadata={"help": "Nucleus of the sampling."})
+    top_p: float = field(
+        default=0.95, metadata={"help": "Sample from the most likely tokens of this total probability."}
+    )
     max_completion_length: int = field(default=256, metadata={"help": "Longest self-edit, in tokens."})
     target_modules: str = field(
-        default="all-linear", metadata={"help": "'all-linear', or the adapted modules' names, separated by commas."}
+        default="all-linear",
+        metadata={"help": "'all-linear', or the names of the adapted modules, separated by commas."},
     )
     lora_r: int = field(default=32, metadata={"help": "Rank of the adapters."})
     lora_alpha: int = field(default=64, metadata={"help": "Alpha of the adapters."})
@@ -64,11 +67,11 @@ class JudgeArguments:
     """Who grades. The judge's key is read from JUDGE_API_KEY."""
 
     judge_model: str | None = field(
-        default=None, metadata={"help": "Grade with this language model; the local grader where absent."}
+        default=None, metadata={"help": "Grade with this language model. Default: the local grader."}
     )
     judge_provider: str | None = field(
         default=None,
-        metadata={"help": "Inference provider of the Hub that serves the judge; chosen by the Hub if absent."},
+        metadata={"help": "Inference provider of the Hub that serves the judge. Default: the Hub chooses."},
     )
     judge_base_url: str | None = field(
         default=None, metadata={"help": "OpenAI-compatible endpoint of the judge, in place of a provider."}

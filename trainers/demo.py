@@ -27,20 +27,20 @@ from trainers.arguments import AdaptationArguments
 class DemoArguments(AdaptationArguments):
     """A passage and questions about it."""
 
-    passage: str | None = field(default=None, metadata={"help": "Text file to learn; a demo passage where absent."})
+    passage: str | None = field(default=None, metadata={"help": "Text file to learn. Default: a demo passage."})
     title: str | None = field(
         default=None,
-        metadata={"help": "The passage's title. Defaults to the file's name or the demo passage's title."},
+        metadata={"help": "Title of the passage. Default: the name of the file, or the title of the demo passage."},
     )
     questions: list[str] = field(
         default_factory=list,
-        metadata={"help": "Questions to ask; where absent, the demo passage's or the model's own."},
+        metadata={"help": "Questions to ask. Default: those of the demo passage, or the model writes some."},
     )
     demo_passage: int = field(default=0, metadata={"help": "Which of the 12 demo passages to learn, from 0."})
 
 
 def read_example(args: DemoArguments) -> dict:
-    """The passage with its questions; questions without a gold answer have none to be graded by."""
+    """The passage with its questions. Only questions of a demo passage have a gold answer, by which they are graded."""
     if args.passage is None:
         passages = load_demo_passages("train")
         if not 0 <= args.demo_passage < len(passages):
@@ -137,7 +137,8 @@ def show_answers(lm: SelfAdaptingLM, example: dict, adapters: list[Adapter]) -> 
                 )
             )
     if graded:
-        print(f"\nRight of {len(questions)} questions: base {rewards[0]}, after each self-edit {rewards[1:]}.")
+        after = ", ".join(map(str, rewards[1:]))
+        print(f"\nRight of {len(questions)} questions: base model {rewards[0]}; after each self-edit: {after}.")
         tied = ", the first of several," if rewards[1:].count(rewards[best]) > 1 else ""
         print(
             f"Self-edit {best}{tied} has the greatest reward; SEAL's outer loop would teach the model to write such ones."

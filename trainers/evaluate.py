@@ -1,12 +1,12 @@
 """
 The paper's single-passage protocol: base, passage in context, passage only and self-edits on the same questions.
 
-    python trainers/evaluate.py --dataset demo --split test --output_dir outputs/evaluation
-    python trainers/evaluate.py --dataset passages.json --num_passages 10 --output_dir outputs/passages
+    python -m trainers.evaluate --dataset demo --split test --output_dir outputs/demo
+    python -m trainers.evaluate --dataset passages.json --num_passages 10 --output_dir outputs/mine
 
-The table over all passages is printed at the end. What is worked out is on disk at once, and the same command again
-continues an interrupted evaluation. With --judge_model a language model grades in place of the local grader; its key is
-read from JUDGE_API_KEY.
+Answers and verdicts are written as soon as they are known, and the table over all passages is printed at the end. The
+same command again continues an interrupted one. With --judge_model a language model grades in place of the local grader;
+its key is read from JUDGE_API_KEY.
 """
 
 import logging

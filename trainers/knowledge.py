@@ -1,12 +1,11 @@
 """
 Teach a model to write its own finetuning data: SEAL on passages with questions.
 
-    python trainers/knowledge.py --config trainers/configs/small.yaml
-    accelerate launch trainers/knowledge.py --config trainers/configs/qwen2.5-7b.yaml
+    python -m trainers.knowledge --config trainers/configs/small.yaml
+    accelerate launch -m trainers.knowledge --config trainers/configs/qwen2.5-7b.yaml
 
 Every field of SEALConfig and of TRL's ModelConfig is an option, on the command line or in the YAML file. With --dry_run
-everything is checked and the plan is printed. The same command with --resume_from_checkpoint true goes on where a run
-ended.
+everything is checked and the plan is printed. The same command with --resume_from_checkpoint true continues a run.
 """
 
 import logging
@@ -35,7 +34,7 @@ class KnowledgeArguments(JudgeArguments):
     )
     dataset_train_split: str | None = field(default=None, metadata={"help": "Split to learn from."})
     dataset_test_split: str | None = field(
-        default=None, metadata={"help": "Split to evaluate on; nothing is evaluated where absent."}
+        default=None, metadata={"help": "Split to evaluate on. Default: nothing is evaluated."}
     )
     eval_dataset_name: str | None = field(
         default=None, metadata={"help": "Where the passages to evaluate on are, if not in the same place."}
@@ -49,7 +48,7 @@ class KnowledgeArguments(JudgeArguments):
     num_eval_passages: int | None = field(default=None, metadata={"help": "Take only the first so many."})
     chat: bool | None = field(
         default=None,
-        metadata={"help": "Ask in chat form or in plain text; in chat form where absent and the tokenizer can."},
+        metadata={"help": "Ask in chat form or in plain text. Default: in chat form if the tokenizer has a template."},
     )
     dry_run: bool = field(default=False, metadata={"help": "Check everything and print the plan, no more."})
 
