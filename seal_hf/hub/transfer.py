@@ -54,32 +54,28 @@ def hub_api(token: str | bool | None = None) -> HfApi:
     return HfApi(token=token)
 
 
-def writable_repo(
-    repo_id: str,
-    repo_type: str = "model",
-    *,
-    private: bool | None = None,
-    space_sdk: str | None = None,
-    token: str | None = None,
-    safe: str = "",
-) -> str:
+def writable_repo(repo_id: str, *, private: bool | None = None, token: str | None = None, safe: str = "") -> str:
     """
-    A repository with its namespace, made where there is none; this token may write to it.
+    A model repository with its namespace, made where there is none; this token may write to it.
 
     Raises:
         HubError: The Hub refused or could not be reached, or the repository is public and `private` is set.
     """
-    with explaining_hub_errors(f"The upload to {repo_id}", repo_id, safe):
-        api = hub_api(token)
-        url = api.create_repo(repo_id, repo_type=repo_type, private=private, space_sdk=space_sdk, exist_ok=True)
-        if private and not api.repo_info(url.repo_id, repo_type=repo_type, timeout=LOOK_UP_SECONDS).private:
-            raise HubError(
-                f"{url.repo_id} exists and is public, but private=True was asked for; make it private in its settings "
-                f"({url}/settings) or give another name. Nothing was uploaded.",
-                is_refusal=True,
-            )
-        api.auth_check(url.repo_id, repo_type=repo_type, write=True)
-        return url.repo_id
+    with explaining_hub_errors(f"The check of {repo_id}", repo_id, safe):
+        repo_id = _made_repo(hub_api(token), repo_id, "model", private)
+        hub_api(token).auth_check(repo_id, write=True)
+        return repo_id
+
+
+def _made_repo(api: HfApi, repo_id: str, repo_type: str, private: bool | None, space_sdk: str | None = None) -> str:
+    url = api.create_repo(repo_id, repo_type=repo_type, private=private, space_sdk=space_sdk, exist_ok=True)
+    if private and not api.repo_info(url.repo_id, repo_type=repo_type, timeout=LOOK_UP_SECONDS).private:
+        raise HubError(
+            f"{url.repo_id} exists and is public, but private=True was asked for; make it private in its settings "
+            f"({url}/settings) or give another name. Nothing was uploaded.",
+            is_refusal=True,
+        )
+    return url.repo_id
 
 
 def with_namespace(repo_id: str, token: str | None = None) -> str:
@@ -113,9 +109,9 @@ def upload(
         HubError: The Hub refused or could not be reached, or the repository is public and `private` is set.
     """
     safe = f"Everything is still in {folder}." if safe is None else safe
-    repo_id = writable_repo(repo_id, repo_type, private=private, space_sdk=space_sdk, token=token, safe=safe)
     with explaining_hub_errors(f"The upload to {repo_id}", repo_id, safe):
         api = hub_api(token)
+        repo_id = _made_repo(api, repo_id, repo_type, private, space_sdk)
         where = {"repo_id": repo_id, "repo_type": repo_type, "revision": revision}
         if revision is not None:
             api.create_branch(repo_id, branch=revision, repo_type=repo_type, exist_ok=True)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from peft import PeftModel
@@ -34,19 +35,8 @@ _RETRY_WAITS = (2.0, 10.0, 30.0)
 _PATIENCE = 300.0
 # Fields of the configuration that the card names.
 _SETTINGS = (
-    "num_generations",
-    "num_repeats",
-    "keep_best",
-    "min_reward",
-    "temperature",
-)
-_SETTINGS += (
-    "num_rounds",
-    "inner_learning_rate",
-    "inner_num_train_epochs",
-    "learning_rate",
-    "num_train_epochs",
-    "seed",
+    *("num_generations", "num_repeats", "keep_best", "min_reward", "temperature", "num_rounds"),
+    *("inner_learning_rate", "inner_num_train_epochs", "learning_rate", "num_train_epochs", "seed"),
 )
 
 
@@ -154,8 +144,14 @@ class Publisher:
             shutil.rmtree(self._latest[1], ignore_errors=True)
         self._latest = future, staged
         # HfApi.run_as_future has a thread that keeps the program from ending for as long as the Hub is silent.
-        arguments = (future, staged, commit_message, token, revision, is_last_state)
-        threading.Thread(target=self._upload, args=arguments, name="push to the Hub", daemon=True).start()
+        options = {
+            "commit_message": commit_message,
+            "token": token or self.args.hub_token,
+            "revision": revision or self.args.hub_revision,
+        }
+        threading.Thread(
+            target=self._upload, args=(future, staged, is_last_state), kwargs=options, daemon=True
+        ).start()
         return future
 
     def push_round(self, round_number: int) -> None:
@@ -244,40 +240,26 @@ class Publisher:
             raise
         return staged
 
-    def _upload(
-        self,
-        future: Future,
-        staged: Path,
-        commit_message: str,
-        token: str | None,
-        revision: str | None,
-        is_last_state: bool,
-    ) -> None:
+    def _upload(self, future: Future, staged: Path, is_last_state: bool, **options: str | None) -> None:
         """The work of a push's thread."""
         with self._one_at_a_time:
             if not future.set_running_or_notify_cancel():
                 return
+            # Banks' files make room for their round's.
+            outdated = [f"{LAST_CHECKPOINT}/*"] if (staged / LAST_CHECKPOINT).is_dir() else ()
+            options |= {"private": self.args.hub_private_repo, "delete_patterns": outdated}
             try:
-                try:
-                    commit = upload(
-                        staged,
-                        self.repo_id,
-                        commit_message=commit_message,
-                        private=self.args.hub_private_repo,
-                        revision=revision or self.args.hub_revision,
-                        # Banks' files make room for their round's.
-                        delete_patterns=[f"{LAST_CHECKPOINT}/*"] if (staged / LAST_CHECKPOINT).is_dir() else (),
-                        safe=f"Everything is in {self.args.output_dir}.",
-                        token=token or self.args.hub_token,
-                    )
-                finally:  # before whoever waits for the result continues
-                    shutil.rmtree(staged, ignore_errors=True)
+                url = upload(
+                    staged, self.repo_id, safe=f"Everything is in {self.args.output_dir}.", **options
+                ).commit_url
             except BaseException as error:  # whatever it is: whoever asked for the push says it
-                future.set_exception(error)
+                finish = partial(future.set_exception, error)
             else:
+                finish = partial(future.set_result, url)
                 if is_last_state:
                     self.failed_push = None
-                future.set_result(commit.commit_url)
+            shutil.rmtree(staged, ignore_errors=True)
+            finish()
 
 
 def _warn_of_failure(push: Future) -> None:
