@@ -8,7 +8,6 @@ import torch
 from peft import LoraConfig
 from trl import SFTConfig
 
-from ..generation.base import Sampling
 from ..inner_loop.update import InnerLoopConfig, is_whole
 from ..rollout.stage import RolloutConfig
 
@@ -166,9 +165,7 @@ class SEALConfig(SFTConfig):
             self.trackio_static_space_id = False
         for name in (
             "num_generations",
-            "max_completion_length",
             "num_repeats",
-            "max_answer_length",
             "num_eval_generations",
             "num_rounds",
             "sft_batch_size",
@@ -177,7 +174,7 @@ class SEALConfig(SFTConfig):
         ):
             if not is_whole(getattr(self, name), 1):
                 raise ValueError(f"{name}={getattr(self, name)!r} must be a whole number of at least 1.")
-        for name in ("adapters_per_bank", "keep_best", "max_length"):
+        for name in ("keep_best", "max_length"):
             if getattr(self, name) is not None and not is_whole(getattr(self, name), 1):
                 raise ValueError(f"{name}={getattr(self, name)!r} must be a whole number of at least 1, or None.")
         if self.min_reward is not None and not (math.isfinite(self.min_reward) and 0 <= self.min_reward <= 1):
@@ -202,7 +199,7 @@ class SEALConfig(SFTConfig):
                 raise ValueError(f"{name}={getattr(self, name)!r} is not supported by SEALTrainer; leave it out.")
         if self.packing or self.padding_free:
             raise ValueError("packing and padding_free are not supported by SEALTrainer; leave them off.")
-        Sampling((), self.temperature, self.top_p)  # raises for values out of range
+        self.rollout_config()  # raise for values out of range
         self.inner_config()
 
     def rollout_config(self) -> RolloutConfig:

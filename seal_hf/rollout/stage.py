@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..domains.base import Condition
-from ..inner_loop.update import InnerUpdate
+from ..generation.base import Sampling
+from ..inner_loop.update import InnerUpdate, is_whole
 from ..records.journal import Journal, Proposal
 from ..self_edit import Prompt
 from .bank_schedule import work_of
@@ -35,6 +36,9 @@ class RolloutConfig:
             [`adapters_per_bank`]).
         disable_tqdm (`bool`, *optional*, defaults to `False`):
             Whether no progress bar is shown.
+
+    Raises:
+        ValueError: A value out of its range.
     """
 
     temperature: float = 1.0
@@ -43,6 +47,16 @@ class RolloutConfig:
     max_answer_length: int = 64
     adapters_per_bank: int | None = None
     disable_tqdm: bool = False
+
+    def __post_init__(self):
+        for name in ("max_completion_length", "max_answer_length"):
+            if not is_whole(getattr(self, name), 1):
+                raise ValueError(f"{name}={getattr(self, name)!r} must be a whole number of at least 1.")
+        if self.adapters_per_bank is not None and not is_whole(self.adapters_per_bank, 1):
+            raise ValueError(
+                f"adapters_per_bank={self.adapters_per_bank!r} must be a whole number of at least 1, or None."
+            )
+        Sampling((), self.temperature, self.top_p)  # raises for values out of range
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ import math
 import random
 
 import torch
-from helpers.tiny_models import VOCAB_SIZE
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 from transformers import PreTrainedModel, get_scheduler
 
+from helpers.tiny_models import VOCAB_SIZE
 from seal_hf.adapters.layout import LoraLayout
 from seal_hf.inner_loop.update import SCHEDULES, InnerLoopConfig, InnerUpdate, TrainingSequence, training_order
 

@@ -51,52 +51,44 @@ def evaluation(model, tmp_path):
     dataset = tmp_path / "passages.json"
     dataset.write_text(json.dumps(PASSAGES))
     return [
-        *("--model_name_or_path", model, "--dataset", dataset, "--output_file", tmp_path / "results.jsonl"),
-        *("--passages_per_bank", 2, "--max_answer_length", 8, *TINY),
+        *("--model_name_or_path", model, "--dataset", dataset, "--output_dir", tmp_path / "results"),
+        *("--adapters_per_bank", 3, "--max_answer_length", 8, *TINY),
     ]
 
 
-@pytest.fixture
-def evaluate(evaluation):
-    return lambda: run_script("evaluate.py", *evaluation)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("content", ['{"rows": "of something else"}', "text\n"])
-def test_evaluate_keeps_foreign_files(evaluate, tmp_path, content):
-    output = tmp_path / "results.jsonl"
-    output.write_text(content)
-    refused = evaluate()
-    assert refused.returncode == 1
-    assert "is not a record of this script" in refused.stderr
-    assert output.read_text() == content
-
-
-@pytest.mark.slow
-def test_evaluate_resumes(evaluate, evaluation, loaded_script, tmp_path):
-    output = tmp_path / "results.jsonl"
-    done = evaluate()
+def test_evaluate(evaluation, loaded_script, tmp_path, capsys):
+    folder = tmp_path / "results"
+    done = run_script("evaluate.py", *evaluation)
     assert done.returncode == 0, done.stderr
-    assert "3 passages, 3 questions, 6 self-edits" in done.stdout
-    assert all(f"| {name} |" in done.stdout for name in ("base", "passage in context", "passage only", "self-edits"))
-    lines = output.read_text().split("\n")
-    assert [json.loads(line).get("title") for line in lines[:-1]] == [None, "Ann\u2028", "Bob", "Cleo"]
-
-    output.write_text("\n".join(lines[:3]) + "\n" + lines[3][:40])
-    resumed = evaluate()
-    assert resumed.returncode == 0, resumed.stderr
-    assert output.read_text().split("\n") == lines
+    assert "Evaluation on 3 passages with 3 questions" in done.stdout
+    names = ("base", "passage in context", "passage only", "self-edits before round 1")
+    assert all(f"\n| {name} " in done.stdout for name in names)
+    files = {path: path.read_bytes() for path in folder.rglob("*.json*")}
+    assert {path.name for path in files} == {"run.json", "round_000.jsonl"}
 
     script, parse = loaded_script("evaluate")
+    script.main(parse(*evaluation))  # nothing is left to be done
+    assert capsys.readouterr().out.split("minutes")[0].rpartition("\n")[0] in done.stdout
     for options, passages, message in (
-        (["--learning_rate", 0.5], PASSAGES, "holds a run with another learning_rate; give another --output_file"),
-        (["--num_passages", 2], PASSAGES, "holds 3 passages, more than the 2 asked for; give another --output_file"),
-        ([], PASSAGES[::-1], "holds results of other passages, as of 'Ann"),
+        (["--learning_rate", 0.5], PASSAGES, "holds a run with other settings: inner_learning_rate .0.001 there, 0.5"),
+        (["--num_passages", 2], PASSAGES, "holds a run with other settings: eval_dataset .'3 examples, "),
+        ([], PASSAGES[::-1], "holds a run with other settings: eval_dataset"),
     ):
         (tmp_path / "passages.json").write_text(json.dumps(passages))
         with pytest.raises(ValueError, match=message):
             script.main(parse(*evaluation, *options))
-        assert output.read_text().split("\n") == lines
+    assert {path: path.read_bytes() for path in folder.rglob("*.json*")} == files
+
+
+@pytest.mark.parametrize("content", ['{"rows": "of something else"}', "text\n"])
+def test_evaluate_keeps_foreign_files(evaluation, loaded_script, tmp_path, content):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "run.json").write_text(content)
+    script, parse = loaded_script("evaluate")
+    with pytest.raises(ValueError, match="run.json is not a run of seal-hf .* give another output_dir"):
+        script.main(parse(*evaluation))
+    assert (tmp_path / "results" / "run.json").read_text() == content
 
 
 @pytest.mark.slow
@@ -121,12 +113,12 @@ def test_demo(model, tmp_path):
 )
 def test_bad_input_is_one_sentence(script, options, message, tmp_path):
     if script == "evaluate.py":
-        options = [*options, "--output_file", tmp_path / "results.jsonl"]
+        options = [*options, "--output_dir", tmp_path / "results"]
     failed = run_script(script, *options)
     assert failed.returncode == 1
     assert failed.stderr.strip().splitlines()[-1].startswith(f"error: {message}")
     assert "Traceback" not in failed.stderr
-    assert not (tmp_path / "results.jsonl").exists()
+    assert not (tmp_path / "results").exists()
 
 
 @pytest.mark.slow
@@ -136,8 +128,12 @@ def test_bad_input_is_one_sentence(script, options, message, tmp_path):
         ("demo", ["--demo_passage", "12"], "--demo_passage 12 must be from 0 to 11"),
         ("demo", ["--learning_rate", "-1"], "learning_rate=-1.0 must be a number above 0"),
         ("demo", ["--prompt_style", "haiku"], "Unknown prompt_style 'haiku'"),
-        ("evaluate", ["--num_passages", "0", "--output_file", "any"], "The number of passages, 0, must be at least 1"),
-        ("evaluate", ["--passages_per_bank", "0", "--output_file", "any"], "--passages_per_bank 0 must be at least 1"),
+        ("evaluate", ["--num_passages", "0"], "The number of passages, 0, must be at least 1"),
+        (
+            "evaluate",
+            ["--adapters_per_bank", "0"],
+            "adapters_per_bank=0 must be a whole number of at least 1, or None",
+        ),
     ],
 )
 def test_options_that_cannot_be_are_named(loaded_script, script, options, message):
