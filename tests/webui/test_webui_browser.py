@@ -96,7 +96,7 @@ def text_of(page, name):
 @pytest.mark.slow
 def test_the_whole_story_with_the_embedded_model(visit, embedded_path, tmp_path, monkeypatch):
     """From a click to an adapted answer; the screenshots are for people to look at."""
-    shorter = replace(settings.SMALL_MODEL, max_completion_length=64, num_train_epochs=5)
+    shorter = replace(settings.SMALL_MODEL, max_completion_length=64, num_train_epochs=3)
     monkeypatch.setitem(settings.PRESETS, "Small model", shorter)
     lm = SelfAdaptingLM.from_pretrained("embedded")
     with served_page(tmp_path, lm) as app:
@@ -277,12 +277,19 @@ def test_a_run_is_stopped_found_again_and_resumed(lm, visit, tmp_path):
         expect(page.locator("#train-resume")).to_be_enabled(timeout=TIMEOUT)
 
 
-@pytest.mark.parametrize("options", [{}, {"viewport": {"width": 390, "height": 844}}, {"color_scheme": "dark"}])
-def test_no_page_is_wider_than_the_screen(app, visit, options):
-    page = visit(**options)
+def test_no_page_is_wider_than_the_screen(app, visit):
+    page = visit()
     fill_passage(page)
     write(page)
     learn(page)
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     ask(page)
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    for width, scheme in ((1280, "light"), (390, "light"), (1280, "dark")):
+        page.set_viewport_size({"width": width, "height": 844})
+        page.emulate_media(color_scheme=scheme)
+        loaded(page)
+        expect(page.locator("#ask-next")).to_be_visible(timeout=TIMEOUT)
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        for tab, widget in (("Ask", "#history"), ("Adapters", "#adapters")):
+            page.get_by_role("tab", name=tab).click()
+            expect(page.locator(widget)).to_be_visible(timeout=TIMEOUT)
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")

@@ -1,1 +1,1 @@
-"""What the page does: jobs, sessions, the model's device and runs of the outer loop."""
+"""The work of the page, without widgets: jobs, sessions, the device, settings and training runs."""
