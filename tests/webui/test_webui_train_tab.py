@@ -3,7 +3,6 @@
 import runpy
 import sys
 
-from helpers.folders import TRAINERS
 from helpers.tiny_models import save_tiny_model
 
 from seal_hf.webui.tabs import train_tab
@@ -17,11 +16,10 @@ def test_the_command_that_is_shown_is_accepted_by_the_script(jobs, tmp_path, mon
     file = tmp_path / "config.yaml"
     file.write_text(runs.yaml(TrainingSettings(num_train_passages=2, num_eval_passages=1)))
     command = train_tab._COMMAND.replace("config.yaml", str(file)).split()
-    assert command[:3] == ["accelerate", "launch", "trainers/knowledge.py"]
+    assert command[:4] == ["accelerate", "launch", "-m", "trainers.knowledge"]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", [*command[2:], "--dry_run"])
-    monkeypatch.syspath_prepend(TRAINERS)
-    runpy.run_path(str(TRAINERS / "knowledge.py"), run_name="__main__")
+    monkeypatch.setattr(sys, "argv", [*command[3:], "--dry_run"])
+    runpy.run_module(command[3], run_name="__main__")
     assert "examples: 2, evaluated on: 1" in capsys.readouterr().out
 
 

@@ -78,7 +78,9 @@ def launch_when_free(launch):
 
 
 @pytest.mark.slow
-def test_a_run_is_shown_from_start_to_end(jobs, model, passages, tmp_path):
+def test_a_run_is_shown_from_start_to_end(jobs, model, passages, tmp_path, monkeypatch):
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    monkeypatch.chdir(tmp_path)
     runs = TrainingRuns(jobs, tmp_path / "runs", SCRIPT, str(model))
     assert runs.snapshot("ann") is None
     runs.start("ann", QUICK, passages)

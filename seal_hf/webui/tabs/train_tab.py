@@ -35,7 +35,7 @@ _FOLDED = (
 )
 # The colours of the run's own plot, by Okabe and Ito, which colour-blind people can tell apart.
 _COLORS = {"kept": "#0072b2", "rejected": "#c24e00", "not selected yet": "#94a3b8"}
-_COMMAND = "accelerate launch trainers/knowledge.py --config config.yaml --resume_from_checkpoint true"
+_COMMAND = "accelerate launch -m trainers.knowledge --config config.yaml --resume_from_checkpoint true"
 
 
 def build_train_tab(runs: TrainingRuns, session: gr.BrowserState) -> Callable[[gr.events.Dependency], None]:

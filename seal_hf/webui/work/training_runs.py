@@ -264,6 +264,9 @@ class TrainingRuns:
         refused: list[Exception] = []
         command = [sys.executable, str(self._script), "--config", str(folder / CONFIG_NAME)]
         command += ["--resume_from_checkpoint", "true"]
+        # The script imports its neighbours as `trainers.arguments`, from whatever folder the app was started in.
+        paths = [str(self._script.absolute().parents[1]), os.environ.get("PYTHONPATH", "")]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
         def serve() -> None:
             try:
@@ -272,6 +275,7 @@ class TrainingRuns:
                         run.log_start = log.tell()
                         process = subprocess.Popen(
                             command,
+                            env=environment,
                             stdout=log,
                             stderr=subprocess.STDOUT,
                             stdin=subprocess.DEVNULL,
