@@ -4,9 +4,9 @@ import threading
 from unittest.mock import Mock
 
 import pytest
-from helpers.tiny_models import tiny_llama, tiny_tokenizer
 from peft import LoraConfig
 
+from helpers.tiny_models import tiny_llama, tiny_tokenizer
 from seal_hf import InnerLoopConfig, SelfAdaptingLM, SelfEdit
 from seal_hf.domains import Domain, KnowledgeDomain
 from seal_hf.self_edit import TrainingExample

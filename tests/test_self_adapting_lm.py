@@ -5,9 +5,9 @@ import threading
 
 import pytest
 import torch
-from helpers.tiny_models import tiny_llama, tiny_policy_model, tiny_tokenizer
 from peft import LoraConfig, PeftModel
 
+from helpers.tiny_models import tiny_llama, tiny_policy_model, tiny_tokenizer
 from seal_hf import InnerLoopConfig, SelfAdaptingLM, SelfEdit
 from seal_hf.adapters.adapter import Adapter
 from seal_hf.domains import KnowledgeDomain

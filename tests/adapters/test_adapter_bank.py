@@ -1,9 +1,9 @@
 import pytest
 import torch
-from helpers.tiny_models import KINDS, VOCAB_SIZE, tiny_llama, tiny_model, tiny_policy_model
 from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 from torch import nn
 
+from helpers.tiny_models import KINDS, VOCAB_SIZE, tiny_llama, tiny_model, tiny_policy_model
 from seal_hf.adapters.adapter import Adapter
 from seal_hf.adapters.bank import AdapterBank, StackedAdapters
 from seal_hf.adapters.layout import lora_layout

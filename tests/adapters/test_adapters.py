@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.adapters import BASE_ID, random_adapter
-from helpers.tiny_models import VOCAB_SIZE, tiny_llama, tiny_policy_model
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 
+from helpers.adapters import BASE_ID, random_adapter
+from helpers.tiny_models import VOCAB_SIZE, tiny_llama, tiny_policy_model
 from seal_hf.adapters.adapter import Adapter
 from seal_hf.adapters.bank import StackedAdapters
 from seal_hf.adapters.files import CONFIG_NAME, WEIGHTS_NAME

@@ -13,12 +13,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers.adapters import random_adapter
-from helpers.hub_server import OTHER, READER, Repo
-from helpers.tiny_models import tiny_llama, tiny_policy_model, tiny_tokenizer
 from huggingface_hub import HfApi, ModelCard, list_models
 from safetensors.torch import save_file
 
+from helpers.adapters import random_adapter
+from helpers.hub_server import OTHER, READER, Repo
+from helpers.tiny_models import tiny_llama, tiny_policy_model, tiny_tokenizer
 from seal_hf import Adapter, SelfAdaptingLM, SelfEdit
 from seal_hf.adapters.bank import StackedAdapters
 from seal_hf.adapters.files import CONFIG_NAME, TRAINING_NAME, WEIGHTS_NAME

@@ -2,9 +2,9 @@ import math
 
 import pytest
 import torch
-from helpers.tiny_models import KINDS, tiny_llama, tiny_model, tiny_policy_model
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 
+from helpers.tiny_models import KINDS, tiny_llama, tiny_model, tiny_policy_model
 from seal_hf.adapters.layout import lora_layout
 from seal_hf.models.access import linear_modules
 

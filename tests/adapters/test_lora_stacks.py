@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from helpers.tiny_models import tiny_llama
 from peft import LoraConfig
 
+from helpers.tiny_models import tiny_llama
 from seal_hf.adapters.layout import LoraLayout, LoraStacks, lora_layout
 
 

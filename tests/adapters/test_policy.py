@@ -4,10 +4,10 @@ import gc
 
 import pytest
 import torch
-from helpers.adapters import BASE_ID
-from helpers.tiny_models import tiny_llama, tiny_policy_model
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
+from helpers.adapters import BASE_ID
+from helpers.tiny_models import tiny_llama, tiny_policy_model
 from seal_hf.adapters import policy as policies
 from seal_hf.adapters.adapter import Adapter
 from seal_hf.adapters.policy import carried_policy

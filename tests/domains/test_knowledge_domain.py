@@ -4,8 +4,8 @@ import hashlib
 import json
 
 import pytest
-from helpers.folders import SHARED_DATA
 
+from helpers.folders import SHARED_DATA
 from seal_hf.domains import PROMPT_STYLES, Domain, KnowledgeDomain
 from seal_hf.grading import LexicalGrader
 from seal_hf.self_edit import TrainingExample

@@ -5,8 +5,8 @@ import threading
 from types import SimpleNamespace
 
 import pytest
-from helpers.tiny_models import tiny_llama, tiny_tokenizer
 
+from helpers.tiny_models import tiny_llama, tiny_tokenizer
 from seal_hf import SelfAdaptingLM
 from seal_hf.domains import KnowledgeDomain, load_demo_passages
 from seal_hf.domains.knowledge.grounding import is_about, is_grounded

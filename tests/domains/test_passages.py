@@ -8,8 +8,8 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
-from helpers.folders import SHARED_DATA
 
+from helpers.folders import SHARED_DATA
 from seal_hf.domains import KnowledgeDomain, group_squad_rows, load_demo_passages, load_passages
 from seal_hf.self_edit import TrainingExample
 

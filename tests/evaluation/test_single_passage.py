@@ -1,9 +1,9 @@
 """The single-passage protocol: which model answers what, and what is on disk of it."""
 
 import pytest
-from helpers.tiny_models import tiny_llama, tiny_tokenizer
 from peft import LoraConfig
 
+from helpers.tiny_models import tiny_llama, tiny_tokenizer
 from seal_hf import InnerLoopConfig, SelfAdaptingLM
 from seal_hf.domains import Domain, KnowledgeDomain
 from seal_hf.domains.base import BASE, SELF_EDITS

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from helpers.generating import generate, generate_with
-from helpers.tiny_models import EOS_ID, KINDS, PAD_ID, VOCAB_SIZE, tiny_model, tiny_policy_model, tiny_tokenizer
 from peft import LoraConfig
 from torch import nn
 from transformers import GenerationConfig, MambaConfig, MambaForCausalLM
 
+from helpers.generating import generate, generate_with
+from helpers.tiny_models import EOS_ID, KINDS, PAD_ID, VOCAB_SIZE, tiny_model, tiny_policy_model, tiny_tokenizer
 from seal_hf.adapters.bank import AdapterBank, StackedAdapters
 from seal_hf.generation import decoder as decoding
 from seal_hf.generation.attention import GROUPED_ATTENTION

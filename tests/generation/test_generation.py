@@ -6,13 +6,13 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from helpers.adapters import BASE_ID
-from helpers.generating import generate
-from helpers.tiny_models import EOS_ID, tiny_llama, tiny_tokenizer
 from peft import LoraConfig, PeftModel
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from helpers.adapters import BASE_ID
+from helpers.generating import generate
+from helpers.tiny_models import EOS_ID, tiny_llama, tiny_tokenizer
 from seal_hf.adapters.adapter import Adapter
 from seal_hf.adapters.layout import LoraStacks, lora_layout
 from seal_hf.generation.base import Generation, Sampling

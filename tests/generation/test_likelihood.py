@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+from tokenizers import AddedToken
+
 from helpers.adapters import BASE_ID
 from helpers.generating import adapters_of, generate
 from helpers.outer_loop import HashGrader, tiny_examples
 from helpers.tiny_models import KINDS, tiny_llama, tiny_model, tiny_policy_model, tiny_tokenizer
-from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
-from tokenizers import AddedToken
-
 from seal_hf import InnerLoopConfig, SelfAdaptingLM, SelfEdit
 from seal_hf.adapters.bank import AdapterBank
 from seal_hf.domains import KnowledgeDomain

@@ -6,11 +6,11 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
-from helpers.generating import generate
-from helpers.tiny_models import tiny_llama, tiny_tokenizer
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
+from helpers.generating import generate
+from helpers.tiny_models import tiny_llama, tiny_tokenizer
 from seal_hf.generation.base import Sampling, draw_seed
 
 

@@ -1,8 +1,8 @@
 import json
 
 import pytest
-from helpers.folders import SHARED_DATA
 
+from helpers.folders import SHARED_DATA
 from seal_hf.grading import LexicalGrader
 from seal_hf.grading.agreement import compare, load_run, main
 

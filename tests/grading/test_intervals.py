@@ -2,8 +2,8 @@ import json
 
 import numpy as np
 import pytest
-from helpers.folders import SHARED_DATA
 
+from helpers.folders import SHARED_DATA
 from seal_hf.grading.intervals import accuracy, paired_difference
 
 

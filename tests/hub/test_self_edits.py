@@ -8,13 +8,13 @@ from dataclasses import replace
 import datasets
 import pyarrow as pa
 import pytest
-from helpers.outer_loop import child_environment
-from helpers.tiny_models import tiny_llama, tiny_tokenizer
-from helpers.written_runs import CHAT, COLUMNS, PLAIN, expected_rows, scored, two_rounds, write_run
 from huggingface_hub import DatasetCard
 from pyarrow import parquet
 from trl import SFTConfig, SFTTrainer
 
+from helpers.outer_loop import child_environment
+from helpers.tiny_models import tiny_llama, tiny_tokenizer
+from helpers.written_runs import CHAT, COLUMNS, PLAIN, expected_rows, scored, two_rounds, write_run
 from seal_hf.domains.base import BASE, SELF_EDITS
 from seal_hf.hub import load_self_edits, save_self_edits
 from seal_hf.hub.__main__ import main

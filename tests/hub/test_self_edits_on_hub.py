@@ -4,9 +4,9 @@ import traceback
 
 import datasets
 import pytest
-from helpers.written_runs import CHAT, COLUMNS, expected_rows, scored, two_rounds, write_run
 from huggingface_hub import DatasetCard, HfApi, constants
 
+from helpers.written_runs import CHAT, COLUMNS, expected_rows, scored, two_rounds, write_run
 from seal_hf.hub.__main__ import main
 from seal_hf.hub.errors import HubError
 from seal_hf.hub.self_edits import load_self_edits, push_self_edits

@@ -6,11 +6,11 @@ import sys
 
 import httpx2
 import pytest
-from helpers.outer_loop import child_environment
-from helpers.processes import wait_for
 from huggingface_hub import get_session, set_client_factory
 from huggingface_hub.utils._http import default_client_factory
 
+from helpers.outer_loop import child_environment
+from helpers.processes import wait_for
 from seal_hf.hub.errors import HubError, without_tokens
 from seal_hf.hub.transfer import download, hub_api, upload
 

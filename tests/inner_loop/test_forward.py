@@ -6,7 +6,6 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.tiny_models import KINDS, VOCAB_SIZE, tiny_llama, tiny_model
 from peft import LoraConfig
 from torch import nn
 from transformers import (
@@ -18,6 +17,7 @@ from transformers import (
     MambaForCausalLM,
 )
 
+from helpers.tiny_models import KINDS, VOCAB_SIZE, tiny_llama, tiny_model
 from seal_hf.adapters.layout import lora_layout
 from seal_hf.inner_loop import (
     attention as packed_attention,

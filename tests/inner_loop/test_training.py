@@ -5,6 +5,9 @@ import importlib.util
 
 import pytest
 import torch
+from torch import nn
+from transformers import BitsAndBytesConfig
+
 from helpers.inner_updates import (
     ATTENTION,
     ORDER_SEED,
@@ -17,9 +20,6 @@ from helpers.inner_updates import (
     unlike_updates,
 )
 from helpers.tiny_models import KINDS, tiny_llama, tiny_model, tiny_policy_model
-from torch import nn
-from transformers import BitsAndBytesConfig
-
 from seal_hf.adapters.bank import AdapterBank
 from seal_hf.inner_loop import forward as packed_forward
 from seal_hf.inner_loop.forward import TrainingForward

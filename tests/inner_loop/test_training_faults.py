@@ -7,6 +7,8 @@ import threading
 
 import pytest
 import torch
+from torch import nn
+
 from helpers.inner_updates import (
     NUM_PROBES,
     ORDER_SEED,
@@ -18,8 +20,6 @@ from helpers.inner_updates import (
     unlike_updates,
 )
 from helpers.tiny_models import tiny_llama, tiny_policy_model
-from torch import nn
-
 from seal_hf.adapters.bank import AdapterBank
 from seal_hf.inner_loop.training import InnerStep, train
 from seal_hf.inner_loop.update import InnerUpdate, training_order

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers.tiny_models import BOS_ID, EOS_ID, UNK_ID, tiny_tokenizer
 from transformers import get_scheduler
 
+from helpers.tiny_models import BOS_ID, EOS_ID, UNK_ID, tiny_tokenizer
 from seal_hf.inner_loop.update import (
     SCHEDULES,
     InnerLoopConfig,

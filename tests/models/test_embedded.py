@@ -12,9 +12,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from helpers.folders import ROOT
 from huggingface_hub import constants
 
+from helpers.folders import ROOT
 from seal_hf.models import embedded
 from seal_hf.models.embedded import EMBEDDED_MODEL_ID, GGUF_MEMBER, GGUF_SHA256, WHEEL_SHA256, embedded_model_path
 

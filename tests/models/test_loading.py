@@ -7,10 +7,10 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
-from helpers.tiny_models import tiny_llama, tiny_tokenizer
 from peft import LoraConfig, PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from helpers.tiny_models import tiny_llama, tiny_tokenizer
 from seal_hf import InnerLoopConfig, SelfAdaptingLM, SelfEdit
 from seal_hf.adapters.bank import StackedAdapters
 from seal_hf.domains import load_demo_passages

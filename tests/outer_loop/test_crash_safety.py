@@ -12,8 +12,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers.outer_loop import in_child, noted_trials, results, run, unscored
 
+from helpers.outer_loop import in_child, noted_trials, results, run, unscored
 from seal_hf.generation.transformers_generation import _Progress
 from seal_hf.outer_loop.seal_trainer import SEALTrainer
 from seal_hf.rollout.rollout import Rollout

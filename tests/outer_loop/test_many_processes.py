@@ -4,6 +4,7 @@ import signal
 from types import SimpleNamespace
 
 import pytest
+
 from helpers.outer_loop import in_child, noted, noted_trials, results, run, unscored
 from helpers.processes import ACCELERATE, TORCHRUN, assert_same_results, assert_shared, launch
 

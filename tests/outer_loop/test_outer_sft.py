@@ -5,10 +5,10 @@ import logging
 
 import pytest
 import torch
-from helpers.tiny_models import tiny_llama, tiny_tokenizer
 from peft import LoraConfig, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from helpers.tiny_models import tiny_llama, tiny_tokenizer
 from seal_hf import SEALConfig
 from seal_hf.outer_loop.outer_sft import fit_policy, optimizer_steps
 from seal_hf.records.journal import SelectedSelfEdit

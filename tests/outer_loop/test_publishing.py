@@ -12,16 +12,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers.hub_server import OTHER, READER, Repo
-from helpers.observing import small_trainer
-from helpers.outer_loop import SMALLEST, in_child, noted_trials, results, tiny_trainer
-from helpers.processes import TORCHRUN, assert_same_results, assert_shared, launch, wait_for
-from helpers.tiny_models import tiny_llama
 from huggingface_hub import ModelCard
 from peft import PeftModel
 from safetensors.torch import load
 from transformers import TrainerCallback
 
+from helpers.hub_server import OTHER, READER, Repo
+from helpers.observing import small_trainer
+from helpers.outer_loop import SMALLEST, in_child, noted_trials, results, tiny_trainer
+from helpers.processes import TORCHRUN, assert_same_results, assert_shared, launch, wait_for
+from helpers.tiny_models import tiny_llama
 from seal_hf.hub.errors import HubError
 from seal_hf.outer_loop.publishing import Publisher
 from seal_hf.outer_loop.seal_config import SEALConfig

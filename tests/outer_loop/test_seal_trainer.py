@@ -4,6 +4,7 @@ from statistics import fmean, pstdev
 
 import pytest
 import torch
+
 from helpers.observing import equal, policy_of, read, records, saved_policy
 from helpers.outer_loop import HashGrader, tiny_examples
 

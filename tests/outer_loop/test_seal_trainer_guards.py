@@ -10,6 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors import SafetensorError
+from transformers import EarlyStoppingCallback, TrainerState
+
 from helpers.observing import (
     Act,
     AlwaysWrong,
@@ -22,9 +25,6 @@ from helpers.observing import (
     warnings_of,
 )
 from helpers.outer_loop import tiny_config, tiny_examples
-from safetensors import SafetensorError
-from transformers import EarlyStoppingCallback, TrainerState
-
 from seal_hf import SEALTrainer
 from seal_hf.domains import KnowledgeDomain
 from seal_hf.outer_loop import seal_trainer

@@ -6,11 +6,11 @@ import logging
 import pytest
 import torch
 from datasets import Dataset, DatasetDict, IterableDataset
-from helpers.outer_loop import HashGrader, tiny_config, tiny_examples
-from helpers.tiny_models import randomize_lora, tiny_llama, tiny_policy_model, tiny_tokenizer
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import BitsAndBytesConfig
 
+from helpers.outer_loop import HashGrader, tiny_config, tiny_examples
+from helpers.tiny_models import randomize_lora, tiny_llama, tiny_policy_model, tiny_tokenizer
 from seal_hf import SEALTrainer
 from seal_hf.domains import KnowledgeDomain
 from seal_hf.outer_loop import seal_trainer

@@ -7,6 +7,8 @@ from statistics import fmean
 
 import pyarrow.parquet as pq
 import pytest
+from peft import LoraConfig
+
 from helpers.observing import (
     Act,
     AlwaysWrong,
@@ -25,8 +27,6 @@ from helpers.observing import (
 )
 from helpers.outer_loop import HashGrader, tiny_config, tiny_examples
 from helpers.tiny_models import tiny_llama, tiny_tokenizer
-from peft import LoraConfig
-
 from seal_hf import SEALTrainer, SelfEdit
 from seal_hf.domains import Domain, KnowledgeDomain
 from seal_hf.grading import GradingIncomplete

@@ -11,14 +11,14 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
-from helpers.folders import TESTS
-from helpers.observing import BASE_ID, PROMPT, equal, policy_of, records, saved_policy, small_trainer
-from helpers.outer_loop import tiny_examples, tiny_trainer
-from helpers.tiny_models import tiny_llama
 from huggingface_hub import ModelCard
 from peft import PeftModel
 from transformers import AutoTokenizer
 
+from helpers.folders import TESTS
+from helpers.observing import BASE_ID, PROMPT, equal, policy_of, records, saved_policy, small_trainer
+from helpers.outer_loop import tiny_examples, tiny_trainer
+from helpers.tiny_models import tiny_llama
 from seal_hf.records.report import results_table
 
 

@@ -10,11 +10,11 @@ import json
 from pathlib import Path
 
 import pytest
-from helpers.outer_loop import SMALLEST, HashGrader, tiny_examples, tiny_trainer
-from helpers.tiny_models import tiny_llama, tiny_tokenizer
 from peft import LoraConfig
 from safetensors.torch import load_file
 
+from helpers.outer_loop import SMALLEST, HashGrader, tiny_examples, tiny_trainer
+from helpers.tiny_models import tiny_llama, tiny_tokenizer
 from seal_hf import InnerLoopConfig, SelfAdaptingLM
 from seal_hf.domains import KnowledgeDomain
 from seal_hf.evaluation.single_passage import single_passage

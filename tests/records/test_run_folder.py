@@ -7,11 +7,11 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
-from helpers.outer_loop import HashGrader, tiny_config, tiny_examples
-from helpers.tiny_models import tiny_policy_model, tiny_tokenizer
 from peft import LoraConfig
 from transformers import TrainerState
 
+from helpers.outer_loop import HashGrader, tiny_config, tiny_examples
+from helpers.tiny_models import tiny_policy_model, tiny_tokenizer
 from seal_hf import SelfAdaptingLM
 from seal_hf.domains import KnowledgeDomain
 from seal_hf.domains.base import SELF_EDITS

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
-from helpers.tiny_models import tiny_llama, tiny_policy_model
 
+from helpers.tiny_models import tiny_llama, tiny_policy_model
 from seal_hf.adapters.layout import LoraLayout, LoraModule
 from seal_hf.inner_loop.update import InnerLoopConfig, InnerUpdate, TrainingSequence
 from seal_hf.rollout.bank_schedule import Work, _free_memory, adapters_per_bank, compose_banks, share_banks, work_of

@@ -3,10 +3,10 @@
 from itertools import chain
 
 import pytest
-from helpers.outer_loop import HashGrader, tiny_examples
-from helpers.tiny_models import tiny_llama, tiny_tokenizer
 from peft import LoraConfig
 
+from helpers.outer_loop import HashGrader, tiny_examples
+from helpers.tiny_models import tiny_llama, tiny_tokenizer
 from seal_hf import SelfAdaptingLM
 from seal_hf.domains import KnowledgeDomain
 from seal_hf.domains.base import BASE, SELF_EDITS

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 import torch
+
 from helpers.folders import BENCHMARKS
 from helpers.tiny_models import PAD_ID, tiny_llama, tiny_tokenizer
-
 from seal_hf import Adapter, InnerLoopConfig, SelfAdaptingLM
 from seal_hf.adapters.bank import AdapterBank
 from seal_hf.domains import KnowledgeDomain, load_demo_passages

@@ -8,12 +8,12 @@ import sys
 import pytest
 import torch
 import yaml
-from helpers.folders import TRAINERS
-from helpers.hub_server import Repo
-from helpers.tiny_models import save_tiny_model
 from safetensors.torch import load_file
 from trl import TrlParser, get_peft_config, get_quantization_config
 
+from helpers.folders import TRAINERS
+from helpers.hub_server import Repo
+from helpers.tiny_models import save_tiny_model
 from seal_hf import SEALConfig
 
 

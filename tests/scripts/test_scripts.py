@@ -6,10 +6,10 @@ import subprocess
 import sys
 
 import pytest
-from helpers.folders import TRAINERS
-from helpers.tiny_models import save_tiny_model
 from transformers import HfArgumentParser
 
+from helpers.folders import TRAINERS
+from helpers.tiny_models import save_tiny_model
 from seal_hf.domains import load_demo_passages
 
 

@@ -18,13 +18,13 @@ from types import SimpleNamespace
 import httpx2
 import pytest
 import yaml
-from helpers.folders import ROOT
-from helpers.tiny_models import save_tiny_model
-from helpers.web_page import PASSAGE, QUESTIONS
 from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from helpers.folders import ROOT
+from helpers.tiny_models import save_tiny_model
+from helpers.web_page import PASSAGE, QUESTIONS
 from seal_hf.models.embedded import EMBEDDED_MODEL_ID
 
 

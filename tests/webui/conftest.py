@@ -5,8 +5,8 @@ import threading
 from dataclasses import replace
 
 import pytest
-from helpers.web_page import learned, tiny_lm, written
 
+from helpers.web_page import learned, tiny_lm, written
 from seal_hf.webui.work.jobs import Jobs
 from seal_hf.webui.work.workbench import Workbench
 

@@ -8,9 +8,9 @@ import zipfile
 import httpx2
 import pytest
 from gradio_client import Client, handle_file
-from helpers.web_page import PASSAGE, QUESTIONS, QUICK, served_page, slowed, tiny_lm
 from huggingface_hub import HfApi
 
+from helpers.web_page import PASSAGE, QUESTIONS, QUICK, served_page, slowed, tiny_lm
 from seal_hf import Adapter
 from seal_hf.webui import api
 from seal_hf.webui.page import build_page

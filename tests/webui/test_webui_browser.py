@@ -4,9 +4,9 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from helpers.web_page import PASSAGE, QUICK, served_page, slowed
 from playwright import sync_api
 
+from helpers.web_page import PASSAGE, QUICK, served_page, slowed
 from seal_hf import SelfAdaptingLM
 from seal_hf.webui.work import settings
 

@@ -6,8 +6,8 @@ import sys
 from types import SimpleNamespace
 
 import gradio as gr
-from helpers.web_page import PASSAGE, QUESTIONS, QUICK, finish
 
+from helpers.web_page import PASSAGE, QUESTIONS, QUICK, finish
 from seal_hf.webui.work import device
 from seal_hf.webui.work.jobs import DONE, FAILED
 from seal_hf.webui.work.workbench import Workbench

@@ -1,8 +1,8 @@
 """What a visitor gives: accepted as it is, or refused in a sentence that names it and the next step."""
 
 import pytest
-from helpers.web_page import QUICK
 
+from helpers.web_page import QUICK
 from seal_hf.webui.work import inputs
 
 

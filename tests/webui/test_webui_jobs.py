@@ -8,8 +8,8 @@ import threading
 import time
 
 import pytest
-from helpers.web_page import end_of, until_running
 
+from helpers.web_page import end_of, until_running
 from seal_hf.webui.work.jobs import DONE, FAILED, RUNNING, STOPPED, JobLog, JobRefused, Jobs
 
 

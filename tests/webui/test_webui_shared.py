@@ -3,7 +3,6 @@
 import asyncio
 
 from helpers.web_page import end_of, until_running
-
 from seal_hf.webui.tabs.shared import answers_table, duration, ended_text, escape, follow, percent, waiting_text
 from seal_hf.webui.work.jobs import DONE, STOPPED
 

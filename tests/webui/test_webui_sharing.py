@@ -5,10 +5,10 @@ import zipfile
 
 import httpx2
 import pytest
-from helpers.tiny_models import tiny_llama
 from huggingface_hub import HfApi, hf_hub_download
 from peft import PeftModel
 
+from helpers.tiny_models import tiny_llama
 from seal_hf.webui.work import sharing
 from seal_hf.webui.work.sharing import load_token, push_token
 

@@ -4,7 +4,6 @@ import runpy
 import sys
 
 from helpers.tiny_models import save_tiny_model
-
 from seal_hf.webui.tabs import train_tab
 from seal_hf.webui.work.settings import TrainingSettings
 from seal_hf.webui.work.training_records import Candidate

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from helpers.folders import TRAINERS
 from helpers.tiny_models import save_tiny_model
-
 from seal_hf.records.journal import Journal, Proposal, TrialResult
 from seal_hf.webui.tabs import train_tab
 from seal_hf.webui.work import training_runs

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers.web_page import PASSAGE, QUESTIONS, QUICK, finish, learned, slowed, written
 
+from helpers.web_page import PASSAGE, QUESTIONS, QUICK, finish, learned, slowed, written
 from seal_hf.webui.work import device, workbench
 from seal_hf.webui.work.jobs import DONE, FAILED, STOPPED, JobLog, JobRefused
 from seal_hf.webui.work.sessions import Draft
