@@ -73,12 +73,9 @@ def bank_answers(
     lm: SelfAdaptingLM, adapters: Sequence[Adapter], prompts: Sequence[Sequence[Prompt]], max_answer_length: int
 ) -> Answered:
     """Our way: all questions of all adapters in common batches."""
-    flat = [prompt for own in prompts for prompt in own]
-    owners = [adapter for adapter, own in zip(adapters, prompts, strict=True) for _ in own]
     start = time.perf_counter()
-    texts = iter(lm.answer_prompts(flat, owners, max_answer_length=max_answer_length))
-    seconds = time.perf_counter() - start
-    return Answered([[next(texts) for _ in own] for own in prompts], seconds)
+    texts = lm.answer_groups(prompts, adapters, max_answer_length=max_answer_length)
+    return Answered(texts, time.perf_counter() - start)
 
 
 def share_equal(left: Sequence[Sequence[str]], right: Sequence[Sequence[str]]) -> float:

@@ -151,7 +151,7 @@ class SelfAdaptingLM:
         """
         Let the model write self-edits, all of them in one batch.
 
-        Parameters:
+        Args:
             passage (`str` or `Mapping`):
                 An example of the domain, or a text where the domain takes one (see [`Domain.example_from_text`]).
             num_generations (`int`, *optional*, defaults to `5`):
@@ -177,7 +177,7 @@ class SelfAdaptingLM:
             ValueError: `num_generations` below 1, an empty passage, or one that does not fit the model's context.
         """
         example = self.domain.example_from_text(passage) if isinstance(passage, str) else passage
-        (edits,) = self.propose_batch(
+        (written,) = self.write_batch(
             [example],
             num_generations,
             temperature=temperature,
@@ -187,59 +187,12 @@ class SelfAdaptingLM:
             on_text=on_text,
             stop=stop,
         )
+        edits = [self.domain.parse(generation.text, example) for generation in written]
         well_formed = [edit for edit in edits if edit is not None]
         if len(well_formed) < num_generations:
             num_malformed = num_generations - len(well_formed)
             logger.warning("%d of %d self-edits were malformed and are left out.", num_malformed, num_generations)
         return well_formed
-
-    def propose_batch(
-        self,
-        examples: Sequence[Mapping],
-        num_generations: int = 5,
-        *,
-        temperature: float = 1.0,
-        top_p: float = 0.95,
-        max_completion_length: int = 512,
-        seed: int = 0,
-        first_example: int = 0,
-        on_text: Callable[[list[str]], bool | None] | None = None,
-        stop: threading.Event | None = None,
-    ) -> list[list[SelfEdit | None]]:
-        """
-        Let the model write self-edits for many examples in common batches.
-
-        Parameters:
-            examples (`Sequence[Mapping]`):
-                Examples of the domain.
-            seed (`int`, *optional*, defaults to `0`):
-                Self-edit `i` of example `e` is drawn from the stream of `(seed, e, i)`.
-            first_example (`int`, *optional*, defaults to `0`):
-                Number of the first of these examples, where they are part of a larger set.
-            num_generations, temperature, top_p, max_completion_length, on_text, stop:
-                As in [`~SelfAdaptingLM.propose`].
-
-        Returns:
-            `list[list[SelfEdit | None]]`: `num_generations` for each example; `None` where one was malformed.
-
-        Raises:
-            ValueError: `num_generations` below 1, an empty passage, or one that does not fit the model's context.
-        """
-        generations = self.write_batch(
-            examples,
-            num_generations,
-            temperature=temperature,
-            top_p=top_p,
-            max_completion_length=max_completion_length,
-            seed=seed,
-            first_example=first_example,
-            on_text=on_text,
-            stop=stop,
-        )
-        return [
-            [self.domain.parse(generation.text, example) for generation in written]
-            for example, written in zip(examples, generations, strict=True)
-        ]
 
     def write_batch(
         self,
@@ -255,10 +208,25 @@ class SelfAdaptingLM:
         stop: threading.Event | None = None,
     ) -> list[list[Generation]]:
         """
-        What [`~SelfAdaptingLM.propose_batch`] parses: the completions as the model wrote them, with the same arguments.
+        The completions that self-edits are parsed from, for many examples in common batches.
+
+        Args:
+            examples (`Sequence[Mapping]`):
+                Examples of the domain.
+            num_generations (`int`):
+                Completions for each.
+            temperature, top_p, max_completion_length, on_text, stop:
+                As in [`~SelfAdaptingLM.propose`].
+            seed (`int`):
+                Completion `i` of example `e` is drawn from the stream of `(seed, e, i)`.
+            first_example (`int`, *optional*, defaults to `0`):
+                Number of the first of these examples, where they are part of a larger set.
 
         Returns:
             `list[list[Generation]]`: `num_generations` for each example.
+
+        Raises:
+            ValueError: `num_generations` below 1, an empty passage, or one that does not fit the model's context.
         """
         if num_generations < 1:
             raise ValueError(f"num_generations={num_generations} must be at least 1.")

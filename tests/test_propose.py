@@ -112,8 +112,12 @@ def test_on_text_and_stop(lm):
 
 def test_batch_of_examples():
     def proposals(lm, topics, **options):
-        batch = lm.propose_batch([{"topic": topic} for topic in topics], 3, max_completion_length=12, **options)
-        return [[edit and (edit.prompt, edit.completion) for edit in edits] for edits in batch]
+        examples = [{"topic": topic} for topic in topics]
+        batch = lm.write_batch(examples, 3, temperature=1.0, top_p=0.95, max_completion_length=12, **options)
+        edits = [
+            [lm.domain.parse(one.text, example) for one in own] for example, own in zip(examples, batch, strict=True)
+        ]
+        return [[edit and (edit.prompt, edit.completion) for edit in own] for own in edits]
 
     everything = proposals(tiny_lm(domain=TopicDomain()), ["bees", "moths"], seed=2)
     prompts = [[prompt for prompt, _ in edits] for edits in everything]
@@ -125,13 +129,20 @@ def test_batch_of_examples():
     assert proposals(lm, ["bees"], seed=2) == everything[:1]
     single = lm.propose({"topic": "bees"}, 3, max_completion_length=12, seed=2)
     assert [(edit.prompt, edit.completion) for edit in single] == everything[0]
-    assert lm.propose_batch([]) == []
+    assert proposals(lm, [], seed=2) == []
 
 
 def test_empty_passage_among_others(lm, monkeypatch):
     monkeypatch.setattr(lm.model, "generate", Mock())
     with pytest.raises(ValueError, match="The passage is empty"):
-        lm.propose_batch([PASSAGE, {"title": "Moths", "context": ""}])
+        lm.write_batch(
+            [PASSAGE, {"title": "Moths", "context": ""}],
+            2,
+            temperature=1.0,
+            top_p=1.0,
+            max_completion_length=9,
+            seed=0,
+        )
     lm.model.generate.assert_not_called()
 
 

@@ -115,10 +115,8 @@ def adapt(lm: SelfAdaptingLM, self_edits: list[SelfEdit], seed: int) -> list[Ada
 def show_answers(lm: SelfAdaptingLM, example: dict, adapters: list[Adapter]) -> None:
     """Ask the base and every adapter the same questions, and print the answers of the base and of the best adapter."""
     questions = example["questions"]
-    prompts = lm.domain.questions(example)
     models = [None, *adapters]
-    flat = iter(lm.answer_prompts(prompts * len(models), [model for model in models for _ in prompts]))
-    answers = [[next(flat) for _ in prompts] for _ in models]
+    answers = lm.answer_groups([lm.domain.questions(example)] * len(models), models)
     graded = all("answer" in item for item in questions)
     best = 1
     verdicts = None

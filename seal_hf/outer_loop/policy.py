@@ -11,11 +11,14 @@ from transformers import (
     BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    TrainerState,
     set_seed,
 )
 
 from ..adapters.files import WEIGHTS_NAME
 from ..models.loading import load_causal_lm
+from ..records.files import explaining_failed_write
+from ..records.run_folder import RunFolder
 from .seal_config import SEALConfig
 
 
@@ -96,3 +99,21 @@ def policy_weights(model: PeftModel) -> dict[str, torch.Tensor]:
 def restore_policy(model: PeftModel, weights: dict[str, torch.Tensor]) -> None:
     """Give the active adapter these weights."""
     set_peft_model_state_dict(model, weights, adapter_name=model.active_adapter)
+
+
+def keep_policy(model: PeftModel, run: RunFolder, round_index: int, state: TrainerState) -> None:
+    """Write the policy after a round's SFT, with the trainer's state, so that it is there whole or not at all."""
+    with explaining_failed_write(run.policy(round_index)):
+        partial = run.begin_policy(round_index)
+        write_policy(model, partial)
+    run.save_state(state, partial)
+    with explaining_failed_write(run.policy(round_index)):
+        run.finish_policy(round_index)
+    run.save_state(state)
+
+
+def bytes_of_policies(model: PeftModel, args: SEALConfig, run: RunFolder) -> int:
+    """Disk space for the fp32 policies of all rounds to come, for one to be saved at the end, and for the records."""
+    num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    num_policies = max(0, args.num_rounds - run.num_policies()) + 1
+    return 4 * num_trained * num_policies + 20_000_000

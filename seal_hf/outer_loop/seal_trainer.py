@@ -33,9 +33,7 @@ from transformers.trainer_utils import TrainOutput
 from trl.trainer.base_trainer import _BaseTrainer
 
 from ..domains import Domain, KnowledgeDomain
-from ..generation.base import draw_seed
 from ..models.access import context_length
-from ..records.files import explaining_failed_write
 from ..records.journal import Journal, Proposal, ScoredSelfEdit, SelectedSelfEdit
 from ..records.plot import save_plot
 from ..records.report import Evaluation, evaluations, metrics, round_metrics, save_samples
@@ -47,17 +45,15 @@ from ..rollout.stage import Stage
 from ..self_adapting_lm import SelfAdaptingLM
 from .outer_sft import fit_policy, optimizer_steps, require_end_token
 from .plan import RunPlan, plan_run
-from .policy import policy_weights, prepare_policy, read_policy, restore_policy, write_policy
+from .policy import bytes_of_policies, keep_policy, policy_weights, prepare_policy, read_policy, restore_policy
 from .publishing import Publisher
 from .run_settings import run_settings
 from .seal_config import SEALConfig
 from .selection import select_self_edits, warn_of_little
+from .stages import evaluation_stage, sft_seed, training_stage
 
 
 logger = logging.getLogger(__name__)
-
-# First parts of the seeds of a run's random streams.
-_TRAINING, _EVALUATION, _SFT = range(3)
 
 
 class _RunStopped(Exception):
@@ -173,7 +169,7 @@ class SEALTrainer(_BaseTrainer):
             model,
             processing_class,
             base_model_id,
-            require_latest=self._require_latest_policy,
+            require_latest=lambda: self._folder.require_latest(self._rounds_fitted),
             on_push=lambda: self.callback_handler.on_push_begin(self.args, self.state, self.control),
         )
 
@@ -300,7 +296,7 @@ class SEALTrainer(_BaseTrainer):
                     evaluation = self._evaluation(Journal(Path(directory)), data, 0)
             else:
                 self._processes.on_main(self._folder.open, True, 0)
-                self._processes.on_main(self._require_latest_policy)
+                self._processes.on_main(self._folder.require_latest, self._rounds_fitted)
                 evaluation = self._evaluation(self._folder.evaluation, self._eval, self._rounds_fitted)
         except _RunStopped:
             return {}
@@ -318,8 +314,9 @@ class SEALTrainer(_BaseTrainer):
         Returns:
             [`RunPlan`]: counts and the expected time of the whole run; `print` it.
         """
-        self._processes.on_main(self._folder.check, bool(resume_from_checkpoint), self._bytes_needed())
-        self._processes.on_main(self._require_rounds)
+        needed = bytes_of_policies(self.model, self.args, self._folder)
+        self._processes.on_main(self._folder.check, bool(resume_from_checkpoint), needed)
+        self._processes.on_main(self._folder.require_at_most, self.args.num_rounds)
         return plan_run(self.lm, self.args, self._train, self._eval, self._processes.count)
 
     @property
@@ -329,11 +326,7 @@ class SEALTrainer(_BaseTrainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """
-        Save the policy as a PEFT adapter, with the tokenizer and a model card.
-
-        Args:
-            output_dir (`str`, *optional*):
-                Where to. Defaults to `args.output_dir`.
+        Save the policy as a PEFT adapter, with the tokenizer and a model card, by default in `args.output_dir`.
 
         Raises:
             ValueError: The output directory holds a later policy than this trainer.
@@ -345,15 +338,7 @@ class SEALTrainer(_BaseTrainer):
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> None:
         """
-        Write the policy's model card to `args.output_dir`.
-
-        Args:
-            model_name (`str`, *optional*):
-                Defaults to `args.hub_model_id`, or the output directory's name.
-            dataset_name (`str`, *optional*):
-                Named in the card.
-            tags (`str` or `list[str]`, *optional*):
-                Added to the card's.
+        Write the policy's model card to `args.output_dir`. Its name defaults to `args.hub_model_id`, or the directory's.
         """
         if self.is_world_process_zero():
             self._publisher.write_card(self._folder.path, model_name, dataset_name, tags)
@@ -431,19 +416,7 @@ class SEALTrainer(_BaseTrainer):
 
     def _evaluation(self, journal: Journal, data: ExampleSet, num_rounds: int) -> Evaluation:
         """The accuracies of a policy that was trained for `num_rounds`."""
-        # The same draws after every round, so that rounds differ by their policies alone.
-        seed = draw_seed(self.args.seed, _EVALUATION)
-        stage = Stage(
-            name=f"evaluation after {num_rounds} rounds" if num_rounds else "evaluation before round 1",
-            journal=journal,
-            round=num_rounds,
-            data=data,
-            seed=seed,
-            inner_seeds=(draw_seed(seed, 0),),
-            num_generations=self.args.num_eval_generations,
-            baselines=self.domain.conditions if num_rounds == 0 else (),
-            is_evaluation=True,
-        )
+        stage = evaluation_stage(self.args, self.domain, journal, data, num_rounds)
         self._score(stage, self._rollout.propose(stage))
         return self._processes.on_main(evaluations, journal)[num_rounds]
 
@@ -460,17 +433,7 @@ class SEALTrainer(_BaseTrainer):
     def _begin_round(self, round_index: int) -> Stage:
         self.control = self.callback_handler.on_epoch_begin(self.args, self.state, self.control)
         self._end_if_stopped()
-        seed = draw_seed(self.args.seed, _TRAINING, round_index)
-        return Stage(
-            name=f"round {round_index + 1}/{self.args.num_rounds}: inner updates",
-            journal=self._folder.journal,
-            round=round_index,
-            data=self._train,
-            seed=seed,
-            inner_seeds=tuple(draw_seed(seed, repeat) for repeat in range(self.args.num_repeats)),
-            num_generations=self.args.num_generations,
-            baselines=self.domain.conditions[:1],
-        )
+        return training_stage(self.args, self.domain, self._folder.journal, self._train, round_index)
 
     def _score(self, stage: Stage, proposals: Sequence[Proposal]) -> list[ScoredSelfEdit]:
         """Train and ask the adapters of a stage."""
@@ -531,14 +494,14 @@ class SEALTrainer(_BaseTrainer):
                     self.processing_class,
                     selected,
                     self.args,
-                    seed=draw_seed(self.args.seed, _SFT, round_index),
+                    seed=sft_seed(self.args, round_index),
                     output_dir=folder.with_suffix(".partial"),
                     on_step=self._after_sft_step,
                     on_log=lambda logs: self.log({"round": round_index + 1, **logs}),
                 ):
                     raise _RunStopped
                 self.state.epoch = float(round_index + 1)
-                self._processes.on_main(self._keep_policy, round_index)
+                self._processes.on_main(keep_policy, self.model, self._folder, round_index, self.state)
             self._rounds_fitted = round_index + 1
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
         self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
@@ -555,19 +518,10 @@ class SEALTrainer(_BaseTrainer):
             del self.state.log_history[num_logs:]
             raise
 
-    def _keep_policy(self, round_index: int) -> None:
-        with explaining_failed_write(self._folder.policy(round_index)):
-            partial = self._folder.begin_policy(round_index)
-            write_policy(self.model, partial)
-        self._folder.save_state(self.state, partial)
-        with explaining_failed_write(self._folder.policy(round_index)):
-            self._folder.finish_policy(round_index)
-        self._folder.save_state(self.state)
-
     def _open(self, resume: bool, held: ExitStack) -> None:
         """Make the output directory this run's, as long as it is held, and bring back how far it came."""
-        self._processes.on_main(self._folder.open, resume, self._bytes_needed())
-        self._processes.on_main(self._require_rounds)
+        self._processes.on_main(self._folder.open, resume, bytes_of_policies(self.model, self.args, self._folder))
+        self._processes.on_main(self._folder.require_at_most, self.args.num_rounds)
         self._processes.on_main(lambda: held.enter_context(self._folder.held()))
         self._processes.on_main(self._folder.remove_staged)
         if resume:
@@ -575,26 +529,6 @@ class SEALTrainer(_BaseTrainer):
                 setattr(self.state, name, value)
         self.state.max_steps = self.args.num_rounds + sum(optimizer_steps(len(self._train), self.args))
         self.state.num_train_epochs = self.args.num_rounds
-
-    def _bytes_needed(self) -> int:
-        trained = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
-        # fp32 policies of all rounds to come, and one to be saved at the end; some room for the records.
-        policies = max(0, self.args.num_rounds - self._folder.num_policies()) + 1
-        return 4 * trained * policies + 20_000_000
-
-    def _require_rounds(self) -> None:
-        if (number := self._folder.num_policies()) > self.args.num_rounds:
-            raise ValueError(
-                f"{self._folder.path} holds {number} rounds, more than num_rounds={self.args.num_rounds}; set num_rounds to "
-                f"at least {number}, or give another output_dir. The policy of each round is in its folder policy."
-            )
-
-    def _require_latest_policy(self) -> None:
-        if self._rounds_fitted < self._folder.num_policies():
-            raise ValueError(
-                f"{self._folder.path} holds the policy of round {self._folder.num_policies()}, this trainer's is that of "
-                f"round {self._rounds_fitted}; call train(resume_from_checkpoint=True) first, which brings it back."
-            )
 
     def _logged(self, key: str, round_number: int) -> dict[str, float] | None:
         """The entry of a round in the log that has this key."""

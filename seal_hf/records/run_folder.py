@@ -229,6 +229,28 @@ class RunFolder:
         """How many rounds' policies are there."""
         return len([folder for folder in (self.path / "policy").glob("round_???") if folder.is_dir()])
 
+    def require_at_most(self, num_rounds: int) -> None:
+        """
+        Raises:
+            ValueError: The run has more rounds than these.
+        """
+        if (number := self.num_policies()) > num_rounds:
+            raise ValueError(
+                f"{self.path} holds {number} rounds, more than num_rounds={num_rounds}; set num_rounds to at least "
+                f"{number}, or give another output_dir. The policy of each round is in its folder policy."
+            )
+
+    def require_latest(self, num_rounds: int) -> None:
+        """
+        Raises:
+            ValueError: The run has the policy of a later round than this.
+        """
+        if num_rounds < (number := self.num_policies()):
+            raise ValueError(
+                f"{self.path} holds the policy of round {number}, this trainer's is that of round {num_rounds}; call "
+                "train(resume_from_checkpoint=True) first, which brings it back."
+            )
+
     def load_state(self) -> dict[str, Any]:
         """The furthest state on disk: a policy's own is written before the run's."""
         files = [self.path / STATE_FILE, *sorted((self.path / "policy").glob(f"round_???/{STATE_FILE}"))]

@@ -27,7 +27,6 @@ from helpers.observing import (
 from helpers.outer_loop import tiny_config, tiny_examples
 from seal_hf import SEALTrainer
 from seal_hf.domains import KnowledgeDomain
-from seal_hf.outer_loop import seal_trainer
 from seal_hf.records.run_folder import RunFolder
 from seal_hf.self_adapting_lm import SelfAdaptingLM
 
@@ -288,7 +287,7 @@ def fail_while_writing(patch):
         (folder / "adapter_model.safetensors").write_bytes(b"the beginning")
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    patch.setattr(seal_trainer, "write_policy", write_policy)
+    patch.setattr("seal_hf.outer_loop.policy.write_policy", write_policy)
 
 
 def fail_while_syncing(patch):

@@ -208,15 +208,9 @@ def learn(
         return result
     prompts = lm.domain.questions(example)
     askers = [None, *adapters]
-    written = lm.answer_prompts(
-        prompts * len(askers),
-        [asker for asker in askers for _ in prompts],
-        max_answer_length=LONGEST_ANSWER,
-        stop=job.stop,
-    )
+    answers = lm.answer_groups([prompts] * len(askers), askers, max_answer_length=LONGEST_ANSWER, stop=job.stop)
     if job.stop.is_set():
         return result
-    answers = [written[start : start + len(prompts)] for start in range(0, len(written), len(prompts))]
     verdicts = lm.domain.grade([example] * len(askers), answers)
     return {**result, "questions": example["questions"], "own": is_own, "answers": answers, "verdicts": verdicts}
 
@@ -244,14 +238,10 @@ def answer(base: SelfAdaptingLM, job: Job, example: dict, folder: Path) -> tuple
 
     prompts = base.domain.questions(example)
     adapter = _adapter(base, folder)
-    answers = base.answer_prompts(
-        prompts * 2,
-        [None] * len(prompts) + [adapter] * len(prompts),
-        max_answer_length=LONGEST_ANSWER,
-        on_text=on_text,
-        stop=job.stop,
+    plain, adapted = base.answer_groups(
+        [prompts] * 2, [None, adapter], max_answer_length=LONGEST_ANSWER, on_text=on_text, stop=job.stop
     )
-    return answers[: len(prompts)], answers[len(prompts) :]
+    return plain, adapted
 
 
 def _adapter(base: SelfAdaptingLM, folder: Path) -> Adapter:
