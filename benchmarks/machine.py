@@ -58,7 +58,7 @@ def gemm_rates(shape: Sequence[int], repetitions: int, seconds: float = 0.2) -> 
     """
     Rates of the bf16 product `F.linear` of `(rows, inputs)` with `(outputs, inputs)`, in FLOP/s.
 
-    Parameters:
+    Args:
         shape (`Sequence[int]`):
             Rows, inputs, outputs.
         repetitions (`int`):

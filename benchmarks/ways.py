@@ -51,7 +51,7 @@ def lora_config(target_modules: str | list[str], r: int = 32) -> LoraConfig:
 @contextmanager
 def peft_adapter(model: PreTrainedModel, config: LoraConfig) -> Iterator[PeftModel]:
     """
-    The model with one fresh PEFT adapter inside the block, and without it behind.
+    The model with one fresh PEFT adapter inside the block, and without it afterwards.
 
     The adapter is held in the model's dtype: PEFT's default, fp32, casts the activations in every adapted layer and is
     slower on a CPU.

@@ -38,7 +38,7 @@ def write_self_edits(args: argparse.Namespace) -> list[dict]:
             seed=args.seed,
             first_example=place,
         )
-        # Behind the list the model goes on with the next passage of its own invention.
+        # After the list the model continues with a passage of its own invention.
         completions = [generation.text.split("\n\n")[0].strip() for generation in written]
         lists = [completion for completion in completions if len(split_completion(completion)) >= LEAST_LINES]
         if len(lists) < args.num_generations:
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--top_p", type=float, default=0.95)
     parser.add_argument(
-        "--max_completion_length", type=int, default=360, help="Tokens, before the cut behind the list."
+        "--max_completion_length", type=int, default=360, help="Tokens, before the cut after the list."
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output_file", type=Path, default=SELF_EDITS)

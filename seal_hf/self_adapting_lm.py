@@ -115,7 +115,7 @@ class SelfAdaptingLM:
         """
         Load a causal LM (see [`load_causal_lm`] for the options and errors).
 
-        Parameters:
+        Args:
             model_name_or_path (`str` or `Path`):
                 A Hub id, a folder, or `"embedded"` for the small model that needs no Hub.
             load_in_4bit (`bool`, *optional*):
@@ -167,7 +167,7 @@ class SelfAdaptingLM:
             on_text (`Callable[[list[str]], bool | None]`, *optional*):
                 Called with the new text of all candidates at every token; returning `True` stops the writing.
             stop (`threading.Event`, *optional*):
-                Once set, the writing stops and what there is becomes self-edits.
+                Once set, the writing stops and what is written by then becomes self-edits.
 
         Returns:
             `list[SelfEdit]`: the well-formed self-edits, at most `num_generations`; a warning counts those that were

@@ -120,8 +120,8 @@ class Domain:
                 One row of the dataset.
 
         Raises:
-            ValueError: Something is missing; the message says what and how to repair it, in words that go on after
-                "example 3 ".
+            ValueError: Something is missing. The message says what, and how to repair it, and follows the words
+                "example 3 ", as in "has no question; add one".
         """
         try:
             questions = self.questions(example)
@@ -134,7 +134,7 @@ class Domain:
 
     def content(self, example: Mapping[str, Any]) -> str:
         """
-        Return what there is to learn in an example. Two examples of equal content are the same to learn, so that one
+        Return the part of an example that is learned. Two examples of equal content are the same to learn, so that one
         must not be trained on and the other held out.
         """
         return json.dumps({key: value for key, value in example.items() if key != "id"}, sort_keys=True, default=str)

@@ -23,7 +23,7 @@ from .sampling import Sampler
 
 # Prompts and new tokens that a batch holds at most; rows of long texts make smaller batches.
 _TOKENS_PER_BATCH = 2**16
-# Share of a batch's rows that may be done before the others go on without them.
+# Share of a batch's rows that may be done before the batch continues without them.
 _DONE = 0.25
 
 

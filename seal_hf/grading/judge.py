@@ -112,7 +112,7 @@ class JudgeGrader:
     429 and 5xx) are retried with exponential back-off. What stays ungraded is `None`, with one warning that states the
     count and the last fault. A refused key or a missing model stops at once.
 
-    Args:
+    Parameters:
         model (`str`):
             Name of the judge, as the provider or the endpoint knows it.
         provider (`str`, *optional*):

@@ -104,7 +104,7 @@ def train(
 
     Returns:
         `list[InnerResult]`: one per adapter. An adapter whose loss or gradient is not finite is stopped with its last
-        finite weights and named in a warning; the others go on as if it had not been there.
+        finite weights and named in a warning; the others are trained as if it had not been there.
 
     Raises:
         ValueError: The number of updates differs from the number of adapters, an update has no sequences, or

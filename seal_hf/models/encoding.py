@@ -26,7 +26,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[in
 
 def encode_answer(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, answer: str) -> list[int]:
     """
-    Token ids of an answer as it goes on from [`encode_prompt`]'s ids of its prompt, without an end-of-turn token.
+    Token ids of an answer as it continues [`encode_prompt`]'s ids of its prompt, without an end-of-turn token.
 
     In chat form it is what the tokenizer's template makes of the answer as the assistant's message. In plain text a blank
     comes before it, unless the prompt ends in white space. Both are tokenized together, since many tokenizers have other

@@ -43,7 +43,7 @@ def fit_policy(
     Only the adapter's values change; all else that the trainer does to the model and the tokenizer is undone. The
     examples of every optimizer step depend on the seed alone and not on the number of processes.
 
-    Parameters:
+    Args:
         model (`PeftModel`):
             The model with the policy adapter.
         processing_class (`PreTrainedTokenizerBase`):
@@ -91,7 +91,7 @@ def fit_policy(
         del trainer
         finished = not forward.stopped
     finally:
-        # Also where an error or the keyboard ended it, so that the same trainer can go on.
+        # Also where an error or the keyboard ended it, so that the same trainer can be resumed.
         if not finished:
             for parameter, values in zip(parameters, before, strict=True):
                 parameter.data.copy_(values)
@@ -233,7 +233,7 @@ def _left_as_found(model: PeftModel, tokenizer: PreTrainedTokenizerBase) -> Iter
     Undo what a trainer does to a model and a tokenizer, except for the parameters' values.
 
     TRL 1.16 and transformers 5.19 leave training mode, gradient checkpointing, hooks on the embeddings, `use_cache=False`
-    and two wrapped forwards behind, and add another layer of each with every fit. Every module's attributes, dictionaries
+    and two wrapped forwards, and add another layer of each with every fit. Every module's attributes, dictionaries
     in place, are put back as they were, whatever it was that changed them.
     """
     modules = [(module, _snapshot(vars(module))) for module in model.modules()]

@@ -67,7 +67,7 @@ def prepare_policy(
         model.active_peft_config.base_model_name_or_path = base_model_id
     elif peft_config is not None:
         raise ValueError(
-            "Both a PeftModel and peft_config were given; give the PeftModel alone to go on with its adapter, or the base "
+            "Both a PeftModel and peft_config were given; give the PeftModel alone to train its adapter further, or the base "
             "model with peft_config for a new one."
         )
     else:

@@ -95,7 +95,7 @@ class SEALConfig(SFTConfig):
         > Parameters whose default value is overridden
 
         learning_rate (`float`, *optional*, defaults to `3e-4`):
-            Of the outer SFT.
+            Learning rate of the outer SFT.
         num_train_epochs (`float`, *optional*, defaults to `2`):
             Epochs of the outer SFT in each round.
         max_length (`int`, *optional*, defaults to `2048`):

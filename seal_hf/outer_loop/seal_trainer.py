@@ -3,7 +3,7 @@ The outer loop of SEAL: a language model learns to write the self-edits from whi
 
 Deviations from the paper and its reference implementation:
 
-- The policy is one LoRA adapter that goes on from round to round, in place of weights that are merged after each.
+- The policy is one LoRA adapter that every round trains further, in place of weights that are merged after each.
 - All adapters of a bank are trained at once, and all repeats' adapters of one bank share their seed.
 - Answers are graded without a key, by the domain's grader.
 - A completion without any text is malformed and never learned from; its reward is 0.
@@ -65,7 +65,7 @@ class SEALTrainer(_BaseTrainer):
     Trains a policy to write self-edits (SEAL, section 3.1), round by round: propose, adapt and score, select, fit.
 
     Everything worked out is on disk in `args.output_dir` at once (see `seal_hf.records.journal`), and `train(
-    resume_from_checkpoint=True)` goes on where a run ended, however that was, with any number of processes.
+    resume_from_checkpoint=True)` continues a run from where it ended, however that was, with any number of processes.
 
     Callbacks see one step for each round's scoring and one for each optimizer step of the outer SFT, `on_substep_end`
     after every bank, `on_evaluate` after every evaluation and `on_save` after every fit; `should_training_stop` ends the
@@ -202,10 +202,10 @@ class SEALTrainer(_BaseTrainer):
         """
         Run all rounds.
 
-        Parameters:
+        Args:
             resume_from_checkpoint (`bool` or `str`, *optional*):
-                `True`, or the output directory, to go on with the run that is there (a new one starts where there is
-                none). `"last-checkpoint"`: with the run that `hub_strategy="checkpoint"` pushed to `hub_model_id`, where
+                `True`, or the output directory, to resume the run that is there (a new one starts where there is
+                none). `"last-checkpoint"`: to resume the run that `hub_strategy="checkpoint"` pushed to `hub_model_id`, where
                 the output directory holds none.
 
         Returns:
@@ -225,7 +225,7 @@ class SEALTrainer(_BaseTrainer):
         ):
             raise ValueError(
                 f"resume_from_checkpoint={str(resume_from_checkpoint)!r} is not output_dir={self.args.output_dir!r}; a "
-                "run goes on in its own output directory."
+                "run is resumed in its own output directory."
             )
         self.is_in_train = True
         try:
@@ -307,7 +307,7 @@ class SEALTrainer(_BaseTrainer):
         """
         Check everything that `train` checks and work out what it will do, without training.
 
-        Parameters:
+        Args:
             resume_from_checkpoint (`bool`, *optional*):
                 As for [`~SEALTrainer.train`].
 

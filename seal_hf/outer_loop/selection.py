@@ -21,7 +21,7 @@ def select_self_edits(
     """
     Keep each example's best self-edits.
 
-    Parameters:
+    Args:
         scored (`Sequence[ScoredSelfEdit]`):
             A round's self-edits. Malformed ones, and those whose answers could not be graded, are never kept.
         keep_best (`int`, *optional*, defaults to `1`):

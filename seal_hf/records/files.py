@@ -73,7 +73,7 @@ def explaining_failed_write(path: Path) -> Iterator[None]:
         reason = getattr(error, "strerror", None) or error
         raise OSError(
             getattr(error, "errno", None) or errno.EIO,
-            f"{path} could not be written ({reason}); make room or give another output_dir, then go on with "
+            f"{path} could not be written ({reason}); make room or give another output_dir, then resume with "
             "resume_from_checkpoint=True. What was written before is safe",
         ) from error
 

@@ -110,7 +110,7 @@ class TrialResult:
 
     @property
     def key(self) -> tuple[str, int, int, int]:
-        """Whose result it is, among those of a round."""
+        """What tells it from the other results of a round."""
         return self.condition, self.example, self.edit, self.repeat
 
 

@@ -47,7 +47,7 @@ class Evaluation:
         round (`int`):
             Outer rounds that the policy has been trained for.
         accuracies (`dict[str, Accuracy]`):
-            Of each condition that this round measured.
+            The accuracy of each condition that this round measured.
         gains (`dict[str, Difference]`):
             The self-edits minus each baseline of round 0, and minus the self-edits of round 0 and of the round before
             (as `"self-edits, round 0"`), paired by passage.
@@ -121,7 +121,7 @@ def round_metrics(scored: Sequence[ScoredSelfEdit], selected: Sequence[SelectedS
         scored (`Sequence[ScoredSelfEdit]`):
             The round's self-edits.
         selected (`Sequence[SelectedSelfEdit]`):
-            Those of them that are kept.
+            The self-edits of the round that are kept.
 
     Returns:
         `dict[str, float]`: without the names that there is no value for. `reward/best` is the mean over examples of the

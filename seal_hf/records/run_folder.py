@@ -1,4 +1,4 @@
-"""The folder of one run: whose it is, whether it can be gone on with, and the policies that it keeps."""
+"""The folder of one run: its settings, whether it can be resumed, and the policies that it keeps."""
 
 import json
 import logging
@@ -78,7 +78,7 @@ class RunFolder:
             self._check_settings(run_file)
             if not resume and self.journal.proposals(0) is not None:
                 raise ValueError(
-                    f"{self.path} holds a run with these settings; go on with it with resume_from_checkpoint=True, or "
+                    f"{self.path} holds a run with these settings; resume it with resume_from_checkpoint=True, or "
                     "give another output_dir. Nothing was changed."
                 )
         elif (self.path / _PARTIAL_COPY).exists():
@@ -128,7 +128,7 @@ class RunFolder:
                 fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise ValueError(
-                    f"Another process is training in {self.path}; wait for its end, or end it, and go on with "
+                    f"Another process is training in {self.path}; wait for its end, or end it, and resume with "
                     "resume_from_checkpoint=True."
                 ) from error
             except OSError as error:
@@ -260,7 +260,7 @@ class RunFolder:
                 records.append(json.loads(file.read_text(encoding="utf-8")))
             except ValueError as error:
                 # transformers' own save_state() writes it in place.
-                logger.warning("%s is damaged (%s); the log before it is gone on with.", file, error)
+                logger.warning("%s is damaged (%s); the log before it is used.", file, error)
         furthest = max(records, key=lambda record: (record["global_step"], len(record["log_history"])), default={})
         # transformers' own save_state() writes more to a file of this name.
         return {name: furthest[name] for name in _STATE_FIELDS if name in furthest}

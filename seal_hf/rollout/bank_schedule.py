@@ -75,7 +75,7 @@ def adapters_per_bank(
     How many adapters to train together: no more than the memory holds, no more than keep the machine busy, and so that
     banks are of even size and every process has as many.
 
-    Parameters:
+    Args:
         model (`PreTrainedModel` or `PeftModel`):
             The model that is adapted; its device is the one that trains.
         layout ([`LoraLayout`]):
@@ -128,7 +128,7 @@ def compose_banks(work: Sequence[Sequence[int]], num_repeats: int, adapters_per_
     The banks are as few as can be, and their sizes differ by at most one. All adapters of a bank are of the same repeat
     and so share one seed. The composition depends on nothing but the arguments.
 
-    Parameters:
+    Args:
         work (`Sequence[Sequence[int]]`):
             Optimizer steps and tokens of each update, such as a [`Work`].
         num_repeats (`int`):

@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 
 
 class ProcessEnded(RuntimeError):
-    """Another process of the run has ended, so that this one cannot go on."""
+    """Another process of the run has ended, so that this one cannot continue."""
 
 
 class Processes:
@@ -79,7 +79,7 @@ class Processes:
 
     @contextmanager
     def explaining_termination(self) -> Iterator[None]:
-        """Where this process ends with an error, or is ended because another one died, say how to go on."""
+        """Where this process ends with an error, or is ended because another one died, say how to resume."""
         if self.count == 1 or threading.current_thread() is not threading.main_thread():
             yield
             return

@@ -68,7 +68,7 @@ def _plain_attributes(owner: object) -> dict[str, Any]:
 
 
 def _policy_fingerprint(model: nn.Module) -> str:
-    """Of the `B` matrices: zero in a new policy, whatever drew its `A`, and another one's in another policy."""
+    """A hash of the `B` matrices, which are zero in a new policy, whatever drew its `A`."""
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         if "lora_B" in name:

@@ -146,7 +146,7 @@ class Trial:
 
     @property
     def keys(self) -> list[tuple[str, int, int, int]]:
-        """Those of its results (see [`TrialResult`]), one for each example that is asked."""
+        """The keys of its results (see [`TrialResult`]), one for each example that is asked."""
         return [(self.condition, example, self.edit, self.repeat) for example in self.asked]
 
     def cost(self, max_answer_length: int) -> int:

@@ -177,7 +177,7 @@ def test_a_run_that_is_killed_again_and_again_comes_to_its_end(unbroken, tmp_pat
     output_dir, record, log = tmp_path / "run", tmp_path / "record", tmp_path / "log"
     draws, num_lives, code = random.Random(5), 0, KILLED
     while code == KILLED:
-        # More moments than the longest piece of work has that cannot be gone on with, a fit.
+        # More moments than the longest piece of work has that cannot be resumed, a fit.
         kill_at = draws.randrange(50, 200)
         code = in_child(log, run_with_moments, output_dir, tmp_path / "moments", kill_at, resume=True, record=record)
         num_lives += 1

@@ -315,7 +315,7 @@ def test_policy_that_cannot_be_written(fail, number, reason, finished, tmp_path)
     trainer = small_trainer(tmp_path, num_rounds=1)
     with pytest.MonkeyPatch.context() as patch:
         fail(patch)
-        remedy = "make room or give another output_dir, then go on with resume_from_checkpoint=True"
+        remedy = "make room or give another output_dir, then resume with resume_from_checkpoint=True"
         folder = tmp_path / "policy" / "round_000"
         with pytest.raises(OSError, match=rf"{folder} could not be written \({reason}\); {remedy}") as raised:
             trainer.train()

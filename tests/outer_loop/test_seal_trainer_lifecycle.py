@@ -1,4 +1,4 @@
-"""SEALTrainer's runs that have little to learn, are stopped, gone on with or extended, and domains of one's own."""
+"""SEALTrainer's runs that have little to learn, are stopped, resumed or extended, and domains of one's own."""
 
 import json
 import logging

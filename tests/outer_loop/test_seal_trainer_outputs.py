@@ -127,7 +127,7 @@ def test_plan_of_a_single_step(tmp_path):
 def test_plan_of_a_run_that_is_there(reference, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(reference.folder, folder)
-    with pytest.raises(ValueError, match="holds a run with these settings; go on with it with resume_from_checkpoint"):
+    with pytest.raises(ValueError, match="holds a run with these settings; resume it with resume_from_checkpoint"):
         small_trainer(folder).plan()
     assert small_trainer(folder).plan(resume_from_checkpoint=True).num_rounds == 2
     assert records(folder) == reference.records

@@ -246,7 +246,7 @@ def test_a_failed_write_leaves_the_former_file(kind, monkeypatch, function, numb
         kind.write(kind.records[:1])
     assert error.value.errno == number
     assert error.value.strerror == (
-        f"{kind.file} could not be written ({os.strerror(number)}); make room or give another output_dir, then go on with "
+        f"{kind.file} could not be written ({os.strerror(number)}); make room or give another output_dir, then resume with "
         "resume_from_checkpoint=True. What was written before is safe"
     )
     assert kind.file.read_bytes() == former

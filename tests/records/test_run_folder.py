@@ -117,9 +117,7 @@ def test_equal_settings_go_on(run, settings):
 
 def test_a_run_is_gone_on_with_only_when_asked(run, settings):
     message = refusal(run, settings(), resume=False)
-    assert message.startswith(
-        f"{run.path} holds a run with these settings; go on with it with resume_from_checkpoint=T"
-    )
+    assert message.startswith(f"{run.path} holds a run with these settings; resume it with resume_from_checkpoint=T")
     assert message.endswith("or give another output_dir. Nothing was changed.")
 
 

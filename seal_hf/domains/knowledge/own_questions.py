@@ -71,7 +71,7 @@ def likely_answers(sentence: str, example: Mapping[str, Any]) -> list[str]:
     """
     words = list(_WORD.finditer(sentence))
     names: list[str] = []
-    end = None  # of the name that goes on
+    end = None  # of the name so far
     for place, word in enumerate(words):
         # The first word has a capital for another reason.
         if not word.group()[0].isupper() or place == 0:

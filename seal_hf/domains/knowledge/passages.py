@@ -81,7 +81,7 @@ def group_squad_rows(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """
     Group rows in the form of `rajpurkar/squad`, one question each, by passage.
 
-    Passages keep the order of their first appearance. Of several reference answers the first is taken; a question
+    Passages keep the order of their first appearance. The first of several reference answers is taken; a question
     without any, as in SQuAD 2.0, is left out. Underscores in titles become spaces.
 
     Args:

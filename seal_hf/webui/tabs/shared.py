@@ -16,7 +16,7 @@ _FIRST = 0.03  # the same until there is something to show
 
 async def follow(job: Job) -> AsyncIterator[tuple[JobLog, list[dict]]]:
     """
-    A job's log with its new events, from the first one until the job ends. The job goes on if nobody follows it.
+    A job's log with its new events, from the first one until the job ends. The job continues if nobody follows it.
 
     Without new events it still yields every few seconds, since the position in the queue may have changed.
     """
