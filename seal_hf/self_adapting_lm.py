@@ -20,6 +20,7 @@ from .adapters.bank import AdapterBank
 from .adapters.layout import lora_layout
 from .adapters.policy import carried_policy
 from .domains import Domain, KnowledgeDomain
+from .domains.base import check_conditions
 from .generation.base import Generation, Sampling, TextGenerator, draw_seed
 from .generation.transformers_generation import TransformersGenerator
 from .inner_loop.training import InnerStep, train
@@ -87,9 +88,8 @@ class SelfAdaptingLM:
         try:
             self.domain = (domain or KnowledgeDomain()).for_model(bool(processing_class.chat_template))
         except ValueError as error:
-            raise ValueError(
-                f"The tokenizer of {self.base_model_id} {error}, or set `tokenizer.chat_template`."
-            ) from error
+            raise ValueError(f"{self.base_model_id}: {error}") from error
+        check_conditions(self.domain)
         if processing_class.pad_token_id is None and processing_class.eos_token_id is None:
             raise ValueError(
                 f"The tokenizer of {self.base_model_id} has neither a padding nor an end-of-sequence token; set "
@@ -333,7 +333,7 @@ class SelfAdaptingLM:
         if context is not None and longest > context:
             raise ValueError(
                 f"A training sequence of {longest} tokens exceeds the model's context of {context} tokens; shorten the "
-                "passage, or lower InnerLoopConfig(max_length=...)."
+                "self-edit, or lower InnerLoopConfig(max_length=...)."
             )
         policy = carried_policy(self.model, self.base_model_id)
         bank = AdapterBank.initialize(self.model, self.peft_config, [seed] * len(updates))

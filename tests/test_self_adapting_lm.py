@@ -353,7 +353,7 @@ CONSTRUCTOR_ERRORS = {
     ),
     "domain": (
         {"domain": KnowledgeDomain(chat=True)},
-        "has no chat template for a domain in chat form; use KnowledgeDomain.chat=False., or set",
+        "has no chat template, which a domain in chat form needs; use KnowledgeDomain.chat=False., or set",
     ),
 }
 

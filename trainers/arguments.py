@@ -26,6 +26,10 @@ class AdaptationArguments:
         metadata={"help": "How self-edits are asked for: the name of a style, or a prompt with {context}."},
     )
     split_newlines: bool = field(default=True, metadata={"help": "Make every line a training example of its own."})
+    chat: bool | None = field(
+        default=None,
+        metadata={"help": "Ask in chat form or in plain text; in chat form where absent and the tokenizer can."},
+    )
     num_generations: int = field(default=4, metadata={"help": "Self-edits per passage."})
     temperature: float = field(default=0.3, metadata={"help": "Sampling temperature of the self-edits."})
     top_p: float = field(
@@ -51,7 +55,7 @@ class AdaptationArguments:
             target_modules="all-linear" if names == ["all-linear"] else names,
         )
         inner_config = InnerLoopConfig(learning_rate=self.learning_rate, num_train_epochs=self.num_train_epochs)
-        domain = KnowledgeDomain(self.prompt_style, split_newlines=self.split_newlines, grader=grader)
+        domain = KnowledgeDomain(self.prompt_style, split_newlines=self.split_newlines, grader=grader, chat=self.chat)
         return SelfAdaptingLM.from_pretrained(
             self.model_name_or_path,
             load_in_4bit=self.load_in_4bit,

@@ -48,7 +48,7 @@ def carried_policy(model: nn.Module, base_model_id: str) -> Adapter | None:
 
 def _check_sums(model: nn.Module) -> list[int]:
     """
-    A sum of each matrix' bits, worked out where the matrix lies.
+    A sum of each matrix' bits, computed where the matrix lies.
 
     torch's own count of changes (`Tensor._version`) does not do: fused and 8-bit optimizers change a parameter without
     being counted.

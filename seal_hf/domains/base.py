@@ -124,6 +124,7 @@ class Domain:
                 "example 3 ", as in "has no question; add one".
         """
         try:
+            self.prompt(example)
             questions = self.questions(example)
         except KeyError as error:
             raise ValueError(
@@ -175,3 +176,18 @@ class Domain:
             TypeError: It has none.
         """
         raise TypeError(f"{type(self).__name__} has no questions in plain text; give its prompts to answer_prompts().")
+
+
+def check_conditions(domain: Domain) -> None:
+    """
+    Raises:
+        ValueError: A domain's conditions do not begin with the base model, or have names that cannot be told apart.
+    """
+    conditions = domain.conditions
+    names = [condition.name for condition in conditions]
+    begins = names[:1] == [BASE] and conditions[0].self_edit is None
+    if not begins or SELF_EDITS in names or len(set(names)) < len(names):
+        raise ValueError(
+            f"{type(domain).__name__}.conditions has the names {names}; begin with {BASE!r}, which trains nothing, and "
+            f"give the others names of their own, other than {SELF_EDITS!r}."
+        )

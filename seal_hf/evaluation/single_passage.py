@@ -1,6 +1,7 @@
 """The paper's single-passage protocol (SEAL, section 4.2): adapt to one passage, then answer about it without seeing it."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from ..rollout.examples import ExampleSet, check_examples
 from ..rollout.processes import Processes
 from ..rollout.rollout import Rollout
 from ..rollout.settings import describe
-from ..rollout.stage import RolloutConfig, Stage
+from ..rollout.stage import FREE_OPTIONS, RolloutConfig, Stage
 from ..self_adapting_lm import SelfAdaptingLM
 
 
@@ -25,7 +26,7 @@ def single_passage(
     seed: int = 0,
 ) -> Evaluation:
     """
-    Evaluate what a model learns from each example alone, beside the domain's other conditions.
+    Evaluate what a model learns from each example alone, and compare with the domain's other conditions.
 
     The model writes self-edits about every example, and an adapter is trained on each of them. Where the domain has a
     baseline that trains, such as the passage alone, it gets an adapter too. Every adapter is asked about its own example.
@@ -52,16 +53,13 @@ def single_passage(
     Raises:
         GradingIncomplete: The grader could not grade an answer.
         ValueError: An example that the domain refuses or that does not fit the model, or an output directory with a run of
-            other settings.
+            other settings, or one that another process works in.
         OSError: The output directory cannot be written.
     """
     config, data = config or RolloutConfig(), ExampleSet.of(examples, "examples")
     check_examples(lm, data, "examples", config.max_completion_length, config.max_answer_length)
     options = {"protocol": "single_passage", "num_generations": num_generations, "seed": seed}
-    # Bank sizes and progress bars change no result.
-    options |= {
-        name: value for name, value in asdict(config).items() if name not in ("adapters_per_bank", "disable_tqdm")
-    }
+    options |= {name: value for name, value in asdict(config).items() if name not in FREE_OPTIONS}
     options |= {f"inner_{name}": value for name, value in asdict(lm.inner_config).items()}
     layout = lora_layout(lm.model, lm.peft_config)
     options |= {"inner_lora_r": layout.r, "inner_lora_alpha": layout.lora_alpha}
@@ -79,8 +77,10 @@ def single_passage(
         baselines=lm.domain.conditions,
         is_evaluation=True,
     )
-    processes.on_main(folder.open, True, 0)
     rollout = Rollout(lm, config, processes)
-    rollout.score(stage, rollout.propose(stage))
-    (evaluation,) = processes.on_main(evaluations, folder.evaluation)
+    with processes.explaining_termination(), ExitStack() as held:
+        processes.on_main(folder.open, True, 0)
+        processes.on_main(lambda: held.enter_context(folder.held()))
+        rollout.score(stage, rollout.propose(stage))
+        (evaluation,) = processes.on_main(evaluations, folder.evaluation)
     return evaluation

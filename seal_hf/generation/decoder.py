@@ -102,7 +102,7 @@ class Decoder:
         return self._call(self.base, tokens[:, None], self.mask, positions, self.cache, self.last_only).logits[:, -1]
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Go on with these rows alone, in the order given; only where `is_selectable`."""
+        """Keep these rows alone, in the order given; only where `is_selectable`."""
         index = torch.tensor(rows, device=self.device)
         self.cache.batch_select_indices(index)
         self.mask, self.lengths = self.mask[index], self.lengths[index]

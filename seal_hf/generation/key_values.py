@@ -70,7 +70,7 @@ def joined(caches: Sequence[DynamicCache]) -> DynamicCache:
     """
     The rows of several caches in one, aligned at their last token. The given caches are emptied.
 
-    Columns in front of a shorter row are zero: they are masked, but what is not a number would spread all the same.
+    Columns in front of a shorter row are zero: they are masked, but what is not a number would spread anyway.
     """
     if len(caches) == 1:
         return caches[0]

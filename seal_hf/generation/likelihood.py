@@ -1,8 +1,7 @@
 """
-How likely an adapted model finds the gold answers: a reward without writing and grading answers.
+How likely a model finds an answer: the mean log-probability of its tokens after the prompt.
 
-Answers are graded right or wrong, so that self-edits of one example often have equal rewards. The likelihood of the gold
-answer has no ties, and takes one forward pass over prompt and answer.
+The model's own questions about a passage are chosen by it. It takes one forward pass over prompt and answer.
 """
 
 import math

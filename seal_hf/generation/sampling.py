@@ -31,7 +31,7 @@ class Sampler:
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Go on with these rows alone."""
+        """Keep these rows alone."""
         self.generators = [self.generators[row] for row in rows]
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:

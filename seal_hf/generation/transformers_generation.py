@@ -246,7 +246,7 @@ class _Progress:
         self.stopped = False
 
     def start_batch(self, places: Sequence[int]) -> "_Progress":
-        """Go on with the prompts at these places."""
+        """Start with the prompts at these indices."""
         self.places, self.lengths, self.written = places, [0] * len(places), [""] * len(places)
         return self
 

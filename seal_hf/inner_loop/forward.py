@@ -25,7 +25,7 @@ from .update import TrainingSequence
 
 logger = logging.getLogger(__name__)
 
-# What one more block costs beside its tokens, in tokens, and one more forward and backward pass: dispatch and kernel
+# What one more block costs besides its tokens, in tokens, and one more forward and backward pass: dispatch and kernel
 # launches. Measured on a CPU.
 _BLOCK_COST, _PASS_COST = 24, 64
 # Tokens of one pass. With more, the activations outgrow the caches of a CPU; with fewer, a GPU has too little to do.

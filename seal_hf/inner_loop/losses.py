@@ -58,7 +58,7 @@ class ChunkedCrossEntropy:
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """The gradient of a chunk is worked out in the forward pass, while its logits are there."""
+    """The gradient of a chunk is computed in the forward pass, while its logits are there."""
 
     @staticmethod
     def forward(ctx, hidden: torch.Tensor, labels: torch.Tensor, loss: ChunkedCrossEntropy) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """
 RMSNorm with frozen weights and a backward pass of its own.
 
-The usual module parameters the backward pass to autograd, which takes a dozen passes over fp32 copies of the activations and
+The usual module leaves the backward pass to autograd, which takes a dozen passes over fp32 copies of the activations and
 keeps them; written out it is a third of that.
 """
 

@@ -61,7 +61,7 @@ def cut_into_blocks(batches: Mapping[int, Batch], block_cost: int) -> list[list[
         batches (`Mapping[int, Sequence[TrainingSequence]]`):
             What each adapter trains on in this step.
         block_cost (`int`):
-            What one more block costs beside its tokens, in tokens.
+            What one more block costs besides its tokens, in tokens.
 
     Returns:
         `list[list[int]]`: the adapters of each block, the longest sequences first.

@@ -121,7 +121,7 @@ def head_input_changed(model: PreTrainedModel, change: Callable[[torch.Tensor], 
         model (`PreTrainedModel`):
             The causal LM.
         change (`Callable[[torch.Tensor], torch.Tensor]`):
-            Given the hidden states of shape `(R, L, d)`, returns those that logits are worked out for, `(..., d)`.
+            Given the hidden states of shape `(R, L, d)`, returns those that logits are computed for, `(..., d)`.
     """
     handle = model.get_output_embeddings().register_forward_pre_hook(lambda module, args: (change(args[0]),))
     try:

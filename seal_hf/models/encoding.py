@@ -19,7 +19,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[in
     if not tokenizer.chat_template:
         raise ValueError(
             f"The tokenizer of {tokenizer.name_or_path} has no chat template for a prompt of messages; use plain "
-            "prompts (`chat=False`) or set `tokenizer.chat_template`."
+            "prompts or set `tokenizer.chat_template`."
         )
     return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
 

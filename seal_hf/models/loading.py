@@ -17,7 +17,7 @@ from transformers import (
 )
 from transformers.utils import is_bitsandbytes_available
 
-from ..models.access import unwrap
+from .access import unwrap
 from .embedded import EMBEDDED, EMBEDDED_MODEL_ID, embedded_model_path
 
 

@@ -1,4 +1,4 @@
-"""What a run will do, and about how long that takes here: worked out without training anything."""
+"""What a run will do, and about how long that takes here: estimated without training anything."""
 
 import threading
 import time

@@ -33,7 +33,7 @@ _SFT_SETTINGS = (
     "fp16",
     "seed",
 )
-# SEALConfig's own fields that do not, or that show elsewhere, in every round's records.
+# SEALConfig's own fields that do not.
 _FREE_FIELDS = (
     "num_rounds",
     "adapters_per_bank",

@@ -57,14 +57,14 @@ logger = logging.getLogger(__name__)
 
 
 class _RunStopped(Exception):
-    """A callback ended the run; what was worked out is on disk."""
+    """A callback ended the run; what was computed is on disk."""
 
 
 class SEALTrainer(_BaseTrainer):
     """
     Trains a policy to write self-edits (SEAL, section 3.1), round by round: propose, adapt and score, select, fit.
 
-    Everything worked out is on disk in `args.output_dir` at once (see `seal_hf.records.journal`), and `train(
+    Everything computed is on disk in `args.output_dir` at once (see `seal_hf.records.journal`), and `train(
     resume_from_checkpoint=True)` continues a run from where it ended, however that was, with any number of processes.
 
     Callbacks see one step for each round's scoring and one for each optimizer step of the outer SFT, `on_substep_end`
@@ -214,7 +214,7 @@ class SEALTrainer(_BaseTrainer):
         Raises:
             ValueError: The output directory holds another run, one that is not to be resumed, or one that another process
                 is training.
-            OSError: It cannot be written, or is full; what was worked out before is on disk.
+            OSError: It cannot be written, or is full; what was computed before is on disk.
             ProcessEnded: Another process has ended.
         """
         from_hub = resume_from_checkpoint == LAST_CHECKPOINT
@@ -305,7 +305,7 @@ class SEALTrainer(_BaseTrainer):
 
     def plan(self, resume_from_checkpoint: bool | None = None) -> RunPlan:
         """
-        Check everything that `train` checks and work out what it will do, without training.
+        Check everything that `train` checks and estimate what it will do, without training.
 
         Args:
             resume_from_checkpoint (`bool`, *optional*):
@@ -347,7 +347,7 @@ class SEALTrainer(_BaseTrainer):
         """
         Make the repository `args.hub_model_id` where there is none; what pushes of the run need, before it starts.
 
-        A Hub that cannot be reached does not keep the run from starting: its pushes are tried all the same.
+        A Hub that cannot be reached does not keep the run from starting: its pushes are tried anyway.
 
         Raises:
             HubError: The Hub refuses the token, its right to write or the name, or the repository is public where

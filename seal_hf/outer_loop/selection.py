@@ -25,7 +25,7 @@ def select_self_edits(
         scored (`Sequence[ScoredSelfEdit]`):
             A round's self-edits. Malformed ones, and those whose answers could not be graded, are never kept.
         keep_best (`int`, *optional*, defaults to `1`):
-            How many per example; of equals the first. All where it is `None`.
+            How many per example; the first of equals. All where it is `None`.
         min_reward (`float`, *optional*):
             Least reward of one that is kept, among these best.
         drop_zero_std (`bool`, *optional*, defaults to `False`):
@@ -58,8 +58,8 @@ def warn_of_little(
     num_ungraded = sum(edit.reward is None for edit in scored)
     if not any(edit.well_formed for edit in scored):
         logger.warning(
-            "Round %d: all %d self-edits are malformed, so nothing is learned; look at %s and change the prompt "
-            "style, the temperature or max_completion_length.",
+            "Round %d: all %d self-edits are malformed, so nothing is learned; look at %s and change the domain's "
+            "prompt, the temperature or max_completion_length.",
             round_number,
             len(scored),
             output_dir / "proposals",

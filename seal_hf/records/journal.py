@@ -1,5 +1,5 @@
 """
-What a run leaves on disk, so that nothing it has worked out is worked out twice.
+What a run leaves on disk, so that nothing it has computed is computed twice.
 
     run.json                            the settings that define the run
     proposals/round_000.jsonl           every self-edit of the round, before its first bank, with the banks it belongs to

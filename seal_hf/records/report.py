@@ -16,7 +16,7 @@ from pyarrow import parquet
 from ..domains.base import BASE, SELF_EDITS
 from ..grading.intervals import Accuracy, Difference, accuracy, paired_difference
 from .files import write_bytes
-from .journal import Journal, ScoredSelfEdit, SelectedSelfEdit, rank
+from .journal import Journal, ScoredSelfEdit, SelectedSelfEdit, rank, rounded
 
 
 _SAMPLE_SCHEMA = pa.schema(
@@ -134,8 +134,7 @@ def round_metrics(scored: Sequence[ScoredSelfEdit], selected: Sequence[SelectedS
     values = {
         "reward": [reward for own in rewards for reward in own],
         "reward_std": [pstdev(own) for own in rewards],
-        # Means of repeats that add up to the same can differ by rounding.
-        "frac_reward_zero_std": [max(own) - min(own) < 1e-9 for own in rewards],
+        "frac_reward_zero_std": [len(set(map(rounded, own))) == 1 for own in rewards],
         "reward/best": [min(own, key=rank).reward for own in graded],
         "completions/mean_length": [edit.completion_tokens for edit in scored],
         "self_edits/valid_ratio": [edit.well_formed for edit in scored],

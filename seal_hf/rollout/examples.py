@@ -22,9 +22,9 @@ class ExampleSet:
 
     Parameters:
         examples (`list[dict]`):
-            The rows.
+            Mappings.
         ids (`list[str]`):
-            Each row's `"id"`, or its place where it has none.
+            Each example's `"id"`, or its index where it has none.
     """
 
     examples: list[dict]
@@ -37,15 +37,17 @@ class ExampleSet:
 
         Raises:
             TypeError: It cannot be indexed.
-            ValueError: It is empty, or two rows have the same id. Messages begin with `name`.
+            ValueError: It is empty, or two examples have the same id. Messages begin with `name`.
         """
         if isinstance(dataset, IterableDataset | Mapping | str) or not hasattr(dataset, "__getitem__"):
             raise TypeError(
-                f"{name} must be a list or a datasets.Dataset of examples, not a {type(dataset).__name__}."
+                f"{name} must be a list or a datasets.Dataset of examples, not a {type(dataset).__name__}; give a list of mappings."
             )
         for place, example in enumerate(dataset):
             if not isinstance(example, Mapping):
-                raise TypeError(f"{name}: example {place} must be a mapping, not a {type(example).__name__}.")
+                raise TypeError(
+                    f"{name}: example {place} must be a mapping, not a {type(example).__name__}; give a list of mappings."
+                )
         examples = [dict(example) for example in dataset]
         if not examples:
             raise ValueError(f"{name} is empty; give at least one example.")

@@ -47,8 +47,14 @@ def grade_answers(
 
     Raises:
         GradingIncomplete: An answer could not be graded, and `require_all` is set.
+        ValueError: The domain does not return verdicts for every example.
     """
     verdicts = domain.grade(examples, answers)
+    if len(verdicts) != len(examples) or not all(isinstance(own, Sequence) and own for own in verdicts):
+        raise ValueError(
+            f"{type(domain).__name__}.grade() must return a list for each of the {len(examples)} examples, with at least one "
+            "verdict in each."
+        )
     if require_all:
         verdicts = [require_verdicts(own) for own in verdicts]
     return [

@@ -58,7 +58,8 @@ class Rollout:
         on_bank: Callable[[], bool] = lambda: False,
     ):
         self.lm, self.config, self.processes, self.on_bank = lm, config, processes, on_bank
-        # What the proposals of the last stage train on, by condition, example and edit.
+        # What the proposals of one stage train on, by condition, example and edit.
+        self._stage: Stage | None = None
         self._updates: dict[tuple[str, int, int], InnerUpdate | None] = {}
 
     def propose(self, stage: Stage) -> list[Proposal]:
@@ -68,7 +69,6 @@ class Rollout:
         Raises:
             ValueError: The file on disk does not hold the stage's proposals.
         """
-        self._updates.clear()
         recorded = self.processes.on_main(stage.journal.proposals, stage.round)
         if recorded is not None:
             per_example = stage.num_generations + len(stage.trained_baselines)
@@ -88,6 +88,7 @@ class Rollout:
 
         Raises:
             GradingIncomplete: An answer could not be graded and `stage.is_evaluation` is set.
+            ValueError: The records on disk are not those of the stage.
         """
         recorded = self.processes.on_main(stage.journal.scored, stage.round)
         if recorded is not None:
@@ -95,6 +96,12 @@ class Rollout:
             stage.journal.forget_banks(stage.round)
             return recorded
         updates = [self.update_of(stage, proposal) for proposal in proposals]
+        for proposal, update in zip(proposals, updates, strict=True):
+            if proposal.well_formed != (update is not None):
+                raise ValueError(
+                    f"{stage.journal.directory}: self-edit {proposal.edit} of example {proposal.example_id} is not read as "
+                    "it was when it was recorded; use the domain that recorded it, or give another output_dir."
+                )
         results = self.run(stage, stage_banks(stage, proposals, updates, self.lm.domain.questions))
         if results is None:
             return None
@@ -146,6 +153,8 @@ class Rollout:
 
     def update_of(self, stage: Stage, proposal: Proposal) -> InnerUpdate | None:
         """What a proposal trains on, parsed and tokenized once; `None` where it is malformed, which is data."""
+        if self._stage is not stage:
+            self._stage, self._updates = stage, {}
         key = proposal.condition, proposal.example, proposal.edit
         if key not in self._updates:
             example = stage.data.examples[proposal.example]
@@ -299,5 +308,5 @@ def _require_all(stage: Stage, kind: str, found: int, expected: int) -> None:
     if found != expected:
         raise ValueError(
             f"{stage.journal.directory / kind} holds {found} records of round {stage.round + 1}, but {expected} were "
-            "written; restore the file, or remove it to work the round out again."
+            "written; restore the file, or remove it to compute the round again."
         )

@@ -13,6 +13,8 @@ from .bank_schedule import work_of
 from .examples import ExampleSet
 
 
+# Options of a [`RolloutConfig`] that change no result.
+FREE_OPTIONS = ("adapters_per_bank", "disable_tqdm")
 # Examples whose questions are answered without an adapter in one bank.
 _EXAMPLES_PER_UNTRAINED_BANK = 16
 
@@ -80,10 +82,13 @@ class Stage:
         num_generations (`int`):
             Self-edits per example.
         baselines (`tuple[Condition, ...]`):
-            What is scored beside the self-edits, of the domain's conditions.
+            What is scored besides the self-edits: some of the domain's conditions.
         is_evaluation (`bool`, *optional*, defaults to `False`):
-            Whether baselines that train nothing are recorded beside the self-edits, and an answer that could not be
+            Whether baselines that train nothing are recorded besides the self-edits, and an answer that could not be
             graded is an error, rather than left out of the reward.
+
+    Raises:
+        ValueError: A number out of its range.
     """
 
     name: str
@@ -95,6 +100,13 @@ class Stage:
     num_generations: int
     baselines: tuple[Condition, ...]
     is_evaluation: bool = False
+
+    def __post_init__(self):
+        if not is_whole(self.num_generations, 1):
+            raise ValueError(f"num_generations={self.num_generations!r} must be a whole number of at least 1.")
+        for seed in self.inner_seeds:
+            if not is_whole(seed, 0):
+                raise ValueError(f"The seed {seed!r} of an inner update must be a whole number of at least 0.")
 
     @property
     def trained_baselines(self) -> tuple[Condition, ...]:
@@ -109,7 +121,19 @@ class Stage:
     def untrained_proposals(self) -> list[Proposal]:
         """The records of the untrained baselines; none in a training round, where they only give the base reward."""
         return [
-            Proposal(self.round, condition.name, place, self.data.ids[place], 0, "", "", 0, True, 0, [])
+            Proposal(
+                round=self.round,
+                condition=condition.name,
+                example=place,
+                example_id=self.data.ids[place],
+                edit=0,
+                prompt="",
+                completion="",
+                completion_tokens=0,
+                well_formed=True,
+                tokens=0,
+                banks=[],
+            )
             for condition in self.untrained_baselines
             if self.is_evaluation
             for place in range(len(self.data))
@@ -132,7 +156,7 @@ class Trial:
             What is trained: one self-edit, several, or a passage; the model answers without an inner adapter where it is
             `None`.
         asked (`tuple[int, ...]`):
-            Places of the examples that it is asked about, in their dataset.
+            Indices of the examples that it is asked about, in their dataset.
         questions (`Callable[[Mapping], list[str | list[dict]]]`):
             The prompts of an example.
     """

@@ -6,7 +6,8 @@ import json
 import pytest
 
 from helpers.folders import SHARED_DATA
-from seal_hf.domains import PROMPT_STYLES, Domain, KnowledgeDomain
+from seal_hf.domains import PROMPT_STYLES, Condition, Domain, KnowledgeDomain
+from seal_hf.domains.base import check_conditions
 from seal_hf.grading import LexicalGrader
 from seal_hf.self_edit import TrainingExample
 
@@ -313,3 +314,51 @@ def test_stored_completions(name, split_newlines, completions, sequences, charac
 def test_example_without_a_passage():
     with pytest.raises(ValueError, match='no "context", only title, text; give its passage'):
         KnowledgeDomain().prompt({"title": "Bees", "text": "Ann keeps bees."})
+
+
+@pytest.mark.parametrize(
+    ("example", "message"),
+    [
+        ({"title": "Bees"}, '^has no passage; give "context" a text'),
+        ({"context": " \n"}, '^has no passage; give "context" a text'),
+        ({"context": None}, '^has no passage; give "context" a text'),
+        ({"context": "Bees hum.", "title": 7}, '^has a "title" that is not a text'),
+        ({"context": "Bees hum."}, "^has no 'questions', which KnowledgeDomain asks for"),
+        ({"context": "Bees hum.", "questions": []}, "^has no question, so that nothing can be rewarded"),
+        ({"context": "Bees hum.", "questions": ["What?"]}, "^has a question without a text"),
+        ({"context": "Bees hum.", "questions": [{"question": " ", "answer": "x"}]}, "^has a question without a text"),
+        (
+            {"context": "Bees hum.", "questions": [{"question": "What?"}]},
+            "^has no answer to 'What[?]', so that nothing",
+        ),
+    ],
+)
+def test_what_an_example_lacks_is_named(example, message):
+    with pytest.raises(ValueError, match=message):
+        KnowledgeDomain(chat=False).check(example)
+    KnowledgeDomain(chat=False).check({"context": "Bees hum.", "questions": [{"question": "What?", "answer": "bees"}]})
+
+
+def test_a_domain_is_not_changed_by_the_models_that_use_it():
+    domain = KnowledgeDomain("rewrite")
+    example = {"title": "Bees", "context": "Bees hum.", "questions": []}
+    chat, plain = domain.for_model(True), domain.for_model(False)
+    assert domain.chat is None and (chat.chat, plain.chat) == (True, False)
+    assert isinstance(chat.prompt(example), list) and isinstance(plain.prompt(example), str)
+    assert chat.for_model(True) is chat and chat.grader is domain.grader
+    with pytest.raises(ValueError, match="The tokenizer has no chat template, which a domain in chat form needs"):
+        chat.for_model(False)
+
+
+@pytest.mark.parametrize(
+    "names", [[], ["passage only"], ["base", "base"], ["base", "self-edits"], ["other", "base"]], ids=str
+)
+def test_conditions_that_cannot_be_told_apart_are_refused(names):
+    class Other(KnowledgeDomain):
+        @property
+        def conditions(self):
+            return tuple(Condition(name, self.questions) for name in names)
+
+    with pytest.raises(ValueError, match="Other.conditions has the names .*; begin with 'base', which trains nothing"):
+        check_conditions(Other())
+    check_conditions(KnowledgeDomain())

@@ -35,9 +35,10 @@ def lm():
 
 def stage(num_examples=2, folder=None, **options):
     data = ExampleSet.of(tiny_examples(num_examples), "data")
-    options = {"num_generations": 4, "baselines": KnowledgeDomain(chat=False).conditions[:1], **options}
+    baselines = KnowledgeDomain(chat=False).conditions[:1]
+    options = {"num_generations": 4, "inner_seeds": (5, 6, 7), "baselines": baselines, **options}
     journal = None if folder is None else Journal(folder)
-    return Stage(name="s", journal=journal, round=0, data=data, seed=1, inner_seeds=(5, 6, 7), **options)
+    return Stage(name="s", journal=journal, round=0, data=data, seed=1, **options)
 
 
 def proposal(example, edit, banks, condition=SELF_EDITS):
@@ -154,3 +155,45 @@ def test_what_is_trained_is_apart_from_who_is_asked(lm, tmp_path):
         assert rollout.run(own, {0: trials}) == results
     finally:
         lm.adapt = lm_adapt
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_generations": 0}, "num_generations=0 must be a whole number of at least 1"),
+        ({"inner_seeds": (5, -1)}, "The seed -1 of an inner update must be"),
+    ],
+)
+def test_numbers_out_of_range_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        stage(**options)
+
+
+@pytest.mark.parametrize("verdicts", [[[True] * 3], [[True] * 3, []], [True, False]])
+def test_verdicts_that_are_not_one_list_for_each_example_are_refused(lm, tmp_path, monkeypatch, verdicts):
+    monkeypatch.setattr(lm.domain, "grade", lambda examples, answers: verdicts)
+    own = stage(2, tmp_path, num_generations=1)
+    with pytest.raises(ValueError, match=r"KnowledgeDomain.grade\(\) must return a list for each of the 2 examples"):
+        Rollout(lm, CONFIG, Processes(tmp_path)).run(
+            own, {0: [Trial("base", 0, 0, None, (0, 1), lm.domain.questions)]}
+        )
+
+
+def test_a_self_edit_that_is_read_in_another_way_than_it_was_recorded_is_not_scored(lm, tmp_path, monkeypatch):
+    own = stage(2, tmp_path)
+    Rollout(lm, CONFIG, Processes(tmp_path)).propose(own)
+    monkeypatch.setattr(lm.domain, "parse", lambda completion, example: None)
+    resumed = Rollout(lm, CONFIG, Processes(tmp_path))
+    with pytest.raises(
+        ValueError, match="is not read as it was when it was recorded; use the domain that recorded it"
+    ):
+        resumed.score(own, resumed.propose(own))
+
+
+def test_stages_do_not_share_what_is_trained(lm, tmp_path):
+    rollout = Rollout(lm, CONFIG, Processes(tmp_path))
+    first, second = stage(1, tmp_path / "first"), stage(2, tmp_path / "second", num_generations=2)
+    proposals = rollout.propose(first)
+    alone = [rollout.update_of(first, one) for one in proposals]
+    rollout.propose(second)
+    assert [rollout.update_of(first, one) for one in proposals] == alone

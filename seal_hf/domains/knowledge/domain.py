@@ -170,6 +170,13 @@ class KnowledgeDomain(Domain):
         Raises:
             ValueError: Something is missing.
         """
+        if not is_text(example.get("context")):
+            raise ValueError('has no passage; give "context" a text that is not empty, or drop the example.')
+        if not isinstance(example.get("title") or "", str):
+            raise ValueError('has a "title" that is not a text; put it in quotes, or leave it out.')
+        for item in example.get("questions") or ():
+            if not isinstance(item, Mapping) or not is_text(item.get("question")):
+                raise ValueError('has a question without a text; write {"question": ..., "answer": ...}, or drop it.')
         super().check(example)
         for item in example["questions"]:
             if not is_text(item.get("answer")):
@@ -191,7 +198,10 @@ class KnowledgeDomain(Domain):
             ValueError: `chat=True` for a tokenizer without a chat template.
         """
         if self.chat and not has_chat_template:
-            raise ValueError("has no chat template for a domain in chat form; use KnowledgeDomain(chat=False)")
+            raise ValueError(
+                "The tokenizer has no chat template, which a domain in chat form needs; use KnowledgeDomain(chat=False), "
+                "or set `tokenizer.chat_template`."
+            )
         if self.chat is not None:
             return self
         domain = copy(self)
