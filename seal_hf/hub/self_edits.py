@@ -7,7 +7,7 @@ evaluation are held out, and their self-edits are left out unless they are asked
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +15,11 @@ import pyarrow as pa
 from huggingface_hub import DatasetCard, DatasetCardData, constants
 from pyarrow import compute, parquet
 
+from ..domains.base import SELF_EDITS
 from ..records.files import RUN_FILE, check_schema_version
-from ..records.report import results_table
+from ..records.journal import Journal, ScoredSelfEdit
+from ..records.report import kept_flags, results_table
 from .errors import HubError, without_tokens
-from .self_edit_table import evaluation_table, read_table, training_table
 from .transfer import download, is_hub_id, upload, with_namespace
 
 
@@ -28,7 +29,22 @@ if TYPE_CHECKING:
 
 TRAIN, EVALUATION = "train", "evaluation"
 _TEMPLATE = Path(__file__).parent / "templates" / "dataset_card.md.jinja"
-_SIZES = {"n<1K": 1000, "1K<n<10K": 10_000, "10K<n<100K": 100_000, "100K<n<1M": 1_000_000}
+_CHAT = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
+_REPEAT = {"seed": pa.int64(), "reward": pa.float64(), "loss": pa.float64()}
+_REPEAT |= {"answers": pa.list_(pa.string()), "verdicts": pa.list_(pa.bool_())}
+# The columns with a type that does not depend on the prompts.
+_COLUMNS = {
+    "kept": pa.bool_(),
+    "reward": pa.float64(),
+    "base_reward": pa.float64(),
+    "well_formed": pa.bool_(),
+    "example_id": pa.string(),
+    "round": pa.int64(),
+    "edit": pa.int64(),
+    "completion_tokens": pa.int64(),
+    "tokens": pa.int64(),
+    "repeats": pa.list_(pa.struct(_REPEAT)),
+}
 
 
 def save_self_edits(
@@ -58,11 +74,14 @@ def save_self_edits(
     """
     output_dir, folder = Path(output_dir), Path(folder)
     settings = _settings(output_dir)
-    tables = {TRAIN: training_table(output_dir)}
+    tables = {TRAIN: _training_table(output_dir)}
     if include_evaluation:
-        tables[EVALUATION] = evaluation_table(output_dir)
-    _require_free(folder)
-    for earlier in _data_files(folder) + _data_files(folder, EVALUATION):
+        tables[EVALUATION] = _evaluation_table(output_dir)
+    if files := _data_files(folder):
+        _read_table(files, folder)  # it refuses those of another dataset
+    elif folder.is_file() or folder.exists() and any(not file.name.startswith(".") for file in folder.iterdir()):
+        raise ValueError(f"{folder} holds something else than self-edits; give a new folder. Nothing was changed.")
+    for earlier in files + _data_files(folder, EVALUATION):
         earlier.unlink()
     (folder / "data").mkdir(parents=True, exist_ok=True)
     for split, table in tables.items():
@@ -145,7 +164,7 @@ def load_self_edits(
     Raises:
         FileNotFoundError: There is no such folder, or neither a run nor a dataset in it.
         HubError: No such repository or revision, one that this token may not see, or the Hub could not be reached.
-        ValueError: No round is scored yet, none is kept, it is another dataset, or one of a newer version.
+        ValueError: No round is scored yet, none is kept, or it is another dataset.
     """
     import datasets  # it takes a second
 
@@ -161,15 +180,15 @@ def load_self_edits(
             raise ValueError(f"{source} is not a dataset of self-edits: it has no data/{TRAIN}-*.parquet.")
     if (folder / RUN_FILE).is_file():
         _settings(folder)
-        table = training_table(folder)
+        table = _training_table(folder)
     elif files := _data_files(folder):
-        table = pa.concat_tables([read_table(file, source) for file in files], promote_options="default")
+        table = _read_table(files, source)
     else:
         raise FileNotFoundError(
             f"{source} holds neither a run of seal-hf ({RUN_FILE}) nor self-edits; check the name."
         )
     if kept is not None:
-        table = table.filter(compute.equal(table["kept"], kept))  # null is neither
+        table = table.filter(compute.field("kept") == kept)  # null is neither
         if not table.num_rows:
             raise ValueError(f"{source} has no self-edits with kept={kept} yet; load all with kept=None.")
     return datasets.Dataset(table.replace_schema_metadata())
@@ -195,23 +214,55 @@ def _data_files(folder: Path, split: str = TRAIN) -> list[Path]:
     return sorted((folder / "data").glob(f"{split}-*.parquet"))
 
 
-def _require_free(folder: Path) -> None:
-    """
-    Raises:
-        ValueError: The folder holds something that is not a dataset of self-edits.
-    """
-    if files := _data_files(folder):
-        for file in files:
-            read_table(file, folder)
-    elif folder.exists() and (not folder.is_dir() or any(not file.name.startswith(".") for file in folder.iterdir())):
-        raise ValueError(f"{folder} holds something else than self-edits; give a new folder. Nothing was changed.")
+def _read_table(files: Sequence[Path], source: str | Path) -> pa.Table:
+    """The self-edits in parquet files; errors name the dataset as `source`."""
+    try:
+        table = parquet.read_table(files)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{source} holds no readable parquet files ({error}); save or push the run again.") from error
+    if missing := [name for name in ("prompt", "completion", *_COLUMNS) if name not in table.column_names]:
+        raise ValueError(f"{source} is not a dataset of self-edits: it has no column {', '.join(missing)}.")
+    return table
+
+
+def _training_table(output_dir: Path) -> pa.Table:
+    journal = Journal(output_dir)
+    rounds = journal.scored_rounds()
+    return _table([(edits, kept_flags(edits, journal.selected(i))) for i, edits in enumerate(rounds)], output_dir)
+
+
+def _evaluation_table(output_dir: Path) -> pa.Table:
+    """The same for the self-edits about held-out passages; nothing is learned from these."""
+    folder = output_dir / "evaluation"
+    return _table([(edits, [False] * len(edits)) for edits in Journal(folder).scored_rounds()], folder)
+
+
+def _table(rounds: Sequence[tuple[Sequence[ScoredSelfEdit], Sequence[bool | None]]], folder: Path) -> pa.Table:
+    """`prompt` and `completion` are both plain text or both chat messages, as TRL wants them."""
+    pairs = [pair for edits, kept in rounds for pair in zip(edits, kept, strict=True)]
+    pairs = [(edit, kept) for edit, kept in pairs if edit.condition == SELF_EDITS]
+    if not pairs:
+        raise ValueError(f"{folder} has no scored round yet; let the run come to the end of one.")
+    is_chat = not isinstance(pairs[0][0].prompt, str)
+    entries = []
+    for edit, kept in pairs:
+        messages = edit.prompt if is_chat else [{"role": "user", "content": edit.prompt}]
+        if not all(set(one) == {"role", "content"} and isinstance(one["content"], str) for one in messages):
+            raise ValueError(
+                f"Example {edit.example_id} has a prompt that a dataset of self-edits does not hold: let the domain's "
+                "prompt() return plain text for all, or for all messages of a role and a text."
+            )
+        completion = [{"role": "assistant", "content": edit.completion}] if is_chat else edit.completion
+        entries.append(vars(edit) | {"completion": completion, "kept": kept})
+    text = _CHAT if is_chat else pa.string()
+    return pa.Table.from_pylist(entries, schema=pa.schema({"prompt": text, "completion": text, **_COLUMNS}))
 
 
 def _write_card(
     folder: Path, name: str, output_dir: Path, settings: Mapping[str, Any], tables: Mapping[str, pa.Table]
 ) -> None:
     """Write `README.md`, a dataset card with metadata of the Hub, for tables by split."""
-    own, size = tables[TRAIN], sum(map(len, tables.values()))
+    own = tables[TRAIN]
     kept, model = own["kept"].to_pylist(), str(settings.get("model") or "a model")
     shown = model if is_hub_id(model) else Path(model).name
     # Without what may be a path or an address of this machine.
@@ -227,7 +278,6 @@ def _write_card(
             pretty_name=f"Self-edits of {shown.rpartition('/')[2]}",
             task_categories=["text-generation", "question-answering"],
             tags=["seal", "trl", "self-edits", "synthetic"],
-            size_categories=next((label for label, bound in _SIZES.items() if size < bound), "1M<n<10M"),
             configs=[{"config_name": "default", "data_files": files}],
         ),
         template_path=str(_TEMPLATE),

@@ -74,16 +74,17 @@ def test_chats_are_conversational(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "prompts, message",
+    "prompts",
     [
-        ([PLAIN, CHAT], r"plain prompts \(1\) and chats \(1\)"),
-        ([[{"role": "user", "content": [{"type": "image"}]}]], "id 0 .* more than a role and a text"),
-        ([[{"role": "user", "content": "a", "name": "Ann"}]], r"more than a role and a text \(role, content, name\)"),
+        [PLAIN, CHAT],
+        [CHAT, PLAIN],
+        [CHAT, [{"role": "user", "content": [{"type": "image"}]}]],
+        [CHAT, [{"role": "user", "content": "a", "name": "Ann"}]],
     ],
 )
-def test_prompts_that_fit_into_no_column_are_refused(tmp_path, prompts, message):
+def test_prompts_that_fit_into_no_column_are_refused(tmp_path, prompts):
     run = write_run(tmp_path / "run", [[scored(i, 0, 0.5, prompt=prompt) for i, prompt in enumerate(prompts)]])
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match="Example id 1 has a prompt that .* of a role and a text"):
         save_self_edits(run, tmp_path / "saved")
     assert not (tmp_path / "saved").exists()
 
@@ -114,7 +115,6 @@ def test_card(run, tmp_path):
     saved = card(save_self_edits(run.folder, tmp_path / "saved", name="me/edits"))
     assert saved.data.to_dict() == {
         "pretty_name": "Self-edits of tiny-llama",
-        "size_categories": "n<1K",
         "task_categories": ["text-generation", "question-answering"],
         "tags": ["seal", "trl", "self-edits", "synthetic"],
         "configs": [
@@ -178,34 +178,28 @@ def test_errors_name_what_is_missing(written, tmp_path):
     unscored, saved = write_run(tmp_path / "unscored", []), tmp_path / "saved"
     unselected = write_run(tmp_path / "unselected", [[scored(0, 0, 0.5)]])
     (tmp_path / "empty").mkdir()
-    for attempt, error, message in (
-        (
-            lambda: save_self_edits(tmp_path / "nowhere", saved),
-            FileNotFoundError,
-            "holds no run .*give the output_dir",
-        ),
-        (lambda: load_self_edits(tmp_path / "nowhere"), FileNotFoundError, "neither a run of .* nor self-edits"),
-        (lambda: load_self_edits(tmp_path / "empty"), FileNotFoundError, "neither a run of .* nor self-edits"),
-        (lambda: load_self_edits(unscored), ValueError, "unscored has no scored round yet"),
-        (lambda: save_self_edits(unscored, saved), ValueError, "unscored has no scored round yet"),
-        (
-            lambda: save_self_edits(written, saved, include_evaluation=True),
-            ValueError,
-            "evaluation has no scored round",
-        ),
-        (lambda: load_self_edits(unselected, kept=True), ValueError, "no self-edits with kept=True yet"),
+    missing, empty = FileNotFoundError, ValueError
+    for error, message, function, *arguments, options in (
+        (missing, "holds no run .*give the output_dir", save_self_edits, tmp_path / "nowhere", saved, {}),
+        (missing, "neither a run of .* nor self-edits", load_self_edits, tmp_path / "nowhere", {}),
+        (missing, "neither a run of .* nor self-edits", load_self_edits, tmp_path / "empty", {}),
+        (empty, "unscored has no scored round yet", load_self_edits, unscored, {}),
+        (empty, "unscored has no scored round yet", save_self_edits, unscored, saved, {}),
+        (empty, "evaluation has no scored round", save_self_edits, written, saved, {"include_evaluation": True}),
+        (empty, "no self-edits with kept=True yet", load_self_edits, unselected, {"kept": True}),
     ):
         with pytest.raises(error, match=message):
-            attempt()
+            function(*arguments, **options)
     for content, message in (
         ("{", "is not a run of seal-hf .*restore it"),
         ('{"settings": {}}', "is not a run of seal-hf .*schema_version"),
         ('{"schema_version": 2, "settings": {}}', "written by a newer seal-hf"),
     ):
         (written / RUN_FILE).write_text(content)
-        for attempt in (lambda: save_self_edits(written, saved), lambda: load_self_edits(written)):
-            with pytest.raises(ValueError, match=message):
-                attempt()
+        with pytest.raises(ValueError, match=message):
+            save_self_edits(written, saved)
+        with pytest.raises(ValueError, match=message):
+            load_self_edits(written)
     assert not saved.exists()
 
 
@@ -213,25 +207,20 @@ def test_other_datasets_are_refused(written, tmp_path):
     folder = save_self_edits(written, tmp_path / "saved")
     (file,) = folder.glob("data/*.parquet")
     table = parquet.read_table(file)
-    newer = table.replace_schema_metadata(dict.fromkeys(table.schema.metadata, b"2"))
-    for other, message in (
-        (table.drop_columns(["kept", "repeats"]), "not a dataset of self-edits: it has no column kept, repeats"),
-        (newer, r"newer seal-hf \(schema 2, this one reads up to 1\); upgrade"),
-    ):
-        parquet.write_table(other, file)
-        with pytest.raises(ValueError, match=message):
-            load_self_edits(folder)
-    file.write_bytes(b"torn")
-    with pytest.raises(ValueError, match="not a readable parquet file"):
-        load_self_edits(folder)
     # One that other tools wrote again, in two files and with a further column.
-    more = table.replace_schema_metadata().append_column("note", pa.array(["x"] * len(table)))
-    file.unlink()
+    more = table.append_column("note", pa.array(["x"] * len(table)))
     for number, part in enumerate((more.slice(0, 2), more.slice(2))):
         parquet.write_table(part, folder / "data" / f"train-{number:05d}-of-00002.parquet")
+    file.unlink()
     assert load_self_edits(folder).remove_columns("note").to_list() == expected_rows(written)
     # And saving again leaves one.
     assert files(save_self_edits(written, folder)) == ALONE
+    parquet.write_table(table.drop_columns(["kept", "repeats"]), file)
+    with pytest.raises(ValueError, match="not a dataset of self-edits: it has no column kept, repeats"):
+        load_self_edits(folder)
+    file.write_bytes(b"torn")
+    with pytest.raises(ValueError, match="holds no readable parquet files"):
+        load_self_edits(folder)
 
 
 def test_folders_that_hold_something_else_are_left_alone(written, tmp_path):
