@@ -23,23 +23,18 @@ for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE"):
 os.environ |= {
     "HF_ENDPOINT": f"http://127.0.0.1:{HUB_PORT.getsockname()[1]}",
     "HF_HUB_CACHE": f"{HUB_FOLDER}/cache",
-    "HF_XET_CACHE": f"{HUB_FOLDER}/xet cache",
     "HF_TOKEN_PATH": f"{HUB_FOLDER}/no token",
     "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HF_HUB_DISABLE_XET": "1",  # until a test asks for it: `xet_or_lfs`
-    "HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "1",
-    "HF_XET_CLIENT_RETRY_BASE_DELAY": "10ms",
+    "HF_HUB_DISABLE_XET": "1",  # the test Hub has LFS alone
 }
 
 from contextlib import contextmanager
-from pathlib import Path
 from types import SimpleNamespace
 
 import httpx2
 import pytest
 import torch
 from huggingface_hub import close_session, constants
-from huggingface_hub.utils import _xet
 
 from seal_hf.models.embedded import embedded_model_path
 
@@ -71,7 +66,6 @@ def hub(hub_server, monkeypatch):
     hub_server.clear()
     hub_server.start()
     shutil.rmtree(f"{HUB_FOLDER}/cache", ignore_errors=True)
-    _xet.XET_CONNECTION_INFO_CACHE.clear()
     for module in ("utils._http", "file_download"):
         monkeypatch.setattr(f"huggingface_hub.{module}.time", SimpleNamespace(sleep=lambda seconds: None))
     yield hub_server
@@ -96,17 +90,6 @@ def short_silence(monkeypatch):
         monkeypatch.setattr(f"seal_hf.hub.{module}.LOOK_UP_SECONDS", 0.5)
     yield
     close_session()
-
-
-@pytest.fixture(params=["xet", "lfs"])
-def xet_or_lfs(request, hub, monkeypatch):
-    """Runs a test twice, with files that go over Xet and over LFS, in this process and in those that it starts."""
-    if request.param == "xet":
-        # One folder for all tests: hf_xet remembers which chunks it stored and does not store them again.
-        hub.use_xet(Path(HUB_FOLDER) / "xet storage")
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", False)
-        monkeypatch.delenv("HF_HUB_DISABLE_XET")
-    return request.param
 
 
 @contextmanager

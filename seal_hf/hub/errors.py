@@ -11,7 +11,6 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
-    LocalEntryNotFoundError,
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -20,10 +19,10 @@ from huggingface_hub.errors import (
 )
 
 
-# Statuses of a commit that another one overtook.
-CONFLICTS = (409, 412)
 # The token of a sign-in on a Space, hf_oauth_..., has dots and dashes in it.
 _TOKEN = re.compile(r"(?<=Bearer )[^\s'\"]+|hf_[\w.-]*\w")
+_UNREACHABLE = (httpx2.TransportError, XetDownloadError, ConnectionError, TimeoutError)
+_LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
 class HubError(OSError):
@@ -59,74 +58,61 @@ def explaining_hub_errors(action: str, repo_id: str, safe: str = "") -> Iterator
             A sentence on where the work is, put last.
 
     Raises:
-        HubError: The Hub refused, or could not be reached.
-        OSError: The disk is full.
+        HubError: The Hub refused, or could not be reached, or the disk is full.
     """
+    safe = f" {safe}" if safe else ""
     try:
         yield
     except HubError as error:
-        if safe and safe not in str(error):
-            raise HubError(f"{error} {safe}", error.is_refusal) from None
-        raise
+        raise HubError(f"{error}{safe}", error.is_refusal) from None
     except Exception as error:
-        if (explained := _explain(error, repo_id)) is None:
+        chain = list(_chain(error))
+        explained = next(filter(None, (_explain(link, repo_id) for link in chain)), None)
+        if explained is None:
             raise
         cause, next_step, is_refusal = explained
-        message = f"{action} failed: {cause}; {next_step}.{f' {safe}' if safe else ''}"
-        # The chain of causes is printed too, and a request that could not be sent quotes its headers.
-        origin = error if without_tokens(_chain(error)) == _chain(error) else None
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise OSError(errno.ENOSPC, message) from origin
-        raise HubError(without_tokens(message), is_refusal) from origin
+        # The chain is printed too, and a request that could not be sent quotes its headers.
+        origin = error if all(without_tokens(str(link)) == str(link) for link in chain) else None
+        raise HubError(without_tokens(f"{action} failed: {cause}; {next_step}.{safe}"), is_refusal) from origin
 
 
-def _chain(error: BaseException | None) -> str:
-    """The texts of an error and of all that led to it."""
-    texts = []
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and all that led to it."""
     while error is not None:
-        texts.append(str(error))
+        yield error
         error = error.__cause__ or error.__context__
-    return "\n".join(texts)
 
 
-def _explain(error: Exception, repo_id: str) -> tuple[str, str, bool] | None:
+def _explain(error: BaseException, repo_id: str) -> tuple[str, str, bool] | None:
     """Cause, next step, and whether it is a refusal; `None` for an error that has nothing to do with the Hub."""
-    url, log_in = f"{constants.ENDPOINT}/{repo_id}", "log in with `hf auth login`, or set HF_TOKEN"
-    # An upload of one file that failed, or a file that is not in the cache either: its cause says more.
-    if isinstance(error, RuntimeError | LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
-        if (explained := _explain(error.__cause__, repo_id)) is not None:
-            return explained
-    if isinstance(error, GatedRepoError):  # before its parent, a repository that was not found
-        return f"{repo_id} is gated", f"ask for access at {url}, and {log_in} of the account that has it", True
-    if isinstance(error, RepositoryNotFoundError):
-        next_step = f"check the name, and {log_in} of an account that may see it where it is private"
-        return f"there is no repository {repo_id} that this token may see", next_step, True
-    if isinstance(error, RevisionNotFoundError):
-        return f"{repo_id} has no such revision", f"choose one of {url}/commits/main", True
-    if isinstance(error, LocalTokenNotFoundError):
-        return "there is no access token", log_in, True
-    if isinstance(error, HFValidationError):
-        return str(error).rstrip("."), 'give the repository as "user/name"', True
-    if isinstance(error, OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set", "unset it", False
+    url, later = f"{constants.ENDPOINT}/{repo_id}", "try again later"
+    said = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    not_found = f"there is no repository {repo_id} that this token may see"
+    unreachable = f"the Hub ({constants.ENDPOINT}) could not be reached ({said})"
+    for kind, *explained in (  # a class before its parent
+        (GatedRepoError, f"{repo_id} is gated", f"ask for access at {url}, and {_LOG_IN}", True),
+        (RepositoryNotFoundError, not_found, f"check the name, and {_LOG_IN}", True),
+        (RevisionNotFoundError, f"{repo_id} has no such revision", f"choose one of {url}/commits/main", True),
+        (LocalTokenNotFoundError, "there is no access token", _LOG_IN, True),
+        (HFValidationError, said, 'give the repository as "user/name"', True),
+        (OfflineModeIsEnabled, "HF_HUB_OFFLINE is set", "unset it", False),
+        (_UNREACHABLE, unreachable, later, False),
+    ):
+        if isinstance(error, kind):
+            return tuple(explained)
     if isinstance(error, HfHubHTTPError) and error.response is not None:
-        status, said = error.response.status_code, (error.server_message or "").strip().rstrip(".")
-        answer = f"the Hub answered {status}" + (f" ({said})" if said else "")
+        status, detail = error.response.status_code, (error.server_message or "").strip().rstrip(".")
+        answer = f"the Hub answered {status}" + (f" ({detail})" if detail else "")
         if status == 401:
-            return f"{answer}: the token is missing, wrong or has expired", log_in, True
+            return f"{answer}: the token is missing, wrong or has expired", _LOG_IN, True
         if status == 403:
             next_step = "use a token that may write, and a name in a namespace that is yours"
             return f"{answer}: this token may not write to {repo_id}", next_step, True
-        if status in CONFLICTS:
-            return f"{answer}: others kept changing {repo_id}", "try again when they are done", False
-        if status == 429 or status >= 500:
-            return answer, "try again later", False
+        # With a 409 or 412 another commit came first.
+        if status in (409, 412, 429) or status >= 500:
+            return answer, later, False
         return answer, "fix the reported problem and try again", True
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return "the disk is full", "make room, or set HF_HOME to a larger disk", False
-    unreachable = (httpx2.TransportError, LocalEntryNotFoundError, XetDownloadError, ConnectionError, TimeoutError)
     # Xet's storage has no error of its own.
-    if isinstance(error, unreachable) or isinstance(error, RuntimeError) and "CAS Client Error" in str(error):
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        return f"the Hub ({constants.ENDPOINT}) could not be reached ({reason})", "try again later", False
-    return None
+    return (unreachable, later, False) if "CAS Client Error" in said else None

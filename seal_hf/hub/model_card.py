@@ -9,11 +9,9 @@ from pathlib import Path
 
 import httpx2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from ..grading.intervals import Accuracy
 from ..records.files import write_text
-from .errors import HubError
 from .transfer import LOOK_UP_SECONDS, hub_api, is_hub_id
 
 
@@ -58,7 +56,7 @@ def with_base_license(card: AdapterCard, base_model_id: str, token: str | None =
     try:
         base = hub_api(token).model_info(base_model_id, timeout=LOOK_UP_SECONDS).card_data
     # The last two: something else answers in the Hub's place.
-    except (HubError, HfHubHTTPError, httpx2.HTTPError, OfflineModeIsEnabled, KeyError, ValueError) as error:
+    except (OSError, httpx2.HTTPError, KeyError, ValueError) as error:
         logger.info("The licence of %s is not known (%s); the card names none.", base_model_id, type(error).__name__)
         return card
     return replace(card, license=base.license if base is not None else None)

@@ -1,30 +1,19 @@
 """What goes to the Hugging Face Hub and comes from it."""
 
 import logging
-import time
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 import httpx2
-from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, constants, get_session
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-)
-from huggingface_hub.utils import filter_repo_objects, validate_repo_id
+from huggingface_hub import CommitInfo, HfApi, constants, get_session
+from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.utils import validate_repo_id
 
-from .errors import CONFLICTS, HubError, explaining_hub_errors
+from .errors import HubError, explaining_hub_errors
 
 
 logger = logging.getLogger(__name__)
 
-# A commit that another one overtook is made again after these waits in seconds. huggingface_hub retries other failures.
-_CONFLICT_WAITS = (0.5, 1.0, 2.0, 4.0)
-# Files that a folder may hold beside the ones to upload.
-_NEVER_UPLOADED = ["*.partial", "**/*.partial", "*.partial/**", "**/*.partial/**", ".cache/**"]
 # Seconds for which a Hub that has the request may be silent. huggingface_hub has a limit for downloads only.
 _SILENCE = httpx2.Timeout(100.0)
 # The same for a look at a repository, which huggingface_hub does not limit unless it is told to.
@@ -54,20 +43,21 @@ def hub_api(token: str | bool | None = None) -> HfApi:
     return HfApi(token=token)
 
 
-def writable_repo(repo_id: str, *, private: bool | None = None, token: str | None = None, safe: str = "") -> str:
+def made_repo(
+    repo_id: str,
+    *,
+    repo_type: str = "model",
+    private: bool | None = None,
+    space_sdk: str | None = None,
+    token: str | None = None,
+) -> str:
     """
-    A model repository with its namespace, made where there is none; this token may write to it.
+    A repository's name with its namespace; it is made where there is none.
 
     Raises:
-        HubError: The Hub refused or could not be reached, or the repository is public and `private` is set.
+        HubError: The repository is public and `private` is set.
     """
-    with explaining_hub_errors(f"The check of {repo_id}", repo_id, safe):
-        repo_id = _made_repo(hub_api(token), repo_id, "model", private)
-        hub_api(token).auth_check(repo_id, write=True)
-        return repo_id
-
-
-def _made_repo(api: HfApi, repo_id: str, repo_type: str, private: bool | None, space_sdk: str | None = None) -> str:
+    api = hub_api(token)
     url = api.create_repo(repo_id, repo_type=repo_type, private=private, space_sdk=space_sdk, exist_ok=True)
     if private and not api.repo_info(url.repo_id, repo_type=repo_type, timeout=LOOK_UP_SECONDS).private:
         raise HubError(
@@ -96,7 +86,7 @@ def upload(
     space_sdk: str | None = None,
     revision: str | None = None,
     delete_patterns: Sequence[str] = (),
-    safe: str | None = None,
+    safe: str = "",
     token: str | None = None,
 ) -> CommitInfo:
     """
@@ -108,34 +98,19 @@ def upload(
     Raises:
         HubError: The Hub refused or could not be reached, or the repository is public and `private` is set.
     """
-    safe = f"Everything is still in {folder}." if safe is None else safe
     with explaining_hub_errors(f"The upload to {repo_id}", repo_id, safe):
         api = hub_api(token)
-        repo_id = _made_repo(api, repo_id, repo_type, private, space_sdk)
-        where = {"repo_id": repo_id, "repo_type": repo_type, "revision": revision}
+        repo_id = made_repo(repo_id, repo_type=repo_type, private=private, space_sdk=space_sdk, token=token)
         if revision is not None:
             api.create_branch(repo_id, branch=revision, repo_type=repo_type, exist_ok=True)
-        if constants.HF_HUB_DISABLE_XET or find_spec("hf_xet") is None:
-            _upload_large_files(api, Path(folder), where)
-        patterns = {"ignore_patterns": _NEVER_UPLOADED, "delete_patterns": list(delete_patterns) or None}
-        waits = iter(_CONFLICT_WAITS)
-        while True:
-            try:
-                return api.upload_folder(folder_path=folder, commit_message=commit_message, **where, **patterns)
-            except HfHubHTTPError as error:
-                if error.response.status_code not in CONFLICTS or (wait := next(waits, None)) is None:
-                    raise
-            time.sleep(wait)
-
-
-def _upload_large_files(api: HfApi, folder: Path, where: dict[str, str | None]) -> None:
-    """
-    Upload over LFS one after another in this thread; the commit that follows finds the files there. huggingface_hub 2.4
-    sends several at once from a pool whose threads keep the program from ending while the Hub does not answer.
-    """
-    names = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
-    for name in filter_repo_objects(sorted(names), ignore_patterns=_NEVER_UPLOADED):
-        api.preupload_lfs_files(additions=[CommitOperationAdd(name, folder / name)], **where)
+        return api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            commit_message=commit_message,
+            repo_type=repo_type,
+            revision=revision,
+            delete_patterns=list(delete_patterns) or None,
+        )
 
 
 def download(
@@ -163,16 +138,12 @@ def download(
         try:
             # snapshot_download would take a copy from the cache, however old, also where the Hub refuses.
             api.repo_info(**where, timeout=LOOK_UP_SECONDS)
-        except (httpx2.TransportError, OfflineModeIsEnabled) as unreachable:
+        except (httpx2.TransportError, OfflineModeIsEnabled) as error:
             if token is False:
                 raise
-            logger.warning(
-                "The Hub cannot be reached (%s); looking for %s in the cache.", type(unreachable).__name__, repo_id
-            )
-            try:
-                folder = api.snapshot_download(**where, allow_patterns=list(patterns), local_files_only=True)
-            except LocalEntryNotFoundError:
-                raise unreachable from None
+            cause = type(error).__name__
+            logger.warning("The Hub cannot be reached (%s); looking for %s in the cache.", cause, repo_id)
+            folder = api.snapshot_download(**where, allow_patterns=list(patterns), local_files_only=True)
         else:
             folder = api.snapshot_download(**where, allow_patterns=list(patterns))
     return Path(folder), Path(folder).name

@@ -3,12 +3,10 @@
 import logging
 import shutil
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 from peft import PeftModel
@@ -16,9 +14,9 @@ from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import HubStrategy
 
 from ..domains.base import SELF_EDITS
-from ..hub.errors import HubError
+from ..hub.errors import HubError, explaining_hub_errors
 from ..hub.model_card import AdapterCard, with_base_license, write_model_card
-from ..hub.transfer import download, upload, writable_repo
+from ..hub.transfer import download, hub_api, made_repo, upload
 from ..models.loading import base_facts
 from ..records.files import RUN_FILE
 from ..records.report import evaluations, results_table, save_samples
@@ -31,8 +29,6 @@ logger = logging.getLogger(__name__)
 
 # Seconds between attempts to push the last state.
 _RETRY_WAITS = (2.0, 10.0, 30.0)
-# Seconds after which no further attempt is begun: a Hub that is silent takes minutes to fail each.
-_PATIENCE = 300.0
 # Fields of the configuration that the card names.
 _SETTINGS = (
     *("num_generations", "num_repeats", "keep_best", "min_reward", "temperature", "num_rounds"),
@@ -64,9 +60,9 @@ class Publisher:
     on_push: Callable[[], object]
     failed_push: str | None = field(default=None, init=False)
     _latest: tuple[Future, Path] | None = field(default=None, init=False)
-    _one_at_a_time: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     def __post_init__(self):
+        self._one_at_a_time = ThreadPoolExecutor(max_workers=1, thread_name_prefix="push")
         self.repo_id = self.args.hub_model_id or self.run.path.absolute().name
 
     def save(self, folder: Path, **card: object) -> None:
@@ -110,13 +106,11 @@ class Publisher:
 
     def open_repo(self, token: str | None = None) -> str:
         """The repository with its namespace, made where there is none; for [`~SEALTrainer.init_hf_repo`]."""
+        token = token or self.args.hub_token
         try:
-            self.repo_id = writable_repo(
-                self.repo_id,
-                private=self.args.hub_private_repo,
-                token=token or self.args.hub_token,
-                safe="Nothing was trained.",
-            )
+            with explaining_hub_errors(f"The check of {self.repo_id}", self.repo_id, "Nothing was trained."):
+                self.repo_id = made_repo(self.repo_id, private=self.args.hub_private_repo, token=token)
+                hub_api(token).auth_check(self.repo_id, write=True)
         except HubError as error:
             if error.is_refusal:
                 raise
@@ -124,34 +118,25 @@ class Publisher:
         return self.repo_id
 
     def push(
-        self,
-        commit_message: str,
-        token: str | None = None,
-        revision: str | None = None,
-        *,
-        is_last_state: bool = True,
-        **card: object,
+        self, commit_message: str, token: str | None = None, revision: str | None = None, **card: object
     ) -> "Future[str]":
         """
-        Upload the policy as it is now, as soon as the push that is under way is done. Then `failed_push` is void, unless the
-        run goes on and this is not its last state.
+        Upload the policy as it is now, as soon as the push that is under way is done. Then `failed_push` is void.
 
         Returns:
             `Future`: URL of the commit; cancelled where a later push, which holds all that this one has, took its place.
         """
-        staged, future = self._stage(**card), Future()
+        staged = self._stage(**card)
         if self._latest is not None and self._latest[0].cancel():  # it was waiting
             shutil.rmtree(self._latest[1], ignore_errors=True)
+        future = self._one_at_a_time.submit(
+            self._upload,
+            staged,
+            commit_message=commit_message,
+            token=token or self.args.hub_token,
+            revision=revision or self.args.hub_revision,
+        )
         self._latest = future, staged
-        # HfApi.run_as_future has a thread that keeps the program from ending for as long as the Hub is silent.
-        options = {
-            "commit_message": commit_message,
-            "token": token or self.args.hub_token,
-            "revision": revision or self.args.hub_revision,
-        }
-        threading.Thread(
-            target=self._upload, args=(future, staged, is_last_state), kwargs=options, daemon=True
-        ).start()
         return future
 
     def push_round(self, round_number: int) -> None:
@@ -160,7 +145,7 @@ class Publisher:
             return  # a resumed run passes by rounds that it has
         self.on_push()
         try:
-            future = self.push(f"Training in progress, round {round_number}", is_last_state=False)
+            future = self.push(f"Training in progress, round {round_number}")
         except Exception as error:  # a full disk, or whatever it is
             logger.warning("The policy was not pushed: %s. Training goes on, and it is tried again.", error)
         else:
@@ -172,18 +157,17 @@ class Publisher:
             return
         self.on_push()
         logger.info(
-            "Waiting for the push of the run's last state to %s. Ctrl+C ends the wait: everything is in %s, and "
+            "Waiting for the push of the run's last state to %s. Ctrl+C, pressed twice, ends the wait: everything is in %s, and "
             "resume_from_checkpoint=True pushes it later.",
             self.repo_id,
             self.args.output_dir,
         )
-        last_begin = time.monotonic() + _PATIENCE
         for wait in (*_RETRY_WAITS, None):
             try:
                 self.push("End of training").result()
                 return
             except Exception as error:  # whatever it is, the run itself has ended well
-                if wait is None or getattr(error, "is_refusal", False) or time.monotonic() + wait > last_begin:
+                if wait is None or getattr(error, "is_refusal", False):
                     self.failed_push = (
                         f"The policy is not on the Hub as {self.repo_id}. {error} Call trainer.push_to_hub() later, or "
                         "start the run again with resume_from_checkpoint=True, which pushes at its end."
@@ -240,26 +224,17 @@ class Publisher:
             raise
         return staged
 
-    def _upload(self, future: Future, staged: Path, is_last_state: bool, **options: str | None) -> None:
-        """The work of a push's thread."""
-        with self._one_at_a_time:
-            if not future.set_running_or_notify_cancel():
-                return
-            # Banks' files make room for their round's.
-            outdated = [f"{LAST_CHECKPOINT}/*"] if (staged / LAST_CHECKPOINT).is_dir() else ()
-            options |= {"private": self.args.hub_private_repo, "delete_patterns": outdated}
-            try:
-                url = upload(
-                    staged, self.repo_id, safe=f"Everything is in {self.args.output_dir}.", **options
-                ).commit_url
-            except BaseException as error:  # whatever it is: whoever asked for the push says it
-                finish = partial(future.set_exception, error)
-            else:
-                finish = partial(future.set_result, url)
-                if is_last_state:
-                    self.failed_push = None
+    def _upload(self, staged: Path, **options: str | None) -> str:
+        """The work of a push, in its thread."""
+        # Banks' files make room for their round's.
+        outdated = [f"{LAST_CHECKPOINT}/*"] if (staged / LAST_CHECKPOINT).is_dir() else ()
+        options |= {"private": self.args.hub_private_repo, "delete_patterns": outdated}
+        try:
+            commit = upload(staged, self.repo_id, safe=f"Everything is in {self.args.output_dir}.", **options)
+        finally:
             shutil.rmtree(staged, ignore_errors=True)
-            finish()
+        self.failed_push = None
+        return commit.commit_url
 
 
 def _warn_of_failure(push: Future) -> None:

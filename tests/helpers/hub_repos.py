@@ -2,7 +2,6 @@
 
 import hashlib
 import re
-import struct
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -144,25 +143,3 @@ def card_tags(card: dict[str, Any], names: Iterable[str]) -> list[str]:
     for base in as_list(card.get("base_model")):
         tags += [f"base_model:{base}"] + ([f"base_model:adapter:{base}"] if "adapter_config.json" in names else [])
     return list(dict.fromkeys(tags))
-
-
-def xet_hashes(shard: bytes) -> dict[str, str]:
-    """The Xet hash of each file that a shard of `hf_xet` describes, by the file's sha256.
-
-    After a head of 48 bytes a shard has blocks of 48-byte records, one block per file: the file's Xet hash with flags and
-    the number of its segments, the segments, as many records again if they are verified (flag 31), and one record that
-    begins with the sha256 (flag 30). A hash of only ones ends them.
-    """
-    size, found, at = 48, {}, 48
-    while shard[at : at + 32] != b"\xff" * 32:
-        xet_hash, flags, segments = struct.unpack_from("<32sII", shard, at)
-        at += size + size * segments * (2 if flags >> 31 & 1 else 1)
-        if flags >> 30 & 1:
-            found[_hex(shard[at : at + 32])] = _hex(xet_hash)
-            at += size
-    return found
-
-
-def _hex(hash: bytes) -> str:
-    # hf_xet writes a hash as four little-endian numbers.
-    return "".join(f"{number:016x}" for number in struct.unpack("<4Q", hash))

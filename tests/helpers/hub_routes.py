@@ -2,7 +2,6 @@
 
 import base64
 import json
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -93,11 +92,6 @@ def repo_info(hub, request, repo, revision):
     return repo.described(revision)
 
 
-def entry(hub, path, file):
-    xet = {"xetHash": hub.xet_hashes[file.sha256]} if file.is_lfs and file.sha256 in hub.xet_hashes else {}
-    return {"type": "file", "path": path, **file.listed(), **xet}
-
-
 def folder_entry(path):
     return {"type": "directory", "path": path, "oid": "0" * 40, "size": 0}
 
@@ -114,7 +108,7 @@ def tree(hub, request, repo, revision, path):
                 folder = start + "/".join(below[:depth])
                 found[folder] = folder_entry(folder)
             if is_recursive or len(below) == 1:
-                found[name] = entry(hub, name, file)
+                found[name] = {"type": "file", "path": name, **file.listed()}
     if start and not found:
         raise refusal(404, "Path does not exist", "EntryNotFound")
     return list(found.values())
@@ -124,7 +118,7 @@ def tree(hub, request, repo, revision, path):
 def paths_info(hub, request, repo, revision):
     files, paths = repo.at(revision).files, parse_qs(request.sent.decode()).get("paths", [])
     folders = [folder_entry(path) for path in paths if any(name.startswith(f"{path}/") for name in files)]
-    return [entry(hub, path, files[path]) for path in paths if path in files] + folders
+    return [{"type": "file", "path": path, **files[path].listed()} for path in paths if path in files] + folders
 
 
 # Pushes
@@ -174,7 +168,9 @@ def commit(hub, request, repo, revision):
         if key == "file":
             files[value["path"]] = File(base64.b64decode(value["content"]), is_lfs=False)
         elif key == "lfsFile":
-            files[value["path"]] = File(hub.large_file(value["oid"]), is_lfs=True)
+            if value["oid"] not in hub.uploaded:
+                raise refusal(400, "LFS pointer pointed to a file that does not exist")
+            files[value["path"]] = File(hub.uploaded[value["oid"]], is_lfs=True)
         elif key == "deletedFile":
             files.pop(value["path"], None)
         else:
@@ -196,30 +192,4 @@ def resolve(hub, request, repo, revision, path):
     headers["ETag"] = f'"{file.sha256 if file.is_lfs else file.oid}"'
     if file.is_lfs:
         headers |= {"X-Linked-ETag": headers["ETag"], "X-Linked-Size": str(len(file.data))}
-    if hub.xet_folder and file.is_lfs and file.sha256 in hub.xet_hashes:
-        refresh = f"{hub.url}/api/{repo.type}s/{repo.id}/xet-read-token/{commit.oid}"
-        headers |= {"X-Xet-Hash": hub.xet_hashes[file.sha256], "X-Xet-Refresh-Route": refresh}
-    if file.is_lfs and hub.redirects:
-        place = f"http://localhost:{hub.storage.server_port}/{file.sha256}"
-        return Answer(None, 302, {**headers, "Location": place})
     return Answer(file.data, 200, headers)
-
-
-def xet_token(hub):
-    if hub.xet_folder is None:
-        raise refusal(404, "This Hub has no Xet storage now")
-    address = "http://127.0.0.1:9" if hub.xet_is_down else f"local://{hub.xet_folder}"
-    # Under the 60 seconds for which huggingface_hub would remember the address, which a fault may change.
-    expiry = int(time.time()) + 45
-    names = {"X-Xet-Cas-Url": address, "X-Xet-Access-Token": "xet", "X-Xet-Token-Expiration": str(expiry)}
-    return Answer({"casUrl": address, "accessToken": "xet", "exp": expiry}, 200, names)
-
-
-@route("GET", REPO + "/xet-read-token/.*", "read")
-def xet_read_token(hub, request, repo):
-    return xet_token(hub)
-
-
-@route("GET", REPO + "/xet-write-token/.*", "write")
-def xet_write_token(hub, request, repo):
-    return xet_token(hub)

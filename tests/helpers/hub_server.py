@@ -1,24 +1,20 @@
 """A small Hugging Face Hub on 127.0.0.1, spoken to over real HTTP, with faults that tests can order.
 
-Models, datasets and Spaces can be pushed, listed and loaded with `huggingface_hub`, by LFS and by Xet. There is no Xet
-server: given a `local://` address `hf_xet` keeps its chunks in that folder by itself, and the Hub takes committed files
-from there. Every request is kept in `Hub.log`, without its body, and what the Hub itself stumbled over in `Hub.errors`.
+Models, datasets and Spaces can be pushed, listed and loaded with `huggingface_hub`, large files by LFS. Every request is
+kept in `Hub.log`, without its body, and what the Hub itself stumbled over in `Hub.errors`.
 """
 
 import json
 import re
 import socket
-import tempfile
 import threading
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from helpers.hub_repos import LFS_FILES, OTHER, READER, TESTER, USERS, File, Repo, User, xet_hashes
+from helpers.hub_repos import LFS_FILES, OTHER, READER, TESTER, USERS, File, Repo, User
 from helpers.hub_routes import ROUTES, TYPES, Answer, refusal
 
 
@@ -41,14 +37,16 @@ class Record:
 
 @dataclass
 class Fault:
-    """What happens to requests of this method in whose path the pattern is found, `times` times (`None`: always)."""
+    """
+    What happens to requests of this method in whose path the pattern is found, `times` times (`None`: always): this status,
+    or the connection is closed, with `is_over` only then.
+    """
 
-    kind: str
     method: str
     path: str
-    times: int | None
-    status: int = 500
-    is_over: threading.Event = field(default_factory=threading.Event)
+    times: int | None = None
+    status: int | None = None
+    is_over: threading.Event | None = None
 
 
 class Listener(ThreadingHTTPServer):
@@ -64,7 +62,7 @@ class Listener(ThreadingHTTPServer):
         self.shutdown()
         self.server_close()
         for connection in list(self.connections):
-            hang_up(connection)
+            disconnect(connection)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -97,7 +95,7 @@ class Handler(BaseHTTPRequestHandler):
         answer = self.server.answer(self)
         if answer is None:
             self.close_connection = True
-            return hang_up(self.connection)
+            return disconnect(self.connection)
         self.send(answer)
 
     do_GET = do_HEAD = do_POST = do_PUT = answer
@@ -114,23 +112,19 @@ class Handler(BaseHTTPRequestHandler):
             self.rfile.readline()
         return data
 
-    def send(self, answer: Answer, is_cut: bool = False) -> None:
-        data, status = answer.content, answer.status
-        if not isinstance(data, bytes):
-            data = json.dumps(data).encode()
-        elif begin := re.match(r"bytes=(\d+)-", self.headers.get("range", "")):
-            data, status = data[int(begin[1]) :], 206
-        self.record.status = status
-        self.send_response(status)
+    def send(self, answer: Answer) -> None:
+        data = answer.content if isinstance(answer.content, bytes) else json.dumps(answer.content).encode()
+        self.record.status = answer.status
+        self.send_response(answer.status)
         for name, text in {"Content-Length": str(len(data)), **answer.headers}.items():
             self.send_header(name, text)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(data[: len(data) // 2] if is_cut else data)
+            self.wfile.write(data)
         self.wfile.flush()
 
 
-def hang_up(connection: socket.socket) -> None:
+def disconnect(connection: socket.socket) -> None:
     try:
         connection.shutdown(socket.SHUT_RDWR)
     except OSError:
@@ -143,21 +137,16 @@ class Hub:
     def __init__(self, port: int = 0):
         self.port = port
         self.listener: Listener | None = None
-        self.storage: Listener | None = None
         self.faults: list[Fault] = []
         self.log: list[Record] = []
-        self.storage_log: list[Record] = []
         self.clear()
 
     def clear(self) -> None:
-        """Back to no repositories, empty logs, no faults and no Xet."""
+        """Back to no repositories, an empty log and no faults."""
         self.repos: dict[tuple[str, str], Repo] = {}
         self.uploaded: dict[str, bytes] = {}
         self.log.clear()
-        self.storage_log.clear()
         self.errors: list[Exception] = []
-        self.xet_folder: Path | None = None
-        self.xet_hashes: dict[str, str] = {}
         self.reset_faults()
 
     def start(self) -> None:
@@ -167,9 +156,9 @@ class Hub:
 
     def stop(self) -> None:
         """Take the Hub down: connections to its port are refused until `start`, which finds all repositories again."""
-        for listener in filter(None, (self.listener, self.storage)):
-            listener.stop()
-        self.listener = self.storage = None
+        if self.listener is not None:
+            self.listener.stop()
+        self.listener = None
 
     @property
     def url(self) -> str:
@@ -179,35 +168,21 @@ class Hub:
 
     def reset_faults(self) -> None:
         for fault in self.faults:
-            fault.is_over.set()
+            if fault.is_over is not None:
+                fault.is_over.set()
         self.faults = []
-        self.redirects = False
-        self.xet_is_down = False
 
     def answer(self, status: int, path: str = "", method: str = ".*", times: int | None = None) -> None:
         """Answer matching requests with this status."""
-        self.faults.append(Fault("answer", method, path, times, status))
+        self.faults.append(Fault(method, path, times, status))
 
-    def cut_download(self, path: str = "/resolve/", times: int | None = 1) -> None:
-        """Send the first half of the body of matching GET requests, then close the connection."""
-        self.faults.append(Fault("cut download", "GET", path, times))
-
-    def cut_upload(self, path: str = "^/_lfs/", method: str = "PUT|POST", times: int | None = 1) -> None:
+    def hang_up(self, path: str, method: str = ".*", times: int | None = None) -> None:
         """Close the connection of matching requests before anything is done."""
-        self.faults.append(Fault("cut upload", method, path, times))
+        self.faults.append(Fault(method, path, times))
 
     def fall_silent(self, path: str = "", method: str = ".*") -> None:
         """Take matching requests and do not answer them."""
-        self.faults.append(Fault("silence", method, path, None))
-
-    def redirect_downloads(self) -> None:
-        """Send downloads of LFS files on to http://localhost at another port; `storage_log` has what arrives there."""
-        self.storage = self.storage or Listener(0, self.storage_log, self._answer_of_storage)
-        self.redirects = True
-
-    def break_xet(self) -> None:
-        """Give the address of a Xet storage that is down."""
-        self.xet_is_down = True
+        self.faults.append(Fault(method, path, is_over=threading.Event()))
 
     def _fault_of(self, record: Record) -> Fault | None:
         for fault in self.faults:
@@ -217,10 +192,6 @@ class Hub:
         return None
 
     # For tests, to prepare and to look at
-
-    def use_xet(self, folder: Path) -> None:
-        """Offer Xet with this folder as its storage. A client decides by itself whether to use it."""
-        self.xet_folder = folder
 
     def add_repo(self, repo: Repo, files: dict[str, bytes] | None = None) -> Repo:
         """Put a repository there without a request, with `files` in its first commit."""
@@ -249,26 +220,20 @@ class Hub:
 
     def _answer(self, request: Handler) -> Answer | None:
         """Let a request's fault happen, or have it answered by its route."""
-        fault = self._fault_of(request.record)
-        kind = fault.kind if fault else None
-        if kind == "silence":
-            fault.is_over.wait()
-        if kind in ("silence", "cut upload"):
+        if (fault := self._fault_of(request.record)) is not None and fault.status is None:
+            if fault.is_over is not None:
+                fault.is_over.wait()
             return None
         request.sent = request.body
-        if kind == "answer":
+        if fault is not None:
             return refusal(fault.status, "ordered by a test")
         try:
-            answer = self._routed(request)
+            return self._routed(request)
         except Answer as early:
-            answer = early
+            return early
         except Exception as error:
             self.errors.append(error)
             raise
-        if kind == "cut download":
-            request.send(answer, is_cut=True)
-            return None
-        return answer
 
     def _routed(self, request: Handler) -> Answer:
         for method, pattern, needs, route in ROUTES:
@@ -307,27 +272,3 @@ class Hub:
         if to == "read" and repo.gated and not owns:
             raise refusal(403 if user else 401, f"Access to {repo_id} is restricted.", "GatedRepo")
         return repo
-
-    def _answer_of_storage(self, request: Handler) -> Answer:
-        """The other host that downloads are redirected to."""
-        return Answer(self.large_file(request.record.path.strip("/")))
-
-    def large_file(self, sha256: str) -> bytes:
-        if sha256 not in self.uploaded and self.xet_folder:
-            self._fetch_from_xet(sha256)
-        if sha256 not in self.uploaded:
-            raise refusal(400, "LFS pointer pointed to a file that does not exist")
-        return self.uploaded[sha256]
-
-    def _fetch_from_xet(self, sha256: str) -> None:
-        import hf_xet
-
-        for shard in self.xet_folder.glob("xet/xorbs/shards/*.mdb"):
-            self.xet_hashes |= xet_hashes(shard.read_bytes())
-        if sha256 in self.xet_hashes:
-            storage = {"endpoint": f"local://{self.xet_folder}", "token": "xet"}
-            expiry = int(time.time()) + 3600
-            with tempfile.NamedTemporaryFile() as file:
-                with hf_xet.XetSession().new_file_download_group(**storage, token_expiry_unix_secs=expiry) as group:
-                    group.start_download_file(hf_xet.XetFileInfo(self.xet_hashes[sha256], None), file.name)
-                self.uploaded[sha256] = Path(file.name).read_bytes()

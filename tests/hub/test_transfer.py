@@ -1,17 +1,14 @@
-"""Uploads and downloads with a Hub that does not answer: they give up in time, and Ctrl+C ends the wait at once."""
+"""Uploads and downloads with a Hub that does not answer, and what is said of an error of the Hub."""
 
-import signal
-import subprocess
-import sys
+import errno
 
 import httpx2
 import pytest
 from huggingface_hub import get_session, set_client_factory
+from huggingface_hub.errors import OfflineModeIsEnabled, XetDownloadError
 from huggingface_hub.utils._http import default_client_factory
 
-from helpers.outer_loop import child_environment
-from helpers.processes import wait_for
-from seal_hf.hub.errors import HubError, without_tokens
+from seal_hf.hub.errors import HubError, explaining_hub_errors, without_tokens
 from seal_hf.hub.transfer import download, hub_api, upload
 
 
@@ -20,10 +17,10 @@ REPO = "tester/files"
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two large files in a folder, a small one, and one that is half written."""
+    """Two large files and a small one."""
     folder = tmp_path / "folder"
     (folder / "data").mkdir(parents=True)
-    for name, data in (("data/a.bin", b"\0a"), ("b.bin", b"\0b"), ("c.txt", b"c"), ("d.bin.partial", b"\0d")):
+    for name, data in (("data/a.bin", b"\0a"), ("b.bin", b"\0b"), ("c.txt", b"c")):
         (folder / name).write_bytes(data)
     return folder
 
@@ -31,13 +28,14 @@ def folder(tmp_path):
 @pytest.mark.parametrize("path", ["/api/repos/create", "/preupload/", "^/_lfs/", "/commit/"])
 def test_an_upload_gives_up(hub, token, folder, short_silence, path):
     hub.fall_silent(path)
+    options = {"repo_type": "dataset", "token": token, "safe": "All is here."}
     with pytest.raises(
-        HubError, match=r"the Hub \(http.*\) could not be reached \(.*timed out\); try again"
+        HubError, match=r"the Hub \(http.*\) could not be reached \(.*timed out.*All is here"
     ) as raised:
-        upload(folder, REPO, commit_message="first", repo_type="dataset", token=token)
-    assert not raised.value.is_refusal and f"Everything is still in {folder}" in str(raised.value)
+        upload(folder, REPO, commit_message="first", **options)
+    assert not raised.value.is_refusal
     hub.reset_faults()
-    upload(folder, REPO, commit_message="second", repo_type="dataset", token=token)
+    upload(folder, REPO, commit_message="second", **options)
     assert set(hub.files(REPO, "dataset")) == {".gitattributes", "data/a.bin", "b.bin", "c.txt"}
 
 
@@ -51,8 +49,6 @@ def test_a_download_gives_up_or_comes_from_the_cache(hub, token, folder, short_s
     fetched = download(REPO, ["*"], token=token)
     hub.fall_silent()
     assert download(REPO, ["*"], token=token) == fetched
-    with pytest.raises(HubError, match="could not be reached .*timed out"):
-        upload(folder, REPO, commit_message="second", private=True, token=token)
 
 
 def test_limits_that_others_have_set_stay():
@@ -67,26 +63,24 @@ def test_limits_that_others_have_set_stay():
         set_client_factory(default_client_factory)
 
 
-UPLOAD = """
-import sys
-from seal_hf.hub.transfer import upload
-upload(sys.argv[1], "tester/edits", repo_type="dataset", token=sys.argv[2], commit_message="never")
-"""
-
-
-@pytest.mark.slow
-def test_ctrl_c_ends_an_upload_that_stalls(hub, token, folder):
-    hub.fall_silent("^/_lfs/")
-    command = [sys.executable, "-c", UPLOAD, folder, token]
-    with subprocess.Popen(command, env=child_environment(), stderr=subprocess.PIPE, text=True) as process:
-        try:
-            wait_for(lambda: hub.requests("^/_lfs/") or process.poll() is not None)
-            process.send_signal(signal.SIGINT)
-            _, printed = process.communicate(timeout=20)
-        finally:
-            process.kill()
-    assert process.returncode == -signal.SIGINT, printed
-    assert token not in printed and len(hub.requests("^/_lfs/")) == 1
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (RuntimeError("Data processing error: CAS Client Error: of Xet"), "could not be reached .*; try again later"),
+        (XetDownloadError("of Xet"), "could not be reached .*; try again later"),
+        (OSError(errno.ENOSPC, "No space left"), "the disk is full; make room, or set HF_HOME to a larger disk"),
+        (OfflineModeIsEnabled("offline"), "HF_HUB_OFFLINE is set; unset it"),
+    ],
+)
+def test_errors_name_the_cause_and_the_next_step(error, message):
+    for raised in (error, RuntimeError("an upload of one file")):
+        raised.__cause__ = None if raised is error else error
+        with pytest.raises(HubError, match=f"^The upload failed: .*{message}. All is here.$") as explained:
+            with explaining_hub_errors("The upload", REPO, "All is here."):
+                raise raised
+        assert not explained.value.is_refusal
+    with pytest.raises(KeyError), explaining_hub_errors("The upload", REPO):
+        raise KeyError("nothing of the Hub's")
 
 
 def test_tokens_of_a_sign_in_are_taken_out_whole():
