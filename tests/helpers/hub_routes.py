@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
-from urllib.parse import parse_qs, unquote
+from urllib.parse import unquote
 
 from helpers.hub_repos import LFS_FILES, File, Repo, card_errors
 
@@ -92,33 +92,19 @@ def repo_info(hub, request, repo, revision):
     return repo.described(revision)
 
 
-def folder_entry(path):
-    return {"type": "directory", "path": path, "oid": "0" * 40, "size": 0}
-
-
 @route("GET", f"{REPO}/tree/{REVISION}(?P<path>/.*)?", "see")
 def tree(hub, request, repo, revision, path):
-    start, found = unquote(path or "").strip("/"), {}
-    start = f"{start}/" if start else ""
-    is_recursive = request.query.get("recursive", ["false"])[0].lower() == "true"
+    start = unquote(path or "").strip("/") + "/"
+    start, is_recursive, found = start.lstrip("/"), request.query["recursive"] == ["true"], {}
     for name, file in sorted(repo.at(revision).files.items()):
-        if name.startswith(start):
-            below = name.removeprefix(start).split("/")
-            for depth in range(1, len(below) if is_recursive else min(2, len(below))):
-                folder = start + "/".join(below[:depth])
-                found[folder] = folder_entry(folder)
-            if is_recursive or len(below) == 1:
-                found[name] = {"type": "file", "path": name, **file.listed()}
+        folder, is_below, _ = name.removeprefix(start).partition("/")
+        if name.startswith(start) and is_below and not is_recursive:
+            found[folder] = {"type": "directory", "path": start + folder, "oid": "0" * 40, "size": 0}
+        elif name.startswith(start):
+            found[name] = {"type": "file", "path": name, **file.listed()}
     if start and not found:
         raise refusal(404, "Path does not exist", "EntryNotFound")
     return list(found.values())
-
-
-@route("POST", f"{REPO}/paths-info/{REVISION}", "see")
-def paths_info(hub, request, repo, revision):
-    files, paths = repo.at(revision).files, parse_qs(request.sent.decode()).get("paths", [])
-    folders = [folder_entry(path) for path in paths if any(name.startswith(f"{path}/") for name in files)]
-    return [{"type": "file", "path": path, **files[path].listed()} for path in paths if path in files] + folders
 
 
 # Pushes

@@ -6,9 +6,8 @@ kept in `Hub.log`, without its body, and what the Hub itself stumbled over in `H
 
 import json
 import re
-import socket
 import threading
-from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -27,12 +26,8 @@ class Record:
 
     method: str
     path: str
-    headers: dict[str, str]
+    authorization: str | None
     status: int | None = None
-
-    @property
-    def authorization(self) -> str | None:
-        return self.headers.get("authorization")
 
 
 @dataclass
@@ -53,66 +48,28 @@ class Listener(ThreadingHTTPServer):
     allow_reuse_port = True  # conftest.py keeps hold of the port
     daemon_threads = True
 
-    def __init__(self, port: int, log: list[Record], answer: Callable[["Handler"], Answer | None]):
-        super().__init__(("127.0.0.1", port), Handler)
-        self.log, self.answer, self.connections = log, answer, set()
-        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
-
-    def stop(self) -> None:
-        self.shutdown()
-        self.server_close()
-        for connection in list(self.connections):
-            disconnect(connection)
-
 
 class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+    """A request, the only one of its connection."""
+
+    hub: "Hub"
     wbufsize = -1  # an answer in one packet
-
-    def setup(self) -> None:
-        super().setup()
-        self.server.connections.add(self.connection)
-
-    def finish(self) -> None:
-        self.server.connections.discard(self.connection)
-        super().finish()
 
     def log_message(self, *args: Any) -> None:
         pass
 
     def handle(self) -> None:
-        try:
+        with suppress(OSError):  # the client has gone
             super().handle()
-        except OSError:  # the client has gone, or the Hub has hung up
-            self.close_connection = True
 
     def answer(self) -> None:
-        """Record the request, and send what the server makes of it; `None` closes the connection."""
-        self.url = urlsplit(self.path)
-        self.query = parse_qs(self.url.query)
-        self.record = Record(self.command, self.url.path, {name.lower(): text for name, text in self.headers.items()})
-        self.server.log.append(self.record)
-        answer = self.server.answer(self)
-        if answer is None:
-            self.close_connection = True
-            return disconnect(self.connection)
-        self.send(answer)
-
-    do_GET = do_HEAD = do_POST = do_PUT = answer
-
-    @property
-    def body(self) -> bytes:
-        if "content-length" in self.headers:
-            return self.rfile.read(int(self.headers["content-length"]))
-        data = b""
-        if self.headers.get("transfer-encoding") == "chunked":
-            while size := int(self.rfile.readline(), 16):
-                data += self.rfile.read(size)
-                self.rfile.readline()
-            self.rfile.readline()
-        return data
-
-    def send(self, answer: Answer) -> None:
+        """Record the request, and send what the Hub makes of it; after `None` the connection is closed."""
+        url = urlsplit(self.path)
+        self.query = parse_qs(url.query)
+        self.record = Record(self.command, url.path, self.headers["authorization"])
+        self.hub.log.append(self.record)
+        if (answer := self.hub.answer_to(self)) is None:
+            return
         data = answer.content if isinstance(answer.content, bytes) else json.dumps(answer.content).encode()
         self.record.status = answer.status
         self.send_response(answer.status)
@@ -121,20 +78,15 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(data)
-        self.wfile.flush()
 
-
-def disconnect(connection: socket.socket) -> None:
-    try:
-        connection.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass  # it is closed already
+    do_GET = do_HEAD = do_POST = do_PUT = answer
 
 
 class Hub:
     """The server and all that it holds."""
 
-    def __init__(self, port: int = 0):
+    def __init__(self, port: int):
+        self.url = f"http://127.0.0.1:{port}"
         self.port = port
         self.listener: Listener | None = None
         self.faults: list[Fault] = []
@@ -151,18 +103,15 @@ class Hub:
 
     def start(self) -> None:
         if self.listener is None:
-            self.listener = Listener(self.port, self.log, self._answer)
-            self.port = self.listener.server_port
+            self.listener = Listener(("127.0.0.1", self.port), type("Handler", (Handler,), {"hub": self}))
+            threading.Thread(target=self.listener.serve_forever, args=(0.02,), daemon=True).start()
 
     def stop(self) -> None:
         """Take the Hub down: connections to its port are refused until `start`, which finds all repositories again."""
         if self.listener is not None:
-            self.listener.stop()
+            self.listener.shutdown()
+            self.listener.server_close()
         self.listener = None
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
 
     # Faults
 
@@ -218,13 +167,13 @@ class Hub:
 
     # Answers
 
-    def _answer(self, request: Handler) -> Answer | None:
+    def answer_to(self, request: Handler) -> Answer | None:
         """Let a request's fault happen, or have it answered by its route."""
         if (fault := self._fault_of(request.record)) is not None and fault.status is None:
             if fault.is_over is not None:
                 fault.is_over.wait()
             return None
-        request.sent = request.body
+        request.sent = request.rfile.read(int(request.headers.get("content-length", 0)))
         if fault is not None:
             return refusal(fault.status, "ordered by a test")
         try:
