@@ -3,8 +3,11 @@
 import json
 import logging
 import shutil
+from collections import Counter
 from statistics import fmean
+from types import SimpleNamespace
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 from peft import LoraConfig
@@ -30,6 +33,7 @@ from helpers.tiny_models import tiny_llama, tiny_tokenizer
 from seal_hf import SEALTrainer, SelfEdit
 from seal_hf.domains import Domain, KnowledgeDomain
 from seal_hf.grading import GradingIncomplete
+from seal_hf.records.journal import Journal
 from seal_hf.records.report import results_table
 from seal_hf.self_edit import TrainingExample
 
@@ -126,6 +130,40 @@ def test_stop_after_a_bank(reference, tmp_path):
     assert equal(policy_of(trainer.model), reference.policy) and equal(policy_of(other.model), reference.policy)
     # 2 of the 3 banks of round 1, all 3 of round 2, and 1 for each evaluation after them.
     assert resumed.count("substep_end") == 2 + 1 + 3 + 1
+
+
+def test_a_bank_that_is_not_the_one_asked_for_is_run_again(reference, tmp_path):
+    # The evaluation before the first round has two banks.
+    small_trainer(tmp_path, callbacks=[Act("on_substep_end", 2 + 3, stop)]).train()
+    first, *_, last = sorted((tmp_path / "journal" / "round_000").iterdir())
+    first.write_bytes(last.read_bytes())
+    repaired, whole = Recorder(), Recorder()
+    small_trainer(tmp_path, callbacks=[repaired]).train(resume_from_checkpoint=True)
+    assert records(tmp_path) == reference.records
+    small_trainer(tmp_path / "whole", callbacks=[whole]).train()
+    assert repaired.count("substep_end") == whole.count("substep_end") - 2 - 3 + 1
+
+
+def test_the_size_of_the_banks_is_chosen_once(tmp_path, monkeypatch):
+    def with_memory(num_bytes):
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=num_bytes))
+
+    options = {
+        "adapters_per_bank": None,
+        "num_eval": 0,
+        "num_rounds": 1,
+        "num_repeats": 2,
+        "num_train": 3,
+        "num_generations": 4,
+    }
+    with_memory(1_800_000)
+    small_trainer(tmp_path / "unbroken", **options).train()
+    banks = Counter(proposal.banks[0] for proposal in Journal(tmp_path / "unbroken").proposals(0))
+    assert len(banks) > 1 and max(banks.values()) > 1
+    small_trainer(tmp_path / "moved", callbacks=[Act("on_substep_end", 1, stop)], **options).train()
+    with_memory(10**12)
+    small_trainer(tmp_path / "moved", **options).train(resume_from_checkpoint=True)
+    assert records(tmp_path / "moved") == records(tmp_path / "unbroken")
 
 
 def test_stop_in_the_middle_of_a_fit(reference, tmp_path):
