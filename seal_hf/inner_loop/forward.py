@@ -11,14 +11,13 @@ import logging
 from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from ..adapters.layout import LoraLayout
 from ..models.access import attention_set, head_input_changed, hooked, unwrap
 from .attention import PACKED_ATTENTION, PackedAttention, UnsupportedAttention
 from .lora import LoraParameters, lora_hooks
-from .losses import ChunkedCrossEntropy
+from .losses import cross_entropy
 from .packing import Batch, PackedBatch, cut_into_blocks, share_out
 from .update import TrainingSequence
 
@@ -47,8 +46,8 @@ class TrainingForward:
     Attributes:
         packs (`bool`):
             Whether all blocks go through the model as one row.
-        cross_entropy (`ChunkedCrossEntropy`, *optional*):
-            The loss, where the model does nothing to the logits after its output embedding.
+        loss (`Callable`):
+            The loss at the labelled tokens (see `seal_hf.inner_loop.losses`).
     """
 
     def __init__(self, model: nn.Module, layout: LoraLayout):
@@ -56,8 +55,7 @@ class TrainingForward:
         self.base = unwrap(model)
         self.device = self.base.get_input_embeddings().weight.device
         with torch.no_grad():
-            head = self._plain_head()
-            self.cross_entropy = ChunkedCrossEntropy(head) if head is not None else None
+            self.loss = cross_entropy(self._plain_head())
             self.packs = self._can_pack()
 
     def cut(self, batches: Mapping[int, Batch]) -> list[list[list[int]]]:
@@ -105,14 +103,11 @@ class TrainingForward:
         def select(states: torch.Tensor) -> torch.Tensor:
             labelled = states.flatten(0, 1).index_select(0, packed.positions)
             hidden.append(labelled)
-            # The cross entropy works the logits out itself.
-            return labelled if self.cross_entropy is None else labelled[:0]
+            return labelled if self.loss.takes_logits else labelled[:0]
 
         with head_input_changed(self.base, select):
             logits = self._logits(packed)
-        if self.cross_entropy is None:
-            return F.cross_entropy(logits.float(), packed.labels, reduction="none")
-        return self.cross_entropy(hidden[0], packed.labels)
+        return self.loss(hidden[0], logits, packed.labels)
 
     def _logits(self, packed: PackedBatch) -> torch.Tensor:
         if self.packs:

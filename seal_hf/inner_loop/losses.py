@@ -1,6 +1,13 @@
-"""The loss at the labelled tokens, in chunks, so that the logits of a large vocabulary are never held all at once."""
+"""
+The loss at the labelled tokens.
+
+A loss is called with what the output embedding gets and gives: `loss(hidden, logits, labels)`, of shapes `(M, d)`, `(M, V)`
+and `(M,)`, returns the loss of each label, `(M,)`, fp32. One with `takes_logits = False` gets no logits, so that the model
+never computes them.
+"""
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 
@@ -8,9 +15,30 @@ from torch import nn
 _LOGITS = 2**23
 
 
+def cross_entropy(head: nn.Linear | None) -> "ChunkedCrossEntropy | LogitsCrossEntropy":
+    """
+    The cross entropy for a model.
+
+    Args:
+        head (`nn.Linear`, *optional*):
+            Its output embedding, where the model does nothing to the logits after it.
+    """
+    return LogitsCrossEntropy() if head is None else ChunkedCrossEntropy(head)
+
+
+class LogitsCrossEntropy:
+    """Cross entropy of the logits that the model gives, for models that change them after their output embedding."""
+
+    takes_logits = True
+
+    def __call__(self, hidden: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(logits.float(), labels, reduction="none")
+
+
 class ChunkedCrossEntropy:
     """
-    Cross entropy after a frozen output embedding, for gradients of its input alone.
+    Cross entropy after a frozen output embedding, for gradients of its input alone, in chunks, so that the logits of a
+    large vocabulary are never held all at once.
 
     The buffers are kept: to be given a vocabulary's worth of new memory in every step costs more than the arithmetic.
 
@@ -19,25 +47,15 @@ class ChunkedCrossEntropy:
             The output embedding, `d` to `V` features.
     """
 
+    takes_logits = False
+
     def __init__(self, head: nn.Linear):
         self.head = head
         size = max(1, _LOGITS // head.out_features)
         self.logits = torch.empty(size, head.out_features, dtype=head.weight.dtype, device=head.weight.device)
         self.wide_logits, self.probabilities = (torch.empty_like(self.logits, dtype=torch.float32) for _ in range(2))
 
-    def __call__(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """
-        The loss of each label.
-
-        Args:
-            hidden (`torch.Tensor` of shape `(M, d)`):
-                Inputs of the output embedding.
-            labels (`torch.Tensor` of shape `(M,)`):
-                The tokens to predict.
-
-        Returns:
-            `torch.Tensor` of shape `(M,)`, fp32: the losses in nats.
-        """
+    def __call__(self, hidden: torch.Tensor, logits: torch.Tensor | None, labels: torch.Tensor) -> torch.Tensor:
         return _CrossEntropy.apply(hidden, labels, self)
 
     def chunk(self, hidden: torch.Tensor, labels: torch.Tensor, grad_hidden: torch.Tensor) -> torch.Tensor:

@@ -222,7 +222,7 @@ def test_chunked_cross_entropy(monkeypatch, chunks, bias):
     monkeypatch.setattr(packed_loss, "_LOGITS", 50 * (12 // chunks))
     hidden = (20 * torch.randn(11, 6)).requires_grad_()  # some logits so far apart that probabilities vanish
     labels, shares = torch.randint(50, (11,)), torch.rand(11)
-    losses = ChunkedCrossEntropy(head)(hidden, labels)
+    losses = ChunkedCrossEntropy(head)(hidden, None, labels)
     (grad,) = torch.autograd.grad((losses * shares).sum(), hidden)
     expected = F.cross_entropy(head(hidden), labels, reduction="none")
     torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-5)
@@ -235,7 +235,7 @@ def test_which_models_pack(kind):
     forward = forward_of(tiny_model(kind))
     # Gemma 2 caps the scores of its attention and its logits
     assert forward.packs == (kind != "gemma2")
-    assert (forward.cross_entropy is not None) == (kind != "gemma2")
+    assert forward.loss.takes_logits == (kind == "gemma2")
 
 
 def test_model_that_mixes_tokens_outside_attention_does_not_pack():
