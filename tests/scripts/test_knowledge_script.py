@@ -13,6 +13,7 @@ from trl import TrlParser, get_peft_config, get_quantization_config
 
 from helpers.folders import TRAINERS
 from helpers.hub_server import Repo
+from helpers.scripts import run_main
 from helpers.tiny_models import save_tiny_model
 from seal_hf import SEALConfig
 
@@ -107,7 +108,9 @@ def test_script_resumes(done, config):
 
 @pytest.mark.slow
 def test_script_prints_its_plan(config, tmp_path):
-    planned = run_script("--config", config, "--output_dir", tmp_path / "run", "--num_rounds", 3, "--dry_run")
+    planned = run_main(
+        TRAINERS / "knowledge.py", "--config", config, "--output_dir", tmp_path / "run", "--num_rounds", 3, "--dry_run"
+    )
     assert planned.returncode == 0, planned.stderr
     lines = planned.stdout.splitlines()
     assert "rounds: 3, examples: 2, evaluated on: 1, processes: 1" in lines
@@ -151,9 +154,10 @@ def test_dry_run_asks_nothing_of_the_hub(knowledge, config, hub, tmp_path, capsy
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-@pytest.mark.slow
 def test_wrong_setting_is_one_sentence(config, tmp_path):
-    failed = run_script("--config", config, "--output_dir", tmp_path / "run", "--keep_best", 0)
+    failed = run_main(
+        TRAINERS / "knowledge.py", "--config", config, "--output_dir", tmp_path / "run", "--keep_best", 0
+    )
     assert failed.returncode == 1
     assert (
         failed.stderr.strip().splitlines()[-1] == "error: keep_best=0 must be a whole number of at least 1, or None."

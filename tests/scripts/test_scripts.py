@@ -8,7 +8,8 @@ import sys
 import pytest
 from transformers import HfArgumentParser
 
-from helpers.folders import TRAINERS
+from helpers.folders import ROOT, TRAINERS
+from helpers.scripts import run_main
 from helpers.tiny_models import save_tiny_model
 from seal_hf.domains import load_demo_passages
 
@@ -103,7 +104,6 @@ def test_demo(model, tmp_path):
     assert "Who keeps bees?" in done.stdout and "base model" in done.stdout
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "options", "message"),
     [
@@ -114,7 +114,7 @@ def test_demo(model, tmp_path):
 def test_bad_input_is_one_sentence(script, options, message, tmp_path):
     if script == "evaluate.py":
         options = [*options, "--output_dir", tmp_path / "results"]
-    failed = run_script(script, *options)
+    failed = run_main(TRAINERS / script, *options)
     assert failed.returncode == 1
     assert failed.stderr.strip().splitlines()[-1].startswith(f"error: {message}")
     assert "Traceback" not in failed.stderr
@@ -155,7 +155,6 @@ def test_default_demo_passage_has_gold_answers():
     assert all("answer" in item for item in load_demo_passages("train")[0]["questions"])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "messages"),
     [
@@ -165,7 +164,6 @@ def test_default_demo_passage_has_gold_answers():
 )
 def test_the_app_says_what_is_wrong_and_what_works(options, messages):
     pytest.importorskip("gradio")
-    command = [sys.executable, str(TRAINERS.parent / "app.py"), *options]
-    result = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
+    result = run_main(ROOT / "app.py", *options)
     assert result.returncode != 0 and "Traceback" not in result.stderr
     assert all(message in result.stderr for message in messages)
