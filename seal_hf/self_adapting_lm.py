@@ -21,7 +21,7 @@ from .adapters.layout import lora_layout
 from .adapters.policy import carried_policy
 from .domains import Domain, KnowledgeDomain
 from .domains.base import check_conditions
-from .generation.base import Generation, Sampling, TextGenerator, draw_seed
+from .generation.base import Generation, TextGenerator
 from .generation.transformers_generation import TransformersGenerator
 from .inner_loop.training import InnerStep, train
 from .inner_loop.update import InnerLoopConfig, InnerUpdate, tokenize_self_edit
@@ -55,6 +55,10 @@ class SelfAdaptingLM:
             How a self-edit is trained on. Defaults to the paper's.
         base_model_id (`str`, *optional*):
             Identity of the base model that adapters record. Defaults to the name that the model was loaded from.
+
+    Attributes:
+        generator ([`TextGenerator`]):
+            Writes texts with the model: prompts and an adapter for each in, texts out.
 
     Raises:
         ValueError: Target modules that match nothing, a rank below 1, a domain in chat form for a tokenizer without a
@@ -233,7 +237,7 @@ class SelfAdaptingLM:
         if max_completion_length < 1:
             raise ValueError(f"max_completion_length={max_completion_length} must be at least 1.")
         generations = iter(
-            self.sample(
+            self.generator.sample(
                 [prompt for prompt in map(self.domain.prompt, examples) for _ in range(num_generations)],
                 [(seed, first_example + e, i) for e in range(len(examples)) for i in range(num_generations)],
                 temperature=temperature,
@@ -244,43 +248,6 @@ class SelfAdaptingLM:
             )
         )
         return [[next(generations) for _ in range(num_generations)] for _ in examples]
-
-    def sample(
-        self,
-        prompts: Sequence[Prompt],
-        streams: Sequence[tuple[int, ...]],
-        *,
-        temperature: float,
-        top_p: float,
-        max_new_tokens: int | Sequence[int],
-        on_text: Callable[[list[str]], bool | None] | None = None,
-        stop: threading.Event | None = None,
-    ) -> list[Generation]:
-        """
-        Continue prompts at random, without an inner adapter.
-
-        Args:
-            prompts (`Sequence[str | list[dict]]`):
-                Plain texts, or chat messages.
-            streams (`Sequence[tuple[int, ...]]`):
-                For each prompt the numbers that name its random stream, such as `(seed, example, edit)`. What it draws
-                depends on these alone, whatever else is in the batch.
-            temperature, top_p, on_text, stop:
-                As in [`~SelfAdaptingLM.propose`].
-            max_new_tokens (`int` or `Sequence[int]`):
-                Longest completion, in tokens: of all prompts, or of each.
-
-        Returns:
-            `list[Generation]`: one per prompt.
-        """
-        seeds = tuple(draw_seed(*stream) for stream in streams)
-        return self.generate(
-            prompts,
-            max_new_tokens=max_new_tokens,
-            sampling=Sampling(seeds, temperature, top_p),
-            on_text=on_text,
-            stop=stop,
-        )
 
     def adapt(
         self,
@@ -404,43 +371,6 @@ class SelfAdaptingLM:
         )
         return answers[0] if isinstance(question, str) else answers
 
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        adapters: Sequence[Adapter | None] | None = None,
-        *,
-        max_new_tokens: int | Sequence[int],
-        sampling: Sampling | None = None,
-        on_text: Callable[[list[str]], bool | None] | None = None,
-        stop: threading.Event | None = None,
-    ) -> list[Generation]:
-        """
-        Continue prompts, with an adapter for each, in common batches.
-
-        Args:
-            prompts (`Sequence[str | list[dict]]`):
-                Plain texts, or chat messages for the tokenizer's template.
-            adapters (`Sequence[Adapter | None]`, *optional*):
-                For each prompt its inner adapter; no inner adapter where `None` or absent.
-            max_new_tokens (`int` or `Sequence[int]`):
-                Longest completion, in tokens: of all prompts, or of each.
-            sampling ([`Sampling`], *optional*):
-                How to sample; greedy where absent.
-            on_text (`Callable[[list[str]], bool | None]`, *optional*):
-                Called with the new text of all prompts at every token; returning `True` stops.
-            stop (`threading.Event`, *optional*):
-                Once set, what has been written so far is returned.
-
-        Returns:
-            `list[Generation]`: one per prompt, in order.
-
-        Raises:
-            ValueError: See [`TextGenerator.generate`].
-        """
-        return self.generator.generate(
-            prompts, adapters, max_new_tokens=max_new_tokens, sampling=sampling, on_text=on_text, stop=stop
-        )
-
     def answer_prompts(
         self,
         prompts: Sequence[str | list[dict]],
@@ -469,7 +399,9 @@ class SelfAdaptingLM:
         Raises:
             ValueError: Adapters of different shapes, for another base model, or not one per prompt.
         """
-        generations = self.generate(prompts, adapters, max_new_tokens=max_answer_length, on_text=on_text, stop=stop)
+        generations = self.generator.generate(
+            prompts, adapters, max_new_tokens=max_answer_length, on_text=on_text, stop=stop
+        )
         return [generation.text.strip() for generation in generations]
 
     def answer_groups(
@@ -506,32 +438,6 @@ class SelfAdaptingLM:
             )
         )
         return [[next(answers) for _ in group] for group in groups]
-
-    def answer_log_likelihoods(
-        self,
-        prompts: Sequence[str | list[dict]],
-        gold_answers: Sequence[Sequence[str]],
-        adapters: Sequence[Adapter | None] | None = None,
-    ) -> list[float | None]:
-        """
-        How likely the model finds the gold answers, with an adapter for each prompt.
-
-        Args:
-            prompts (`Sequence[str | list[dict]]`):
-                Evaluation prompts.
-            gold_answers (`Sequence[Sequence[str]]`):
-                For each prompt the answers that are right, of which the likeliest counts.
-            adapters (`Sequence[Adapter | None]`, *optional*):
-                As in [`~SelfAdaptingLM.answer_prompts`].
-
-        Returns:
-            `list[float | None]`: one per prompt, in nats per token; `None` where it is not finite.
-
-        Raises:
-            ValueError: Adapters of different shapes, for another base model, or not one per prompt; a prompt without a
-                gold answer.
-        """
-        return self.generator.answer_log_likelihoods(prompts, gold_answers, adapters)
 
     def load_adapter(
         self,

@@ -236,10 +236,10 @@ class TestAnswer:
     def test_generate(self, lm, adapters):
         prompts, chosen = ["Ann", "Moths like", "Where do they hum?"], [adapters[0], None, adapters[2]]
         sampling = Sampling((1, 2, 3))
-        found = lm.generate(prompts, chosen, max_new_tokens=[2, 9, 5], sampling=sampling)
+        found = lm.generator.generate(prompts, chosen, max_new_tokens=[2, 9, 5], sampling=sampling)
         assert found == lm.generator.generate(prompts, chosen, max_new_tokens=[2, 9, 5], sampling=sampling)
         assert [generation.num_tokens for generation in found] == [2, 9, 5]
-        greedy = [generation.text.strip() for generation in lm.generate(prompts, chosen, max_new_tokens=9)]
+        greedy = [generation.text.strip() for generation in lm.generator.generate(prompts, chosen, max_new_tokens=9)]
         assert greedy == lm.answer_prompts(prompts, chosen, max_answer_length=9)
 
     def test_on_text_and_stop(self, lm):

@@ -114,6 +114,43 @@ class TextGenerator(ABC):
                 adapters for another base model or policy or of different shapes.
         """
 
+    def sample(
+        self,
+        prompts: Sequence[Prompt],
+        streams: Sequence[tuple[int, ...]],
+        *,
+        temperature: float,
+        top_p: float,
+        max_new_tokens: int | Sequence[int],
+        on_text: Callable[[list[str]], bool | None] | None = None,
+        stop: threading.Event | None = None,
+    ) -> list[Generation]:
+        """
+        Continue prompts at random, without an inner adapter.
+
+        Args:
+            prompts (`Sequence[str | list[dict]]`):
+                Plain texts, or chat messages.
+            streams (`Sequence[tuple[int, ...]]`):
+                For each prompt the numbers that name its random stream, such as `(seed, example, edit)`. What it draws
+                depends on these alone, whatever else is in the batch.
+            temperature, top_p, on_text, stop:
+                As in [`Sampling`] and [`~TextGenerator.generate`].
+            max_new_tokens (`int` or `Sequence[int]`):
+                Longest completion, in tokens: of all prompts, or of each.
+
+        Returns:
+            `list[Generation]`: one per prompt.
+        """
+        seeds = tuple(draw_seed(*stream) for stream in streams)
+        return self.generate(
+            prompts,
+            max_new_tokens=max_new_tokens,
+            sampling=Sampling(seeds, temperature, top_p),
+            on_text=on_text,
+            stop=stop,
+        )
+
     @abstractmethod
     def answer_log_likelihoods(
         self,

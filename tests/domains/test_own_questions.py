@@ -31,7 +31,7 @@ class ScriptedLM:
     """Writes, reads and rates what a test says; remembers the prompts."""
 
     def __init__(self, written=(), answers=None, passage_answers=None, likelihoods=None, on_write=None):
-        self.domain = KnowledgeDomain(chat=False)
+        self.domain, self.generator = KnowledgeDomain(chat=False), self
         self.written, self.answers = written, answers or {}
         self.passage_answers, self.likelihoods = passage_answers or {}, likelihoods or {}
         self.on_write, self.prompts, self.streams = on_write, [], []

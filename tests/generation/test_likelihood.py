@@ -202,6 +202,6 @@ def test_an_adapter_learns_what_it_is_taught():
     (example,) = tiny_examples(1)
     prompts, golds = domain.questions(example)[:1], [[example["questions"][0]["answer"]]]
     adapter = lm.adapt(SelfEdit("", "", (TrainingExample(prompts[0], golds[0][0]),)))
-    before, after = lm.answer_log_likelihoods(prompts * 2, golds * 2, [None, adapter])
+    before, after = lm.generator.answer_log_likelihoods(prompts * 2, golds * 2, [None, adapter])
     assert after > before + 0.5
-    assert lm.answer_log_likelihoods(prompts, golds) == [pytest.approx(before, abs=1e-6)]
+    assert lm.generator.answer_log_likelihoods(prompts, golds) == [pytest.approx(before, abs=1e-6)]

@@ -176,16 +176,9 @@ class AskedModel(Protocol):
     """What is asked of a [`SelfAdaptingLM`] here."""
 
     domain: Any
-
-    def sample(self, prompts: Sequence[str], streams: Sequence[tuple[int, ...]], **options: Any) -> list: ...
-
-    def generate(self, prompts: Sequence[str], **options: Any) -> list: ...
+    generator: Any
 
     def answer_prompts(self, prompts: Sequence[str | list[dict]], **options: Any) -> list[str]: ...
-
-    def answer_log_likelihoods(
-        self, prompts: Sequence[str], gold_answers: Sequence[Sequence[str]]
-    ) -> list[float | None]: ...
 
 
 @dataclass
@@ -280,7 +273,7 @@ def _write(
 ) -> list[_Draft]:
     """The questions that the model writes, each once for a sentence, without those that are not about the passage."""
     prompts = question_prompts(passage, num_questions)
-    generations = lm.sample(
+    generations = lm.generator.sample(
         [prompt.prompt for prompt in prompts],
         [(*seeds, place) for place in range(len(prompts))],
         temperature=_TEMPERATURE,
@@ -307,7 +300,7 @@ def _read(
     stop: threading.Event | None,
 ) -> list[str]:
     """The answers that the model finds in the sentences, or in the whole passage; empty where one is too long."""
-    generations = lm.generate(_prompts(passage, drafts, whole), max_new_tokens=max_answer_length, stop=stop)
+    generations = lm.generator.generate(_prompts(passage, drafts, whole), max_new_tokens=max_answer_length, stop=stop)
     lines = [generation.text.strip().partition("\n") for generation in generations]
     return [
         line.strip() if end or generation.finished else ""
@@ -332,7 +325,9 @@ def _confirmed(
         lm.domain.questions_in_context({**passage, "questions": questions}), max_answer_length=32, stop=stop
     )
     drafts = [draft for draft, text in zip(drafts, texts, strict=True) if says(text, draft.answer) or draft.is_wanted]
-    likelihoods = lm.answer_log_likelihoods(_prompts(passage, drafts, False), [[draft.answer] for draft in drafts])
+    likelihoods = lm.generator.answer_log_likelihoods(
+        _prompts(passage, drafts, False), [[draft.answer] for draft in drafts]
+    )
     for draft, likelihood in zip(drafts, likelihoods, strict=True):
         draft.likelihood = 0.0 if likelihood is None else math.exp(likelihood)
     return [draft for draft in drafts if draft.likelihood >= MIN_ANSWER_LIKELIHOOD]
