@@ -64,15 +64,13 @@ def explaining_hub_errors(action: str, repo_id: str, safe: str = "") -> Iterator
     try:
         yield
     except HubError as error:
-        raise HubError(f"{error}{safe}", error.is_refusal) from None
+        raise HubError(f"{error}{safe}", error.is_refusal) from error.__cause__
     except Exception as error:
-        chain = list(_chain(error))
-        explained = next(filter(None, (_explain(link, repo_id) for link in chain)), None)
-        if explained is None:
+        if (explained := _explain(error, repo_id)) is None:
             raise
         cause, next_step, is_refusal = explained
         # The chain is printed too, and a request that could not be sent quotes its headers.
-        origin = error if all(without_tokens(str(link)) == str(link) for link in chain) else None
+        origin = error if all(without_tokens(text) == text for text in map(str, _chain(error))) else None
         raise HubError(without_tokens(f"{action} failed: {cause}; {next_step}.{safe}"), is_refusal) from origin
 
 
@@ -114,5 +112,7 @@ def _explain(error: BaseException, repo_id: str) -> tuple[str, str, bool] | None
         return answer, "fix the reported problem and try again", True
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return "the disk is full", "make room, or set HF_HOME to a larger disk", False
-    # Xet's storage has no error of its own.
-    return (unreachable, later, False) if "CAS Client Error" in said else None
+    if "CAS Client Error" in str(error):  # Xet's storage has no error of its own
+        return unreachable, later, False
+    # An upload of one file that failed, or a file that is not in the cache either: the cause says more.
+    return _explain(error.__cause__, repo_id) if error.__cause__ is not None else None

@@ -17,9 +17,9 @@ from pyarrow import compute, parquet
 
 from ..domains.base import SELF_EDITS
 from ..records.files import RUN_FILE, check_schema_version
-from ..records.journal import Journal, ScoredSelfEdit
+from ..records.journal import Journal
 from ..records.report import kept_flags, results_table
-from .errors import HubError, without_tokens
+from .errors import explaining_hub_errors, without_tokens
 from .transfer import download, is_hub_id, upload, with_namespace
 
 
@@ -74,9 +74,8 @@ def save_self_edits(
     """
     output_dir, folder = Path(output_dir), Path(folder)
     settings = _settings(output_dir)
-    tables = {TRAIN: _training_table(output_dir)}
-    if include_evaluation:
-        tables[EVALUATION] = _evaluation_table(output_dir)
+    splits = (TRAIN, EVALUATION) if include_evaluation else (TRAIN,)
+    tables = {split: _table(output_dir, split) for split in splits}
     if files := _data_files(folder):
         _read_table(files, folder)  # it refuses those of another dataset
     elif folder.is_file() or folder.exists() and any(not file.name.startswith(".") for file in folder.iterdir()):
@@ -170,17 +169,14 @@ def load_self_edits(
 
     folder = Path(source)
     if not folder.exists() and is_hub_id(str(source)):
-        try:
-            patterns = [f"data/{TRAIN}-*.parquet"]
+        patterns = [f"data/{TRAIN}-*.parquet"]
+        with explaining_hub_errors("The download", str(source), "A folder of this name is not here either."):
             folder, _ = download(str(source), patterns, repo_type="dataset", revision=revision, token=token)
-        except HubError as error:
-            message = f"{error} A folder of this name is not here either."
-            raise HubError(message, error.is_refusal) from error.__cause__
         if not _data_files(folder):
             raise ValueError(f"{source} is not a dataset of self-edits: it has no data/{TRAIN}-*.parquet.")
     if (folder / RUN_FILE).is_file():
         _settings(folder)
-        table = _training_table(folder)
+        table = _table(folder)
     elif files := _data_files(folder):
         table = _read_table(files, source)
     else:
@@ -225,21 +221,15 @@ def _read_table(files: Sequence[Path], source: str | Path) -> pa.Table:
     return table
 
 
-def _training_table(output_dir: Path) -> pa.Table:
-    journal = Journal(output_dir)
-    rounds = journal.scored_rounds()
-    return _table([(edits, kept_flags(edits, journal.selected(i))) for i, edits in enumerate(rounds)], output_dir)
-
-
-def _evaluation_table(output_dir: Path) -> pa.Table:
-    """The same for the self-edits about held-out passages; nothing is learned from these."""
-    folder = output_dir / "evaluation"
-    return _table([(edits, [False] * len(edits)) for edits in Journal(folder).scored_rounds()], folder)
-
-
-def _table(rounds: Sequence[tuple[Sequence[ScoredSelfEdit], Sequence[bool | None]]], folder: Path) -> pa.Table:
-    """`prompt` and `completion` are both plain text or both chat messages, as TRL wants them."""
-    pairs = [pair for edits, kept in rounds for pair in zip(edits, kept, strict=True)]
+def _table(output_dir: Path, split: str = TRAIN) -> pa.Table:
+    """
+    The self-edits of a run's scored rounds, about the passages of training or those of the evaluation, from which nothing
+    is learned. `prompt` and `completion` are both plain text or both chat messages, as TRL wants them.
+    """
+    folder, pairs = output_dir if split == TRAIN else output_dir / split, []
+    journal = Journal(folder)
+    for number, edits in enumerate(journal.scored_rounds()):
+        pairs += zip(edits, kept_flags(edits, journal.selected(number) if split == TRAIN else ()), strict=True)
     pairs = [(edit, kept) for edit, kept in pairs if edit.condition == SELF_EDITS]
     if not pairs:
         raise ValueError(f"{folder} has no scored round yet; let the run come to the end of one.")

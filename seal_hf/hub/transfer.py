@@ -6,7 +6,7 @@ from pathlib import Path
 
 import httpx2
 from huggingface_hub import CommitInfo, HfApi, constants, get_session
-from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
 from .errors import HubError, explaining_hub_errors
@@ -138,12 +138,15 @@ def download(
         try:
             # snapshot_download would take a copy from the cache, however old, also where the Hub refuses.
             api.repo_info(**where, timeout=LOOK_UP_SECONDS)
-        except (httpx2.TransportError, OfflineModeIsEnabled) as error:
+        except (httpx2.TransportError, OfflineModeIsEnabled) as unreachable:
             if token is False:
                 raise
-            cause = type(error).__name__
+            cause = type(unreachable).__name__
             logger.warning("The Hub cannot be reached (%s); looking for %s in the cache.", cause, repo_id)
-            folder = api.snapshot_download(**where, allow_patterns=list(patterns), local_files_only=True)
+            try:
+                folder = api.snapshot_download(**where, allow_patterns=list(patterns), local_files_only=True)
+            except LocalEntryNotFoundError:
+                raise unreachable from None
         else:
             folder = api.snapshot_download(**where, allow_patterns=list(patterns))
     return Path(folder), Path(folder).name

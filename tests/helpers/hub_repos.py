@@ -1,4 +1,4 @@
-"""What the test Hub of `hub_server.py` holds: users, repositories, their commits, and what it reads in a card."""
+"""What the test Hub of `hub_server.py` holds: users, repositories and their commits."""
 
 import hashlib
 import re
@@ -8,14 +8,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import yaml
+from huggingface_hub import ModelCard
 
 
 LFS_FILES = re.compile(r"\.(safetensors|bin|pt|parquet)$")
-MODEL_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
-CARD = re.compile(r"\s*---\r?\n(.*?)\r?\n---", re.DOTALL)
-NOW = "2026-01-01T00:00:00.000Z"
 
 
 @dataclass(frozen=True)
@@ -55,7 +51,6 @@ class File:
 @dataclass(frozen=True)
 class Commit:
     oid: str
-    parent: str | None
     title: str
     files: dict[str, File]
 
@@ -80,25 +75,20 @@ class Repo:
 
     def commit(self, branch: str, title: str, files: dict[str, File]) -> Commit:
         oid = hashlib.sha1(f"{time.time_ns()} {title}".encode()).hexdigest()
-        self.commits[oid] = Commit(oid, self.branches.get(branch), title, files)
+        self.commits[oid] = Commit(oid, title, files)
         self.branches[branch] = oid
         return self.commits[oid]
 
     def described(self, revision: str) -> dict[str, Any]:
         commit, card = self.at(revision), {}
         if "README.md" in commit.files:
-            text = commit.files["README.md"].data.decode()
-            card = card_data(text) if not card_errors(text) else {}
+            card = ModelCard(commit.files["README.md"].data.decode()).data.to_dict()
         return {
             "id": self.id,
             "author": self.owner,
             "sha": commit.oid,
             "private": self.private,
             "gated": "manual" if self.gated else False,
-            "downloads": 0,
-            "likes": 0,
-            "createdAt": NOW,
-            "lastModified": NOW,
             "tags": card_tags(card, commit.files),
             "cardData": card or None,
             "siblings": [{"rfilename": path} for path in sorted(commit.files)],
@@ -106,34 +96,8 @@ class Repo:
         }
 
 
-def card_data(text: str) -> dict[str, Any]:
-    """The YAML at the top of a README. A `yaml.YAMLError` says what is wrong with it."""
-    block = CARD.match(text)
-    return (yaml.safe_load(block[1]) if block else None) or {}
-
-
 def as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
-
-
-def card_errors(text: str) -> list[str]:
-    """What the Hub says against a README's metadata."""
-    try:
-        card = card_data(text)
-    except yaml.YAMLError as error:
-        return [f"YAML metadata: {error}"]
-    errors = [
-        f'"{key}" with value {value!r} is not valid'
-        for key, pattern in (("base_model", MODEL_ID), ("license", LICENSE))
-        for value in as_list(card.get(key))
-        if not (isinstance(value, str) and pattern.fullmatch(value))
-    ]
-    for model in as_list(card.get("model-index")):
-        for result in model["results"]:
-            named = result.get("task", {}).get("type") and {"name", "type"} <= result.get("dataset", {}).keys()
-            if not named or any(metric.get("value") is None for metric in result["metrics"]):
-                errors.append('"model-index" is malformed')
-    return errors
 
 
 def card_tags(card: dict[str, Any], names: Iterable[str]) -> list[str]:

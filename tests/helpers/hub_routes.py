@@ -8,7 +8,10 @@ from hashlib import sha256
 from typing import Any
 from urllib.parse import unquote
 
-from helpers.hub_repos import LFS_FILES, File, Repo, card_errors
+import yaml
+from huggingface_hub import ModelCard
+
+from helpers.hub_repos import LFS_FILES, File, Repo
 
 
 TYPES = {"models": "model", "datasets": "dataset", "spaces": "space"}
@@ -53,8 +56,11 @@ def whoami(hub, request):
 
 @route("POST", "/api/validate-yaml")
 def validate_card(hub, request):
-    errors = [{"message": message} for message in card_errors(json.loads(request.sent)["content"])]
-    return Answer({"errors": errors, "warnings": []}, 400 if errors else 200)
+    try:
+        ModelCard(json.loads(request.sent)["content"])
+    except (ValueError, yaml.YAMLError) as error:
+        return Answer({"errors": [{"message": str(error)}], "warnings": []}, 400)
+    return {"errors": [], "warnings": []}
 
 
 @route("POST", "/api/repos/create")
@@ -154,8 +160,6 @@ def commit(hub, request, repo, revision):
         if key == "file":
             files[value["path"]] = File(base64.b64decode(value["content"]), is_lfs=False)
         elif key == "lfsFile":
-            if value["oid"] not in hub.uploaded:
-                raise refusal(400, "LFS pointer pointed to a file that does not exist")
             files[value["path"]] = File(hub.uploaded[value["oid"]], is_lfs=True)
         elif key == "deletedFile":
             files.pop(value["path"], None)
