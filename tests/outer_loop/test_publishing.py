@@ -233,7 +233,7 @@ def test_a_hub_that_fails_to_the_end(pushing, hub, caplog, token, tmp_path, shor
     fault(hub)
     trainer, folder = pushing(num_rounds=1, num_eval=0), tmp_path / "run"
     assert trainer.train().global_step > 0 and (folder / "policy" / "round_000").is_dir()
-    waiting = f"Waiting for the push of the run's last state to {REPO}. Ctrl+C, pressed twice, ends the wait: everything is in {folder}"
+    waiting = f"the run's last state to {REPO}. Ctrl+C, pressed twice, ends the wait: everything is in {folder}"
     assert waiting in caplog.text
     for text in (f"The policy is not on the Hub as {REPO}.", "trainer.push_to_hub()", f"Everything is in {folder}"):
         assert text in trainer.failed_push
