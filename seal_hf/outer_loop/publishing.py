@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 # Seconds between attempts to push the last state.
 _RETRY_WAITS = (2.0, 10.0, 30.0)
+# Seconds after which no further attempt is begun: a Hub that is silent takes minutes to fail each.
+_PATIENCE = 300.0
 # Fields of the configuration that the card names.
 _SETTINGS = (
     *("num_generations", "num_repeats", "keep_best", "min_reward", "temperature", "num_rounds"),
@@ -114,7 +116,7 @@ class Publisher:
         except HubError as error:
             if error.is_refusal:
                 raise
-            logger.warning("%s Training starts all the same, and pushes are tried as it goes on.", error)
+            logger.warning("%s Training starts anyway, and pushes are tried later.", error)
         return self.repo_id
 
     def push(
@@ -147,7 +149,7 @@ class Publisher:
         try:
             future = self.push(f"Training in progress, round {round_number}")
         except Exception as error:  # a full disk, or whatever it is
-            logger.warning("The policy was not pushed: %s. Training goes on, and it is tried again.", error)
+            logger.warning("The policy was not pushed: %s. Training continues, and the push is tried again.", error)
         else:
             future.add_done_callback(_warn_of_failure)
 
@@ -162,12 +164,13 @@ class Publisher:
             self.repo_id,
             self.args.output_dir,
         )
+        last_begin = time.monotonic() + _PATIENCE
         for wait in (*_RETRY_WAITS, None):
             try:
                 self.push("End of training").result()
                 return
             except Exception as error:  # whatever it is, the run itself has ended well
-                if wait is None or getattr(error, "is_refusal", False):
+                if wait is None or getattr(error, "is_refusal", False) or time.monotonic() + wait > last_begin:
                     self.failed_push = (
                         f"The policy is not on the Hub as {self.repo_id}. {error} Call trainer.push_to_hub() later, or "
                         "start the run again with resume_from_checkpoint=True, which pushes at its end."
@@ -239,4 +242,4 @@ class Publisher:
 
 def _warn_of_failure(push: Future) -> None:
     if not push.cancelled() and (error := push.exception()) is not None:
-        logger.warning("%s Training goes on, and it is tried again.", error)
+        logger.warning("%s Training continues, and the push is tried again.", error)

@@ -145,7 +145,7 @@ def test_a_run_goes_on_elsewhere(pushing, hub, token, monkeypatch):
     assert "last-checkpoint/policy/round_001/adapter_model.safetensors" in files
     # The last evaluation is part of what every push after it holds.
     assert "last-checkpoint/evaluation/journal/round_002.jsonl" in files
-    # What is here already goes on from here.
+    # What is here already is resumed from here.
     hub.log.clear()
     again = pushing("there", hub_strategy="end")
     again.train(resume_from_checkpoint="last-checkpoint")
@@ -166,7 +166,7 @@ def test_there_must_be_a_run_to_resume(pushing, hub, tmp_path):
         other.train(resume_from_checkpoint="last-checkpoint")
 
 
-TRIED_AGAIN = "Training goes on, and it is tried again."
+TRIED_AGAIN = "Training continues, and the push is tried again."
 
 
 def full_disk_at_first(hub, monkeypatch):
@@ -184,7 +184,7 @@ def full_disk_at_first(hub, monkeypatch):
     ("fault", "texts"),
     [
         (lambda hub, _: hub.answer(503, "/commit/"), (f"upload to {REPO} failed: the Hub answered 503", TRIED_AGAIN)),
-        (lambda hub, _: hub.stop(), ("could not be reached", "Training starts all the same", TRIED_AGAIN)),
+        (lambda hub, _: hub.stop(), ("could not be reached", "Training starts anyway", TRIED_AGAIN)),
         (full_disk_at_first, (f"The policy was not pushed: full. {TRIED_AGAIN}",)),
         # Something else answers in the Hub's place, where the base's licence is asked for.
         (lambda hub, _: hub.answer(200, f"^/api/models/{BASE}$"), ()),
@@ -218,6 +218,14 @@ def test_the_last_push_is_tried_again(pushing, hub, caplog):
     assert_last_policy(hub, trainer)
 
 
+def test_no_attempt_is_begun_after_minutes(pushing, hub, caplog, monkeypatch):
+    monkeypatch.setattr("seal_hf.outer_loop.publishing._PATIENCE", -1.0)
+    hub.answer(503, "/commit/", "POST", times=1)
+    trainer = pushing(num_rounds=1, num_eval=0)
+    trainer.train()
+    assert "the Hub answered 503" in trainer.failed_push and "It is tried again" not in caplog.text
+
+
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
@@ -242,7 +250,7 @@ def test_a_hub_that_fails_to_the_end(pushing, hub, caplog, token, tmp_path, shor
     with pytest.raises(HubError, match=message) as raised:
         trainer.push_to_hub()
     assert token not in "".join(traceback.format_exception(raised.value)) and token not in caplog.text
-    assert "Training goes on" not in str(raised.value) + caplog.records[-1].getMessage()
+    assert "Training continues" not in str(raised.value) + caplog.records[-1].getMessage()
     hub.reset_faults()
     hub.start()
     trainer.push_to_hub()
