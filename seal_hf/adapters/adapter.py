@@ -105,7 +105,7 @@ class Adapter:
                 A folder with `adapter_config.json` and `adapter_model.safetensors`, a zip file of such a folder, or a
                 repository on the Hub.
             model (`PreTrainedModel`):
-                The base model that it shall be used on.
+                The base model that it will be used on.
             base_model_id (`str`):
                 The model's identity, compared with the one the adapter names.
             revision (`str`, *optional*):
@@ -173,7 +173,7 @@ class Adapter:
             save_directory (`str` or `Path`):
                 Where to.
             card ([`AdapterCard`], *optional*):
-                What the card shall tell of the passage and the accuracy.
+                What the card says about the passage and the accuracy.
 
         Returns:
             `Path`: the folder.
@@ -235,7 +235,7 @@ class Adapter:
             revision (`str`, *optional*):
                 The branch, made where there is none. Defaults to `main`.
             card ([`AdapterCard`], *optional*):
-                What the card shall tell of the passage and the accuracy.
+                What the card says about the passage and the accuracy.
             keep_failed (`bool`, *optional*, defaults to `True`):
                 Whether the adapter stays, where the upload fails, in a folder that the error names; `hf upload` takes it
                 from there.

@@ -56,7 +56,9 @@ def adapter_folder(
         yield _fetch(source, base_model_id, revision, subfolder, token)
         return
     if revision is not None:
-        raise ValueError(f"revision={revision!r} is for a repository on the Hub, but {source} is on this machine.")
+        raise ValueError(
+            f"revision={revision!r} is for a repository on the Hub, but {source} is on this machine; leave it out."
+        )
     if not path.exists():
         raise FileNotFoundError(f"There is no adapter at {path}; give a folder or a zip file of a PEFT adapter.")
     if path.is_dir():
@@ -108,7 +110,9 @@ def _check(folder: Path, source: str, base_model_id: str) -> None:
     if not isinstance(fields, dict):
         raise ValueError(f"{source}: {CONFIG_NAME} is not a JSON object; save the adapter again.")
     if fields.get("peft_type") != "LORA":
-        raise ValueError(f"{source} is a {fields.get('peft_type')} adapter; only LoRA adapters can be loaded.")
+        raise ValueError(
+            f"{source} is a {fields.get('peft_type')} adapter; only LoRA adapters can be loaded, so train it as one."
+        )
     for name in ("target_modules", "exclude_modules"):
         pattern = fields.get(name)
         # A repeated group, or many repetitions, can take forever on names that do not match.

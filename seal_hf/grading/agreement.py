@@ -108,7 +108,7 @@ def load_run(path: str | Path, passages: slice = slice(None)) -> list[dict]:
         `list[dict]`: The passages.
 
     Raises:
-        `ValueError`: If the file is missing, is not such a run, or holds no verdicts.
+        ValueError: The file is missing, is not such a run, or holds no verdicts.
     """
     try:
         articles = json.loads(Path(path).read_text(encoding="utf-8"))["articles"][passages]

@@ -70,7 +70,7 @@ def accuracy(
         [`Accuracy`]: The value, its interval and the counts.
 
     Raises:
-        `ValueError`: If there is no passage, a passage has no question, a verdict is `None`, or an option is out of
+        ValueError: There is no passage, a passage has no question, a verdict is `None`, or an option is out of
             range.
 
     Example:
@@ -113,7 +113,7 @@ def paired_difference(
         [`Difference`]: The value, its interval and the counts.
 
     Raises:
-        `ValueError`: If the two runs differ in passages or questions, there is no passage, a passage has no question,
+        ValueError: The two runs differ in passages or questions, there is no passage, a passage has no question,
             a verdict is `None`, or an option is out of range.
 
     Example:

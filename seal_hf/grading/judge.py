@@ -132,8 +132,8 @@ class JudgeGrader:
             Time to wait for a reply, in seconds.
 
     Raises:
-        `ImportError`: If the extra `judge` is not installed.
-        `ValueError`: If `max_workers` or `max_attempts` is below 1, or `base_url` is not a plain http(s) address.
+        ImportError: The extra `judge` is not installed.
+        ValueError: `max_workers` or `max_attempts` is below 1, or `base_url` is not a plain http(s) address.
     """
 
     def __init__(
@@ -185,7 +185,7 @@ class JudgeGrader:
             nor no. An empty answer is wrong without asking the judge.
 
         Raises:
-            `ValueError`: If the three lengths differ or a gold answer is empty.
+            ValueError: The three lengths differ or a gold answer is empty.
             [`JudgeRefused`]: If the endpoint refuses the key (HTTP 401, 402, 403) or does not know the model or the path
                 (HTTP 404).
         """

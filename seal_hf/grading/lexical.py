@@ -140,7 +140,7 @@ class LexicalGrader:
             `list[bool | None]`: One verdict per answer, here never `None`.
 
         Raises:
-            `ValueError`: If the three lengths differ or a gold answer is empty.
+            ValueError: The three lengths differ or a gold answer is empty.
 
         Example:
 

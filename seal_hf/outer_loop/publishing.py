@@ -193,7 +193,7 @@ class Publisher:
             return
         if (repo_id := self.args.hub_model_id) is None:
             raise ValueError(
-                f"resume_from_checkpoint={LAST_CHECKPOINT!r} needs hub_model_id, the repository it is in."
+                f"resume_from_checkpoint={LAST_CHECKPOINT!r} needs hub_model_id; give the repository that the run was pushed to."
             )
         files = [f"{LAST_CHECKPOINT}/{pattern}" for pattern in RUN_FILES]
         folder, commit = download(repo_id, files, revision=self.args.hub_revision, token=self.args.hub_token)

@@ -519,7 +519,7 @@ class SEALTrainer(_BaseTrainer):
             raise
 
     def _open(self, resume: bool, held: ExitStack) -> None:
-        """Make the output directory this run's, as long as it is held, and bring back how far it came."""
+        """Make the output directory this run's, as long as it is held, and restore its state."""
         self._processes.on_main(self._folder.open, resume, bytes_of_policies(self.model, self.args, self._folder))
         self._processes.on_main(self._folder.require_at_most, self.args.num_rounds)
         self._processes.on_main(lambda: held.enter_context(self._folder.held()))

@@ -152,7 +152,7 @@ def round_metrics(scored: Sequence[ScoredSelfEdit], selected: Sequence[SelectedS
 
 
 def results_table(output_dir: str | Path) -> str:
-    """What a run has come to, as Markdown: a table of its training rounds and one of its evaluations."""
+    """The results of a run, as Markdown: a table of its training rounds and one of its evaluations."""
     journal = Journal(output_dir)
     rows = []
     for index, scored in enumerate(journal.scored_rounds()):

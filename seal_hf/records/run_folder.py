@@ -83,7 +83,7 @@ class RunFolder:
                 )
         elif (self.path / _PARTIAL_COPY).exists():
             raise ValueError(
-                f"{self.path} holds half of a run that was on its way from the Hub; bring it whole with "
+                f"{self.path} holds half of a run from the Hub; fetch it again with "
                 f"resume_from_checkpoint={LAST_CHECKPOINT!r}, or give another output_dir."
             )
         elif any(journal.proposals(0) is not None for journal in (self.journal, self.evaluation)):
@@ -195,7 +195,7 @@ class RunFolder:
 
     def copy_from(self, folder: Path) -> None:
         """
-        Make a copy of a run's files this folder's, which holds no run. One that was interrupted is made anew.
+        Make a copy of a run's files this folder's, which holds no run. One that was interrupted is made again.
 
         Raises:
             OSError: The disk is full, or the folder cannot be written.
@@ -248,7 +248,7 @@ class RunFolder:
         if num_rounds < (number := self.num_policies()):
             raise ValueError(
                 f"{self.path} holds the policy of round {number}, this trainer's is that of round {num_rounds}; call "
-                "train(resume_from_checkpoint=True) first, which brings it back."
+                "train(resume_from_checkpoint=True) first, which restores it."
             )
 
     def load_state(self) -> dict[str, Any]:

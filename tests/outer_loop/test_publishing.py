@@ -136,7 +136,7 @@ def test_a_run_goes_on_elsewhere(pushing, hub, token, monkeypatch):
         killed.setattr("os.replace", rename_in_part)
         with pytest.raises(MemoryError):
             there.train(resume_from_checkpoint="last-checkpoint")
-    with pytest.raises(ValueError, match="there holds half of a run that was on its way from the Hub"):
+    with pytest.raises(ValueError, match="there holds half of a run from the Hub"):
         there.train(resume_from_checkpoint=True)
     there.train(resume_from_checkpoint="last-checkpoint")
     assert results(there._folder.path) == results(unbroken._folder.path)

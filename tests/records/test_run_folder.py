@@ -379,7 +379,7 @@ def test_a_copy_that_was_killed_is_made_again(cached, settings, tmp_path, monkey
     else:
         assert not copied.holds_a_run()
         for resume in (True, False):
-            message = "holds half of a run that was on its way from the Hub; .*='last-checkpoint', or give another"
+            message = "holds half of a run from the Hub; .*='last-checkpoint', or give another"
             with pytest.raises(ValueError, match=message):
                 copied.check(resume, 0)
         (copied.path / "policy" / "round_009").mkdir(parents=True)  # of a commit that is no longer the last

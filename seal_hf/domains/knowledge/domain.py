@@ -273,7 +273,7 @@ class KnowledgeDomain(Domain):
             `list[list[bool | None]]`: A verdict for each answer of each passage; `None` where the grader gave none.
 
         Raises:
-            ValueError: If the number of answers differs from the number of questions.
+            ValueError: The number of answers differs from the number of questions.
         """
         rows = [
             (item["question"], item["answer"], answer)

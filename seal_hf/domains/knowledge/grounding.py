@@ -1,5 +1,5 @@
 """
-Whether a text bears out a question with its answer, as far as words can tell, in any language.
+Whether a text supports a question and its answer, as far as words can tell, in any language.
 """
 
 import math

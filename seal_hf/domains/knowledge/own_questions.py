@@ -7,7 +7,7 @@ plain text, because models too small to follow an instruction still follow a pat
 
 A question is kept if two readings of it agree on an answer: of the sentence it was written about, and of the whole passage
 (round-trip consistency, Alberti et al. 2019, https://arxiv.org/abs/1906.05416). Since a small model writes and reads
-badly, the answer must moreover be likely, and either be the one that the question was written for or occur in what the
+badly, the answer must be likely, too, and either be the one that the question was written for or occur in what the
 model answers to the domain's own prompt with the passage in view.
 """
 
@@ -234,7 +234,7 @@ def own_questions(
 
     Returns:
         `list[dict[str, str]]`: `{"question": ..., "answer": ...}`, at most `num_questions` and perhaps none: those
-        that the passage bears out, at most two of a sentence, no two with the same answer, in the order of the passage.
+        that the passage supports, at most two of a sentence, no two with the same answer, in the order of the passage.
 
     Raises:
         ValueError: `num_questions` below 1, an empty passage, or one that does not fit the model's context.

@@ -34,10 +34,10 @@ def load_passages(path_or_id: str | Path, split: str | None = None) -> list[dict
         `list[dict[str, Any]]`: A dictionary for each passage, in the order of the source.
 
     Raises:
-        FileNotFoundError: If the file does not exist.
-        ValueError: If the file is empty, malformed or of another type, or a row lacks its passage or questions. The
+        FileNotFoundError: The file does not exist.
+        ValueError: The file is empty, malformed or of another type, or a row lacks its passage or questions. The
             message names the file and the line or row.
-        ConnectionError: If the dataset is not on the Hub or the Hub cannot be reached.
+        ConnectionError: The dataset is not on the Hub or the Hub cannot be reached.
     """
     path = Path(path_or_id)
     if path.suffix in FILE_TYPES or path.exists() or not _looks_like_hub_id(str(path_or_id)):
@@ -71,7 +71,7 @@ def load_demo_passages(split: str = "train") -> list[dict[str, Any]]:
         `list[dict[str, Any]]`: Passages with their questions.
 
     Raises:
-        ValueError: If there is no such split.
+        ValueError: There is no such split.
     """
     with resources.as_file(resources.files(__package__) / "data" / "demo_passages.jsonl") as path:
         return load_passages(path, split)
@@ -122,8 +122,8 @@ def read_rows(path: Path) -> list[tuple[str, Any]]:
     The rows of a `.json`, `.jsonl` or `.parquet` file as they are, each with the name of its place for messages.
 
     Raises:
-        FileNotFoundError: If the file does not exist.
-        ValueError: If the file is empty, malformed or of another type.
+        FileNotFoundError: The file does not exist.
+        ValueError: The file is empty, malformed or of another type.
     """
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; check the path, or give the id of a dataset on the Hub.")
