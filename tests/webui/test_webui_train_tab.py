@@ -1,8 +1,7 @@
 """The tab Train: the command and the tables that it shows."""
 
-import runpy
-import sys
-
+from helpers.folders import ROOT
+from helpers.scripts import run_main
 from helpers.tiny_models import save_tiny_model
 from seal_hf.webui.tabs import train_tab
 from seal_hf.webui.work.settings import TrainingSettings
@@ -10,16 +9,16 @@ from seal_hf.webui.work.training_records import Candidate
 from seal_hf.webui.work.training_runs import TrainingRuns
 
 
-def test_the_command_that_is_shown_is_accepted_by_the_script(jobs, tmp_path, monkeypatch, capsys):
+def test_the_command_that_is_shown_is_accepted_by_the_script(jobs, tmp_path, monkeypatch):
     runs = TrainingRuns(jobs, tmp_path / "runs", None, str(save_tiny_model(tmp_path / "model")))
     file = tmp_path / "config.yaml"
     file.write_text(runs.yaml(TrainingSettings(num_train_passages=2, num_eval_passages=1)))
     command = train_tab._COMMAND.replace("config.yaml", str(file)).split()
     assert command[:4] == ["accelerate", "launch", "-m", "trainers.knowledge"]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", [*command[3:], "--dry_run"])
-    runpy.run_module(command[3], run_name="__main__")
-    assert "examples: 2, evaluated on: 1" in capsys.readouterr().out
+    script = ROOT.joinpath(*command[3].split(".")).with_suffix(".py")
+    planned = run_main(script, *command[4:], "--dry_run")
+    assert planned.returncode == 0 and "examples: 2, evaluated on: 1" in planned.stdout
 
 
 def test_tables():
