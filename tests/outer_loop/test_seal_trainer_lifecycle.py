@@ -1,4 +1,4 @@
-"""SEALTrainer's runs that have little to learn, are stopped, resumed or extended, and domains of one's own."""
+"""SEALTrainer's runs that have little to learn, are stopped, resumed or extended."""
 
 import json
 import logging
@@ -10,7 +10,6 @@ from types import SimpleNamespace
 import psutil
 import pyarrow.parquet as pq
 import pytest
-from peft import LoraConfig
 
 from helpers.observing import (
     Act,
@@ -28,14 +27,10 @@ from helpers.observing import (
     stop,
     warnings_of,
 )
-from helpers.outer_loop import HashGrader, tiny_config, tiny_examples
-from helpers.tiny_models import tiny_llama, tiny_tokenizer
-from seal_hf import SEALTrainer, SelfEdit
-from seal_hf.domains import Domain, KnowledgeDomain
+from helpers.outer_loop import HashGrader, tiny_examples
+from seal_hf.domains import KnowledgeDomain
 from seal_hf.grading import GradingIncomplete
 from seal_hf.records.journal import Journal
-from seal_hf.records.report import results_table
-from seal_hf.self_edit import TrainingExample
 
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
@@ -319,74 +314,6 @@ def test_another_seed_gives_other_records(reference, tmp_path):
         assert other[name] != reference.records[name]
     completions = {edit["completion"] for edit in other["journal/round_000.jsonl"]}
     assert completions.isdisjoint(edit["completion"] for edit in reference.records["journal/round_000.jsonl"])
-
-
-class Sums(Domain):
-    """A task of one's own; a self-edit's first character decides how it is trained on."""
-
-    def prompt(self, example):
-        return f"{example['a']}+{example['b']}="
-
-    def parse(self, completion, example):
-        if not completion:
-            return None
-        overrides = [{}, {"num_train_epochs": 3}, {"num_train_epochs": 0}][self.kind(completion)]
-        return SelfEdit(
-            self.prompt(example), completion, (TrainingExample(self.prompt(example), completion),), overrides
-        )
-
-    def kind(self, completion):
-        return ord(completion[0]) % 3
-
-    def questions(self, example):
-        return [self.prompt(example), self.prompt({"a": example["b"], "b": example["a"]})]
-
-    def grade(self, examples, answers):
-        return [[hashed(answer) for answer in own] for own in answers]
-
-
-def test_domain_of_ones_own(tmp_path):
-    domain = Sums()
-    examples = [{"id": f"{a}+{b}", "a": a, "b": b} for a, b in ((1, 2), (3, 4), (5, 67))]
-    trainer = SEALTrainer(
-        model=tiny_llama(),
-        args=tiny_config(tmp_path, num_rounds=1, num_repeats=1, num_generations=4),
-        domain=domain,
-        train_dataset=examples,
-        eval_dataset=[{"a": 8, "b": 9}, {"a": 9, "b": 11}],
-        processing_class=tiny_tokenizer(),
-        peft_config=LoraConfig(r=2, target_modules=["q_proj"]),
-    )
-    plan = trainer.plan()
-    assert plan.inner_tokens is None and plan.seconds is None
-    assert plan.adapters_per_round == 12 and plan.evaluation_adapters == 2 * 2
-    assert str(plan).splitlines()[0] == "rounds: 1, examples: 3, evaluated on: 2, processes: 1"
-    start = policy_of(trainer.model)
-    trainer.train()
-    assert not equal(policy_of(trainer.model), start)
-
-    edits = read(tmp_path / "journal" / "round_000.jsonl")
-    assert [edit["example_id"] for edit in edits] == [example["id"] for example in examples for _ in range(4)]
-    assert {domain.kind(edit["completion"]) for edit in edits} == {0, 1, 2}
-    for edit in edits:
-        kind = domain.kind(edit["completion"])
-        assert edit["well_formed"] == (kind != 2)
-        if kind == 2:
-            assert edit["reward"] == 0.0 and edit["repeats"] == [] and edit["tokens"] == 0
-        else:
-            epochs = 3 if kind == 1 else 2
-            # One token a character, and the end of the sequence.
-            assert edit["tokens"] == epochs * (len(edit["prompt"]) + len(edit["completion"]) + 1)
-            assert edit["reward"] == pytest.approx(fmean(edit["repeats"][0]["verdicts"]))
-    kept = read(tmp_path / "selected" / "round_000.jsonl")
-    assert all(domain.kind(edit["completion"]) != 2 for edit in kept)
-
-    conditions = [edit["condition"] for edit in read(tmp_path / "evaluation" / "journal" / "round_000.jsonl")]
-    assert conditions == ["self-edits"] * 2 + ["base"] * 2
-    first = trainer.state.log_history[0]
-    names = {name for name in first if name.endswith("accuracy") or "gain" in name and name.endswith("base")}
-    assert names == {"eval_base_accuracy", "eval_self_edits_accuracy", "eval_gain_over_base"}
-    assert "minus base" in results_table(tmp_path)
 
 
 def test_answers_that_cannot_be_graded_are_left_out_of_the_reward(tmp_path, caplog):
