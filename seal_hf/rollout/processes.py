@@ -91,11 +91,11 @@ class Processes:
         try:
             yield
         except Exception as error:
-            # DDP and NCCL have errors of their own for a process that is gone.
+            # DDP and NCCL have errors of their own for a process that is gone. The handler stays: the launcher's signal may
+            # come before the error is printed, and would end this process without a word.
             error.add_note(self._remedy())
             raise
-        finally:
-            signal.signal(signal.SIGTERM, former)
+        signal.signal(signal.SIGTERM, former)
 
     def _collective(self, function: Callable[[list], list], values: list) -> list:
         if self.count == 1:

@@ -1,5 +1,6 @@
 """Two processes come to what one comes to, whichever of them begins, and lose nothing when one dies."""
 
+import os
 import signal
 from types import SimpleNamespace
 
@@ -7,6 +8,7 @@ import pytest
 
 from helpers.outer_loop import in_child, noted, noted_trials, results, run, unscored
 from helpers.processes import ACCELERATE, TORCHRUN, assert_same_results, assert_shared, launch
+from seal_hf.rollout.processes import Processes
 
 
 @pytest.fixture(scope="module")
@@ -60,3 +62,19 @@ def test_when_one_process_dies_all_end_and_one_goes_on(single, tmp_path, rank, o
     assert in_child(log, run, output_dir, resume=True, record=tmp_path / "resumed") == 0, log.read_text()
     assert sorted(noted_trials(tmp_path / "resumed")) == sorted(missing)
     assert_same_results(output_dir, single.results)
+
+
+def lose_another_process(output_dir):
+    processes = Processes(output_dir)
+    processes.count = 2
+    try:
+        with processes.explaining_termination():
+            raise RuntimeError("Connection closed by peer")
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)  # the launcher's, before the error is printed
+
+
+def test_a_signal_that_overtakes_the_error_does_not_silence_it(tmp_path):
+    log = tmp_path / "log"
+    assert in_child(log, lose_another_process, tmp_path / "run") == 1
+    assert f"Every bank that was scored is in {tmp_path / 'run'}; start the run again" in log.read_text()
