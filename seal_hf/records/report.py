@@ -284,9 +284,9 @@ def _evaluation_table(results: Sequence[Evaluation]) -> list[str]:
     blank = [""] * len(columns)
     rows = [[name, str(value), *blank] for name, value in start.accuracies.items() if name != SELF_EDITS]
     for one in results:
-        when = f"after round {one.round}" if one.round else "before round 1"
+        when = f" after round {one.round}" if one.round else " before round 1" if len(results) > 1 else ""
         gains = [str(one.gains[name]) if name in one.gains else "" for name in columns]
-        rows.append([f"{SELF_EDITS} {when}", str(one.accuracies[SELF_EDITS]), *gains])
+        rows.append([f"{SELF_EDITS}{when}", str(one.accuracies[SELF_EDITS]), *gains])
     size = start.accuracies[SELF_EDITS]
     note = (
         f"Evaluation on {size.num_passages} passages with {size.num_questions} questions: mean over passages of the "

@@ -63,8 +63,9 @@ def test_evaluate(evaluation, loaded_script, tmp_path, capsys):
     done = run_script("evaluate.py", *evaluation)
     assert done.returncode == 0, done.stderr
     assert "Evaluation on 3 passages with 3 questions" in done.stdout
-    names = ("base", "passage in context", "passage only", "self-edits before round 1")
+    names = ("base", "passage in context", "passage only", "self-edits")
     assert all(f"\n| {name} " in done.stdout for name in names)
+    assert "round 1" not in done.stdout  # nothing was trained to write them
     files = {path: path.read_bytes() for path in folder.rglob("*.json*")}
     assert {path.name for path in files} == {"run.json", "round_000.jsonl"}
 
