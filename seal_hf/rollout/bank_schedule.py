@@ -1,26 +1,19 @@
 """Which adapters are trained together, and which process trains them."""
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import psutil
-import torch
 from torch import nn
 
 from ..adapters.layout import LoraLayout
 from ..inner_loop.update import InnerUpdate
-from ..models.access import activation_dtype, unwrap
+from ..models.memory import activation_bytes_per_token, free_memory
 
 
 # fp32 weights and two AdamW moments, and for the adapters of one pass, which may be all, the weights in the dtype of the
 # activations with their gradients: 20 bytes where that is fp32, 16 where it is bf16.
 _BYTES_PER_PARAMETER = 20
-# Values that a layer keeps of a token for the backward pass, in multiples of the hidden and of the intermediate size.
-# Counted on the embedded model with saved_tensors_hooks: 0.43 MB a token with query and value projections adapted and
-# 0.55 MB with all linear layers; this makes it 0.65 MB.
-_KEPT_HIDDEN, _KEPT_INTERMEDIATE = 8, 4
 # The rest is left to what a forward pass holds for a moment, and to the error of the estimate.
 _MEMORY_SHARE = 0.7
 # Tokens of one step beyond which more adapters no longer raise the throughput. On two CPU cores the matrix products are
@@ -95,30 +88,14 @@ def adapters_per_bank(
     device = model.get_input_embeddings().weight.device
     # Adapters share the order of lengths, so that their longest sequences meet in one step.
     longest = max(update.longest_step for update in work)
-    bytes_per_adapter = layout.num_parameters * _BYTES_PER_PARAMETER + longest * _bytes_per_token(model)
-    fitting = int(_free_memory(device) * _MEMORY_SHARE / bytes_per_adapter)
+    bytes_per_adapter = layout.num_parameters * _BYTES_PER_PARAMETER + longest * activation_bytes_per_token(model)
+    fitting = int(free_memory(device) * _MEMORY_SHARE / bytes_per_adapter)
     mean_step = sum(update.num_tokens for update in work) / sum(update.num_steps for update in work)
     useful = math.ceil(_STEP_TOKENS.get(device.type, _STEP_TOKENS["cuda"]) / mean_step)
     num_banks = math.ceil(len(work) / max(1, min(fitting, useful)))
     # As many more as make the banks of all repeats a multiple of the processes.
     stride = num_processes // math.gcd(num_processes, num_repeats)
     return math.ceil(len(work) / (math.ceil(num_banks / stride) * stride))
-
-
-def _bytes_per_token(model: nn.Module) -> int:
-    """Activations that a token keeps for the backward pass, without those of the loss, which is taken in pieces."""
-    config = unwrap(model).config.get_text_config()
-    intermediate = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    per_layer = _KEPT_HIDDEN * config.hidden_size + _KEPT_INTERMEDIATE * intermediate
-    return config.num_hidden_layers * per_layer * activation_dtype(model).itemsize
-
-
-def _free_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        # What torch keeps for itself is free for it to use again.
-        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def compose_banks(work: Sequence[Sequence[int]], num_repeats: int, adapters_per_bank: int) -> list[list[int]]:

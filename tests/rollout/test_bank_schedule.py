@@ -10,7 +10,7 @@ import torch
 from helpers.tiny_models import tiny_llama, tiny_policy_model
 from seal_hf.adapters.layout import LoraLayout, LoraModule
 from seal_hf.inner_loop.update import InnerLoopConfig, InnerUpdate, TrainingSequence
-from seal_hf.rollout.bank_schedule import Work, _free_memory, adapters_per_bank, compose_banks, share_banks, work_of
+from seal_hf.rollout.bank_schedule import Work, adapters_per_bank, compose_banks, share_banks, work_of
 
 
 def random_work(seed):
@@ -218,12 +218,3 @@ def test_a_policy_and_a_lower_precision_change_the_activations_alone(free):
 def test_nothing_to_train_is_one_bank(model, free):
     free(0)
     assert adapters_per_bank(model, LAYOUT, []) == 1
-
-
-def test_an_accelerator_is_asked_for_its_own_memory(monkeypatch):
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=10**12))
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (200_000, 10**12))
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 70_000)
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 20_000)
-    assert _free_memory(torch.device("cuda", 0)) == 250_000
-    assert _free_memory(torch.device("cpu")) == 10**12
