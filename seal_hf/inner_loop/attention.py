@@ -2,21 +2,26 @@
 Causal attention over a packed batch.
 
 torch's attention kernel for CPUs is made for long sequences; for the short ones that self-edits consist of, plain batched
-matrix products are several times faster, above all in the backward pass. On CUDA one call of variable-length flash
-attention does the whole batch; that path follows torch's documentation and was not run on a GPU.
+matrix products are several times faster, above all in the backward pass. On CUDA one call of flash attention over sequences
+of any lengths does the whole batch, where torch has it for the model; it was not run on a GPU.
 """
 
-import importlib.util
+import logging
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from ..models.attention_kernels import without_cudnn
+from ..models.transfers import to_device
 from .packing import Block
 
+
+logger = logging.getLogger(__name__)
 
 PACKED_ATTENTION = "seal_hf_packed"  # its name among transformers' attention functions
 # From this length on the matrix of scores costs more than torch's kernel.
@@ -43,6 +48,8 @@ class PackedAttention:
     def __init__(self, blocks: tuple[Block, ...]):
         self.blocks = blocks
         self.windows: set[int | None] = set()
+        self._longest = max(block.length for block in blocks)
+        self._ends: torch.Tensor | None = None
         self._biases: dict[tuple[int, int, int | None], torch.Tensor] = {}
 
     def __call__(
@@ -50,8 +57,10 @@ class PackedAttention:
     ) -> torch.Tensor:
         """Queries `(1, H, N, D)`, keys and values `(1, H_kv, N, D)`; returns `(1, N, H, D)`."""
         self.windows.add(window)
-        if _has_varlen_attention(query):
-            return _varlen_attention(query, key, value, self.blocks, scale, window)
+        if _takes_flash(query, key, value, window):
+            if self._ends is None:
+                self._ends = _sequence_ends(self.blocks, query.device)
+            return _flash_attention(query, key, value, self._ends, self._longest, scale, window)
         groups = query.shape[1] // key.shape[1]
         biases = [
             None if block.length >= _LONG else self._bias(block.length, groups, window, query) for block in self.blocks
@@ -72,17 +81,6 @@ def _seen(length: int, window: int | None, device: torch.device) -> torch.Tensor
     positions = torch.arange(length, device=device)
     distance = positions[:, None] - positions
     return distance >= 0 if window is None else (distance >= 0) & (distance < window)
-
-
-def _has_varlen_attention(query: torch.Tensor) -> bool:
-    """Flash attention is for half precision, heads of at most 256 features, GPUs from Ampere on, and newer torch."""
-    return (
-        query.is_cuda
-        and importlib.util.find_spec("torch.nn.attention.varlen") is not None
-        and query.dtype in (torch.float16, torch.bfloat16)
-        and query.shape[-1] <= 256
-        and torch.cuda.get_device_capability(query.device) >= (8, 0)
-    )
 
 
 class _BlockAttention(torch.autograd.Function):
@@ -183,41 +181,92 @@ def _long_attention(
     with torch.enable_grad():
         heads = [states.expand(query.shape).reshape(num_sequences, num_kv * groups, length, dim) for states in inputs]
         mask = None if window is None or window >= length else _seen(length, window, query.device)
-        attended = F.scaled_dot_product_attention(*heads, attn_mask=mask, is_causal=mask is None, scale=scale)
+        with without_cudnn():
+            attended = F.scaled_dot_product_attention(*heads, attn_mask=mask, is_causal=mask is None, scale=scale)
         attended = attended.view(query.shape)
     return attended.detach(), (attended, inputs)
 
 
-def _varlen_attention(
+def _flash_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    blocks: tuple[Block, ...],
+    ends: torch.Tensor,
+    longest: int,
     scale: float,
     window: int | None,
 ) -> torch.Tensor:
-    """As [`PackedAttention`] by one call of flash attention over sequences of any lengths."""
-    from torch.nn.attention.varlen import varlen_attn  # not in older versions of torch
+    """
+    As [`PackedAttention`] by one call of flash attention.
 
-    ends, longest = _sequence_ends(blocks, query.device), max(block.length for block in blocks)
-    attended = varlen_attn(
-        *(states[0].transpose(0, 1).contiguous() for states in (query, key, value)),
+    The operator is what torch's own attention over sequences of any lengths calls. That function is there from torch 2.10
+    on and takes other arguments in every version; the operator's are the same from 2.8 on, and torch differentiates it.
+    """
+    attended, *_ = torch.ops.aten._flash_attention_forward.default(
+        *(states.squeeze(0).transpose(0, 1) for states in (query, key, value)),  # (N, H, D), no copies
         ends,
         ends,
         longest,
         longest,
+        0.0,  # dropout
+        True,  # causal
+        False,  # no weights returned
         scale=scale,
-        window_size=(-1 if window is None else window - 1, 0),
-        enable_gqa=query.shape[1] != key.shape[1],
+        window_size_left=None if window is None else window - 1,
+        window_size_right=None if window is None else 0,
     )
-    return attended[None]
+    return attended.unsqueeze(0)
 
 
-@lru_cache(maxsize=8)  # one transfer to the device for all layers of a pass
+def _takes_flash(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int | None) -> bool:
+    """Whether flash attention takes these, by what it demands of them, and if so, whether this machine has it."""
+    dim = query.shape[-1]
+    return (
+        query.is_cuda
+        and query.dtype in (torch.float16, torch.bfloat16)
+        and query.dtype == key.dtype == value.dtype
+        and dim % 8 == 0
+        and dim <= 256
+        and all(states.stride(-1) == 1 for states in (query, key, value))
+        and _has_flash(query.device, query.dtype, query.shape[1], key.shape[1], dim, window is not None)
+    )
+
+
+@lru_cache
+def _has_flash(
+    device: torch.device, dtype: torch.dtype, num_heads: int, num_kv: int, dim: int, windowed: bool
+) -> bool:
+    """
+    Whether this build of torch has flash attention for such heads on this device, found out by a small pass.
+
+    It needs an Ampere GPU or a newer one; the builds for Windows lack it, and some GPUs lack the backward pass for large
+    heads.
+    """
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+        return False
+    ends, longest = to_device([0, 12, 32], device, torch.int32), 20
+    try:
+        with torch.enable_grad():
+            states = [
+                torch.zeros(1, heads, 32, dim, dtype=dtype, device=device, requires_grad=True)
+                for heads in (num_heads, num_kv, num_kv)
+            ]
+            _flash_attention(*states, ends, longest, 1.0, 4 if windowed else None).sum().backward()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever it is, there is another way
+        logger.warning(
+            "Flash attention cannot be used, so attention is computed block by block, which is slower: %s",
+            str(error).partition("\n")[0],
+        )
+        return False
+    return True
+
+
 def _sequence_ends(blocks: tuple[Block, ...], device: torch.device) -> torch.Tensor:
-    """Where each sequence ends, after a 0: `(S + 1,)`."""
-    lengths = [block.length for block in blocks for _ in range(block.num_adapters * block.num_sequences)]
-    return torch.tensor([0, *lengths], device=device).cumsum(0, dtype=torch.int32)
+    """Where each sequence ends, after a 0: `(S + 1,)`, int32."""
+    lengths = (block.length for block in blocks for _ in range(block.num_adapters * block.num_sequences))
+    return to_device(list(accumulate(lengths, initial=0)), device, torch.int32)
 
 
 def _packed_attention_forward(

@@ -1,4 +1,4 @@
-"""The packed batch, and the attention, loss and products over it, against the plain form of each."""
+"""The packed batch, which models take it, and the adapters' products over it, against the plain form of each."""
 
 import itertools
 import random
@@ -20,22 +20,14 @@ from transformers import (
 from helpers.tiny_models import KINDS, VOCAB_SIZE, tiny_llama, tiny_model
 from seal_hf.adapters.layout import lora_layout
 from seal_hf.inner_loop import (
-    attention as packed_attention,
-)
-from seal_hf.inner_loop import (
     forward as packed_forward,
 )
 from seal_hf.inner_loop import (
     lora as packed_lora,
 )
-from seal_hf.inner_loop import (
-    losses as packed_loss,
-)
 from seal_hf.inner_loop.attention import PackedAttention
 from seal_hf.inner_loop.forward import TrainingForward
 from seal_hf.inner_loop.lora import LoraParameters
-from seal_hf.inner_loop.losses import ChunkedCrossEntropy
-from seal_hf.inner_loop.norm import frozen_norms
 from seal_hf.inner_loop.packing import Block, PackedBatch, cut_into_blocks, share_out
 from seal_hf.inner_loop.update import TrainingSequence
 
@@ -162,72 +154,6 @@ def test_padded_lengths_are_multiples():
     assert [block.length for block in packed.blocks] == [8, 8]
     assert packed.position_ids.tolist() == [*range(8), *range(8)]
     assert packed.positions.tolist() == [0, 1, 2, 3, 8, 9, 10, 11, 12, 13, 14]
-
-
-@pytest.mark.parametrize("window", [None, 3])
-@pytest.mark.parametrize("long", [False, True], ids=["short", "long"])
-@pytest.mark.parametrize("heads", [(4, 2), (3, 3), (4, 1)])
-def test_packed_attention(monkeypatch, heads, long, window):
-    if long:
-        monkeypatch.setattr(packed_attention, "_LONG", 6)  # the second block stays short
-    blocks = (Block(0, 2, 2, 7, 0), Block(2, 3, 1, 5, 28))
-    torch.manual_seed(0)
-    states = [torch.randn(1, count, 43, 8, requires_grad=True) for count in (heads[0], heads[1], heads[1])]
-    weights = torch.randn(1, 43, heads[0], 8)
-    attended = PackedAttention(blocks)(*states, scale=0.3, window=window)
-    grads = torch.autograd.grad((attended * weights).sum(), states)
-
-    expected, start = [], 0
-    for length in [7] * 4 + [5] * 3:
-        part = [rows[:, :, start : start + length] for rows in states]
-        distance = torch.arange(length)[:, None] - torch.arange(length)
-        mask = (distance >= 0) & (distance < (window or length))
-        alone = F.scaled_dot_product_attention(*part, attn_mask=mask, scale=0.3, enable_gqa=True)
-        expected.append(alone.transpose(1, 2))
-        start += length
-    expected = torch.cat(expected, dim=1)
-    torch.testing.assert_close(attended, expected)
-    for grad, other in zip(grads, torch.autograd.grad((expected * weights).sum(), states), strict=True):
-        torch.testing.assert_close(grad, other, rtol=1e-4, atol=1e-5)
-
-
-def test_variable_length_attention_is_asked_for_every_sequence(monkeypatch):
-    """The CUDA path with flash attention played by torch's kernel, one sequence after another."""
-    blocks = (Block(0, 2, 1, 4, 0), Block(2, 1, 1, 3, 8))
-
-    def varlen_attn(query, key, value, ends, ends_of_keys, longest, longest_key, *, scale, window_size, enable_gqa):
-        assert ends.dtype == torch.int32 and ends.tolist() == ends_of_keys.tolist() == [0, 4, 8, 11]
-        assert longest == longest_key == 4 and enable_gqa
-        parts = []
-        for start, end in zip(ends[:-1], ends[1:], strict=True):
-            part = [rows[start:end].transpose(0, 1) for rows in (query, key, value)]
-            distance = torch.arange(end - start)[:, None] - torch.arange(end - start)
-            mask = (distance >= 0) & (distance <= (window_size[0] if window_size[0] >= 0 else 99))
-            assert window_size[1] == 0
-            parts.append(F.scaled_dot_product_attention(*part, attn_mask=mask, scale=scale, enable_gqa=True))
-        return torch.cat(parts, dim=1).transpose(0, 1)
-
-    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_attn)
-    torch.manual_seed(0)
-    query, key, value = (torch.randn(1, heads, 11, 8) for heads in (4, 2, 2))
-    for window in (None, 2):
-        attended = packed_attention._varlen_attention(query, key, value, blocks, 0.3, window)
-        torch.testing.assert_close(attended, PackedAttention(blocks)(query, key, value, 0.3, window))
-
-
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("chunks", [1, 4])
-def test_chunked_cross_entropy(monkeypatch, chunks, bias):
-    head = nn.Linear(6, 50, bias=bias).requires_grad_(False)
-    monkeypatch.setattr(packed_loss, "_LOGITS", 50 * (12 // chunks))
-    hidden = (20 * torch.randn(11, 6)).requires_grad_()  # some logits so far apart that probabilities vanish
-    labels, shares = torch.randint(50, (11,)), torch.rand(11)
-    losses = ChunkedCrossEntropy(head)(hidden, None, labels)
-    (grad,) = torch.autograd.grad((losses * shares).sum(), hidden)
-    expected = F.cross_entropy(head(hidden), labels, reduction="none")
-    torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(grad, torch.autograd.grad((expected * shares).sum(), hidden)[0], rtol=1e-4, atol=1e-5)
-    assert losses.isfinite().all() and losses.max() > 20
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -363,30 +289,6 @@ def test_number_of_passes_does_not_change_the_gradients(monkeypatch):
             found[order] = gradients_of(parameters)
         gradients.append(found)
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize(("kind", "changed"), [("llama", True), ("qwen2", True), ("gemma3", False)])
-def test_frozen_norms(kind, changed):
-    """Gemma's norm scales by one plus the weight, and is left alone."""
-    model = tiny_model(kind).requires_grad_(False)
-    norm = model.model.layers[0].input_layernorm
-    norm.weight.copy_(torch.rand(32))
-    hidden, weights = torch.randn(5, 32, requires_grad=True), torch.randn(5, 32)
-    expected = norm(hidden)
-    (expected_grad,) = torch.autograd.grad((expected * weights).sum(), hidden)
-    with frozen_norms(model):
-        assert ("forward" in vars(norm)) == changed
-        found = norm(hidden)
-        (grad,) = torch.autograd.grad((found * weights).sum(), hidden)
-    assert not any("forward" in vars(module) for module in model.modules())
-    assert torch.equal(found, expected)
-    torch.testing.assert_close(grad, expected_grad)
-
-
-def test_norms_with_trained_weights_are_left_alone():
-    model = tiny_llama()
-    with frozen_norms(model):
-        assert not any("forward" in vars(module) for module in model.modules())
 
 
 def test_grouped_products_equal_those_by_block(monkeypatch):
