@@ -10,9 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..models.memory import free_memory
 
-# Logits held at once. More make the matrix products faster, until the memory they take makes them slower.
-_LOGITS = 2**23
+
+# Logits held at once. Every chunk reads the output embedding twice, so large chunks make the matrix products faster: on a
+# CPU until the logits outgrow its caches, on CUDA until a chunk has some hundred labels, as a GPU does some hundred
+# operations for each byte that it reads.
+_LOGITS, _CUDA_LOGITS = 2**23, 2**27
+# Most that they take on CUDA of the memory that is free, which is there for activations above all. Held of each logit are
+# itself, in half precision or fp32, and two fp32 numbers, 10 or 12 bytes: 2**27 logits take 1.25 GiB in bf16.
+_MEMORY_SHARE = 1 / 16
 
 
 def cross_entropy(head: nn.Linear | None) -> "ChunkedCrossEntropy | LogitsCrossEntropy":
@@ -51,7 +58,7 @@ class ChunkedCrossEntropy:
 
     def __init__(self, head: nn.Linear):
         self.head = head
-        size = max(1, _LOGITS // head.out_features)
+        size = chunk_size(head)
         self.logits = torch.empty(size, head.out_features, dtype=head.weight.dtype, device=head.weight.device)
         self.wide_logits, self.probabilities = (torch.empty_like(self.logits, dtype=torch.float32) for _ in range(2))
 
@@ -73,6 +80,16 @@ class ChunkedCrossEntropy:
         probabilities.scatter_add_(-1, labels[:, None], torch.full_like(losses, -1.0))
         torch.mm(logits.copy_(probabilities), weight, out=grad_hidden)
         return losses
+
+
+def chunk_size(head: nn.Linear) -> int:
+    """The labels whose logits are held at once: what makes the products fast, and on CUDA what the memory allows."""
+    num_logits, device = _LOGITS, head.weight.device
+    if device.type == "cuda":
+        bytes_per_logit = head.weight.element_size() + 2 * torch.float32.itemsize
+        fitting = int(free_memory(device) * _MEMORY_SHARE) // bytes_per_logit
+        num_logits = max(_LOGITS, min(fitting, _CUDA_LOGITS))
+    return max(1, num_logits // head.out_features)
 
 
 class _CrossEntropy(torch.autograd.Function):
