@@ -58,7 +58,16 @@ def tiny_model(
     config = config_class(**{**_SIZES, **options, **overrides})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+        if dtype == torch.float32:
+            return model
+        # Older versions of torch draw other numbers in half precision.
+        torch.manual_seed(seed)
+        drawn = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        for parameter, wide in zip(model.parameters(), drawn.parameters(), strict=True):
+            parameter.copy_(wide)
+    return model
 
 
 def tiny_llama(**overrides) -> PreTrainedModel:

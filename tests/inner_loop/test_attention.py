@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.backends.cuda import cudnn_sdp_enabled
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers.flash_attention import flash_attention_on_the_cpu
+from helpers.operators import Operators
 from helpers.tiny_models import tiny_model
 from seal_hf.inner_loop import attention as packed_attention
 from seal_hf.inner_loop.attention import PackedAttention
@@ -151,18 +151,6 @@ def test_a_model_gives_the_same_by_flash_attention(flash, kind):
         torch.testing.assert_close(found, logits())
 
 
-class Operators(TorchDispatchMode):
-    """The operators that are called, and the tensors that they are given."""
-
-    def __init__(self):
-        super().__init__()
-        self.calls = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.calls.append((func, args, kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-
 def fake_states(dtype=torch.bfloat16, dim=64, value_dtype=None) -> list[torch.Tensor]:
     """As a model gives them: a view of `(1, N, H, D)`."""
     return [
@@ -192,7 +180,7 @@ def test_flash_attention_is_one_operator_on_cuda(ampere, window):
         attended = PackedAttention(BLOCKS)(*states, scale=0.125, window=window)
     assert (attended.shape, attended.dtype, attended.device) == ((1, 43, 8, 64), torch.bfloat16, CUDA)
     assert attended.is_contiguous()
-    computing = [func for func, _, _ in operators.calls if not func.is_view and "prim" not in str(func)]
+    computing = [func for func in operators.called if not func.is_view and "prim" not in str(func)]
     assert [str(func) for func in computing] == ["aten.empty.memory_format", "aten._flash_attention_forward.default"]
     assert ampere == [(CUDA, torch.bfloat16, 8, 2, 64, window is not None)]
 

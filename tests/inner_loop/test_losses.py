@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from helpers.operators import Operators
 from seal_hf.inner_loop import losses as packed_loss
 from seal_hf.inner_loop.losses import ChunkedCrossEntropy, chunk_size
 
@@ -87,16 +87,6 @@ def test_chunks_on_cuda(cuda, free_memory, vocabulary, dtype, expected):
         assert all(part.shape == (expected, vocabulary) and part.is_cuda for part in held)
         num_bytes = sum(part.numel() * part.element_size() for part in held)
     assert num_bytes <= max(free_memory / 16, 10 * 2**23)
-
-
-class Operators(TorchDispatchMode):
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.append(func.overloadpacket.__name__)
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("bias", [False, True])

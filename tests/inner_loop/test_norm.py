@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from torch import nn
 
+from helpers.operators import Operators
 from helpers.tiny_models import tiny_llama, tiny_model
+from seal_hf.inner_loop import norm as norms
 from seal_hf.inner_loop.norm import frozen_norms
 
 
@@ -29,3 +32,38 @@ def test_norms_with_trained_weights_are_left_alone():
     model = tiny_llama()
     with frozen_norms(model):
         assert not any("forward" in vars(module) for module in model.modules())
+
+
+class OtherDtypeRMSNorm(nn.Module):
+    """Gives fp32 whatever it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.variance_epsilon = nn.Parameter(torch.ones(8, dtype=torch.bfloat16), False), 1e-6
+
+    def forward(self, hidden_states):
+        wide = hidden_states.float()
+        return wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+
+
+class LastRowRMSNorm(OtherDtypeRMSNorm):
+    def forward(self, hidden_states):
+        return super().forward(hidden_states)[-1:].to(hidden_states.dtype)
+
+
+@pytest.mark.parametrize("variant", [OtherDtypeRMSNorm, LastRowRMSNorm])
+def test_variants_of_the_norm_are_left_alone(variant):
+    """Among norms that are changed, one that differs in what it gives is not."""
+    model = nn.ModuleList([tiny_llama().model.norm.requires_grad_(False), variant()])
+    with frozen_norms(model):
+        assert ["forward" in vars(module) for module in model] == [True, False]
+
+
+def test_the_host_waits_once_for_all_norms(monkeypatch):
+    read = []
+    monkeypatch.setattr(norms, "to_host", lambda values: read.append(values) or [True] * len(values))
+    model = tiny_llama(num_hidden_layers=3).requires_grad_(False)
+    with Operators() as operators, frozen_norms(model):
+        pass
+    assert [values.tolist() for values in read] == [[True] * 7]
+    assert not {"equal", "_local_scalar_dense"} & set(operators.names)
