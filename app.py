@@ -19,8 +19,6 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 with contextlib.suppress(ImportError):
     import spaces  # noqa: F401  ZeroGPU's package, which has to be imported before torch
 
-import torch
-
 import seal_hf
 from seal_hf import SelfAdaptingLM
 from seal_hf.models.embedded import EMBEDDED, EMBEDDED_MODEL_ID
@@ -62,11 +60,7 @@ def parse_arguments() -> argparse.Namespace:
 def load(args: argparse.Namespace) -> SelfAdaptingLM:
     """The model that all visitors share. ZeroGPU wants it on CUDA before the first call."""
     try:
-        return SelfAdaptingLM.from_pretrained(
-            args.model_name_or_path,
-            load_in_4bit=args.load_in_4bit,
-            device="cuda" if torch.cuda.is_available() else None,
-        )
+        return SelfAdaptingLM.from_pretrained(args.model_name_or_path, load_in_4bit=args.load_in_4bit)
     except (ValueError, OSError) as error:
         if args.model_name_or_path != EMBEDDED:
             error.add_note(

@@ -1,6 +1,8 @@
 """Loads base models: from the Hub, from a folder, quantized, or the embedded one."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,8 @@ def load_causal_lm(
         dtype (`str` or `torch.dtype`, *optional*, defaults to `"bfloat16"`):
             Dtype of the weights, or of the activations where the weights are quantized.
         device (`str` or `torch.device`, *optional*):
-            Defaults to the accelerator where there is one, else the CPU.
+            Defaults to the accelerator where there is one, else the CPU. `"cuda"` is the card of this process: torch's
+            current one, or that of its local rank in a run of many processes.
         revision (`str`, *optional*, defaults to `"main"`):
             Branch, tag or commit on the Hub.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
@@ -71,7 +74,7 @@ def load_causal_lm(
         dtype = getattr(torch, dtype)
     model_name_or_path = str(model_name_or_path)
     path = str(embedded_model_path()) if model_name_or_path == EMBEDDED else model_name_or_path
-    device = torch.device(device or _default_device())
+    device = _of_this_process(torch.device(device) if device is not None else _default_device())
     shared = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
@@ -86,14 +89,15 @@ def load_causal_lm(
                 bnb_4bit_compute_dtype=dtype,
             )
         tokenizer = AutoTokenizer.from_pretrained(path, **shared)
-        model = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=dtype,
-            quantization_config=quantization_config,
-            device_map={"": device},
-            **shared,
-            **model_kwargs,
-        )
+        with _loaded_in_this_thread():
+            model = AutoModelForCausalLM.from_pretrained(
+                path,
+                dtype=dtype,
+                quantization_config=quantization_config,
+                device_map={"": device},
+                **shared,
+                **model_kwargs,
+            )
     except (OSError, ValueError, HfHubHTTPError) as error:
         cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise OSError(
@@ -126,5 +130,36 @@ def _is_quantized_by_default(path: str, device: torch.device, shared: Mapping[st
     return getattr(AutoConfig.from_pretrained(path, **shared), "quantization_config", None) is None
 
 
-def _default_device() -> str:
-    return torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
+def _default_device() -> torch.device:
+    if torch.cuda.is_available():  # asked first: what emulates CUDA on ZeroGPU need not be an accelerator for torch
+        return torch.device("cuda")
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+
+
+def _of_this_process(device: torch.device) -> torch.device:
+    """A device with its index where it is CUDA: without one, the modules of a quantized model are put on card 0."""
+    if device.type != "cuda" or device.index is not None:
+        return device
+    index = torch.cuda.current_device()
+    if index == 0:  # nothing has chosen another card, as accelerate does in each process of a run
+        index = int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count()
+    return torch.device("cuda", index)
+
+
+@contextmanager
+def _loaded_in_this_thread() -> Iterator[None]:
+    """
+    Keep transformers from loading weights in other threads on ZeroGPU.
+
+    There the package `spaces` emulates CUDA until the first call, in the thread that imported it alone (spaces 0.51;
+    transformers 5.19 reads the variable at every load).
+    """
+    name = "HF_DEACTIVATE_ASYNC_LOAD"
+    if not os.environ.get("SPACES_ZERO_GPU") or name in os.environ:
+        yield
+        return
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[name]

@@ -1,7 +1,9 @@
 """SelfAdaptingLM from and to disk and the Hub, in 4 bits, and the README's lines on the embedded model."""
 
 import json
+import os
 import shutil
+import threading
 from pathlib import Path
 
 import huggingface_hub
@@ -11,6 +13,7 @@ from peft import LoraConfig, PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from helpers.tiny_models import tiny_llama, tiny_tokenizer
+from helpers.zero_gpu import emulated_cuda
 from seal_hf import InnerLoopConfig, SelfAdaptingLM, SelfEdit
 from seal_hf.adapters.bank import StackedAdapters
 from seal_hf.domains import load_demo_passages
@@ -112,6 +115,68 @@ def test_base_is_quantized_by_default_on_cuda_alone(folder, tmp_path, monkeypatc
     assert not by_default(str(tmp_path), "cuda")
     monkeypatch.setattr(loading, "is_bitsandbytes_available", lambda: False)
     assert not by_default(folder, "cuda")
+
+
+def test_a_model_is_loaded_on_zerogpu(folder, monkeypatch):
+    monkeypatch.setattr(loading, "is_bitsandbytes_available", lambda: False)
+    expected = dict(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).named_parameters())
+    with emulated_cuda(monkeypatch) as mode:
+        model, *_ = loading.load_causal_lm(folder, dtype="float32")
+        # What transformers does by default fails there, as in the log of a Space that did not start.
+        with pytest.raises((AssertionError, RuntimeError)):
+            AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, device_map={"": torch.device("cuda", 0)})
+    moved = [thread for name, thread in mode.redirected if name == "to"]
+    assert len(moved) >= len(expected) and set(moved) == {threading.main_thread()}
+    assert all(torch.equal(parameter, expected[name]) for name, parameter in model.named_parameters())
+    assert "HF_DEACTIVATE_ASYNC_LOAD" not in os.environ
+
+
+def test_weights_are_loaded_in_threads_elsewhere(folder, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        AutoModelForCausalLM,
+        "from_pretrained",
+        lambda *args, **options: seen.append(os.environ.get("HF_DEACTIVATE_ASYNC_LOAD")),
+    )
+    loading.load_causal_lm(folder, device="cpu")
+    monkeypatch.setenv("HF_DEACTIVATE_ASYNC_LOAD", "0")
+    monkeypatch.setenv("SPACES_ZERO_GPU", "true")
+    loading.load_causal_lm(folder, device="cpu")  # the user's own word counts
+    assert seen == [None, "0"] and os.environ["HF_DEACTIVATE_ASYNC_LOAD"] == "0"
+
+
+@pytest.mark.parametrize(
+    ("given", "current", "local_rank", "expected"),
+    [
+        (None, 0, None, "cuda:0"),
+        (None, 3, None, "cuda:3"),  # torch.cuda.set_device, or accelerate's
+        ("cuda", 0, "2", "cuda:2"),  # torchrun, before accelerate has chosen
+        ("cuda", 3, "0", "cuda:3"),
+        ("cuda", 0, "9", "cuda:1"),  # more processes than cards
+        ("cuda:1", 3, "2", "cuda:1"),
+        (torch.device("cuda"), 2, None, "cuda:2"),
+        ("cpu", 3, "2", "cpu"),
+    ],
+)
+def test_a_model_goes_to_the_card_of_its_process(folder, monkeypatch, given, current, local_rank, expected):
+    asked = []
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda path, **options: asked.append(options))
+    monkeypatch.setattr(loading, "is_bitsandbytes_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if local_rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+    loading.load_causal_lm(folder, device=given)
+    assert asked[0]["device_map"] == {"": torch.device(expected)}
+
+
+def test_another_accelerator_is_found_and_else_the_cpu(monkeypatch):
+    assert not torch.cuda.is_available() and loading._default_device() == torch.device("cpu")
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("mps"))
+    assert loading._default_device() == torch.device("mps")
 
 
 def test_4_bit_without_bitsandbytes(folder, monkeypatch):
