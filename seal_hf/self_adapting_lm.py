@@ -16,15 +16,15 @@ from transformers import (
 )
 
 from .adapters.adapter import Adapter
-from .adapters.bank import AdapterBank
 from .adapters.layout import lora_layout
 from .adapters.policy import carried_policy
 from .domains import Domain, KnowledgeDomain
 from .domains.base import check_conditions
 from .generation.base import Generation, TextGenerator
 from .generation.transformers_generation import TransformersGenerator
-from .inner_loop.training import InnerStep, train
+from .inner_loop.training import InnerStep
 from .inner_loop.update import InnerLoopConfig, InnerUpdate, tokenize_self_edit
+from .inner_loop.within_memory import train_within_memory
 from .models.access import context_length, keep_trainable
 from .models.loading import base_facts, load_causal_lm
 from .self_edit import Prompt, SelfEdit
@@ -261,7 +261,9 @@ class SelfAdaptingLM:
         Train one adapter per self-edit, all of them together.
 
         The adapters stay on the device, in the bank that they were trained in, so that they can be asked without a copy.
-        One that is kept for long keeps the others' memory too, until its [`Adapter.leave_bank`] is called.
+        One that is kept for long keeps the others' memory too, until its [`Adapter.leave_bank`] is called. Where the device
+        runs out of memory, they are trained in halves, one after the other: the same adapters up to rounding, of which
+        those of the last part alone stay on the device.
 
         Args:
             self_edits (`SelfEdit`, `InnerUpdate`, or a sequence of them):
@@ -271,7 +273,8 @@ class SelfAdaptingLM:
                 Seed of the initial weights and the order. All adapters share it, so that a self-edit gives the same
                 adapter, up to rounding, alone and among others.
             on_step (`Callable[[InnerStep], None]`, *optional*):
-                Called after every optimizer step with losses, tokens and time.
+                Called after every optimizer step with losses, tokens and time, counted over all parts that are trained. Where
+                the memory ran out the counts go back by the steps that are lost.
             stop (`threading.Event`, *optional*):
                 Once set, training ends and the adapters keep the weights they have.
 
@@ -282,6 +285,7 @@ class SelfAdaptingLM:
         Raises:
             ValueError: No self-edits, one without any text, one longer than the context, an invalid override, or a
                 negative seed.
+            torch.OutOfMemoryError: One adapter alone does not fit into the device's memory.
         """
         is_one = isinstance(self_edits, SelfEdit | InnerUpdate)
         edits = [self_edits] if is_one else list(self_edits)
@@ -303,11 +307,10 @@ class SelfAdaptingLM:
                 "self-edit, or lower InnerLoopConfig(max_length=...)."
             )
         policy = carried_policy(self.model, self.base_model_id)
-        bank = AdapterBank.initialize(self.model, self.peft_config, [seed] * len(updates))
-        results = train(bank, updates, order_seed=seed, on_step=on_step, stop=stop)
+        trained = train_within_memory(self.model, self.peft_config, updates, seed=seed, on_step=on_step, stop=stop)
         adapters = [
             Adapter(
-                layout=bank.layout,
+                layout=layout,
                 device_weights=weights,
                 base_model_id=self.base_model_id,
                 policy=policy,
@@ -321,7 +324,7 @@ class SelfAdaptingLM:
                     "stopped": result.stopped,
                 },
             )
-            for weights, update, result in zip(bank.weights, updates, results, strict=True)
+            for update, (layout, weights, result) in zip(updates, trained, strict=True)
         ]
         return adapters[0] if is_one else adapters
 

@@ -107,7 +107,7 @@ def adapt(lm: SelfAdaptingLM, self_edits: list[SelfEdit], seed: int) -> list[Ada
             losses = " ".join(f"{loss:.2f}" for _, loss in sorted(latest.items()))
             bar.total = step.num_steps
             bar.set_postfix_str(f"loss {losses}, {step.num_tokens / step.seconds:.0f} tokens/s", refresh=False)
-            bar.update()
+            bar.update(step.step - bar.n)
 
         return lm.adapt(self_edits, seed=seed, on_step=on_step)
 

@@ -1,5 +1,6 @@
 """The memory that a device has free, and what a model's activations take of it."""
 
+import gc
 import os
 
 import psutil
@@ -20,6 +21,13 @@ def free_memory(device: torch.device) -> int:
         # What torch keeps for itself is free for it to use again.
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+def release_memory(device: torch.device) -> None:
+    """Give back what nobody refers to any more, such as the tensors of a step that failed."""
+    gc.collect()  # errors and the frames they came through refer to each other
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def activation_bytes_per_token(model: nn.Module, checkpointed: bool = False) -> int:

@@ -155,6 +155,8 @@ def _probe(lm: SelfAdaptingLM, condition: Condition, data: ExampleSet, per_bank:
     stop = threading.Event()
 
     def on_step(step: InnerStep) -> None:
+        if step.step == 1:  # again, where the memory ran out before
+            marks.clear()
         marks.append((step.num_tokens, step.seconds))
         if step.step >= _PROBE_STEPS:
             stop.set()

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-import torch
 from tqdm.auto import tqdm
 
 from ..adapters.adapter import Adapter
@@ -240,28 +239,12 @@ class Rollout:
             bar.update(max(0, before + step.num_tokens - bar.n))
 
         updates = [trial.update for trial in trials if trial.update is not None]
-        trained = iter(self._adapt(updates, seed, on_step) if updates else [])
+        trained = iter(self.lm.adapt(updates, seed=seed, on_step=on_step) if updates else [])
         adapters = [next(trained) if trial.update is not None else None for trial in trials]
         seconds = time.perf_counter() - start
         results = self._examine(stage, trials, adapters, seed, seconds)
         bar.update(before + sum(trial.cost(self.config.max_answer_length) for trial in trials) - bar.n)
         return results
-
-    def _adapt(self, updates: list[InnerUpdate], seed: int, on_step: Callable[[InnerStep], None]) -> list[Adapter]:
-        """Train a bank, in halves where the memory does not hold it; the adapters are the same up to rounding."""
-        try:
-            return self.lm.adapt(updates, seed=seed, on_step=on_step)
-        except torch.OutOfMemoryError:
-            if len(updates) == 1:
-                raise
-        half = len(updates) // 2
-        logger.warning("A bank of %d adapters is too large for the memory; it is trained in halves.", len(updates))
-        if torch.accelerator.is_available():
-            torch.accelerator.empty_cache()
-        first = self._adapt(updates[:half], seed, on_step)
-        for adapter in first:
-            adapter.leave_bank()  # the other half needs the memory
-        return first + self._adapt(updates[half:], seed, on_step)
 
     def _examine(
         self, stage: Stage, trials: Sequence[Trial], adapters: Sequence[Adapter | None], seed: int, seconds: float

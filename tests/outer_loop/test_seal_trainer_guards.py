@@ -27,8 +27,9 @@ from helpers.observing import (
 from helpers.outer_loop import tiny_config, tiny_examples
 from seal_hf import SEALTrainer
 from seal_hf.domains import KnowledgeDomain
+from seal_hf.inner_loop import within_memory
+from seal_hf.inner_loop.training import train
 from seal_hf.records.run_folder import RunFolder
-from seal_hf.self_adapting_lm import SelfAdaptingLM
 
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
@@ -229,14 +230,12 @@ def test_resume_after_save_state(finished, copied):
 
 
 def memory_for(monkeypatch, number):
-    adapt = SelfAdaptingLM.adapt
-
-    def adapt_few(self, self_edits, *args, **options):
-        if len(self_edits) > number:
+    def train_few(bank, *args, **options):
+        if len(bank) > number:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return adapt(self, self_edits, *args, **options)
+        return train(bank, *args, **options)
 
-    monkeypatch.setattr(SelfAdaptingLM, "adapt", adapt_few)
+    monkeypatch.setattr(within_memory, "train", train_few)
 
 
 def taken_losses(found):
@@ -256,7 +255,7 @@ def test_bank_that_is_too_large_is_halved(tmp_path, monkeypatch, caplog):
     expected = [
         f"A bank of {size} adapters is too large for the memory; it is trained in halves." for size in (8, 4, 4)
     ]
-    assert warnings_of(caplog, "rollout.rollout") == expected
+    assert warnings_of(caplog, "inner_loop.within_memory") == expected
     found, expected = records(tmp_path / "halved"), records(tmp_path / "unbroken")
     losses, expected_losses = taken_losses(found), taken_losses(expected)
     # An adapter is the same among others up to rounding, which shows in the losses alone.
@@ -268,7 +267,7 @@ def test_adapter_that_is_too_large(tmp_path, monkeypatch, caplog):
     memory_for(monkeypatch, 0)
     with caplog.at_level(logging.WARNING), pytest.raises(torch.OutOfMemoryError):
         small_trainer(tmp_path, num_rounds=1, num_eval=0).train()
-    assert [message[:20] for message in warnings_of(caplog, "rollout.rollout")] == ["A bank of 2 adapters"]
+    assert [message[:20] for message in warnings_of(caplog, "inner_loop.within_memory")] == ["A bank of 2 adapters"]
     assert not (tmp_path / "journal").exists()
 
 

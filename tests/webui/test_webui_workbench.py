@@ -168,7 +168,8 @@ def test_out_of_memory_loses_nothing_and_offers_less(bench, with_adapters, lm, m
     before, drafts = base_state(lm), list(with_adapters.drafts)
     with monkeypatch.context() as patch:
         patch.setattr(
-            "seal_hf.self_adapting_lm.train", lambda *a, **k: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA"))
+            "seal_hf.inner_loop.within_memory.train",
+            lambda *a, **k: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA")),
         )
         log, _ = finish(bench, bench.adapt(with_adapters, [0], QUICK, QUESTIONS))
     assert log.state == FAILED
@@ -182,7 +183,7 @@ def test_out_of_memory_loses_nothing_and_offers_less(bench, with_adapters, lm, m
 def test_what_nobody_foresaw_is_logged_and_not_shown(bench, session, monkeypatch, caplog):
     written(bench, session)
     with monkeypatch.context() as patch:
-        patch.setattr("seal_hf.self_adapting_lm.train", lambda *a, **k: {}["secret of ours"])
+        patch.setattr("seal_hf.inner_loop.within_memory.train", lambda *a, **k: {}["secret of ours"])
         log, _ = finish(bench, bench.adapt(session, [0], QUICK, QUESTIONS))
     assert "secret of ours" not in log.error and "try again" in log.error and "secret of ours" in caplog.text
 

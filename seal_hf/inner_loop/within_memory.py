@@ -1,0 +1,158 @@
+"""Trains a bank whatever the memory holds: in halves where it does not fit, which come to the same adapters up to rounding."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from peft import LoraConfig
+from torch import nn
+
+from ..adapters.bank import AdapterBank
+from ..adapters.layout import LoraLayout
+from ..models.memory import release_memory
+from .training import InnerResult, InnerStep, train
+from .update import InnerUpdate
+
+
+logger = logging.getLogger(__name__)
+
+
+class TrainedAdapter(NamedTuple):
+    """
+    An adapter after its training.
+
+    Parameters:
+        layout ([`LoraLayout`]):
+            Where its matrices lie in the weights.
+        weights (`torch.Tensor` of shape `(num_parameters,)`, fp32):
+            Its weights: a view of its bank's; on the CPU where another bank had to be trained after it.
+        result ([`InnerResult`]):
+            How the training went.
+    """
+
+    layout: LoraLayout
+    weights: torch.Tensor
+    result: InnerResult
+
+
+def train_within_memory(
+    model: nn.Module,
+    peft_config: LoraConfig,
+    updates: Sequence[InnerUpdate],
+    *,
+    seed: int = 0,
+    on_step: Callable[[InnerStep], None] | None = None,
+    stop: threading.Event | None = None,
+) -> list[TrainedAdapter]:
+    """
+    Train one adapter per update from fresh weights, all in one bank, or in halves of it (and halves of those) one after the
+    other where the device runs out of memory; a warning says so.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`):
+            The model.
+        peft_config (`LoraConfig`):
+            Shape of the adapters.
+        updates (`Sequence[InnerUpdate]`):
+            What they train on; at least one.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the initial weights and of the order, the same for all.
+        on_step (`Callable[[InnerStep], None]`, *optional*):
+            Called after every optimizer step. Adapters, steps, tokens and time are counted over all parts; the steps of a
+            bank that did not fit are lost, and counted again.
+        stop (`threading.Event`, *optional*):
+            As for [`train`].
+
+    Returns:
+        `list[TrainedAdapter]`: one per update.
+
+    Raises:
+        torch.OutOfMemoryError: An adapter does not fit alone; the error says what to do.
+        ValueError: As for [`train`].
+    """
+    trained: list[TrainedAdapter] = []
+    done = _Done()
+    waiting = [list(updates)]  # the next part is the last one
+    while waiting:
+        part = waiting.pop()
+        report = on_step and partial(_report, on_step, done, sum(map(_num_steps, waiting)))
+        start = time.perf_counter()
+        own, cause = _train(model, peft_config, part, seed, report, stop)
+        done.seconds += time.perf_counter() - start
+        if cause is None:
+            if waiting:  # the next part needs the memory
+                own = [one._replace(weights=one.weights.to("cpu", copy=True)) for one in own]
+            trained += own
+            done.adapters += len(part)
+            done.steps += _num_steps(part)
+            done.tokens += sum(one.result.num_tokens for one in own)
+            continue
+        release_memory(model.get_input_embeddings().weight.device)
+        if len(part) == 1:
+            raise torch.OutOfMemoryError(_remedy(model, peft_config, part[0], cause))
+        logger.warning("A bank of %d adapters is too large for the memory; it is trained in halves.", len(part))
+        half = len(part) // 2
+        waiting += [part[half:], part[:half]]
+    return trained
+
+
+@dataclass
+class _Done:
+    """The parts that are trained; their time and that of the tries that failed."""
+
+    adapters: int = 0
+    steps: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+def _report(on_step: Callable[[InnerStep], None], done: _Done, num_steps_left: int, step: InnerStep) -> None:
+    """Pass on a step of one part as one of all parts."""
+    on_step(
+        InnerStep(
+            step=done.steps + step.step,
+            num_steps=done.steps + step.num_steps + num_steps_left,
+            losses={done.adapters + adapter: loss for adapter, loss in step.losses.items()},
+            num_tokens=done.tokens + step.num_tokens,
+            seconds=done.seconds + step.seconds,
+        )
+    )
+
+
+def _num_steps(part: Sequence[InnerUpdate]) -> int:
+    return max(update.num_steps for update in part)
+
+
+def _train(
+    model: nn.Module,
+    peft_config: LoraConfig,
+    updates: Sequence[InnerUpdate],
+    seed: int,
+    on_step: Callable[[InnerStep], None] | None,
+    stop: threading.Event | None,
+) -> tuple[list[TrainedAdapter], str | None]:
+    """The adapters of one bank, or none and the error's first line where the memory does not hold them."""
+    try:
+        bank = AdapterBank.initialize(model, peft_config, [seed] * len(updates))
+        results = train(bank, updates, order_seed=seed, on_step=on_step, stop=stop)
+    except torch.OutOfMemoryError as error:
+        # No more than its text: the frames of the error hold the tensors that have to go.
+        return [], (str(error).splitlines() or [""])[0]
+    return [
+        TrainedAdapter(bank.layout, weights, result) for weights, result in zip(bank.weights, results, strict=True)
+    ], None
+
+
+def _remedy(model: nn.Module, peft_config: LoraConfig, update: InnerUpdate, cause: str) -> str:
+    lengths = sorted((len(sequence.input_ids) for sequence in update.sequences), reverse=True)
+    num_tokens = sum(lengths[: update.config.batch_size])
+    return (
+        f"One adapter of rank {peft_config.r}, with {num_tokens} tokens in a step, does not fit into the free memory of "
+        f"{model.get_input_embeddings().weight.device}: shorten its sequences (InnerLoopConfig(max_length=...)), lower "
+        f"batch_size={update.config.batch_size} or the rank, or load the model with load_in_4bit=True. The cause was: {cause}"
+    )
