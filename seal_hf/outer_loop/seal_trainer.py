@@ -195,7 +195,7 @@ class SEALTrainer(_BaseTrainer):
         self.remove_callback(DefaultFlowCallback)
         self.base_model_id = base_model_id
         self._rounds_fitted = 0
-        self._processes = Processes(Path(args.output_dir))
+        self._processes = Processes(Path(args.output_dir), timeout=args.ddp_timeout)
         self._rollout = Rollout(self.lm, args.rollout_config(), self._processes, self._after_bank)
 
     def train(self, resume_from_checkpoint: bool | str | None = None) -> TrainOutput:

@@ -2,42 +2,59 @@
 
 import atexit
 import gc
+import pickle
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
+from torch import distributed
+from torch.distributed import ProcessGroup
 
 
 Result = TypeVar("Result")
 
 
+# What gloo's errors have in common, which are plain RuntimeErrors (torch 2.11 and 2.13); CUDA's have none of it.
+_LOST_CONNECTION = re.compile(r"gloo[/\\]transport|pair closure|Connection (closed|reset) by peer")
+_TIMED_OUT = re.compile(r"timed? ?out", re.IGNORECASE)
+
+_object_groups: dict[tuple[ProcessGroup, float], ProcessGroup] = {}
+
+
 class ProcessEnded(RuntimeError):
-    """Another process of the run has ended, so that this one cannot continue."""
+    """Another process of the run has ended, or does not answer, so that this one cannot continue."""
 
 
 class Processes:
     """
     The processes that `accelerate launch` or `torchrun` started, or the only one.
 
+    What they tell each other goes over a process group of its own on gloo, whatever else they use: its tensors are on the
+    CPU, and a process that waits notices when the connection to a dead one closes, which NCCL's do not.
+
     Parameters:
         output_dir (`Path`):
             Where the run's work is kept, for messages.
+        timeout (`float`, *optional*, defaults to `21600`):
+            How long one process waits for another, in seconds. It is long, since a process that has trained its banks
+            waits for those of the others.
     """
 
-    def __init__(self, output_dir: Path):
+    def __init__(self, output_dir: Path, timeout: float = 21600):
         self._state = PartialState()
         self.count, self.index = self._state.num_processes, self._state.process_index
         self.is_main = self.index == 0
-        self._output_dir = output_dir
+        self._output_dir, self._timeout = output_dir, timeout
         if self.count > 1:
             _leave_in_order()
+            self._group()  # all make it here, at the same time
 
     def on_main(self, function: Callable[..., Result], *args: Any) -> Result:
         """
@@ -49,14 +66,16 @@ class Processes:
         if self.count == 1:
             return function(*args)
         outcome: list[Any] = [None, None]
+        own_error = None
         if self.is_main:
             try:
                 outcome = [function(*args), None]
             except Exception as error:
-                outcome = [None, error]
-        result, error = self._collective(broadcast_object_list, outcome)
+                outcome, own_error = [None, _told(error)], error
+        self._collective(distributed.broadcast_object_list, outcome, src=0)
+        result, error = outcome
         if error is not None:
-            raise error
+            raise own_error or error
         return result
 
     def gather(self, value: Any) -> list[Any]:
@@ -66,7 +85,11 @@ class Processes:
         Raises:
             ProcessEnded: Another process has ended.
         """
-        return self._collective(gather_object, [value])
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count
+        self._collective(distributed.all_gather_object, values, value)
+        return values
 
     def any(self, flag: bool) -> bool:
         """
@@ -97,21 +120,48 @@ class Processes:
             raise
         signal.signal(signal.SIGTERM, former)
 
-    def _collective(self, function: Callable[[list], list], values: list) -> list:
-        if self.count == 1:
-            return function(values)
+    def _collective(self, function: Callable[..., None], *args: Any, **options: Any) -> None:
         try:
-            return function(values)
-        except torch.OutOfMemoryError:
-            raise
+            function(*args, group=self._group(), **options)
         except RuntimeError as error:
+            # Others, such as those of pickling or of CUDA, are this process's own.
+            if not (isinstance(error, distributed.DistError) or _LOST_CONNECTION.search(str(error))):
+                raise
+            if _TIMED_OUT.search(str(error)):
+                raise ProcessEnded(
+                    f"Another process of this run has not answered for {self._timeout:g} seconds (ddp_timeout)."
+                ) from error
             raise ProcessEnded("Another process of this run has ended.") from error
+
+    def _group(self) -> ProcessGroup:
+        return _object_group(self._timeout)
 
     def _remedy(self) -> str:
         return (
             f"Every bank that was scored is in {self._output_dir}; start the run again with "
             "resume_from_checkpoint=True, with any number of processes."
         )
+
+
+def _told(error: Exception) -> Exception:
+    """An error as the other processes can read it: itself, or its text where it cannot be pickled."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
+
+
+def _object_group(timeout: float) -> ProcessGroup:
+    """The group for objects, which all processes make together; one for all users of a timeout."""
+    key = (distributed.group.WORLD, timeout)
+    if key not in _object_groups:
+        try:
+            _object_groups[key] = distributed.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+        except RuntimeError as error:
+            error.add_note("On several machines GLOO_SOCKET_IFNAME names the network interface that connects them.")
+            raise
+    return _object_groups[key]
 
 
 @cache
@@ -125,6 +175,13 @@ def _leave_in_order() -> None:
 
     @atexit.register
     def leave() -> None:
-        if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
-            gc.collect()  # DistributedDataParallel's share in the group, which would keep the threads
-            torch.distributed.destroy_process_group()
+        own = list(_object_groups.values())
+        _object_groups.clear()
+        gc.collect()  # DistributedDataParallel's share in the group, which would keep the threads
+        if not distributed.is_initialized():
+            return
+        if distributed.get_backend() == "gloo":
+            distributed.destroy_process_group()
+        else:  # NCCL's might wait for a process that is gone
+            while own:
+                distributed.destroy_process_group(own.pop())

@@ -142,11 +142,17 @@ _children.set_forkserver_preload(["helpers.outer_loop", "matplotlib.figure", "ma
 
 def in_child(log: Path, function, *args, **kwargs) -> int:
     """Exit code of a new process that calls the function; what it prints is added to `log`."""
+    process = new_child(log, function, *args, **kwargs)
+    process.join()
+    return process.exitcode
+
+
+def new_child(log: Path, function, *args, **kwargs) -> multiprocessing.Process:
+    """A new process that calls the function; what it prints is added to `log`."""
     with mock.patch.dict(os.environ, child_environment()):
         process = _children.Process(target=_logged, args=(log, function, args, kwargs))
         process.start()
-    process.join()
-    return process.exitcode
+    return process
 
 
 def child_environment() -> dict[str, str]:

@@ -1,15 +1,20 @@
 """Runs in many processes, what must be equal between two runs, and a wait."""
 
+import json
+import os
+import socket
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import pytest
 import torch
+from accelerate import PartialState
 from safetensors.torch import load
 
 from helpers import outer_loop
-from helpers.outer_loop import child_environment, noted, noted_trials, results
+from helpers.outer_loop import child_environment, new_child, noted, noted_trials, results
 
 
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
@@ -66,3 +71,40 @@ def wait_for(condition):
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)
+
+
+def side_by_side(folder, function, *args, count=2):
+    """
+    Call a function in as many processes of one run, with its rank first.
+
+    Returns:
+        `list[tuple]`: of each process its exit code, what the function returned (`None` where it did not), and its log.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    children = []
+    for rank in range(count):
+        environment = {
+            **shared,
+            **dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank)),
+            **dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(count)),
+        }
+        place = folder / str(rank)
+        place.mkdir()
+        children.append(new_child(place / "log", _return, place / "returned", environment, function, (rank, *args)))
+    for child in children:
+        child.join()
+    found = []
+    for rank, child in enumerate(children):
+        returned = folder / str(rank) / "returned"
+        value = json.loads(returned.read_text()) if returned.exists() else None
+        found.append((child.exitcode, value, (folder / str(rank) / "log").read_text()))
+    return found
+
+
+def _return(file, environment, function, args):
+    with mock.patch.dict(os.environ, environment):
+        PartialState(cpu=True)
+        file.write_text(json.dumps(function(*args)))
