@@ -11,12 +11,14 @@ from typing import Any
 
 import datasets
 import numpy as np
+import torch
 from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from trl import SFTTrainer
 
 from ..models.access import unwrap
+from ..models.attention_kernels import without_cudnn
 from ..records.journal import SelectedSelfEdit
 from .seal_config import SEALConfig
 
@@ -24,6 +26,10 @@ from .seal_config import SEALConfig
 logger = logging.getLogger(__name__)
 
 IGNORED_LABEL = -100
+
+
+class PolicyNotFinite(ValueError):
+    """An outer SFT came to values that are not finite."""
 
 
 def fit_policy(
@@ -66,6 +72,7 @@ def fit_policy(
 
     Raises:
         ValueError: No self-edit fits into `max_length`, or the tokenizer has no end-of-sequence token for plain prompts.
+        PolicyNotFinite: The fit came to values that are not finite. The adapter has the values it had before.
     """
     for edit in selected:
         require_end_token(processing_class, edit.prompt)
@@ -74,7 +81,7 @@ def fit_policy(
     before = [parameter.detach().clone() for parameter in parameters]
     finished = False
     try:
-        with _left_as_found(model, processing_class), _without_progress_bars():
+        with _left_as_found(model, processing_class), _without_progress_bars(), without_cudnn():
             trainer = SFTTrainer(
                 model=model,
                 args=_sft_arguments(args, seed, output_dir),
@@ -89,6 +96,12 @@ def fit_policy(
             trainer.train()
             trainer.accelerator.free_memory()
         del trainer
+        if not forward.stopped and not torch.stack([values.isfinite().all() for values in parameters]).all():
+            raise PolicyNotFinite(
+                f"The outer SFT came to a policy with values that are not finite, at learning_rate={args.learning_rate:g}, "
+                f"max_grad_norm={args.max_grad_norm:g}{' and in fp16' if args.fp16 else ''}. It was given its values from before; "
+                "resume the run with a lower learning_rate or other settings of the SFT, all that was scored is kept."
+            )
         finished = not forward.stopped
     finally:
         # Also where an error or the keyboard ended it, so that the same trainer can be resumed.

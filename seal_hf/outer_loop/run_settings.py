@@ -33,6 +33,8 @@ _SFT_SETTINGS = (
     "fp16",
     "seed",
 )
+# What may be changed for the next fit, after one that failed: no self-edit and no reward before it depends on these.
+FIT_SETTINGS = ("sft_batch_size", *(name for name in _SFT_SETTINGS if name != "seed"))
 # SEALConfig's own fields that do not.
 _FREE_FIELDS = (
     "num_rounds",

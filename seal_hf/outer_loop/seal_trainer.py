@@ -43,11 +43,11 @@ from ..rollout.processes import Processes
 from ..rollout.rollout import Rollout
 from ..rollout.stage import Stage
 from ..self_adapting_lm import SelfAdaptingLM
-from .outer_sft import fit_policy, optimizer_steps, require_end_token
+from .outer_sft import PolicyNotFinite, fit_policy, optimizer_steps, require_end_token
 from .plan import RunPlan, plan_run
 from .policy import bytes_of_policies, keep_policy, policy_weights, prepare_policy, read_policy, restore_policy
 from .publishing import Publisher
-from .run_settings import run_settings
+from .run_settings import FIT_SETTINGS, run_settings
 from .seal_config import SEALConfig
 from .selection import select_self_edits, warn_of_little
 from .stages import evaluation_stage, sft_seed, training_stage
@@ -161,7 +161,8 @@ class SEALTrainer(_BaseTrainer):
             check_examples(self.lm, self._eval, "eval_dataset", *lengths)
             self._eval.warn_of_shared(self._train, self.domain.content)
         eval_examples = None if self._eval is None else self._eval.examples
-        self._folder = RunFolder(args.output_dir, run_settings(args, self.lm, self._train.examples, eval_examples))
+        settings = run_settings(args, self.lm, self._train.examples, eval_examples)
+        self._folder = RunFolder(args.output_dir, settings, FIT_SETTINGS)
         self._folder.check_writable()
         self._publisher = Publisher(
             args,
@@ -215,6 +216,8 @@ class SEALTrainer(_BaseTrainer):
             ValueError: The output directory holds another run, one that is not to be resumed, or one that another process
                 is training.
             OSError: It cannot be written, or is full; what was computed before is on disk.
+            PolicyNotFinite: A fit came to values that are not finite. What was computed before is on disk, and the run can
+                be resumed with other settings of the SFT.
             ProcessEnded: Another process has ended.
         """
         from_hub = resume_from_checkpoint == LAST_CHECKPOINT
@@ -488,7 +491,7 @@ class SEALTrainer(_BaseTrainer):
                 journal = self._folder.journal
                 earlier = self._processes.on_main(lambda: list(map(journal.selected, range(round_index))))
                 selected = [*chain.from_iterable(earlier), *selected]
-            with self._undone_on_error():
+            with self._undone_on_error(round_index):
                 if selected and not fit_policy(
                     self.model,
                     self.processing_class,
@@ -507,15 +510,17 @@ class SEALTrainer(_BaseTrainer):
         self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
 
     @contextmanager
-    def _undone_on_error(self) -> Iterator[None]:
+    def _undone_on_error(self, round_index: int) -> Iterator[None]:
         """Bring policy and log back where the block ends with an error, so that the same trainer can be resumed."""
         before, steps, num_logs = policy_weights(self.model), self.state.global_step, len(self.state.log_history)
         try:
             yield
-        except BaseException:
+        except BaseException as error:
             restore_policy(self.model, before)
             self.state.global_step = steps
             del self.state.log_history[num_logs:]
+            if isinstance(error, PolicyNotFinite):
+                self._processes.on_main(self._folder.note_failed_fit, round_index)
             raise
 
     def _open(self, resume: bool, held: ExitStack) -> None:

@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
@@ -27,6 +27,8 @@ STATE_FILE = "trainer_state.json"
 # The folder of a repository in which a run is pushed whole, under transformers' name.
 LAST_CHECKPOINT = "last-checkpoint"
 STAGED_PREFIX = ".push-"
+# There after a fit that failed, until one succeeds.
+_FAILED_FIT_FILE = "failed_fit.json"
 # Holds what a copy of a run has not put into place yet. Where it is without a RUN_FILE beside it, a copy was interrupted.
 _PARTIAL_COPY = f".{LAST_CHECKPOINT}.partial"
 _RUN_FOLDERS = ("proposals", "journal", "selected", "evaluation", "policy")
@@ -49,13 +51,15 @@ class RunFolder:
             The directory.
         settings (`dict[str, Any]`):
             What defines the run: two runs with equal settings compute the same. A flat, JSON-serializable dictionary.
+        fit_settings (`Sequence[str]`, *optional*):
+            The settings that no record from before a fit depends on. After a fit that failed they may be changed.
     """
 
-    def __init__(self, output_dir: str | Path, settings: Mapping[str, Any]):
+    def __init__(self, output_dir: str | Path, settings: Mapping[str, Any], fit_settings: Sequence[str] = ()):
         self.path = Path(output_dir)
         self.journal = Journal(self.path)
         self.evaluation = Journal(self.path / "evaluation")
-        self._settings = dict(settings)
+        self._settings, self._fit_settings = dict(settings), frozenset(fit_settings)
 
     def check_writable(self) -> None:
         """
@@ -107,9 +111,16 @@ class RunFolder:
         """Check the folder, and make it this run's."""
         self.check(resume, free_bytes_needed)
         run_file = self.path / RUN_FILE
-        if not run_file.is_file():
-            record = {"schema_version": SCHEMA_VERSION, "settings": self._settings}
-            write_text(run_file, json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+        record = {"schema_version": SCHEMA_VERSION, "settings": self._settings}
+        if run_file.is_file():
+            found = json.loads(run_file.read_text(encoding="utf-8"))
+            if found["settings"] == self._settings:
+                return
+            # Changed after a fit that failed: the rounds before it had the former ones.
+            former = {name: found["settings"].get(name) for name in self._fit_settings}
+            own = {name: value for name, value in former.items() if value != self._settings.get(name)}
+            record["former"] = [*found.get("former", []), {"rounds_fitted": self.num_policies(), **own}]
+        write_text(run_file, json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -149,7 +160,7 @@ class RunFolder:
             ) from error
         check_schema_version(version, run_file)
         different = sorted(name for name in {*found, *self._settings} if found.get(name) != self._settings.get(name))
-        if different:
+        if different and not (self._fit_failed() and self._fit_settings.issuperset(different)):
             shown = ", ".join(
                 f"{name} ({found.get(name)!r} there, {self._settings.get(name)!r} here)" for name in different[:5]
             )
@@ -157,6 +168,13 @@ class RunFolder:
             raise ValueError(
                 f"{self.path} holds a run with other settings: {shown}{more}; give another output_dir, or these settings."
             )
+
+    def note_failed_fit(self, round_index: int) -> None:
+        """Let the settings of the fits be others when the run is resumed, until a fit has succeeded."""
+        write_text(self.path / _FAILED_FIT_FILE, json.dumps({"round": round_index + 1}) + "\n")
+
+    def _fit_failed(self) -> bool:
+        return (self.path / _FAILED_FIT_FILE).is_file()
 
     def policy(self, round_index: int) -> Path:
         """Where the policy after a round's SFT is kept; it is there once it is complete."""
@@ -176,6 +194,7 @@ class RunFolder:
             with file.open("rb") as opened:
                 os.fsync(opened.fileno())
         os.replace(partial, self.policy(round_index))
+        (self.path / _FAILED_FIT_FILE).unlink(missing_ok=True)
 
     def save_state(self, state: TrainerState, folder: Path | None = None) -> None:
         """Write the trainer's state: step count and log history."""

@@ -6,11 +6,12 @@ import logging
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from torch.backends.cuda import cudnn_sdp_enabled
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers.tiny_models import tiny_llama, tiny_tokenizer
 from seal_hf import SEALConfig
-from seal_hf.outer_loop.outer_sft import fit_policy, optimizer_steps
+from seal_hf.outer_loop.outer_sft import PolicyNotFinite, fit_policy, optimizer_steps
 from seal_hf.records.journal import SelectedSelfEdit
 
 
@@ -306,6 +307,25 @@ def test_ending_early_gives_the_values_back(fit):
     assert calls == [False, False]  # it had learned by then
     assert len(logs) <= 2
     assert same(values(model), before)
+
+
+def test_values_that_are_not_finite_are_not_kept(fit):
+    model, tokenizer = new_policy(), tiny_tokenizer(pad=False)
+    fit(model)
+    before, settings = values(model), state(model, tokenizer)
+    with pytest.raises(PolicyNotFinite, match="not finite, at learning_rate=1e.30, .* a lower learning_rate"):
+        fit(model, tokenizer=tokenizer, learning_rate=1e30)
+    assert same(values(model), before) and state(model, tokenizer) == settings
+    last = [parameter for name, parameter in model.named_parameters() if "lora_B" in name][-1]
+    with pytest.raises(PolicyNotFinite):  # a single value
+        fit(model, on_step=lambda: last.data[-1, -1].fill_(torch.inf) is None)
+    assert same(values(model), before)
+
+
+def test_attention_is_kept_from_cudnn_in_a_fit_alone(fit):
+    enabled = []
+    fit(new_policy(), on_step=lambda: bool(enabled.append(cudnn_sdp_enabled())))
+    assert set(enabled) == {False} and cudnn_sdp_enabled()
 
 
 def test_too_long_ones_are_cut_with_a_warning(fit, caplog):

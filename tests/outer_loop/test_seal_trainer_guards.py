@@ -29,6 +29,7 @@ from seal_hf import SEALTrainer
 from seal_hf.domains import KnowledgeDomain
 from seal_hf.inner_loop import within_memory
 from seal_hf.inner_loop.training import train
+from seal_hf.outer_loop.outer_sft import PolicyNotFinite
 from seal_hf.records.run_folder import RunFolder
 
 
@@ -227,6 +228,41 @@ def test_resume_after_save_state(finished, copied):
     assert all(isinstance(one, dict) for one in trainer.state.stateful_callbacks.values())
     assert equal(policy_of(trainer.model), finished.policy)
     assert "eval_gain_over_round_0" in trainer.evaluate()
+
+
+@pytest.fixture
+def failed(finished, tmp_path):
+    """A run whose first fit came to no numbers."""
+    trainer = small_trainer(tmp_path, num_rounds=1, learning_rate=1e30)
+    with pytest.raises(PolicyNotFinite, match="resume the run with a lower learning_rate") as caught:
+        trainer.train()
+    assert equal(policy_of(trainer.model), finished.start)
+    assert not any("loss" in entry for entry in trainer.state.log_history)
+    assert "nan" not in (tmp_path / "trainer_state.json").read_text().lower()
+    return SimpleNamespace(folder=tmp_path, trainer=trainer, error=caught.value)
+
+
+def test_a_fit_that_is_not_finite_loses_nothing(failed, finished, monkeypatch):
+    scored = (failed.folder / "journal" / "round_000.jsonl").read_bytes()
+    trainer = small_trainer(failed.folder, num_rounds=1)
+    trainer.train(resume_from_checkpoint=True)
+    assert (failed.folder / "journal" / "round_000.jsonl").read_bytes() == scored
+    assert equal(policy_of(trainer.model), finished.policy)
+    assert without_times(trainer.state.log_history) == without_times(finished.log)
+    record = json.loads((failed.folder / "run.json").read_text())
+    assert record["settings"]["learning_rate"] == 1e-2
+    assert record["former"] == [{"rounds_fitted": 0, "learning_rate": 1e30}]
+    # From here on the settings are fixed again.
+    with pytest.raises(ValueError, match="other settings: learning_rate"):
+        small_trainer(failed.folder, num_rounds=1, learning_rate=1e-3).train(resume_from_checkpoint=True)
+
+
+def test_what_was_scored_with_them_stays_fixed_after_a_failed_fit(failed):
+    for options in ({"learning_rate": 1e-2, "temperature": 0.5}, {"seed": 4}, {"inner_learning_rate": 1e-3}):
+        with pytest.raises(ValueError, match="holds a run with other settings"):
+            small_trainer(failed.folder, num_rounds=1, **options).train(resume_from_checkpoint=True)
+    with pytest.raises(PolicyNotFinite):  # the same again
+        small_trainer(failed.folder, num_rounds=1, learning_rate=1e30).train(resume_from_checkpoint=True)
 
 
 def memory_for(monkeypatch, number):
