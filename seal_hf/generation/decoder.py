@@ -18,14 +18,19 @@ from transformers.modeling_outputs import ModelOutput
 
 from ..adapters.bank import StackedAdapters
 from ..models.access import head_input_changed, unwrap
-from .attention import grouped_attention
+from ..models.attention_kernels import without_cudnn
+from ..models.transfers import to_device
+from .attention import can_group, grouped_attention
+from .batch_sizes import tokens_per_pass
 from .key_values import continued, joined, roomy_cache
 
 
-# Tokens that one forward pass reads: enough for full speed, while the activations of a small model stay in a CPU's cache.
-_TOKENS_PER_PASS = 1024
 # Tokens that reading a common beginning once must save in a batch to be worth forward passes of its own.
 _LEAST_SAVED = 64
+# On these devices the shapes of a batch that needs a mask stay the same for so many steps.
+_WIDTHS = {"cuda": 32}
+# Columns by which a mask grows.
+_ROOM = 32
 
 
 class Decoder:
@@ -56,10 +61,14 @@ class Decoder:
         # Layers of other kinds, such as Mamba's, hold states that rows can neither share nor drop.
         plain = {type(layer) for layer in layers} <= {DynamicLayer, DynamicSlidingWindowLayer}
         self.is_selectable = plain and self.takes_positions
+        # A flash kernel would take what is beyond the text for it.
+        self._width = _WIDTHS.get(self.device.type, 1) if can_group(self.base) else 1
+        self._tokens_per_pass = tokens_per_pass(model)
         self._context, self._attached = ExitStack(), ExitStack()
 
     def __enter__(self) -> "Decoder":
         self._context.enter_context(torch.no_grad())
+        self._context.enter_context(without_cudnn())
         self._context.enter_context(grouped_attention(self.base))
         # The last token's hidden states have gaps between them, and torch multiplies frozen weights with such states row
         # by row, each with a copy of the weights of its own.
@@ -77,14 +86,15 @@ class Decoder:
         Returns:
             `torch.Tensor` of shape `(R, V)`: logits of each row's next token.
         """
+        self.length = max(map(len, prompts))  # of the rows, padding included
+        self.starts, self.first, self.mask = self._padding(prompts)
+        self._multiple = 1 if self.mask is None else self._width
         if self.is_selectable:
             self.cache, logits = self._read_in_passes(prompts)
-        else:
-            self.cache = DynamicCache(config=self.base.config)
-            self._attach(self.adapters)
-            logits = self._read(self.base, prompts, max(map(len, prompts)), self.cache, self.last_only).logits[:, -1]
-        self.mask, self.lengths = self._mask(prompts)
-        return logits
+            return logits
+        self.cache = DynamicCache(config=self.base.config)
+        self._attach(self.adapters)
+        return self._read(self.base, prompts, self.length, self.cache, self.last_only).logits[:, -1]
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """
@@ -97,15 +107,24 @@ class Decoder:
         Returns:
             `torch.Tensor` of shape `(R, V)`: logits of each row's next token.
         """
-        self.mask = F.pad(self.mask, (0, 1), value=1)
-        positions, self.lengths = self.lengths[:, None], self.lengths + 1
-        return self._call(self.base, tokens[:, None], self.mask, positions, self.cache, self.last_only).logits[:, -1]
+        positions = self.length - self.first
+        self.length += 1
+        mask = None
+        if self.mask is not None:
+            width = self.cache.get_mask_sizes(1, 0)[0] if self.is_selectable else self.length
+            if (missing := width - self.mask.shape[1]) > 0:
+                self.mask = F.pad(self.mask, (0, missing + _ROOM), value=1)
+            # Columns that were not written yet are hidden by causal order.
+            mask = self.mask[:, :width]
+        return self._call(self.base, tokens[:, None], mask, positions, self.cache, self.last_only).logits[:, -1]
 
     def keep(self, rows: Sequence[int]) -> None:
         """Keep these rows alone, in the order given; only where `is_selectable`."""
-        index = torch.tensor(rows, device=self.device)
+        index = to_device(rows, self.device)
         self.cache.batch_select_indices(index)
-        self.mask, self.lengths = self.mask[index], self.lengths[index]
+        self.starts = [self.starts[row] for row in rows]
+        self.first = self.first[index]
+        self.mask = self.mask[index] if any(self.starts) else None
         self.adapters = [self.adapters[row] for row in rows]
         self._attach(self.adapters)
 
@@ -115,15 +134,15 @@ class Decoder:
         source = {row: (group, length) for group, (rows, length) in enumerate(shared) for row in rows}
         own = [len(ids) - source.get(row, (0, 0))[1] for row, ids in enumerate(prompts)]
         caches, logits = [], []
-        for rows in _passes(own):
+        for rows in _passes(own, self._tokens_per_pass):
             sequences = [prompts[row] for row in rows]
             # All rows of a pass read equally many tokens, so that some read a part of their beginning again.
             num_read, width = max(own[row] for row in rows), max(map(len, sequences))
-            cache = roomy_cache(self.num_layers)
+            cache = roomy_cache(self.num_layers, self._multiple)
             if width > num_read:
                 groups, lengths = zip(*(source.get(row, (0, 0)) for row in rows), strict=True)
                 known = [max(0, len(ids) - num_read) for ids in sequences]
-                cache = continued(begun, *map(self._tensor, (groups, lengths, known)), width - num_read)
+                cache = continued(begun, *to_device([groups, lengths, known], self.device), width - num_read)
             self._attach([self.adapters[row] for row in rows])
             logits.append(self._read(self.base, sequences, num_read, cache, self.last_only).logits[:, -1])
             caches.append(cache)
@@ -137,10 +156,10 @@ class Decoder:
         """Keys and values of the beginnings, a row for each."""
         beginnings = [prompts[rows[0]][:length] for rows, length in shared]
         caches = []
-        for groups in _passes([len(ids) for ids in beginnings]):
+        for groups in _passes([len(ids) for ids in beginnings], self._tokens_per_pass):
             sequences = [beginnings[group] for group in groups]
             self._attach([self.adapters[shared[group][0][0]] for group in groups])
-            caches.append(roomy_cache(self.num_layers))
+            caches.append(roomy_cache(self.num_layers, self._multiple))
             self._read(self.base.base_model, sequences, max(map(len, sequences)), caches[-1], {})
         return joined(caches) if caches else None
 
@@ -157,15 +176,16 @@ class Decoder:
     ) -> ModelOutput:
         """Let a model read the last `num_read` tokens of every sequence, after what its row of the cache holds."""
         ids = [[self.pad_id] * (num_read - len(ids)) + ids[-num_read:] for ids in sequences]
-        mask, _ = self._mask(sequences)
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -num_read:]
-        return self._call(model, self._tensor(ids), mask, positions, cache, options)
+        _, first, mask = self._padding(sequences)
+        width = max(map(len, sequences))
+        positions = torch.arange(width - num_read, width, device=self.device) - first
+        return self._call(model, to_device(ids, self.device), mask, positions.clamp(min=0), cache, options)
 
     def _call(
         self,
         model: nn.Module,
         input_ids: torch.Tensor,  # (R, T)
-        mask: torch.Tensor,  # (R, L)
+        mask: torch.Tensor | None,  # (R, L)
         positions: torch.Tensor,  # (R, T)
         cache: DynamicCache,
         options: dict,
@@ -174,27 +194,28 @@ class Decoder:
             options = {**options, "position_ids": positions}
         return model(input_ids=input_ids, attention_mask=mask, past_key_values=cache, use_cache=True, **options)
 
-    def _mask(self, sequences: Sequence[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Which columns of left-padded rows are theirs, `(R, L)`, and how many, `(R,)`; int64."""
-        lengths = self._tensor([len(ids) for ids in sequences])
+    def _padding(self, sequences: Sequence[list[int]]) -> tuple[list[int], torch.Tensor, torch.Tensor | None]:
+        """
+        Where left-padded rows begin: the columns, the same `(R, 1)` on the device, and a mask `(R, L)` of those that are
+        theirs; none where all are.
+        """
         width = max(map(len, sequences))
+        starts = [width - len(ids) for ids in sequences]
+        first = to_device(starts, self.device)[:, None]
         columns = torch.arange(width, device=self.device)
-        return (columns >= width - lengths[:, None]).long(), lengths
+        return starts, first, (columns >= first).long() if any(starts) else None
 
     def _attach(self, adapters: Sequence[int | None]) -> None:
         self._attached.close()
         if self.stacked is not None:
             self._attached.enter_context(self.stacked.attach(adapters))
 
-    def _tensor(self, values: Sequence) -> torch.Tensor:
-        return torch.tensor(values, device=self.device)
 
-
-def _passes(lengths: Sequence[int]) -> Iterator[range]:
+def _passes(lengths: Sequence[int], tokens_per_pass: int) -> Iterator[range]:
     """Cut rows of these lengths into forward passes."""
     start = longest = 0
     for row, length in enumerate(lengths):
-        if row > start and max(longest, length) * (row + 1 - start) > _TOKENS_PER_PASS:
+        if row > start and max(longest, length) * (row + 1 - start) > tokens_per_pass:
             yield range(start, row)
             start, longest = row, 0
         longest = max(longest, length)

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..adapters.bank import StackedAdapters
 from ..models.access import context_length, evaluating, head_input_changed, unwrap
+from ..models.attention_kernels import without_cudnn
 from ..models.encoding import encode_answer, encode_prompt
 from ..self_edit import Prompt
 
@@ -97,7 +98,7 @@ def _log_likelihoods(model: nn.Module, sequences: Sequence[list[int]], prompt_le
     def select(states: torch.Tensor) -> torch.Tensor:
         return states.flatten(0, 1).index_select(0, positions)
 
-    with evaluating(base), head_input_changed(base, select):
+    with evaluating(base), without_cudnn(), head_input_changed(base, select):
         logits = base(input_ids=input_ids, use_cache=False).logits  # (N, V)
     labels = input_ids.flatten()[positions + 1]
     own = logits.float().log_softmax(-1).gather(-1, labels[:, None]).squeeze(-1)

@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from peft import LoraConfig
 from torch import nn
 from transformers import GenerationConfig, MambaConfig, MambaForCausalLM
 
-from helpers.generating import generate, generate_with
+from helpers.generating import generate, generate_with, random_bank
 from helpers.tiny_models import EOS_ID, KINDS, PAD_ID, VOCAB_SIZE, tiny_model, tiny_policy_model, tiny_tokenizer
 from seal_hf.adapters.bank import AdapterBank, StackedAdapters
 from seal_hf.generation import decoder as decoding
@@ -29,13 +28,6 @@ PROMPTS = [
 ]
 ADAPTERS = [0, 0, 0, 1, 1, None, None]
 NUM_TOKENS = 40  # beyond the room of the first buffers
-
-
-def bank_of(model: nn.Module) -> AdapterBank:
-    bank = AdapterBank.initialize(model, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"), seeds=[0, 1])
-    generator = torch.Generator().manual_seed(5)
-    bank.weights += 0.1 * torch.randn(bank.weights.shape, generator=generator)
-    return bank
 
 
 def stacked_of(bank: AdapterBank) -> StackedAdapters:
@@ -64,9 +56,9 @@ def tokens_read(model: nn.Module) -> list[int]:
 @pytest.mark.parametrize("kind", [*KINDS, "policy"])
 def test_continuations_equal_those_alone(monkeypatch, kind, tokens_per_pass):
     """With windows of 8 tokens in three of the architectures, so that shared beginnings are longer than what is seen."""
-    monkeypatch.setattr(decoding, "_TOKENS_PER_PASS", tokens_per_pass)
+    monkeypatch.setattr(decoding, "tokens_per_pass", lambda model: tokens_per_pass)
     model, tokenizer = tiny_policy_model() if kind == "policy" else tiny_model(kind), tiny_tokenizer()
-    bank = bank_of(model)
+    bank = random_bank(model)
     found = generate_with(bank, tokenizer, PROMPTS, ADAPTERS, max_new_tokens=NUM_TOKENS)
     for prompt, adapter, generation in zip(PROMPTS, ADAPTERS, found, strict=True):
         ids = tokenizer(prompt)["input_ids"]
@@ -78,7 +70,7 @@ def test_continuations_equal_those_alone(monkeypatch, kind, tokens_per_pass):
 @pytest.mark.parametrize("kind", KINDS)
 def test_logits_equal_those_alone(kind):
     model, tokenizer = tiny_model(kind), tiny_tokenizer()
-    bank, prompts = bank_of(model), [tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
+    bank, prompts = random_bank(model), [tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
     added = torch.arange(len(prompts)) + 10
     with Decoder(model, PAD_ID, ADAPTERS, stacked_of(bank)) as decoder:
         first = decoder.read(prompts)
@@ -91,7 +83,7 @@ def test_logits_equal_those_alone(kind):
 
 def test_rows_that_are_kept_go_on_as_before():
     model, tokenizer = tiny_model("mistral"), tiny_tokenizer()
-    bank, prompts = bank_of(model), [tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
+    bank, prompts = random_bank(model), [tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
     tokens = torch.arange(len(prompts)) + 10
     with Decoder(model, PAD_ID, ADAPTERS, stacked_of(bank)) as whole:
         whole.read(prompts)
@@ -114,7 +106,7 @@ def test_beginnings_are_read_once():
     assert sum(counts) == len(COMMON) + len(prompts) * len("who?")
     counts.clear()
     # another adapter reads its own
-    generate_with(bank_of(model), tokenizer, prompts, [0, 0, 1, 1], max_new_tokens=1)
+    generate_with(random_bank(model), tokenizer, prompts, [0, 0, 1, 1], max_new_tokens=1)
     assert sum(counts) == 2 * len(COMMON) + len(prompts) * len("who?")
 
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import torch
+from peft import LoraConfig
 from torch import nn
 
 from helpers.adapters import BASE_ID
@@ -30,3 +32,11 @@ def adapters_of(bank: AdapterBank, numbers: Sequence[int | None]) -> list[Adapte
     policy = carried_policy(bank.model, BASE_ID)
     adapters = [Adapter(bank.layout, weights, BASE_ID, policy) for weights in bank.weights]
     return [None if number is None else adapters[number] for number in numbers]
+
+
+def random_bank(model: nn.Module) -> AdapterBank:
+    """Two adapters of all linear layers, which answer differently from each other and from the model."""
+    bank = AdapterBank.initialize(model, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"), seeds=[0, 1])
+    generator = torch.Generator().manual_seed(5)
+    bank.weights += 0.1 * torch.randn(bank.weights.shape, generator=generator)
+    return bank
