@@ -101,7 +101,7 @@ class TextGenerator(ABC):
             on_text (`Callable[[list[str]], bool | None]`, *optional*):
                 Called after every step with the new text of every prompt (`""` where there is none); generation stops
                 when it returns `True`. A character of several tokens is passed on in whole; where a text ends in the
-                middle of one, a last call gives the rest, so that the new texts always add up to the text returned.
+                middle of one, its last call gives the rest, so that the new texts always add up to the text returned.
             stop (`threading.Event`, *optional*):
                 Checked after every step; once set, what has been written so far is returned.
 

@@ -39,11 +39,9 @@ def tokens_per_batch(model: nn.Module) -> int:
     return _power_of_two(free_memory(device) * _BATCH_SHARE / bytes_per_token)
 
 
-def logits_per_pass(model: nn.Module) -> int | None:
-    """Logits that a likelihood pass computes at most; `None` where they need not be counted."""
+def logits_per_pass(model: nn.Module) -> int:
+    """Logits that a forward pass on a GPU computes."""
     device = unwrap(model).device
-    if device.type != "cuda":
-        return None
     return min(_power_of_two(free_memory(device) * _LOGITS_SHARE / _BYTES_PER_LOGIT), _MOST_LOGITS_PER_PASS)
 
 

@@ -5,7 +5,7 @@ The model's own questions about a passage are chosen by it. It takes one forward
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -16,10 +16,14 @@ from ..adapters.bank import StackedAdapters
 from ..models.access import context_length, evaluating, head_input_changed, unwrap
 from ..models.attention_kernels import without_cudnn
 from ..models.encoding import encode_answer, encode_prompt
+from ..models.transfers import to_device, to_host
 from ..self_edit import Prompt
+from .batch_sizes import logits_per_pass, tokens_per_pass
+from .halves import in_halves
 
 
-_ANSWERS_PER_PASS = 64
+# Answers of one forward pass on the CPU, which is at full speed with fewer.
+_CPU_ANSWERS_PER_PASS = 64
 
 
 def answer_log_likelihoods(
@@ -72,13 +76,36 @@ def answer_log_likelihoods(
     found: list[list[float]] = [[] for _ in prompts]
     # Rows of like length, so that little of a batch is padding.
     pairs.sort(key=lambda pair: -len(pair[1]))
-    for start in range(0, len(pairs), _ANSWERS_PER_PASS):
-        batch = pairs[start : start + _ANSWERS_PER_PASS]
-        with stacked.attach([adapters[place] for place, *_ in batch]) if stacked is not None else nullcontext():
-            values = _log_likelihoods(model, [ids for _, ids, _ in batch], [length for *_, length in batch])
-        for (place, *_), value in zip(batch, values, strict=True):
+
+    def evaluate(batch: Sequence[int]) -> Iterator[list[tuple[int, float]]]:
+        rows = [pairs[row] for row in batch]
+        with stacked.attach([adapters[place] for place, *_ in rows]) if stacked is not None else nullcontext():
+            values = _log_likelihoods(model, [ids for _, ids, _ in rows], [length for *_, length in rows])
+        yield [(place, value) for (place, *_), value in zip(rows, values, strict=True)]
+
+    sizes = [(len(ids), len(ids) - length) for _, ids, length in pairs]
+    for values in in_halves(_passes(model, sizes), evaluate):
+        for place, value in values:
             found[place].append(value)
     return [max(values) if all(map(math.isfinite, values)) else None for values in found]
+
+
+def _passes(model: nn.Module, sizes: Sequence[tuple[int, int]]) -> list[range]:
+    """Cut rows, given the tokens and the answer's tokens of each, from the longest on, into forward passes."""
+    if unwrap(model).device.type != "cuda":
+        rows = range(len(sizes))
+        return [rows[start : start + _CPU_ANSWERS_PER_PASS] for start in rows[::_CPU_ANSWERS_PER_PASS]]
+    most_tokens = tokens_per_pass(model)
+    most_answer_tokens = logits_per_pass(model) // unwrap(model).config.get_text_config().vocab_size
+    passes: list[range] = []
+    start = answer_tokens = 0
+    for row, (_, own) in enumerate(sizes):
+        answer_tokens += own
+        too_long = (row + 1 - start) * sizes[start][0] > most_tokens
+        if row > start and (too_long or answer_tokens > most_answer_tokens):
+            passes.append(range(start, row))
+            start, answer_tokens = row, own
+    return [*passes, range(start, len(sizes))] if sizes else []
 
 
 @torch.no_grad()
@@ -87,13 +114,14 @@ def _log_likelihoods(model: nn.Module, sequences: Sequence[list[int]], prompt_le
     base, length = unwrap(model), max(map(len, sequences))
     device = base.get_input_embeddings().weight.device
     # Padding is on the right, where no token sees it under a causal mask, so that no attention mask is needed.
-    input_ids = torch.tensor([ids + [0] * (length - len(ids)) for ids in sequences], device=device)  # (R, L)
+    input_ids = to_device([ids + [0] * (length - len(ids)) for ids in sequences], device)  # (R, L)
     owners, positions = [], []
     for row, (ids, prompt_length) in enumerate(zip(sequences, prompt_lengths, strict=True)):
         # The token at t is predicted at t - 1.
         positions += range(row * length + prompt_length - 1, row * length + len(ids) - 1)
         owners += [row] * (len(ids) - prompt_length)
-    positions, owners = torch.tensor(positions, device=device), torch.tensor(owners, device=device)  # (N,)
+    counts = [len(ids) - prompt_length for ids, prompt_length in zip(sequences, prompt_lengths, strict=True)]
+    positions, owners = to_device([positions, owners], device)  # (N,)
 
     def select(states: torch.Tensor) -> torch.Tensor:
         return states.flatten(0, 1).index_select(0, positions)
@@ -103,4 +131,4 @@ def _log_likelihoods(model: nn.Module, sequences: Sequence[list[int]], prompt_le
     labels = input_ids.flatten()[positions + 1]
     own = logits.float().log_softmax(-1).gather(-1, labels[:, None]).squeeze(-1)
     sums = torch.zeros(len(sequences), device=device).index_add_(0, owners, own)
-    return (sums / torch.bincount(owners, minlength=len(sequences))).tolist()
+    return to_host(sums / to_device(counts, device))

@@ -4,8 +4,9 @@ Batched text generation with transformers: an adapter per row, reproducible samp
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from functools import partial
 
-import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -14,15 +15,17 @@ from ..adapters.bank import StackedAdapters
 from ..adapters.policy import carried_policy
 from ..models.access import context_length, evaluating, unwrap
 from ..models.encoding import encode_prompt
+from ..models.transfers import to_device
 from ..self_edit import Prompt
 from .base import Generation, Sampling, TextGenerator
+from .batch_sizes import tokens_per_batch
 from .decoder import Decoder
+from .halves import in_halves
 from .likelihood import answer_log_likelihoods
-from .sampling import Sampler
+from .sampling import Greedy, Sampler
+from .writing import Writing
 
 
-# Prompts and new tokens that a batch holds at most; rows of long texts make smaller batches.
-_TOKENS_PER_BATCH = 2**16
 # Share of a batch's rows that may be done before the batch continues without them.
 _DONE = 0.25
 
@@ -67,24 +70,22 @@ class TransformersGenerator(TextGenerator):
             raise ValueError(f"max_new_tokens={min(limits)} must be at least 1.")
         token_ids = [encode_prompt(self.tokenizer, prompt) for prompt in prompts]
         self._require_fitting(token_ids, limits)
+        pad_id, eos_ids = self._special_ids()
         stacked, numbers = self._stack(adapters, len(prompts))
-        progress = _Progress(self.tokenizer, len(prompts), on_text, stop)
-        generations = [Generation("", 0, False)] * len(prompts)
+        writing = Writing(self.tokenizer, limits, eos_ids, on_text, stop)
         lengths = [len(ids) + limit for ids, limit in zip(token_ids, limits, strict=True)]
-        for batch in _batches(lengths, numbers, self.batch_size, in_order=on_text is not None):
-            if progress.stopped:
-                break
-            written = self._generate_batch(
-                [token_ids[place] for place in batch],
-                [limits[place] for place in batch],
-                Sampler(sampling, [sampling.seeds[place] for place in batch]) if sampling is not None else None,
-                stacked,
-                [numbers[place] for place in batch],
-                progress.start_batch(batch),
-            )
-            for place, generation in zip(batch, written, strict=True):
-                generations[place] = generation
-        return generations
+        batches = _batches(
+            lengths, numbers, self.batch_size, tokens_per_batch(self.model), in_order=on_text is not None
+        )
+
+        write = partial(self._write, token_ids, numbers, stacked, sampling, pad_id, writing)
+        # Closed at once, so that the model is as it was before an error goes on.
+        with closing(in_halves(batches, write)) as steps:
+            for places in steps:
+                writing.report(places)
+                if writing.is_stopped:
+                    break
+        return writing.finish()
 
     def answer_log_likelihoods(
         self,
@@ -141,15 +142,45 @@ class TransformersGenerator(TextGenerator):
                 "tokens; shorten the text or ask for fewer new tokens."
             )
 
-    def _generate_batch(
+    def _write(
         self,
         prompts: Sequence[list[int]],
-        limits: Sequence[int],
-        sampler: Sampler | None,
-        stacked: StackedAdapters | None,
         adapters: Sequence[int | None],
-        progress: "_Progress",
-    ) -> list[Generation]:
+        stacked: StackedAdapters | None,
+        sampling: Sampling | None,
+        pad_id: int,
+        writing: Writing,
+        batch: Sequence[int],
+    ) -> Iterator[Sequence[int]]:
+        """Write the texts at some places together, from where they were left; gives the places after every step."""
+        places = [place for place in batch if not writing.is_done[place]]
+        if not places:
+            return
+        written = [writing.tokens[place] for place in places]
+        if sampling is None:
+            choose = Greedy()
+        else:
+            choose = Sampler(sampling, [sampling.seeds[place] for place in places], [len(ids) for ids in written])
+        own = [adapters[place] for place in places]
+        with evaluating(self.model), Decoder(self.model, pad_id, own, stacked) as decoder:
+            logits = decoder.read([prompts[place] + ids for place, ids in zip(places, written, strict=True)])
+            while True:
+                tokens, chosen = choose(logits)
+                for place, token in zip(places, chosen, strict=True):
+                    writing.add(place, token)
+                yield batch
+                going = [row for row, place in enumerate(places) if not writing.is_done[place]]
+                if not going:
+                    return
+                if decoder.is_selectable and len(going) <= (1 - _DONE) * len(places):
+                    decoder.keep(going)
+                    choose.keep(going)
+                    tokens = tokens[to_device(going, tokens.device)]
+                    places = [places[row] for row in going]
+                logits = decoder.step(tokens)
+
+    def _special_ids(self) -> tuple[int, set[int]]:
+        """The token that rows are filled with, and those that end a text."""
         eos_ids = _eos_token_ids(unwrap(self.model), self.tokenizer)
         pad_id = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else min(eos_ids, default=None)
         if pad_id is None:
@@ -157,35 +188,7 @@ class TransformersGenerator(TextGenerator):
                 f"The tokenizer of {self.tokenizer.name_or_path} has neither a padding nor an end-of-sequence token; set "
                 "`tokenizer.pad_token`."
             )
-        written: list[list[int]] = [[] for _ in prompts]
-        ended, done = [False] * len(prompts), [False] * len(prompts)  # by the model; by the model or the limit
-        rows = list(range(len(prompts)))  # those that the decoder still holds
-        with evaluating(self.model), Decoder(self.model, pad_id, adapters, stacked) as decoder:
-            logits = decoder.read(prompts)
-            while True:
-                tokens = sampler(logits) if sampler is not None else _likeliest(logits)
-                for row, token in zip(rows, tokens.tolist(), strict=True):
-                    if not done[row]:
-                        written[row].append(token)
-                        ended[row] = token in eos_ids
-                        done[row] = ended[row] or len(written[row]) == limits[row]
-                texts_end = [len(ids) - end for ids, end in zip(written, ended, strict=True)]
-                progress.step([ids[:end] for ids, end in zip(written, texts_end, strict=True)])
-                if progress.stopped or all(done):
-                    break
-                going = [place for place, row in enumerate(rows) if not done[row]]
-                if decoder.is_selectable and len(going) <= (1 - _DONE) * len(rows):
-                    decoder.keep(going)
-                    tokens, rows = tokens[going], [rows[place] for place in going]
-                    if sampler is not None:
-                        sampler.keep(going)
-                logits = decoder.step(tokens)
-        texts = [
-            self.tokenizer.decode(ids[: len(ids) - end], skip_special_tokens=True)
-            for ids, end in zip(written, ended, strict=True)
-        ]
-        progress.finish_batch(texts)
-        return [Generation(text, len(ids), end) for text, ids, end in zip(texts, written, ended, strict=True)]
+        return pad_id, eos_ids
 
 
 def _require_one_each(prompts: Sequence[Prompt], options: Mapping[str, Sequence | None]) -> None:
@@ -195,7 +198,7 @@ def _require_one_each(prompts: Sequence[Prompt], options: Mapping[str, Sequence 
 
 
 def _batches(
-    lengths: Sequence[int], adapters: Sequence[int | None], batch_size: int, in_order: bool
+    lengths: Sequence[int], adapters: Sequence[int | None], batch_size: int, num_tokens: int, in_order: bool
 ) -> Iterator[list[int]]:
     """
     The places of the prompts of each batch: cut in the order given, or with adapters and equal lengths together.
@@ -213,7 +216,7 @@ def _batches(
     longest = 0
     for place in places:
         longest = max(longest, lengths[place])
-        if batch and (len(batch) == batch_size or (len(batch) + 1) * longest > _TOKENS_PER_BATCH):
+        if batch and (len(batch) == batch_size or (len(batch) + 1) * longest > num_tokens):
             yield sorted(batch, key=adapter)
             batch, longest = [], lengths[place]
         batch.append(place)
@@ -221,62 +224,7 @@ def _batches(
         yield sorted(batch, key=adapter)
 
 
-def _likeliest(logits: torch.Tensor) -> torch.Tensor:
-    """The token `(R,)` of the highest logit; in parts, and not in bf16, for which CPUs have no fast kernel."""
-    return torch.cat([part.float().argmax(-1) for part in logits.split(64)])
-
-
 def _eos_token_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     eos = model.generation_config.eos_token_id
     ids = set(eos) if isinstance(eos, list) else {eos}
     return {token for token in ids | {tokenizer.eos_token_id} if token is not None}
-
-
-class _Progress:
-    """Reports new text after every step, and stops when asked to."""
-
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        num_prompts: int,
-        on_text: Callable[[list[str]], bool | None] | None,
-        stop: threading.Event | None,
-    ):
-        self.tokenizer, self.num_prompts, self.on_text, self.stop = tokenizer, num_prompts, on_text, stop
-        self.stopped = False
-
-    def start_batch(self, places: Sequence[int]) -> "_Progress":
-        """Start with the prompts at these indices."""
-        self.places, self.lengths, self.written = places, [0] * len(places), [""] * len(places)
-        return self
-
-    def step(self, token_ids: Sequence[list[int]]) -> None:
-        """Report what the batch's tokens so far add to its texts."""
-        if self.on_text is not None and self.on_text(self._new_texts(token_ids)):
-            self.stopped = True
-        if self.stop is not None and self.stop.is_set():
-            self.stopped = True
-
-    def finish_batch(self, texts: Sequence[str]) -> None:
-        """Report what was held back of texts that end in the middle of a character."""
-        new_texts = self._unwritten(texts)
-        if self.on_text is not None and any(new_texts) and self.on_text(new_texts):
-            self.stopped = True
-
-    def _new_texts(self, token_ids: Sequence[list[int]]) -> list[str]:
-        texts = []
-        for row, ids in enumerate(token_ids):
-            grown = len(ids) > self.lengths[row]
-            self.lengths[row] = len(ids)
-            text = self.tokenizer.decode(ids, skip_special_tokens=True) if grown else ""
-            # A character of several tokens decodes to U+FFFD until its last one is there.
-            texts.append("" if text.endswith("\ufffd") else text)
-        return self._unwritten(texts)
-
-    def _unwritten(self, texts: Sequence[str]) -> list[str]:
-        new_texts = [""] * self.num_prompts
-        for row, (place, text) in enumerate(zip(self.places, texts, strict=True)):
-            new_texts[place] = text[len(self.written[row]) :]
-            if new_texts[place]:
-                self.written[row] = text
-        return new_texts

@@ -56,7 +56,7 @@ def expected(model, tokenizer, prompt, golds):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 def test_it_is_that_of_peft_one_prompt_at_a_time(monkeypatch, kind, batch_size):
-    monkeypatch.setattr(likelihood, "_ANSWERS_PER_PASS", batch_size)
+    monkeypatch.setattr(likelihood, "_CPU_ANSWERS_PER_PASS", batch_size)
     model, tokenizer = tiny_model(kind), tiny_tokenizer()
     bank = random_bank(model)
     rows = [2, 0, None, 1]
