@@ -1,4 +1,4 @@
-"""Closed-book answers of many adapters: all in common batches, against PEFT one adapter after another."""
+"""Closed-book answers of many adapters: all in common batches, against PEFT one adapter after another, and none at all."""
 
 import time
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from peft import LoraConfig, set_peft_model_state_dict
+from torch import nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 from ways import peft_adapter
 
@@ -40,22 +41,36 @@ def peft_answers(
     """
     One adapter after another: its weights are put into one PEFT model, and `generate` answers its questions as a batch.
     """
-    answers, tokenizer = [], lm.processing_class
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    settings = GenerationConfig(
-        do_sample=False, max_new_tokens=max_answer_length, eos_token_id=tokenizer.eos_token_id, pad_token_id=pad_id
-    )
-    with peft_adapter(lm.model, config) as adapted, torch.no_grad():
+    answers = []
+    with peft_adapter(lm.model, config) as adapted:
         adapted.eval()
         start = time.perf_counter()
         for adapter, own in zip(adapters, prompts, strict=True):
             set_peft_model_state_dict(adapted, adapter.layout.state_dict(adapter.weights))
-            ids, mask = (tensor.to(lm.model.device) for tensor in _left_padded(tokenizer, own, pad_id))
-            output = adapted.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
-            texts = tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
-            answers.append([text.strip() for text in texts])
+            answers.append(_generate(adapted, lm.processing_class, own, max_answer_length))
         seconds = time.perf_counter() - start
     return Answered(answers, seconds)
+
+
+def plain_answers(lm: SelfAdaptingLM, prompts: Sequence[Prompt], max_answer_length: int) -> Answered:
+    """All questions in one batch of transformers' `generate`, without adapters: the answers of one group."""
+    start = time.perf_counter()
+    texts = _generate(lm.model, lm.processing_class, prompts, max_answer_length)
+    return Answered([texts], time.perf_counter() - start)
+
+
+@torch.no_grad()
+def _generate(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], max_answer_length: int
+) -> list[str]:
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    settings = GenerationConfig(
+        do_sample=False, max_new_tokens=max_answer_length, eos_token_id=tokenizer.eos_token_id, pad_token_id=pad_id
+    )
+    ids, mask = (tensor.to(model.device) for tensor in _left_padded(tokenizer, prompts, pad_id))
+    output = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
+    texts = tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
+    return [text.strip() for text in texts]
 
 
 def _left_padded(

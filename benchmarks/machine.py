@@ -54,7 +54,9 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
 
 
-def gemm_rates(shape: Sequence[int], repetitions: int, seconds: float = 0.2) -> list[float]:
+def gemm_rates(
+    shape: Sequence[int], repetitions: int, seconds: float = 0.2, device: torch.device | str = "cpu"
+) -> list[float]:
     """
     Rates of the bf16 product `F.linear` of `(rows, inputs)` with `(outputs, inputs)`, in FLOP/s.
 
@@ -65,18 +67,26 @@ def gemm_rates(shape: Sequence[int], repetitions: int, seconds: float = 0.2) -> 
             Measurements, after one that is not counted.
         seconds (`float`, *optional*, defaults to `0.2`):
             Least time of one measurement.
+        device (`torch.device` or `str`, *optional*, defaults to `"cpu"`):
+            What multiplies.
     """
     rows, inputs, outputs = shape
-    generator = torch.Generator().manual_seed(0)
-    left = torch.randn(rows, inputs, generator=generator).bfloat16()
-    right = torch.randn(outputs, inputs, generator=generator).bfloat16()
+    device = torch.device(device)
+    generator = torch.Generator(device).manual_seed(0)
+    left = torch.randn(rows, inputs, generator=generator, device=device).bfloat16()
+    right = torch.randn(outputs, inputs, generator=generator, device=device).bfloat16()
+    # A GPU is waited for after several products, so that it never waits for the next.
+    at_once = 20 if device.type == "cuda" else 1
     rates = []
     with torch.no_grad():
         for _ in range(repetitions + 1):
             products, start = 0, time.perf_counter()
             while (elapsed := time.perf_counter() - start) < seconds or not products:
-                F.linear(left, right)
-                products += 1
+                for _ in range(at_once):
+                    F.linear(left, right)
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+                products += at_once
             rates.append(2 * rows * inputs * outputs * products / elapsed)
     return rates[1:]
 

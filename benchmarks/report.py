@@ -100,7 +100,7 @@ def _training_table(results: Mapping) -> str:
         speeds = ["", f"{peft:.0f}", f"{bank:.0f}", "", f"{bank / peft:.2f}"]
         rows.append([name, quantized["adapters"], *speeds, "", "", ""])
     heads = ["training, real tokens per second", "K", "reference", "PEFT", "bank", "bank / reference", "bank / PEFT"]
-    return _markdown([*heads, "utilization", "bank, full steps", "their utilization"], rows)
+    return markdown([*heads, "utilization", "bank, full steps", "their utilization"], rows)
 
 
 def _answers_table(results: Mapping) -> str:
@@ -120,7 +120,7 @@ def _answers_table(results: Mapping) -> str:
             ]
         )
     heads = ["answers, seconds", "adapters", "questions", "PEFT", "common batches", "PEFT / common"]
-    return _markdown([*heads, "equal answers", "PEFT's own"], rows)
+    return markdown([*heads, "equal answers", "PEFT's own"], rows)
 
 
 def _operations_table(results: Mapping) -> str:
@@ -132,7 +132,7 @@ def _operations_table(results: Mapping) -> str:
             cells += [f"{one:.0f}", f"{sixteen:.0f}", f"1/{one / sixteen:.1f}"]
         rows.append(cells)
     heads = ["tensor operations per adapter step", "K = 1", "K = 16", "ratio"]
-    return _markdown([*heads, "without views, K = 1", "K = 16", "ratio"], rows)
+    return markdown([*heads, "without views, K = 1", "K = 16", "ratio"], rows)
 
 
 def _memory_table(results: Mapping) -> str:
@@ -151,10 +151,11 @@ def _memory_table(results: Mapping) -> str:
         )
     sizes = [f"K = {size}" for size in results["memory"][0]["adapters"]]
     heads = ["peak memory, MB", *sizes, "growth per adapter", "of it parameters", "bytes per parameter"]
-    return _markdown(heads, rows)
+    return markdown(heads, rows)
 
 
-def _markdown(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+def markdown(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A table in Markdown."""
     lines = ["|" + "".join(f" {cell} |" if cell != "" else " |" for cell in row) for row in (heads, *rows)]
     return "\n".join([lines[0], "|" + "---|" * len(heads), *lines[1:]])
 

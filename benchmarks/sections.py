@@ -8,6 +8,7 @@ from answers import Answered, bank_answers, peft_answers, share_equal
 from inputs import Work, first_epochs, load_work, num_tokens, tokens_per_sequence, updates_of
 from memory import peak_in_own_process
 from operations import operations_per_adapter_step
+from reference_way import reference_step_seconds
 from settings import Settings
 from ways import (
     TARGETS,
@@ -16,7 +17,6 @@ from ways import (
     bank_speed,
     lora_config,
     peft_speed,
-    reference_step_seconds,
 )
 
 from seal_hf import Adapter, InnerLoopConfig, SelfAdaptingLM

@@ -1,25 +1,23 @@
 """
-The ways to train adapters that are compared, all of them on one loaded model: the reference's, plain PEFT, and a bank.
+The ways to train adapters that are compared on one loaded model: plain PEFT, and a bank. The reference's is in
+`reference_way.py`, since it needs transformers' `Trainer`.
 """
 
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from inputs import num_tokens
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch.utils.data import Dataset
-from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel
 
 from seal_hf.adapters.bank import AdapterBank
 from seal_hf.inner_loop.training import train
 from seal_hf.inner_loop.update import InnerUpdate, learning_rate, training_order
 
 
-# Padded length of the reference implementation, in tokens.
-REFERENCE_LENGTH = 2048
 TARGETS = {"q,v": ["q_proj", "v_proj"], "all-linear": "all-linear"}
 
 
@@ -65,98 +63,36 @@ def peft_adapter(model: PreTrainedModel, config: LoraConfig) -> Iterator[PeftMod
         model.eval()
 
 
-class _PaddedSequences(Dataset):
-    """An update's sequences, each padded to one length; the padding has no label."""
-
-    def __init__(self, update: InnerUpdate, length: int, pad_id: int):
-        self.sequences = update.sequences
-        self.length, self.pad_id = length, pad_id
-
-    def __len__(self) -> int:
-        return len(self.sequences)
-
-    def __getitem__(self, place: int) -> dict[str, list[int]]:
-        ids = list(self.sequences[place].input_ids)
-        padding = self.length - len(ids)
-        return {
-            "input_ids": ids + [self.pad_id] * padding,
-            "attention_mask": [1] * len(ids) + [0] * padding,
-            "labels": ids + [-100] * padding,
-        }
-
-
-class _StepTimes(TrainerCallback):
-    """When each optimizer step ended, in seconds."""
-
-    def __init__(self):
-        self.ends: list[float] = []
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.ends.append(time.perf_counter())
-
-
-def reference_step_seconds(
-    model: PreTrainedModel,
-    pad_id: int,
-    update: InnerUpdate,
-    config: LoraConfig,
-    num_steps: int,
-    length: int = REFERENCE_LENGTH,
-) -> list[float]:
+def peft_steps(adapted: PeftModel, update: InnerUpdate) -> Iterator[torch.Tensor]:
     """
-    Seconds of each optimizer step of the reference way, the first one left out as warm-up.
-
-    One adapter, transformers' `Trainer`, batch 1, every sequence padded to `length`. Every step costs the same whatever
-    text is in it, so that a few of them stand for all.
+    Train a model's PEFT adapter the best plain way: batch 1, no padding, fused AdamW. Yields the loss of every step, a
+    tensor on the model's device, after the step is taken.
     """
-    times = _StepTimes()
-    with peft_adapter(model, config) as adapted, tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            folder,
-            max_steps=num_steps + 1,
-            per_device_train_batch_size=1,
-            learning_rate=update.config.learning_rate,
-            lr_scheduler_type=update.config.lr_scheduler_type,
-            weight_decay=0.0,
-            max_grad_norm=update.config.max_grad_norm,
-            bf16=False,  # the weights are already bf16
-            save_strategy="no",
-            logging_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            dataloader_pin_memory=False,
-        )
-        dataset = _PaddedSequences(update, length, pad_id)
-        trainer = Trainer(adapted, arguments, train_dataset=dataset, callbacks=[times])
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-    return [end - begin for begin, end in zip(times.ends, times.ends[1:], strict=False)]
+    adapted.train()
+    parameters = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=0.0, fused=True)
+    orders = training_order(update, 0)
+    for step, (place,) in enumerate(orders):
+        ids = torch.tensor([update.sequences[place].input_ids], device=adapted.device)
+        loss = adapted(input_ids=ids, labels=ids, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, update.config.max_grad_norm)
+        optimizer.param_groups[0]["lr"] = learning_rate(step, len(orders), update.config)
+        optimizer.step()
+        optimizer.zero_grad()
+        yield loss.detach()
 
 
 def peft_speed(model: PreTrainedModel, updates: Sequence[InnerUpdate], config: LoraConfig) -> Speed:
-    """
-    The best plain way: one PEFT adapter after another, batch 1, no padding, fused AdamW.
-
-    Making the adapters is not timed.
-    """
-    tokens, seconds = 0, 0.0
+    """One PEFT adapter after another (see [`peft_steps`]). Making the adapters is not timed."""
+    seconds = 0.0
     for update in updates:
         with peft_adapter(model, config) as adapted:
-            adapted.train()
-            parameters = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
-            optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=0.0, fused=True)
-            orders = training_order(update, 0)
             start = time.perf_counter()
-            for step, (place,) in enumerate(orders):
-                ids = torch.tensor([update.sequences[place].input_ids], device=model.device)
-                adapted(input_ids=ids, labels=ids, use_cache=False).loss.backward()
-                torch.nn.utils.clip_grad_norm_(parameters, update.config.max_grad_norm)
-                optimizer.param_groups[0]["lr"] = learning_rate(step, len(orders), update.config)
-                optimizer.step()
-                optimizer.zero_grad()
-                tokens += ids.numel()
+            for _ in peft_steps(adapted, update):
+                pass
             seconds += time.perf_counter() - start
-    return Speed(tokens, seconds)
+    return Speed(sum(map(num_tokens, updates)), seconds)
 
 
 @dataclass(frozen=True)

@@ -193,7 +193,8 @@ def test_full_steps_leave_out_the_first_and_the_tail(model):
 
 
 def test_reference_pads_every_sequence(model):
-    from ways import lora_config, reference_step_seconds
+    from reference_way import reference_step_seconds
+    from ways import lora_config
 
     seen = []
     model.register_forward_pre_hook(
