@@ -4,6 +4,7 @@
 #   make train      two rounds of SEAL on four passages; the same command continues an interrupted run
 #   make results    the larger run, whose tables are in RESULTS.md; continues as well
 #   make bench      measures the inner loop and the app, writes benchmarks/README.md
+#   make bench-gpu  checks and measures the CUDA path, without a download
 #   make test [JOBS=4]   lint, format and all tests; JOBS is the number of processes, about 1 GB each
 #   make lint       fixes and formats
 #   TORCH_INDEX=URL takes torch from another package index, such as that of the CPU builds, into a new $(VENV).
@@ -15,7 +16,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo app train results bench test lint
+.PHONY: demo app train results bench bench-gpu test lint
 
 demo: $(VENV)/.core
 	@$(BIN)/python -m trainers.demo $(if $(PASSAGE),--passage "$(PASSAGE)") $(if $(TITLE),--title "$(TITLE)") $(if $(QUESTION),--questions "$(QUESTION)")
@@ -32,6 +33,9 @@ results: $(VENV)/.core
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/bench.py
 	$(BIN)/python benchmarks/app_load.py
+
+bench-gpu: $(VENV)/.core
+	$(BIN)/python benchmarks/gpu.py
 
 test: $(VENV)/.test
 	$(BIN)/ruff check .
