@@ -125,6 +125,13 @@ def test_a_lost_device_ends_the_run(run, monkeypatch):
     )
 
 
+def test_a_difference_that_is_no_number_is_not_passed_over(checks):
+    right, wrong = torch.ones(3), torch.tensor([1.0, torch.nan, 1.0])
+    assert checks.worst([right, 1.5 * right], [right, right]) == pytest.approx(0.5)
+    for found in ([right, wrong], [wrong, right]):
+        assert checks.row("", checks.worst(found, [right, right]), 1.0)["verdict"] == "FAIL"
+
+
 def wrong_scale_in_bf16(checks):
     class Wrong(checks.PackedAttention):
         def __call__(self, query, key, value, scale, window):
