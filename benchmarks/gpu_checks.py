@@ -9,6 +9,7 @@ import math
 import random
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate
 
 import torch
 from gpu_models import Bench, Skipped, random_adapters, tokenizer
@@ -25,7 +26,7 @@ from seal_hf.generation.transformers_generation import TransformersGenerator
 from seal_hf.inner_loop.attention import PackedAttention
 from seal_hf.inner_loop.forward import TrainingForward
 from seal_hf.inner_loop.lora import LoraParameters, lora_hooks
-from seal_hf.inner_loop.packing import Batch, Block
+from seal_hf.inner_loop.packing import Batch, Block, PackedBatch
 from seal_hf.inner_loop.training import train
 from seal_hf.models.access import activation_dtype
 
@@ -162,11 +163,16 @@ def attention(bench: Bench) -> list[dict]:
 def grouped(bench: Bench) -> list[dict]:
     """The adapters' products in bf16, on CUDA grouped, against a plain product for each adapter in fp32."""
     hidden, intermediate, *_ = bench.sizes.shapes["0.5B"]
-    rows = []
+    numbers, rows = random.Random(0), []
+    # Three adapters with two sequences of 24 tokens, eight with one of 41, and five with one of 8.
+    batches = [
+        [[bench.sequence(numbers, length) for _ in range(num_sequences)] for _ in range(num_adapters)]
+        for num_adapters, num_sequences, length in ((3, 2, 24), (8, 1, 41), (5, 1, 8))
+    ]
+    batch = PackedBatch(batches, bench.device)
+    ends = list(accumulate(48 if k < 3 else 41 if k < 11 else 8 for k in range(16)))
     for in_features, out_features in ((hidden, hidden // 4), (hidden, intermediate), (intermediate, hidden)):
         layout = LoraLayout((LoraModule("proj", in_features, out_features),), 32, 64, ("proj",))
-        blocks = (Block(0, 3, 2, 24, 0), Block(3, 8, 1, 40, 144), Block(11, 5, 1, 8, 464))
-        ends = [end for block in blocks for end in _ends(block)]
         generator = torch.Generator(bench.device).manual_seed(0)
 
         def draw(*shape: int, generator: torch.Generator = generator) -> torch.Tensor:
@@ -178,7 +184,7 @@ def grouped(bench: Bench) -> list[dict]:
         lora_a.copy_(draw(*lora_a.shape) * in_features**-0.5)
         lora_b.copy_(draw(*lora_b.shape) * 32**-0.5)
         ours = [states.clone().requires_grad_(), base.clone().requires_grad_()]
-        hook = lora_hooks(parameters.by_module(blocks), blocks, layout.scaling)["proj"]
+        hook = lora_hooks(parameters.by_module(batch.blocks), batch.blocks, layout.scaling)["proj"]
         with OperationCounter() as counter:
             output = hook(None, (ours[0][None],), ours[1][None].clone())[0]
             (output * weights).sum().backward()
@@ -194,11 +200,6 @@ def grouped(bench: Bench) -> list[dict]:
         what = f"values and gradients, 16 adapters, {in_features} to {out_features}"
         rows.append(row(what, worst(found, expected), BF16, path))
     return rows
-
-
-def _ends(block: Block) -> list[int]:
-    size = block.num_sequences * block.length
-    return [block.start + size * (k + 1) for k in range(block.num_adapters)]
 
 
 def peft(bench: Bench) -> list[dict]:

@@ -154,7 +154,7 @@ def adapters_that_meet(checks):
 
 def wrong_scaling(checks):
     right = checks.lora_hooks
-    return {"lora_hooks": lambda loras, blocks, scaling: right(loras, blocks, 1.1 * scaling)}
+    return {"lora_hooks": lambda loras, batch, scaling: right(loras, batch, 1.1 * scaling)}
 
 
 def rows_that_begin_later(checks):
