@@ -172,7 +172,14 @@ class AdapterBank:
         layout = lora_layout(model, peft_config)
         if not seeds:
             raise ValueError("An adapter bank needs at least one seed; got none.")
-        return cls(model, layout, torch.stack([layout.initial_weights(seed) for seed in seeds]))
+        device = model.get_input_embeddings().weight.device
+        weights = torch.empty(len(seeds), layout.num_parameters, device=device)
+        for seed in set(seeds):  # drawn once and spread on the device: a vector takes a large model 0.2 s
+            drawn = layout.initial_weights(seed).to(device)
+            for own, other in zip(weights, seeds, strict=True):
+                if other == seed:
+                    own.copy_(drawn)
+        return cls(model, layout, weights)
 
     def __len__(self) -> int:
         return self.weights.shape[0]

@@ -6,7 +6,7 @@ from torch import nn
 from helpers.tiny_models import KINDS, VOCAB_SIZE, tiny_llama, tiny_model, tiny_policy_model
 from seal_hf.adapters.adapter import Adapter
 from seal_hf.adapters.bank import AdapterBank, StackedAdapters
-from seal_hf.adapters.layout import lora_layout
+from seal_hf.adapters.layout import LoraLayout, lora_layout
 
 
 def lora_config(**options) -> LoraConfig:
@@ -179,3 +179,12 @@ def test_adapters_of_different_layouts(options):
     adapters = [Adapter(layout, layout.initial_weights(0), "tests/tiny-llama") for layout in layouts]
     with pytest.raises(ValueError, match="have one layout, these 2 have 2"):
         StackedAdapters.of(model, adapters)
+
+
+def test_initial_weights_are_drawn_once_for_each_seed(monkeypatch):
+    drawn, own = [], LoraLayout.initial_weights
+    monkeypatch.setattr(LoraLayout, "initial_weights", lambda self, seed: drawn.append(seed) or own(self, seed))
+    bank = AdapterBank.initialize(tiny_llama(), lora_config(), [7, 3, 7, 7])
+    assert sorted(drawn) == [3, 7]
+    assert torch.equal(bank.weights, torch.stack([own(bank.layout, seed) for seed in (7, 3, 7, 7)]))
+    assert not torch.equal(bank.weights[0], bank.weights[1])
