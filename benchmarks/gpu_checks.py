@@ -124,6 +124,8 @@ def attention(bench: Bench) -> list[dict]:
         first = sum(block.num_adapters for block in blocks)
         blocks.append(Block(first, num_adapters, num_sequences, length, start))
         start = blocks[-1].tokens.stop
+    lengths = [block.length for block in blocks for _ in range(block.num_adapters * block.num_sequences)]
+    ends = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32).to(bench.device)
     rows = []
     for heads, key_heads, size, window in (
         (14, 2, 64, None),
@@ -143,12 +145,12 @@ def attention(bench: Bench) -> list[dict]:
         values = [torch.randn(shape, generator=generator, device=bench.device).bfloat16() for shape in shapes]
         found, names = {}, {}
         with torch.no_grad():  # once, so that the finding out of what the device has is not counted
-            PackedAttention(tuple(blocks))(*values[:3], scale=size**-0.5, window=window)
+            PackedAttention(tuple(blocks), ends)(*values[:3], scale=size**-0.5, window=window)
         for dtype in (torch.float32, torch.bfloat16):
             *states, weights = (value.to(dtype) for value in values)
             states = [state.requires_grad_() for state in states]
             with OperationCounter() as counter:
-                attended = PackedAttention(tuple(blocks))(*states, scale=size**-0.5, window=window)
+                attended = PackedAttention(tuple(blocks), ends)(*states, scale=size**-0.5, window=window)
             found[dtype] = [attended, *torch.autograd.grad((attended * weights).sum(), states)]
             names[dtype] = counter.counts
         kernel = "flash" if "_flash_attention_forward" in names[torch.bfloat16] else "by block"
@@ -184,7 +186,7 @@ def grouped(bench: Bench) -> list[dict]:
         lora_a.copy_(draw(*lora_a.shape) * in_features**-0.5)
         lora_b.copy_(draw(*lora_b.shape) * 32**-0.5)
         ours = [states.clone().requires_grad_(), base.clone().requires_grad_()]
-        hook = lora_hooks(parameters.by_module(batch.blocks), batch.blocks, layout.scaling)["proj"]
+        hook = lora_hooks(parameters.by_module(batch.blocks), batch, layout.scaling)["proj"]
         with OperationCounter() as counter:
             output = hook(None, (ours[0][None],), ours[1][None].clone())[0]
             (output * weights).sum().backward()

@@ -9,7 +9,6 @@ of any lengths does the whole batch, where torch has it for the model; it was no
 import logging
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -39,17 +38,18 @@ class PackedAttention:
     Parameters:
         blocks (`tuple[Block, ...]`):
             The blocks of the batch.
+        sequence_ends (`torch.Tensor` of shape `(S + 1,)`, int32):
+            Where its sequences end, after a 0.
 
     Attributes:
         windows (`set[int | None]`):
             The sliding windows of the layers that have called it.
     """
 
-    def __init__(self, blocks: tuple[Block, ...]):
+    def __init__(self, blocks: tuple[Block, ...], sequence_ends: torch.Tensor):
         self.blocks = blocks
+        self.sequence_ends, self.longest = sequence_ends, max(block.length for block in blocks)
         self.windows: set[int | None] = set()
-        self._longest = max(block.length for block in blocks)
-        self._ends: torch.Tensor | None = None
         self._biases: dict[tuple[int, int, int | None], torch.Tensor] = {}
 
     def __call__(
@@ -58,9 +58,7 @@ class PackedAttention:
         """Queries `(1, H, N, D)`, keys and values `(1, H_kv, N, D)`; returns `(1, N, H, D)`."""
         self.windows.add(window)
         if _takes_flash(query, key, value, window):
-            if self._ends is None:
-                self._ends = _sequence_ends(self.blocks, query.device)
-            return _flash_attention(query, key, value, self._ends, self._longest, scale, window)
+            return _flash_attention(query, key, value, self.sequence_ends, self.longest, scale, window)
         groups = query.shape[1] // key.shape[1]
         biases = [
             None if block.length >= _LONG else self._bias(block.length, groups, window, query) for block in self.blocks
@@ -261,12 +259,6 @@ def _has_flash(
         )
         return False
     return True
-
-
-def _sequence_ends(blocks: tuple[Block, ...], device: torch.device) -> torch.Tensor:
-    """Where each sequence ends, after a 0: `(S + 1,)`, int32."""
-    lengths = (block.length for block in blocks for _ in range(block.num_adapters * block.num_sequences))
-    return to_device(list(accumulate(lengths, initial=0)), device, torch.int32)
 
 
 def _packed_attention_forward(

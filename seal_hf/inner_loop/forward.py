@@ -29,8 +29,6 @@ logger = logging.getLogger(__name__)
 _BLOCK_COST, _PASS_COST = 24, 64
 # Tokens of one pass. With more, the activations outgrow the caches of a CPU; with fewer, a GPU has too little to do.
 _PASS_TOKENS = {"cpu": 1024, "cuda": 16384}
-# Padded lengths are multiples of 16 bytes in bf16, which grouped products ask for.
-_LENGTH_MULTIPLE = {"cpu": 1, "cuda": 8}
 
 
 class TrainingForward:
@@ -84,9 +82,9 @@ class TrainingForward:
         Returns:
             `torch.Tensor` of shape `(K,)`: the loss of each adapter, the mean over its labels.
         """
-        packed = PackedBatch(batches, self.device, _LENGTH_MULTIPLE.get(self.device.type, 1))
+        packed = PackedBatch(batches, self.device)
         loras = parameters.by_module(packed.blocks)
-        hooks = lora_hooks(loras, packed.blocks, self.layout.scaling)
+        hooks = lora_hooks(loras, packed, self.layout.scaling)
         with torch.enable_grad(), hooked(self.model, hooks):
             token_losses = self._losses(packed) * packed.shares
             # The adapters do not meet in any product, so the gradient of the sum is each adapter's own.
@@ -111,7 +109,7 @@ class TrainingForward:
 
     def _logits(self, packed: PackedBatch) -> torch.Tensor:
         if self.packs:
-            return self._packed_logits(packed, PackedAttention(packed.blocks))
+            return self._packed_logits(packed, PackedAttention(packed.blocks, packed.sequence_ends))
         return self.base(input_ids=packed.input_ids.view(-1, packed.blocks[0].length), use_cache=False).logits
 
     def _packed_logits(self, packed: PackedBatch, attention: PackedAttention) -> torch.Tensor:
@@ -147,7 +145,7 @@ class TrainingForward:
             for first, length in ((5, 12), (3, 9))
         ]
         packed = PackedBatch([[[sequence]] for sequence in sequences], self.device)
-        attention = PackedAttention(packed.blocks)
+        attention = PackedAttention(packed.blocks, packed.sequence_ends)
         try:
             logits = self._packed_logits(packed, attention)[0]
         except UnsupportedAttention as error:

@@ -7,7 +7,7 @@ documentation and were not run on a GPU.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..adapters.layout import LoraLayout, LoraStacks
-from .packing import Block
+from .packing import Block, PackedBatch
 
 
 class LoraParameters:
@@ -159,10 +159,9 @@ class _GroupedLora(torch.autograd.Function):
         anchor: torch.Tensor,
         base: torch.Tensor,
         lora: TrainedLora,
-        blocks: tuple[Block, ...],
+        ends: torch.Tensor,  # (K,)
         scaling: float,
     ) -> torch.Tensor:
-        ends = _ends(blocks, hidden.device)
         low_rank = F.grouped_mm(hidden, lora.lora_a.mT, offs=ends)  # (N, r)
         ctx.save_for_backward(hidden, low_rank, ends)
         ctx.lora, ctx.scaling = lora, scaling
@@ -197,22 +196,15 @@ def _of_block(states: torch.Tensor, block: Block) -> torch.Tensor:
     return states.as_strided((block.num_adapters, num_tokens, size), (num_tokens * size, size, 1), offset)
 
 
-@lru_cache(maxsize=8)  # one transfer to the device for all modules of a pass
-def _ends(blocks: tuple[Block, ...], device: torch.device) -> torch.Tensor:
-    """Where each adapter's tokens end, `(K,)`."""
-    counts = [block.num_sequences * block.length for block in blocks for _ in range(block.num_adapters)]
-    return torch.tensor(counts, device=device).cumsum(0, dtype=torch.int32)
-
-
 def _add_lora(
     lora: TrainedLora,
-    blocks: tuple[Block, ...],
+    packed: PackedBatch,
     scaling: float,
     module: nn.Module,
     args: tuple[torch.Tensor],
     output: torch.Tensor,  # (..., out)
 ) -> torch.Tensor:
-    hidden, num_tokens = args[0], sum(block.tokens.stop - block.tokens.start for block in blocks)
+    hidden, num_tokens = args[0], packed.num_tokens
     if hidden.numel() != num_tokens * hidden.shape[-1]:
         raise ValueError(
             f"An adapted module got an input of shape {tuple(hidden.shape)}, but the bank trains on {num_tokens} tokens; "
@@ -220,20 +212,23 @@ def _add_lora(
         )
     hidden = hidden.to(lora.lora_a.dtype).reshape(num_tokens, -1).contiguous()
     base = output.reshape(num_tokens, -1).contiguous()
-    product = _GroupedLora if _has_grouped_products(hidden, lora) else _PackedLora
-    return product.apply(hidden, lora.anchor, base, lora, blocks, scaling).view(output.shape)
+    if _has_grouped_products(hidden, lora):
+        result = _GroupedLora.apply(hidden, lora.anchor, base, lora, packed.adapter_ends, scaling)
+    else:
+        result = _PackedLora.apply(hidden, lora.anchor, base, lora, packed.blocks, scaling)
+    return result.view(output.shape)
 
 
-def lora_hooks(loras: Mapping[str, TrainedLora], blocks: tuple[Block, ...], scaling: float) -> dict[str, Callable]:
+def lora_hooks(loras: Mapping[str, TrainedLora], packed: PackedBatch, scaling: float) -> dict[str, Callable]:
     """
     What [`hooked`] needs to add trainable adapters to forward passes over a packed batch.
 
     Args:
         loras (`Mapping[str, TrainedLora]`):
             The adapters of each adapted module (see [`LoraParameters.by_module`]).
-        blocks (`tuple[Block, ...]`):
-            The blocks of the batch.
+        packed (`PackedBatch`):
+            The batch.
         scaling (`float`):
             LoRA's scaling.
     """
-    return {name: partial(_add_lora, lora, blocks, scaling) for name, lora in loras.items()}
+    return {name: partial(_add_lora, lora, packed, scaling) for name, lora in loras.items()}

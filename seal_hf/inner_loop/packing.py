@@ -9,8 +9,10 @@ the batch and one batched product.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
+from ..models import transfers
 from .update import TrainingSequence
 
 
@@ -127,21 +129,19 @@ def share_out(
 
 class PackedBatch:
     """
-    The sequences of some adapters, laid end to end.
+    The sequences of some adapters, laid end to end. All of it goes to the device in one transfer.
 
     Parameters:
         batches (`Sequence[Sequence[Sequence[TrainingSequence]]]`):
             For each block its adapters' sequences. Adapters are counted through in this order.
         device (`torch.device`):
             Where the tensors are made.
-        multiple (`int`, *optional*, defaults to `1`):
-            Padded lengths are multiples of it.
 
     Attributes:
         blocks (`tuple[Block, ...]`):
             Its blocks.
-        num_adapters (`int`):
-            K, the adapters of all blocks.
+        num_adapters, num_tokens (`int`):
+            K and N, the adapters and the tokens of all blocks, padding included.
         input_ids, position_ids (`torch.Tensor` of shape `(N,)`):
             Token ids, 0 where there is padding, and positions within the own sequence.
         positions (`torch.Tensor` of shape `(M,)`):
@@ -152,31 +152,50 @@ class PackedBatch:
             The adapter of each label.
         shares (`torch.Tensor` of shape `(M,)`):
             Weight of each label in its adapter's loss, which is the mean over its labels.
+        adapter_ends (`torch.Tensor` of shape `(K,)`, int32):
+            Where the tokens of each adapter end, padding included.
+        sequence_ends (`torch.Tensor` of shape `(S + 1,)`, int32):
+            Where each sequence ends, padding included, after a 0.
     """
 
-    def __init__(self, batches: Sequence[Sequence[Batch]], device: torch.device, multiple: int = 1):
-        blocks, ids, position_ids, positions, owners, counts = [], [], [], [], [], []
+    def __init__(self, batches: Sequence[Sequence[Batch]], device: torch.device):
+        blocks, placed, counts, num_tokens = [], [], [], 0
         for block_batches in batches:
             num_sequences = max(len(batch) for batch in block_batches)
-            longest = max(len(sequence.input_ids) for batch in block_batches for sequence in batch)
-            length = -(-longest // multiple) * multiple
-            blocks.append(Block(len(counts), len(block_batches), num_sequences, length, len(ids)))
+            length = max(len(sequence.input_ids) for batch in block_batches for sequence in batch)
+            blocks.append(Block(len(counts), len(block_batches), num_sequences, length, num_tokens))
             for batch in block_batches:
-                for sequence in batch:
-                    start, end = len(ids), len(ids) + len(sequence.input_ids)
-                    ids += sequence.input_ids
-                    ids += [0] * (start + length - end)
-                    # The token at t is predicted at t - 1.
-                    positions += range(start + sequence.first_label - 1, end - 1)
-                    owners += [len(counts)] * (end - start - sequence.first_label)
-                ids += [0] * ((num_sequences - len(batch)) * length)
+                placed += [(sequence, num_tokens + length * place) for place, sequence in enumerate(batch)]
                 counts.append(sum(len(sequence.input_ids) - sequence.first_label for sequence in batch))
-            position_ids += list(range(length)) * (num_sequences * len(block_batches))
-        self.blocks = tuple(blocks)
-        self.num_adapters = len(counts)
-        self.input_ids = torch.tensor(ids, device=device)
-        self.position_ids = torch.tensor(position_ids, device=device)
-        self.positions = torch.tensor(positions, device=device)
-        self.labels = self.input_ids[self.positions + 1]
-        self.owners = torch.tensor(owners, device=device)
-        self.shares = (1.0 / torch.tensor(counts, device=device))[self.owners]
+                num_tokens += num_sequences * length
+        input_ids = np.zeros(num_tokens, dtype=np.int64)
+        for sequence, start in placed:
+            input_ids[start : start + len(sequence.input_ids)] = sequence.input_ids
+        # The token at t is predicted at t - 1.
+        positions = np.concatenate(
+            [
+                np.arange(start + sequence.first_label - 1, start + len(sequence.input_ids) - 1)
+                for sequence, start in placed
+            ]
+        )
+        lengths = np.array([block.length for block in blocks])
+        numbers = np.array([block.num_adapters * block.num_sequences for block in blocks])  # of sequences
+        sequence_ends = np.concatenate([[0], np.repeat(lengths, numbers).cumsum()])
+        tokens = np.repeat(
+            [block.num_sequences * block.length for block in blocks], [block.num_adapters for block in blocks]
+        )
+        parts = [
+            input_ids,
+            np.concatenate([np.tile(np.arange(block.length), n) for block, n in zip(blocks, numbers, strict=True)]),
+            positions,
+            input_ids[positions + 1],
+            np.repeat(np.arange(len(counts)), counts),
+            counts,
+            tokens.cumsum(),
+            sequence_ends,
+        ]
+        self.blocks, self.num_adapters, self.num_tokens = tuple(blocks), len(counts), num_tokens
+        on_device = transfers.to_device(np.concatenate(parts), device).split([len(part) for part in parts])
+        self.input_ids, self.position_ids, self.positions, self.labels, self.owners, label_counts = on_device[:6]
+        self.shares = (1.0 / label_counts)[self.owners]
+        self.adapter_ends, self.sequence_ends = (ends.int() for ends in on_device[6:])

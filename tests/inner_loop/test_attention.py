@@ -19,6 +19,7 @@ from seal_hf.inner_loop.packing import Block
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 BLOCKS = (Block(0, 2, 2, 7, 0), Block(2, 3, 1, 5, 28))
 LENGTHS = [7] * 4 + [5] * 3
+ENDS = torch.tensor([0, 7, 14, 21, 28, 33, 38, 43], dtype=torch.int32)
 
 
 def random_states(heads: int, num_kv: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
@@ -71,7 +72,7 @@ def test_block_attention(monkeypatch, heads, long, window):
     if long:
         monkeypatch.setattr(packed_attention, "_LONG", 6)  # the second block stays short
     states = random_states(*heads)
-    attended, *grads = with_gradients(PackedAttention(BLOCKS), states, window)
+    attended, *grads = with_gradients(PackedAttention(BLOCKS, ENDS), states, window)
     expected, *expected_grads = with_gradients(one_after_another, states, window)
     torch.testing.assert_close(attended, expected)
     for grad, other in zip(grads, expected_grads, strict=True):
@@ -89,7 +90,7 @@ def test_long_sequences_are_kept_from_cudnn(monkeypatch):
     monkeypatch.setattr(F, "scaled_dot_product_attention", kernel)
     monkeypatch.setattr(packed_attention, "_LONG", 6)
     before = cudnn_sdp_enabled()
-    PackedAttention(BLOCKS)(*random_states(4, 2), scale=0.3, window=None)
+    PackedAttention(BLOCKS, ENDS)(*random_states(4, 2), scale=0.3, window=None)
     assert before and enabled == [False]
     assert cudnn_sdp_enabled()
 
@@ -98,11 +99,11 @@ def test_long_sequences_are_kept_from_cudnn(monkeypatch):
 @pytest.mark.parametrize("heads", [(4, 2), (3, 3), (4, 1)])
 def test_flash_attention_equals_that_by_block(flash, heads, window):
     states = random_states(*heads)
-    found = with_gradients(PackedAttention(BLOCKS), states, window)
+    found = with_gradients(PackedAttention(BLOCKS, ENDS), states, window)
     assert len(flash) == 2  # forward and backward
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packed_attention, "_takes_flash", lambda *args: False)
-        expected = with_gradients(PackedAttention(BLOCKS), states, window)
+        expected = with_gradients(PackedAttention(BLOCKS, ENDS), states, window)
     assert len(flash) == 2
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
@@ -111,24 +112,20 @@ def test_flash_attention_equals_that_by_block(flash, heads, window):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_flash_attention_in_half_precision(flash, dtype):
     states = random_states(4, 2, dtype)
-    found = with_gradients(PackedAttention(BLOCKS), states, 3)
+    found = with_gradients(PackedAttention(BLOCKS, ENDS), states, 3)
     assert all(part.dtype == dtype for part in found)
     wide = [rows.detach().float().requires_grad_() for rows in states]
-    for one, other in zip(found, with_gradients(PackedAttention(BLOCKS), wide, 3), strict=True):
+    for one, other in zip(found, with_gradients(PackedAttention(BLOCKS, ENDS), wide, 3), strict=True):
         torch.testing.assert_close(one.float(), other, rtol=0.02, atol=0.05)
 
 
-def test_flash_attention_is_given_views_and_the_ends_once(flash, monkeypatch):
-    transfers = []
-    to_device = packed_attention.to_device
-    monkeypatch.setattr(packed_attention, "to_device", lambda *args: transfers.append(args) or to_device(*args))
-    states, attention = random_states(4, 2), PackedAttention(BLOCKS)
-    for _ in range(3):  # layers
-        attention(*states, scale=0.3, window=None)
-    assert transfers == [([0, 7, 14, 21, 28, 33, 38, 43], CPU, torch.int32)]
+def test_flash_attention_is_given_views_and_the_ends(flash):
+    states, attention = random_states(4, 2), PackedAttention(BLOCKS, ENDS)
+    attention(*states, scale=0.3, window=None)
     for call in flash:
         given = [call["query"], call["key"], call["value"]]
         assert [rows.data_ptr() for rows in given] == [rows.data_ptr() for rows in states]
+        assert call["cum_seq_q"] is ENDS or call["cum_seq_q"].data_ptr() == ENDS.data_ptr()
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral"])
@@ -141,7 +138,7 @@ def test_a_model_gives_the_same_by_flash_attention(flash, kind):
     def logits() -> torch.Tensor:
         with torch.no_grad(), attention_set(model, packed_attention.PACKED_ATTENTION):
             return model(
-                input_ids=ids, position_ids=positions, use_cache=False, packed_attention=PackedAttention(BLOCKS)
+                input_ids=ids, position_ids=positions, use_cache=False, packed_attention=PackedAttention(BLOCKS, ENDS)
             ).logits
 
     found = logits()
@@ -159,16 +156,15 @@ def fake_states(dtype=torch.bfloat16, dim=64, value_dtype=None) -> list[torch.Te
     ]
 
 
+def fake_ends() -> torch.Tensor:
+    return torch.empty(len(ENDS), dtype=torch.int32, device=CUDA)
+
+
 @pytest.fixture
 def ampere(monkeypatch):
     """Fake tensors on an Ampere GPU whose flash attention works."""
     asked = []
     monkeypatch.setattr(packed_attention, "_has_flash", lambda *key: asked.append(key) or True)
-    monkeypatch.setattr(
-        packed_attention,
-        "to_device",
-        lambda values, device, dtype: torch.empty(len(values), dtype=dtype, device=device),
-    )
     with FakeTensorMode():
         yield asked
 
@@ -177,7 +173,7 @@ def ampere(monkeypatch):
 def test_flash_attention_is_one_operator_on_cuda(ampere, window):
     states = fake_states()
     with torch.no_grad(), Operators() as operators:
-        attended = PackedAttention(BLOCKS)(*states, scale=0.125, window=window)
+        attended = PackedAttention(BLOCKS, fake_ends())(*states, scale=0.125, window=window)
     assert (attended.shape, attended.dtype, attended.device) == ((1, 43, 8, 64), torch.bfloat16, CUDA)
     assert attended.is_contiguous()
     computing = [func for func in operators.called if not func.is_view and "prim" not in str(func)]

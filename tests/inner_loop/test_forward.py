@@ -149,11 +149,13 @@ def test_second_block_of_a_packed_batch_begins_where_the_first_ends():
     assert packed.position_ids.tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 0, 1, 2]
 
 
-def test_padded_lengths_are_multiples():
-    packed = PackedBatch([[[sequence(5)]], [[sequence(8)]]], CPU, multiple=4)
-    assert [block.length for block in packed.blocks] == [8, 8]
-    assert packed.position_ids.tolist() == [*range(8), *range(8)]
-    assert packed.positions.tolist() == [0, 1, 2, 3, 8, 9, 10, 11, 12, 13, 14]
+def test_ends_are_those_of_adapters_and_of_sequences():
+    batches = [[[sequence(5)]], [[sequence(2), sequence(3)], [sequence(3)]], [[sequence(4)]]]
+    packed = PackedBatch(batches, CPU)
+    assert packed.num_tokens == 21 and packed.num_adapters == 4
+    assert packed.adapter_ends.tolist() == [5, 11, 17, 21]  # with what the second is filled up with
+    assert packed.sequence_ends.tolist() == [0, 5, 8, 11, 14, 17, 21]
+    assert packed.adapter_ends.dtype == packed.sequence_ends.dtype == torch.int32
 
 
 @pytest.mark.parametrize("kind", KINDS)
