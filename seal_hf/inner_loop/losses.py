@@ -17,6 +17,7 @@ from ..models.memory import free_memory
 # CPU until the logits outgrow its caches, on CUDA until a chunk has some hundred labels, as a GPU does some hundred
 # operations for each byte that it reads.
 _LOGITS, _CUDA_LOGITS = 2**23, 2**27
+_CUDA_LABELS = 4096  # more gain nothing, however small the vocabulary
 # Most that they take on CUDA of the memory that is free, which is there for activations above all. Held of each logit are
 # itself, in half precision or fp32, and two fp32 numbers, 10 or 12 bytes: 2**27 logits take 1.25 GiB in bf16.
 _MEMORY_SHARE = 1 / 16
@@ -88,7 +89,7 @@ def chunk_size(head: nn.Linear) -> int:
     if device.type == "cuda":
         bytes_per_logit = head.weight.element_size() + 2 * torch.float32.itemsize
         fitting = int(free_memory(device) * _MEMORY_SHARE) // bytes_per_logit
-        num_logits = max(_LOGITS, min(fitting, _CUDA_LOGITS))
+        num_logits = max(_LOGITS, min(fitting, _CUDA_LOGITS, _CUDA_LABELS * head.out_features))
     return max(1, num_logits // head.out_features)
 
 

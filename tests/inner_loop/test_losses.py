@@ -72,7 +72,8 @@ def test_chunks_on_the_cpu():
     ("free_memory", "vocabulary", "dtype", "expected"),
     [
         (70 * GIB, 151936, torch.bfloat16, 883),  # 2**27 logits
-        (70 * GIB, 32000, torch.float16, 4194),
+        (70 * GIB, 49152, torch.float16, 2730),
+        (70 * GIB, 32000, torch.float16, 4096),  # labels
         (8 * GIB, 151936, torch.bfloat16, 353),  # half a GiB, 10 bytes each
         (8 * GIB, 151936, torch.float32, 294),  # 12 bytes each
         (0, 151936, torch.bfloat16, 55),  # as on the CPU
