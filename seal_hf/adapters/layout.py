@@ -201,10 +201,11 @@ def _peft_key(module_name: str, letter: str) -> str:
 
 class LoraStacks:
     """
-    The matrices of K adapters as batched products read them: for each module those of all adapters next to each other.
+    The matrices of K adapters as batched products read them.
 
-    In weight vectors, as the optimizer wants them, the matrices of one module lie far apart, and a batched product first
-    copies each of them: on a CPU that takes as long as the product.
+    On a CPU those of one module are next to each other: in weight vectors, as the optimizer wants them, they lie far apart,
+    and a batched product first copies each of them, which takes as long as the product. A GPU reads them where they are,
+    so there each adapter's matrices stay in the order of its weight vector, and it is written and read in one piece.
 
     Parameters:
         layout (`LoraLayout`):
@@ -213,24 +214,22 @@ class LoraStacks:
             K.
         dtype, device:
             Dtype and device of the matrices, which are not initialized.
+
+    Attributes:
+        vectors (`torch.Tensor` of shape `(K, num_parameters)`, *optional*):
+            The weight vectors that the matrices are views of; `None` on a CPU.
     """
 
     def __init__(self, layout: LoraLayout, num_adapters: int, dtype: torch.dtype, device: torch.device):
-        self.layout, self.dtype, self.device = layout, dtype, device
-        self._take(num_adapters)
-
-    def _take(self, num_adapters: int) -> None:
-        self.num_adapters = num_adapters
-        self._segments = [
-            torch.empty(len(segment.names), num_adapters, *segment.shape, dtype=self.dtype, device=self.device)
-            for segment in self.layout.segments
-        ]
-
-    def make_room(self, num_adapters: int) -> None:
-        """Take more memory, not initialized, where there is too little for so many adapters."""
-        if num_adapters > self.num_adapters:
-            self._segments.clear()  # given back first
-            self._take(num_adapters)
+        self.layout, self.num_adapters, self.vectors = layout, num_adapters, None
+        if _reads_vectors(device):
+            self.vectors = torch.empty(num_adapters, layout.num_parameters, dtype=dtype, device=device)
+            self._segments = [part.transpose(0, 1) for part in layout.split(self.vectors)]
+        else:
+            self._segments = [
+                torch.empty(len(segment.names), num_adapters, *segment.shape, dtype=dtype, device=device)
+                for segment in layout.segments
+            ]
 
     @classmethod
     def of(
@@ -238,10 +237,18 @@ class LoraStacks:
     ) -> "LoraStacks":
         """The adapters of these weight vectors, each of shape `(num_parameters,)` and on any device."""
         stacks = cls(layout, len(weights), dtype, device)
-        for adapter, vector in enumerate(weights):
-            for part, own in zip(stacks.segments_of(adapter), layout.split(vector.to(device)), strict=True):
-                part.copy_(own)
+        stacks.write(weights)
         return stacks
+
+    def write(self, weights: Sequence[torch.Tensor]) -> None:
+        """Set the first adapters to these weight vectors, each of shape `(num_parameters,)` and on any device."""
+        if self.vectors is None:
+            targets = [segment for adapter in range(len(weights)) for segment in self.segments_of(adapter)]
+            sources = [segment for vector in weights for segment in self.layout.split(vector)]
+        else:
+            targets, sources = list(self.vectors[: len(weights)]), list(weights)
+        if targets:
+            torch._foreach_copy_(targets, sources)  # on a GPU one launch for all of one dtype
 
     def segments_of(self, adapter: int) -> list[torch.Tensor]:
         """Views of one adapter's matrices, by segment, in the shapes of [`LoraLayout.split`]."""
@@ -265,6 +272,10 @@ class LoraStacks:
         """
         chosen = [segment[:, adapters] for segment in self._segments]
         return self.layout.by_module([(segment.mT if transposed else segment).unbind() for segment in chosen])
+
+
+def _reads_vectors(device: torch.device) -> bool:
+    return device.type != "cpu"
 
 
 def lora_layout(model: nn.Module, config: LoraConfig, trained: bool = False) -> LoraLayout:

@@ -69,21 +69,23 @@ class TrainingForward:
             batches, cut_into_blocks(batches, _BLOCK_COST), _PASS_TOKENS.get(self.device.type, _PASS_TOKENS["cuda"])
         )
 
-    def backward(self, parameters: LoraParameters, batches: Sequence[Sequence[Batch]]) -> torch.Tensor:
+    def backward(self, parameters: LoraParameters, batches: Sequence[Sequence[Batch]], first: int = 0) -> torch.Tensor:
         """
         One forward and backward pass, which writes the gradients of the matrices.
 
         Args:
             parameters (`LoraParameters`):
-                The matrices of the adapters in this pass, in the order of their batches.
+                The matrices of the adapters, in the order of their batches.
             batches (`Sequence[Sequence[Sequence[TrainingSequence]]]`):
                 For each block its adapters' sequences.
+            first (`int`, *optional*, defaults to `0`):
+                Place of the first of these adapters among the parameters.
 
         Returns:
             `torch.Tensor` of shape `(K,)`: the loss of each adapter, the mean over its labels.
         """
         packed = PackedBatch(batches, self.device)
-        loras = parameters.by_module(packed.blocks)
+        loras = parameters.by_module(packed.blocks, first)
         hooks = lora_hooks(loras, packed, self.layout.scaling)
         with torch.enable_grad(), hooked(self.model, hooks):
             token_losses = self._losses(packed) * packed.shares

@@ -20,14 +20,14 @@ from .packing import Block, PackedBatch
 
 class LoraParameters:
     """
-    The weights of one pass's adapters in the dtype of the activations, and their gradients.
+    The weights of one step's adapters in the dtype of the activations, and their gradients.
 
     Parameters:
         layout (`LoraLayout`):
             The adapted modules.
         dtype, device:
             Dtype and device of the activations.
-        num_adapters (`int`, *optional*, defaults to `0`):
+        num_adapters (`int`):
             How many there is room for.
 
     Attributes:
@@ -35,29 +35,26 @@ class LoraParameters:
             The weights, and their gradients after a backward pass.
     """
 
-    def __init__(self, layout: LoraLayout, dtype: torch.dtype, device: torch.device, num_adapters: int = 0):
+    def __init__(self, layout: LoraLayout, dtype: torch.dtype, device: torch.device, num_adapters: int):
         self.weights = LoraStacks(layout, num_adapters, dtype, device)
         self.grads = LoraStacks(layout, num_adapters, dtype, device)
         # For autograd the adapters' products depend on it, so that it calls their backward pass.
         self.anchor = torch.zeros((), dtype=dtype, device=device, requires_grad=True)
 
-    def make_room(self, num_adapters: int) -> None:
-        """Take more memory where there is too little for so many adapters; what is in it is lost then."""
-        self.weights.make_room(num_adapters)
-        self.grads.make_room(num_adapters)
-
-    def by_module(self, blocks: tuple[Block, ...]) -> "dict[str, TrainedLora]":
-        """The adapters of the blocks by module; no gradients are written yet."""
-        whole = slice(sum(block.num_adapters for block in blocks))
+    def by_module(self, blocks: tuple[Block, ...], first: int = 0) -> "dict[str, TrainedLora]":
+        """The adapters of the blocks by module, of which the first one is at place `first`; no gradients are written yet."""
+        whole = slice(first, first + sum(block.num_adapters for block in blocks))
         weights, grads = self.weights.matrices(whole), self.grads.matrices(whole)
-        parts = [
-            (
-                self.weights.matrices(block.adapters),
-                self.weights.matrices(block.adapters, transposed=True),
-                self.grads.matrices(block.adapters),
+        parts = []
+        for block in blocks:
+            own = slice(first + block.adapters.start, first + block.adapters.stop)
+            parts.append(
+                (
+                    self.weights.matrices(own),
+                    self.weights.matrices(own, transposed=True),
+                    self.grads.matrices(own),
+                )
             )
-            for block in blocks
-        ]
         return {
             name: TrainedLora(
                 *weights[name], *grads[name], [BlockLora(*(part[name] for part in own)) for own in parts], self.anchor

@@ -12,7 +12,6 @@ frozen model is read once for all of them (see [`seal_hf.inner_loop.forward`]). 
 """
 
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,11 +22,11 @@ import torch
 from torch import nn
 
 from ..adapters.bank import AdapterBank
-from ..adapters.layout import LoraLayout
 from ..models.access import activation_dtype, evaluating, is_packed_for_inference
 from .forward import TrainingForward
 from .lora import LoraParameters
 from .norm import frozen_norms
+from .optimizer import BankOptimizer, StepSize
 from .update import InnerUpdate, learning_rate, training_order
 
 
@@ -122,16 +121,12 @@ def train(
         )
     orders = [training_order(update, order_seed) for update in updates]
     results = [InnerResult() for _ in updates]
-    gradient = torch.empty_like(bank.weights[0])
-    optimizers = [
-        _AdapterOptimizer(weights, update, bank.layout, gradient)
-        for weights, update in zip(bank.weights, updates, strict=True)
-    ]
     num_steps = max(update.num_steps for update in updates)
     start = time.perf_counter()
     with _frozen(bank.model), frozen_norms(bank.model):
+        parameters = LoraParameters(bank.layout, activation_dtype(bank.model), bank.weights.device, len(bank))
+        optimizer = BankOptimizer(bank.weights, parameters.grads)
         forward = TrainingForward(bank.model, bank.layout)
-        parameters = LoraParameters(bank.layout, activation_dtype(bank.model), bank.weights.device)
         for step in range(num_steps):
             batches = {
                 adapter: [update.sequences[i] for i in orders[adapter][step]]
@@ -144,82 +139,39 @@ def train(
                 break
             if not batches:
                 break
-            losses = {}
-            for blocks in forward.cut(batches):
-                order = [adapter for adapters in blocks for adapter in adapters]
-                parameters.make_room(len(order))
-                for number, adapter in enumerate(order):
-                    _copy(optimizers[adapter].weights, parameters.weights.segments_of(number))
-                found = forward.backward(
-                    parameters, [[batches[adapter] for adapter in adapters] for adapters in blocks]
-                )
-                losses |= zip(order, found.tolist(), strict=True)
-                for number, adapter in enumerate(order):
-                    update, result = updates[adapter], results[adapter]
-                    if optimizers[adapter].step(parameters.grads.segments_of(number), losses[adapter]):
-                        result.losses.append(losses[adapter])
-                        result.num_tokens += sum(len(sequence.input_ids) for sequence in batches[adapter])
-                    else:
-                        result.stopped = "non-finite"
-                        logger.warning(
-                            "Adapter %d was stopped at step %d of %d: its loss or gradient is not finite (learning rate "
-                            "%g). Its last finite weights are kept.",
-                            adapter,
-                            step + 1,
-                            update.num_steps,
-                            update.config.learning_rate,
-                        )
+            passes = forward.cut(batches)
+            order = [adapter for blocks in passes for adapters in blocks for adapter in adapters]
+            parameters.weights.write([bank.weights[adapter] for adapter in order])
+            found: list[torch.Tensor] = []
+            for blocks in passes:
+                own = [[batches[adapter] for adapter in adapters] for adapters in blocks]
+                found.append(forward.backward(parameters, own, first=sum(map(len, found))))
+            sizes = [_step_size(updates[adapter], step) for adapter in order]
+            values, finite = optimizer.step(order, sizes, torch.cat(found))
+            losses = dict(zip(order, values, strict=True))
+            for adapter, took_part in zip(order, finite, strict=True):
+                update, result = updates[adapter], results[adapter]
+                if took_part:
+                    result.losses.append(losses[adapter])
+                    result.num_tokens += sum(len(sequence.input_ids) for sequence in batches[adapter])
+                else:
+                    result.stopped = "non-finite"
+                    logger.warning(
+                        "Adapter %d was stopped at step %d of %d: its loss or gradient is not finite (learning rate %g). "
+                        "Its last finite weights are kept.",
+                        adapter,
+                        step + 1,
+                        update.num_steps,
+                        update.config.learning_rate,
+                    )
             if on_step is not None:
                 num_tokens = sum(result.num_tokens for result in results)
                 on_step(InnerStep(step + 1, num_steps, losses, num_tokens, time.perf_counter() - start))
     return results
 
 
-def _copy(sources: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> None:
-    for source, target in zip(sources, targets, strict=True):
-        target.copy_(source)
-
-
-class _AdapterOptimizer:
-    """
-    AdamW of one adapter, with its own schedule and clipping.
-
-    Parameters:
-        weights (`torch.Tensor` of shape `(num_parameters,)`, fp32):
-            Its weights, changed in place.
-        update ([`InnerUpdate`]):
-            Its schedule.
-        layout (`LoraLayout`):
-            Where the matrices lie in the weights.
-        gradient (`torch.Tensor` of shape `(num_parameters,)`, fp32):
-            Memory for its gradient, shared by all adapters of a bank.
-
-    Attributes:
-        weights (`list[torch.Tensor]`):
-            The weights by segment (see [`LoraLayout.split`]).
-    """
-
-    def __init__(self, weights: torch.Tensor, update: InnerUpdate, layout: LoraLayout, gradient: torch.Tensor):
-        self.update, self.num_steps = update, 0
-        self.weights, self.grad, self.grad_segments = layout.split(weights), gradient, layout.split(gradient)
-        self.parameter = nn.Parameter(weights)
-        self.optimizer = torch.optim.AdamW([self.parameter], lr=0.0, weight_decay=0.0, fused=True)
-
-    def step(self, grads: Sequence[torch.Tensor], loss: float) -> bool:
-        """Take a step along a gradient, given by segment; no step, and `False`, where it or the loss is not finite."""
-        config = self.update.config
-        _copy(grads, self.grad_segments)
-        norm = torch.linalg.vector_norm(self.grad).item()
-        if not (math.isfinite(norm) and math.isfinite(loss)):
-            return False
-        if config.max_grad_norm and norm > config.max_grad_norm:
-            self.grad.mul_(config.max_grad_norm / (norm + 1e-6))
-        self.parameter.grad = self.grad
-        self.optimizer.param_groups[0]["lr"] = learning_rate(self.num_steps, self.update.num_steps, config)
-        self.optimizer.step()
-        self.parameter.grad = None
-        self.num_steps += 1
-        return True
+def _step_size(update: InnerUpdate, step: int) -> StepSize:
+    return StepSize(learning_rate(step, update.num_steps, update.config), update.config.max_grad_norm)
 
 
 @contextmanager

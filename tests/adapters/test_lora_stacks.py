@@ -31,6 +31,21 @@ def test_matrices_are_those_of_the_vectors(layout, weights):
                 assert torch.equal(matrix, other)
 
 
+def test_a_gpu_reads_the_matrices_where_they_are_in_the_vectors(monkeypatch, layout, weights):
+    by_module = LoraStacks.of(layout, weights, torch.float32, CPU)
+    monkeypatch.setattr("seal_hf.adapters.layout._reads_vectors", lambda device: True)
+    stacks = LoraStacks(layout, 7, torch.float32, CPU)
+    stacks.write(weights)
+    assert by_module.vectors is None and torch.equal(stacks.vectors[:5], weights)
+    for chosen in (slice(5), slice(1, 4), torch.tensor([4, 0])):
+        for name, matrices in stacks.matrices(chosen).items():
+            for matrix, other in zip(matrices, by_module.matrices(chosen)[name], strict=True):
+                assert torch.equal(matrix, other)
+    lora_a, _ = stacks.matrices(slice(1, 4))[layout.modules[-1].name]
+    lora_a.zero_()  # a view
+    assert stacks.vectors[1].count_nonzero() == stacks.vectors[0].count_nonzero() - lora_a[0].numel()
+
+
 def test_matrices_of_neighbours_are_views_that_a_batched_product_reads_as_they_are(layout, weights):
     stacks = LoraStacks.of(layout, weights, torch.bfloat16, CPU)
     for name, (lora_a, lora_b) in stacks.matrices(slice(1, 4)).items():
@@ -58,13 +73,3 @@ def test_all_of_a_vector_is_in_one_segment_each(layout):
         == len(layout.segments)
         < len(layout.modules)
     )
-
-
-def test_room_only_grows(layout):
-    stacks = LoraStacks(layout, 3, torch.float32, CPU)
-    before = stacks.segments_of(0)[0].data_ptr()
-    stacks.make_room(2)
-    assert stacks.num_adapters == 3 and stacks.segments_of(0)[0].data_ptr() == before
-    stacks.make_room(6)
-    assert stacks.num_adapters == 6
-    assert all(lora_a.shape[0] == lora_b.shape[0] == 6 for lora_a, lora_b in stacks.matrices().values())

@@ -139,6 +139,19 @@ def test_divergent_adapter_stops_alone(caplog, poison, options):
         assert results[k].losses == pytest.approx(results_of_others[other].losses, abs=1e-5)
 
 
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_adapters_that_take_their_step_together_stop_alone_too(monkeypatch, rows):
+    """As on a GPU, where one that is not finite is left out of a group."""
+    expected, results, _, _ = _train_with_divergent(_inject_nan)
+    monkeypatch.setattr("seal_hf.adapters.layout._reads_vectors", lambda device: True)
+    monkeypatch.setattr("seal_hf.inner_loop.optimizer._GRADIENT_VALUES", rows * expected.layout.num_parameters)
+    bank, together, _, _ = _train_with_divergent(_inject_nan)
+    assert [result.stopped for result in together] == [None, "non-finite", None]
+    torch.testing.assert_close(bank.weights, expected.weights, rtol=0, atol=1e-5, equal_nan=True)
+    for one, other in zip(results, together, strict=True):
+        assert one.losses == pytest.approx(other.losses, abs=1e-5) and one.num_tokens == other.num_tokens
+
+
 def test_weights_stay_finite_at_the_greatest_learning_rate():
     update = random_update(1, 2, num_train_epochs=1, batch_size=2, learning_rate=1e30)
     bank = AdapterBank.initialize(tiny_llama(), lora_config(), seeds=[0])
