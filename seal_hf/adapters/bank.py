@@ -16,6 +16,7 @@ from peft import LoraConfig
 from torch import nn
 
 from ..models.access import activation_dtype, hooked, keep_trainable
+from ..models.transfers import to_device
 from .adapter import Adapter
 from .layout import LoraLayout, LoraStacks, lora_layout
 
@@ -46,11 +47,13 @@ class AdapterRows:
         grid = [rows + rows[:1] * (width - len(rows)) for rows in ordered]
         self.in_order = [row for line in grid for row in line] == list(range(self.num_rows))
         if not self.in_order:
-            self.grid = torch.tensor(grid, dtype=torch.long, device=device)  # (K, G)
             place = {row: line * width + i for line, rows in enumerate(ordered) for i, row in enumerate(rows)}
-            self.place = torch.tensor([place.get(row, 0) for row in range(self.num_rows)], device=device)  # (R,)
-            adapted = torch.tensor([row in place for row in range(self.num_rows)], device=device)
-            self.adapted = None if len(place) == self.num_rows else adapted[:, None, None]  # (R, 1, 1)
+            places = [place.get(row, 0) for row in range(self.num_rows)]
+            adapted = [row in place for row in range(self.num_rows)]
+            numbers = to_device([row for line in grid for row in line] + places + adapted, device)
+            grid, self.place, adapted = numbers.split([len(lines) * width, self.num_rows, self.num_rows])
+            self.grid = grid.view(len(lines), width)  # (K, G)
+            self.adapted = None if len(place) == self.num_rows else adapted.bool()[:, None, None]  # (R, 1, 1)
 
 
 def _add_lora(
@@ -130,7 +133,7 @@ class StackedAdapters:
         if used and used[-1] - used[0] < len(used):  # neighbours, of which no copy is needed
             chosen = slice(used[0], used[-1] + 1)
         else:
-            chosen = torch.tensor(used, dtype=torch.long, device=self.device)
+            chosen = to_device(used, self.device)
         hooks = {
             name: partial(_add_lora, matrices, rows, self.scaling)
             for name, matrices in self._stacks.matrices(chosen).items()
