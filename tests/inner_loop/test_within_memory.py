@@ -49,8 +49,8 @@ def memory_for(monkeypatch):
             passes.clear()
             return initialize(*args)
 
-        def fail(self, parameters, batches):
-            losses = backward(self, parameters, batches)
+        def fail(self, parameters, batches, **options):
+            losses = backward(self, parameters, batches, **options)
             passes.append(losses)
             if len(passes) > first and len(losses) > number:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB.\nSee the manual.")
