@@ -16,6 +16,7 @@ from torch import nn
 
 from ..hub.model_card import AdapterCard, with_base_license, write_model_card
 from ..hub.transfer import is_hub_id, upload
+from ..models.transfers import brought_to_host
 from .files import adapter_folder, read_training, read_weights, write_adapter_files, written_whole
 from .layout import LoraLayout, lora_layout
 
@@ -83,6 +84,7 @@ class Adapter:
         layout = lora_layout(model, model.active_peft_config, trained=True)
         # Embedding layers are not LoRA's; looking for them would ask the Hub.
         state_dict = get_peft_model_state_dict(model, adapter_name=model.active_adapter, save_embedding_layers=False)
+        state_dict = dict(zip(state_dict, brought_to_host(list(state_dict.values())), strict=True))
         source = f"the adapter {model.active_adapter!r}"
         return cls(layout, layout.weights_from_state_dict(state_dict, source), base_model_id)
 

@@ -9,6 +9,7 @@ from peft import PeftModel
 from torch import nn
 
 from ..models.access import policy_parameters
+from ..models.transfers import to_host
 from .adapter import Adapter
 
 
@@ -22,7 +23,7 @@ def carried_policy(model: nn.Module, base_model_id: str) -> Adapter | None:
     The policy adapter that a model carries.
 
     The weights are copied when they have changed since the last call, and then by [`Adapter.fingerprint`] known to be
-    those of another policy.
+    those of another policy. The host waits for a GPU once to see whether they have, and once more to copy them.
 
     Args:
         model (`PreTrainedModel` or `PeftModel`):
@@ -57,4 +58,4 @@ def _check_sums(model: nn.Module) -> list[int]:
         parameter.detach().view(_INTEGERS[parameter.element_size()]).sum(dtype=torch.int64)
         for parameter in policy_parameters(model)
     ]
-    return torch.stack([total.to(sums[0].device) for total in sums]).tolist() if sums else []
+    return to_host(torch.stack([total.to(sums[0].device) for total in sums])) if sums else []

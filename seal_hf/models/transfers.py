@@ -32,3 +32,15 @@ def to_device(values: Sequence, device: torch.device, dtype: torch.dtype = torch
 def to_host(values: torch.Tensor) -> list:
     """The numbers of a tensor, for which the host waits until the device has computed them."""
     return values.tolist()
+
+
+def brought_to_host(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """
+    Tensors on the CPU, for which the host waits once, whatever their number: in fp32 where they come from a device, and
+    themselves where they are on the CPU.
+    """
+    if all(tensor.device.type == "cpu" for tensor in tensors):
+        return list(tensors)
+    flat = [tensor.detach().flatten().to(tensors[0].device, torch.float32) for tensor in tensors]
+    parts = torch.cat(flat).cpu().split([tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]

@@ -5,8 +5,10 @@ import gc
 import pytest
 import torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from torch.overrides import TorchFunctionMode
 
 from helpers.adapters import BASE_ID
+from helpers.fake_gpu import fake_gpu
 from helpers.tiny_models import tiny_llama, tiny_policy_model
 from seal_hf.adapters import policy as policies
 from seal_hf.adapters.adapter import Adapter
@@ -62,6 +64,34 @@ def test_the_dtype_that_the_policy_is_held_in_counts():
         rounded = carried_policy(model, BASE_ID)
     assert torch.equal(rounded.weights, trained.weights.bfloat16().float())
     assert trained.fingerprint == carried_policy(model, BASE_ID).fingerprint != rounded.fingerprint
+
+
+class CopiesToHost(TorchFunctionMode):
+    """Plays the copies of tensors from the GPU, and counts them."""
+
+    def __init__(self):
+        super().__init__()
+        self.number = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.Tensor.cpu and args[0].is_meta:
+            self.number += 1
+            return torch.zeros(args[0].shape, dtype=args[0].dtype)
+        return function(*args, **(kwargs or {}))
+
+
+def test_the_host_waits_for_a_gpu_once_and_once_more_for_a_changed_policy():
+    model = tiny_policy_model().to("meta")
+    with fake_gpu() as gpu, CopiesToHost() as copies:
+        first = carried_policy(model, BASE_ID)
+        assert (gpu.waits.total(), copies.number) == (1, 1)
+        gpu.clear()
+        assert carried_policy(model, BASE_ID) is first
+        assert (gpu.waits.total(), copies.number) == (1, 1)
+        gpu.clear()
+        gpu.values = torch.zeros
+        assert carried_policy(model, BASE_ID) is not first
+        assert (gpu.waits.total(), copies.number) == (1, 2)
 
 
 def test_equal_policies_of_two_models_have_one_fingerprint():
