@@ -31,6 +31,11 @@ _BLOCK_COST, _PASS_COST = 24, 64
 _PASS_TOKENS = {"cpu": 1024, "cuda": 16384}
 
 
+def pass_tokens(device: torch.device) -> int:
+    """About how many tokens a pass has at most (see [`share_out`])."""
+    return _PASS_TOKENS.get(device.type, _PASS_TOKENS["cuda"])
+
+
 class TrainingForward:
     """
     Forward and backward passes of adapters over a frozen model in evaluation mode.
@@ -65,9 +70,7 @@ class TrainingForward:
         """
         if not self.packs:
             return [[block] for block in cut_into_blocks(batches, _PASS_COST)]
-        return share_out(
-            batches, cut_into_blocks(batches, _BLOCK_COST), _PASS_TOKENS.get(self.device.type, _PASS_TOKENS["cuda"])
-        )
+        return share_out(batches, cut_into_blocks(batches, _BLOCK_COST), pass_tokens(self.device))
 
     def backward(self, parameters: LoraParameters, batches: Sequence[Sequence[Batch]], first: int = 0) -> torch.Tensor:
         """

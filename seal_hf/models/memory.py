@@ -10,8 +10,8 @@ from torch import nn
 from .access import activation_dtype, unwrap
 
 
-# Values that a layer keeps of a token for the backward pass, in multiples of the hidden and of the intermediate size.
-_KEPT_HIDDEN, _KEPT_INTERMEDIATE = 8, 4
+# From this length on attention on the CPU keeps keys and values for all heads, and what it gives, in place of its weights.
+_LONG = 512
 
 
 def free_memory(device: torch.device) -> int:
@@ -30,21 +30,35 @@ def release_memory(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def activation_bytes_per_token(model: nn.Module, checkpointed: bool = False) -> int:
+def activation_bytes_per_token(model: nn.Module, checkpointed: bool = False, length: int | None = None) -> int:
     """
-    Activations that a token keeps for the backward pass, without those of the loss, in bytes.
+    The activations of a forward and backward pass of adapters on all linear layers, without those of the loss.
+
+    Counted for gated transformers such as Llama and Qwen2, whose layers keep for the backward pass: the inputs of both norms,
+    of all projections and of the gate's product, the gate's output before and after its activation, and queries, keys and
+    values. Besides there are the gradients of one layer at a time. Where only queries and values are adapted it is less,
+    by up to a quarter.
 
     Args:
         model (`PreTrainedModel` or `PeftModel`):
             The model.
         checkpointed (`bool`, *optional*, defaults to `False`):
             Whether the layers keep nothing but their inputs and compute the rest again, one layer at a time.
+        length (`int`, *optional*):
+            Length of the longest sequence, with which grows what attention keeps, everywhere but in half precision on CUDA.
+
+    Returns:
+        `int`: bytes per token.
     """
-    config = unwrap(model).config.get_text_config()
-    intermediate = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    per_layer = _KEPT_HIDDEN * config.hidden_size + _KEPT_INTERMEDIATE * intermediate
-    if checkpointed:
-        values = config.num_hidden_layers * config.hidden_size + per_layer
-    else:
-        values = config.num_hidden_layers * per_layer
-    return values * activation_dtype(model).itemsize
+    config, dtype = unwrap(model).config.get_text_config(), activation_dtype(model)
+    hidden, num_heads = config.hidden_size, config.num_attention_heads
+    intermediate = getattr(config, "intermediate_size", None) or 4 * hidden
+    head_size = getattr(config, "head_dim", None) or hidden // num_heads
+    queries, keys = (size * head_size for size in (num_heads, getattr(config, "num_key_value_heads", num_heads)))
+    kept = 4 * hidden + 2 * queries + 2 * keys + 4 * intermediate
+    momentary = 2 * hidden + 2 * intermediate
+    if length is not None and not (model.get_input_embeddings().weight.is_cuda and dtype.itemsize == 2):
+        weights = num_heads * length if length < _LONG else 3 * queries
+        kept, momentary = kept + weights, momentary + weights + weights // 2
+    layers = config.num_hidden_layers * (hidden if checkpointed else kept)
+    return (layers + checkpointed * kept + momentary) * dtype.itemsize

@@ -4,18 +4,19 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import nn
 
 from ..adapters.layout import LoraLayout
+from ..inner_loop.forward import pass_tokens
 from ..inner_loop.update import InnerUpdate
+from ..models.access import activation_dtype
 from ..models.memory import activation_bytes_per_token, free_memory
 
 
-# fp32 weights and two AdamW moments, and for the adapters of one pass, which may be all, the weights in the dtype of the
-# activations with their gradients: 20 bytes where that is fp32, 16 where it is bf16.
-_BYTES_PER_PARAMETER = 20
-# The rest is left to what a forward pass holds for a moment, and to the error of the estimate.
-_MEMORY_SHARE = 0.7
+# What a bank may take of the memory that is free. The rest is for the logits of the loss, a sixteenth at most on CUDA, for
+# fragments and for the error of the estimate; the system ends a process that takes too much of a CPU's, and CUDA does not.
+_MEMORY_SHARE = {"cpu": 0.7, "cuda": 0.8}
 # Tokens of one step beyond which more adapters no longer raise the throughput. On two CPU cores the matrix products are
 # saturated from 1000 to 2000 tokens on; for accelerators it is a guess, by what a chip needs to be busy.
 _STEP_TOKENS = {"cpu": 2048, "cuda": 16384}
@@ -62,7 +63,12 @@ def work_of(update: InnerUpdate) -> Work:
 
 
 def adapters_per_bank(
-    model: nn.Module, layout: LoraLayout, work: Sequence[Work], num_repeats: int = 1, num_processes: int = 1
+    model: nn.Module,
+    layout: LoraLayout,
+    work: Sequence[Work],
+    num_repeats: int = 1,
+    num_processes: int = 1,
+    checkpointed: bool = False,
 ) -> int:
     """
     How many adapters to train together: no more than the memory holds, no more than keep the machine busy, and so that
@@ -79,6 +85,8 @@ def adapters_per_bank(
             How many times they are composed into banks.
         num_processes (`int`, *optional*, defaults to `1`):
             Processes that share the banks.
+        checkpointed (`bool`, *optional*, defaults to `False`):
+            Whether they are trained with gradient checkpointing.
 
     Returns:
         `int`: at least 1.
@@ -88,14 +96,57 @@ def adapters_per_bank(
     device = model.get_input_embeddings().weight.device
     # Adapters share the order of lengths, so that their longest sequences meet in one step.
     longest = max(update.longest_step for update in work)
-    bytes_per_adapter = layout.num_parameters * _BYTES_PER_PARAMETER + longest * activation_bytes_per_token(model)
-    fitting = int(free_memory(device) * _MEMORY_SHARE / bytes_per_adapter)
+    budget = free_memory(device) * _MEMORY_SHARE.get(device.type, _MEMORY_SHARE["cuda"])
+    fitting = _adapters_within(int(budget), model, layout, longest, checkpointed)
     mean_step = sum(update.num_tokens for update in work) / sum(update.num_steps for update in work)
     useful = math.ceil(_STEP_TOKENS.get(device.type, _STEP_TOKENS["cuda"]) / mean_step)
     num_banks = math.ceil(len(work) / max(1, min(fitting, useful)))
     # As many more as make the banks of all repeats a multiple of the processes.
     stride = num_processes // math.gcd(num_processes, num_repeats)
     return math.ceil(len(work) / (math.ceil(num_banks / stride) * stride))
+
+
+def bank_bytes(
+    model: nn.Module, layout: LoraLayout, num_adapters: int, longest_step: int, checkpointed: bool = False
+) -> int:
+    """
+    The memory that the training of a bank takes beside the model and the logits of the loss: estimated from above for
+    adapters on all linear layers.
+
+    Args:
+        model, layout, checkpointed:
+            As for [`adapters_per_bank`].
+        num_adapters (`int`):
+            Adapters in the bank.
+        longest_step (`int`):
+            Most tokens that one of them has in a step.
+    """
+    adapters, tokens = _bytes(model, layout, longest_step, checkpointed)
+    in_pass = min(num_adapters * longest_step, _most_in_pass(model, longest_step))
+    return num_adapters * adapters + in_pass * tokens
+
+
+def _adapters_within(
+    num_bytes: int, model: nn.Module, layout: LoraLayout, longest_step: int, checkpointed: bool
+) -> int:
+    """The most adapters whose [`bank_bytes`] are no more than these."""
+    adapter, token = _bytes(model, layout, longest_step, checkpointed)
+    in_one_pass = num_bytes // (adapter + longest_step * token)
+    in_many = (num_bytes - _most_in_pass(model, longest_step) * token) // adapter
+    return max(in_one_pass, in_many, 0)
+
+
+def _bytes(model: nn.Module, layout: LoraLayout, longest_step: int, checkpointed: bool) -> tuple[int, int]:
+    """What an adapter and what a token of a pass takes."""
+    # Weights and two AdamW moments in fp32, and in the dtype of the activations, for those of one pass, which may be all,
+    # the weights and their gradients once more.
+    per_parameter = 3 * torch.float32.itemsize + 2 * activation_dtype(model).itemsize
+    return layout.num_parameters * per_parameter, activation_bytes_per_token(model, checkpointed, longest_step)
+
+
+def _most_in_pass(model: nn.Module, longest_step: int) -> int:
+    """Tokens of the largest pass: about as many as are wanted, or one adapter's."""
+    return max(longest_step, pass_tokens(model.get_input_embeddings().weight.device) + longest_step // 2)
 
 
 def compose_banks(work: Sequence[Sequence[int]], num_repeats: int, adapters_per_bank: int) -> list[list[int]]:

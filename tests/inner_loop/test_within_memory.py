@@ -120,10 +120,10 @@ def test_the_memory_is_given_back_before_the_next_try(model, memory_for, monkeyp
 
     backward = TrainingForward.backward
 
-    def leave_tensors(self, parameters, batches):
+    def leave_tensors(self, parameters, batches, **options):
         activations = torch.zeros(3)  # as a frame of a failed step holds them
         lost.append(weakref.ref(activations))
-        return backward(self, parameters, batches)
+        return backward(self, parameters, batches, **options)
 
     monkeypatch.setattr(AdapterBank, "initialize", watched)
     monkeypatch.setattr(TrainingForward, "backward", leave_tensors)
@@ -163,7 +163,7 @@ def test_an_adapter_that_does_not_fit_alone(model, memory_for):
 
 
 def test_other_errors_are_not_taken_for_it(model, monkeypatch):
-    def fail(self, parameters, batches):
+    def fail(self, parameters, batches, **options):
         raise RuntimeError("CUDA error: device-side assert triggered")
 
     monkeypatch.setattr(TrainingForward, "backward", fail)

@@ -20,7 +20,8 @@ def test_an_accelerator_is_asked_for_its_own_memory(monkeypatch):
 
 
 def test_checkpointing_keeps_the_inputs_of_the_layers_and_one_layer():
-    model = tiny_llama()
-    whole, layers = activation_bytes_per_token(model), model.config.num_hidden_layers
-    inputs = layers * model.config.hidden_size * 4
-    assert activation_bytes_per_token(model, checkpointed=True) == inputs + whole // layers
+    shallow, deep = tiny_llama(num_hidden_layers=2), tiny_llama(num_hidden_layers=5)
+    layer = (activation_bytes_per_token(deep) - activation_bytes_per_token(shallow)) // 3
+    inputs = [activation_bytes_per_token(model, checkpointed=True) for model in (shallow, deep)]
+    assert inputs[1] - inputs[0] == 3 * 32 * 4
+    assert inputs[0] == activation_bytes_per_token(shallow) - layer + 2 * 32 * 4

@@ -6,11 +6,20 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
+from peft import LoraConfig
 
-from helpers.tiny_models import tiny_llama, tiny_policy_model
-from seal_hf.adapters.layout import LoraLayout, LoraModule
+from helpers.tiny_models import tiny_llama, tiny_model, tiny_policy_model
+from seal_hf.adapters.layout import LoraLayout, LoraModule, lora_layout
 from seal_hf.inner_loop.update import InnerLoopConfig, InnerUpdate, TrainingSequence
-from seal_hf.rollout.bank_schedule import Work, adapters_per_bank, compose_banks, share_banks, work_of
+from seal_hf.models.memory import activation_bytes_per_token
+from seal_hf.rollout.bank_schedule import (
+    Work,
+    adapters_per_bank,
+    bank_bytes,
+    compose_banks,
+    share_banks,
+    work_of,
+)
 
 
 def random_work(seed):
@@ -125,8 +134,16 @@ def test_more_processes_than_banks():
 
 # Of 1,000 parameters, at 20 bytes each.
 LAYOUT = LoraLayout((LoraModule("linear", 1, 999),), r=1, lora_alpha=1, target_modules=("linear",))
-# A token of the tiny model keeps 2 layers of 8 x 32 + 4 x 48 values of 4 bytes.
-TOKEN = 2 * (8 * 32 + 4 * 48) * 4
+
+
+# A token of the tiny model keeps in each of 2 layers 4 hidden states of 32, 2 queries of 32, 2 keys of 16, 4 x 48 values of
+# the MLP and the attention's weights of 4 heads; and for a moment half as much again in one. Each value has 4 bytes.
+def token_bytes(length):
+    weights = 4 * length if length < 512 else 3 * 32  # then keys and values of all heads, and what attention gives
+    return (2 * (4 * 32 + 2 * 32 + 2 * 16 + 4 * 48 + weights) + 2 * 32 + 2 * 48 + 3 * weights // 2) * 4
+
+
+TOKEN = token_bytes(10)
 # Updates of 10 steps, in each of which an adapter has 10 tokens.
 LINES = Work(num_steps=10, num_tokens=100, longest_step=10)
 ADAPTER = 1_000 * 20 + 10 * TOKEN
@@ -160,7 +177,7 @@ def test_seven_tenths_of_the_memory_hold_a_bank_and_its_activations(model, free,
 
 
 def test_the_longest_sequences_meet_in_one_step(model, free):
-    free(4.01 * (1_000 * 20 + 90 * TOKEN) / 0.7)
+    free(4.01 * (1_000 * 20 + 90 * token_bytes(90)) / 0.7)
     work = [LINES] * 11 + [Work(num_steps=10, num_tokens=180, longest_step=90)]
     assert adapters_per_bank(model, LAYOUT, work) == 4
     assert adapters_per_bank(model, LAYOUT, [LINES] * 12) == 12
@@ -211,8 +228,59 @@ def test_a_policy_and_a_lower_precision_change_the_activations_alone(free):
     free(10.01 * (1_000 * 20 + 10 * TOKEN) / 0.7)
     work = [LINES] * 30
     assert adapters_per_bank(tiny_policy_model(), LAYOUT, work) == 10
-    free(15.01 * (1_000 * 20 + 10 * TOKEN / 2) / 0.7)
+    free(15.01 * (1_000 * 16 + 10 * TOKEN / 2) / 0.7)
     assert adapters_per_bank(tiny_llama(dtype=torch.bfloat16), LAYOUT, work) == 15
+
+
+def test_activations_are_those_of_one_pass(model, free):
+    # 32 adapters of 64 tokens are busy enough: two passes, each of at most 1024 tokens and half an adapter's.
+    work = [Work(num_steps=10, num_tokens=640, longest_step=64)] * 32
+    in_a_pass = (1024 + 32) * token_bytes(64)
+    assert bank_bytes(model, LAYOUT, 32, 64) == 32 * 1_000 * 20 + in_a_pass
+    assert bank_bytes(model, LAYOUT, 16, 64) == 16 * (1_000 * 20 + 64 * token_bytes(64))
+    free((32.01 * 1_000 * 20 + in_a_pass) / 0.7)
+    assert adapters_per_bank(model, LAYOUT, work) == 32
+    free((31.01 * 1_000 * 20 + in_a_pass) / 0.7)
+    assert adapters_per_bank(model, LAYOUT, work) == 16
+    free((1_000 * 20 + 4000 * token_bytes(4000)) / 0.7 + 1)  # one that is larger than a pass
+    assert bank_bytes(model, LAYOUT, 3, 4000) == 3 * 1_000 * 20 + 4000 * token_bytes(4000)
+
+
+def test_checkpointing_makes_room(model, free):
+    checkpointed = (2 * 32 + 416 + 4 * 10 + 2 * 32 + 2 * 48 + 6 * 10) * 4
+    assert activation_bytes_per_token(model, checkpointed=True, length=10) == checkpointed
+    free(10.01 * (1_000 * 20 + 10 * checkpointed) / 0.7)
+    assert adapters_per_bank(model, LAYOUT, [LINES] * 30, checkpointed=True) == 10
+    assert adapters_per_bank(model, LAYOUT, [LINES] * 30) < 10
+
+
+def on_cuda(model, monkeypatch, free):
+    """A model that says it is on a GPU with so much free memory."""
+    weight = SimpleNamespace(is_cuda=True, device=torch.device("cuda", 0), dtype=torch.bfloat16)
+    monkeypatch.setattr(model, "get_input_embeddings", lambda: SimpleNamespace(weight=weight))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(free), 10**12))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
+
+
+def test_a_large_model_in_4_bits_on_80_gb(monkeypatch):
+    with torch.device("meta"):
+        model = tiny_model(
+            "qwen2",
+            hidden_size=3584,
+            intermediate_size=18944,
+            num_hidden_layers=28,
+            num_attention_heads=28,
+            num_key_value_heads=4,
+            vocab_size=152064,
+        )
+    layout = lora_layout(model, LoraConfig(r=32, target_modules="all-linear"))
+    on_cuda(model, monkeypatch, free=79e9)  # 85 GB less the weights
+    assert layout.num_parameters == 80_740_352
+    assert activation_bytes_per_token(model) == 5_595_136  # flash attention keeps no weights
+    work = [Work(num_steps=100, num_tokens=10_000, longest_step=200)] * 200
+    assert adapters_per_bank(model, layout, work) == 25
+    assert adapters_per_bank(model, layout, work, checkpointed=True) == 40
 
 
 def test_nothing_to_train_is_one_bank(model, free):

@@ -1,0 +1,69 @@
+"""The memory that banks are composed by, against what their training takes."""
+
+import gc
+
+import pytest
+import torch
+from peft import LoraConfig
+
+from helpers.live_memory import LiveBytes
+from helpers.tiny_models import tiny_model
+from seal_hf.adapters.bank import AdapterBank
+from seal_hf.inner_loop import losses
+from seal_hf.inner_loop.training import train
+from seal_hf.inner_loop.update import InnerLoopConfig, InnerUpdate, TrainingSequence
+from seal_hf.rollout.bank_schedule import bank_bytes
+
+
+# As deep and wide as shows what a layer keeps, with heads of the usual size that share their keys.
+SIZES = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 6}
+SIZES |= {"num_attention_heads": 2, "num_key_value_heads": 1}
+
+
+@pytest.fixture(autouse=True)
+def small_loss(monkeypatch):
+    # Its buffers are no part of the estimate.
+    monkeypatch.setattr(losses, "_LOGITS", 104)
+
+
+def measured(model, targets, num_adapters, length, r=4):
+    """The peak of two steps of a bank, and the estimate, in bytes."""
+    updates = [
+        InnerUpdate(
+            (TrainingSequence(tuple((3 + i + k) % 100 for i in range(length))),), InnerLoopConfig(num_train_epochs=2)
+        )
+        for k in range(num_adapters)
+    ]
+    config = LoraConfig(r=r, target_modules=targets)
+    gc.collect()
+    with LiveBytes() as live:
+        bank = AdapterBank.initialize(model, config, [0] * num_adapters)
+        train(bank, updates)
+    return live.peak, bank_bytes(model, bank.layout, num_adapters, length)
+
+
+# From above: for all linear layers close, for two projections by up to the inputs of the others.
+@pytest.mark.parametrize(
+    ("targets", "most"), [("all-linear", 1.15), (["q_proj", "v_proj"], 1.45)], ids=["all linear", "q,v"]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+@pytest.mark.parametrize(("num_adapters", "length"), [(4, 32), (4, 200), (1, 600)])
+def test_a_bank_takes_what_was_estimated(kind, dtype, targets, most, num_adapters, length):
+    model = tiny_model(kind, dtype=dtype, **SIZES)
+    peak, estimate = measured(model, targets, num_adapters, length)
+    assert 0.95 <= estimate / peak <= most
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_many_parameters_take_what_was_estimated(dtype):
+    model = tiny_model("llama", dtype=dtype, **SIZES)
+    peak, estimate = measured(model, "all-linear", 6, 4, r=64)
+    assert 0.85 <= estimate / peak <= 1.1
+
+
+def test_activations_of_one_pass_are_held_at_a_time():
+    model = tiny_model("llama", **SIZES)
+    (one, _), (three, estimate) = (measured(model, "all-linear", number, 256) for number in (4, 12))
+    assert three < 1.3 * one  # 1024 tokens in a pass
+    assert 0.95 <= estimate / three <= 1.3
