@@ -3,7 +3,8 @@ Peak memory of a bank, measured in a process of its own.
 
     python benchmarks/memory.py --adapters 8 --target_modules q,v --r 32
 
-prints a JSON object with `peak_bytes`, the greatest resident size of the process, and `num_parameters` of one adapter.
+prints a JSON object with `peak_bytes`, the greatest resident size of the process, `loaded_bytes`, that of before, and of a
+bank `num_parameters` of one adapter and `estimated_bytes`, by which its size would have been chosen.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from seal_hf import SelfAdaptingLM
 from seal_hf.adapters.bank import AdapterBank
 from seal_hf.inner_loop.training import train
 from seal_hf.inner_loop.update import InnerLoopConfig, InnerUpdate
+from seal_hf.rollout.bank_schedule import bank_bytes, work_of
 
 
 # Steps until every buffer and both moments of AdamW are there.
@@ -53,8 +55,15 @@ def main() -> None:
     loaded = peak_bytes()
     config = lora_config(TARGETS[args.target_modules], args.r)
     bank = AdapterBank.initialize(lm.model, config, [0] * args.adapters)
-    train(bank, passage_updates(lm, args.adapters))
-    figures = {"num_parameters": bank.layout.num_parameters, "loaded_bytes": loaded, "peak_bytes": peak_bytes()}
+    updates = passage_updates(lm, args.adapters)
+    train(bank, updates)
+    longest = max(work_of(update).longest_step for update in updates)
+    figures = {
+        "num_parameters": bank.layout.num_parameters,
+        "loaded_bytes": loaded,
+        "estimated_bytes": bank_bytes(lm.model, bank.layout, args.adapters, longest),
+        "peak_bytes": peak_bytes(),
+    }
     print(json.dumps(figures))
 
 

@@ -1,7 +1,6 @@
 """The outer SFT of one round: the policy learns to write the self-edits that were kept."""
 
 import copy
-import gc
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ from trl import SFTTrainer
 
 from ..models.access import unwrap
 from ..models.attention_kernels import without_cudnn
+from ..models.memory import release_memory
 from ..records.journal import SelectedSelfEdit
 from .seal_config import SEALConfig
 
@@ -108,7 +108,7 @@ def fit_policy(
         if not finished:
             for parameter, values in zip(parameters, before, strict=True):
                 parameter.data.copy_(values)
-    gc.collect()
+    release_memory(model.get_input_embeddings().weight.device)
     return finished
 
 
