@@ -44,12 +44,15 @@ class PackedAttention:
     Attributes:
         windows (`set[int | None]`):
             The sliding windows of the layers that have called it.
+        by_block (`bool`):
+            Whether one of them attended block by block.
     """
 
     def __init__(self, blocks: tuple[Block, ...], sequence_ends: torch.Tensor):
         self.blocks = blocks
         self.sequence_ends, self.longest = sequence_ends, max(block.length for block in blocks)
         self.windows: set[int | None] = set()
+        self.by_block = False
         self._biases: dict[tuple[int, int, int | None], torch.Tensor] = {}
 
     def __call__(
@@ -59,6 +62,7 @@ class PackedAttention:
         self.windows.add(window)
         if _takes_flash(query, key, value, window):
             return _flash_attention(query, key, value, self.sequence_ends, self.longest, scale, window)
+        self.by_block = True
         groups = query.shape[1] // key.shape[1]
         biases = [
             None if block.length >= _LONG else self._bias(block.length, groups, window, query) for block in self.blocks

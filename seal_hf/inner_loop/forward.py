@@ -8,32 +8,23 @@ right, under a causal mask no real token sees it, so no mask is needed.
 
 import inspect
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
 
 import torch
 from torch import nn
 
 from ..adapters.layout import LoraLayout
-from ..models.access import attention_set, head_input_changed, hooked, unwrap
+from ..models.access import activation_dtype, attention_set, head_input_changed, linear_modules, unwrap
 from .attention import PACKED_ATTENTION, PackedAttention, UnsupportedAttention
-from .lora import LoraParameters, lora_hooks
+from .lora import LoraParameters, has_grouped_products, lora_hooks
 from .losses import cross_entropy
-from .packing import Batch, PackedBatch, cut_into_blocks, share_out
+from .packing import Batch, PackedBatch
+from .passes import PassPlan
 from .update import TrainingSequence
 
 
 logger = logging.getLogger(__name__)
-
-# What one more block costs besides its tokens, in tokens, and one more forward and backward pass: dispatch and kernel
-# launches. Measured on a CPU.
-_BLOCK_COST, _PASS_COST = 24, 64
-# Tokens of one pass. With more, the activations outgrow the caches of a CPU; with fewer, a GPU has too little to do.
-_PASS_TOKENS = {"cpu": 1024, "cuda": 16384}
-
-
-def pass_tokens(device: torch.device) -> int:
-    """About how many tokens a pass has at most (see [`share_out`])."""
-    return _PASS_TOKENS.get(device.type, _PASS_TOKENS["cuda"])
 
 
 class TrainingForward:
@@ -49,6 +40,8 @@ class TrainingForward:
     Attributes:
         packs (`bool`):
             Whether all blocks go through the model as one row.
+        plan (`PassPlan`):
+            How the adapters of a step are shared out to passes and blocks.
         loss (`Callable`):
             The loss at the labelled tokens (see `seal_hf.inner_loop.losses`).
     """
@@ -57,20 +50,19 @@ class TrainingForward:
         self.model, self.layout = model, layout
         self.base = unwrap(model)
         self.device = self.base.get_input_embeddings().weight.device
+        self.grouped = has_grouped_products(layout, activation_dtype(model), self.device)
+        self.modules = linear_modules(model)
         with torch.no_grad():
             self.loss = cross_entropy(self._plain_head())
-            self.packs = self._can_pack()
-
-    def cut(self, batches: Mapping[int, Batch]) -> list[list[list[int]]]:
-        """
-        Share the adapters of a step out to passes and blocks.
-
-        Returns:
-            `list[list[list[int]]]`: for each forward pass its blocks, for each block its adapters.
-        """
-        if not self.packs:
-            return [[block] for block in cut_into_blocks(batches, _PASS_COST)]
-        return share_out(batches, cut_into_blocks(batches, _BLOCK_COST), pass_tokens(self.device))
+            self.packs, attends_by_block = self._can_pack()
+        self.plan = PassPlan(
+            model,
+            layout,
+            packs=self.packs,
+            grouped=self.grouped,
+            attends_by_block=attends_by_block,
+            checkpointed=False,
+        )
 
     def backward(self, parameters: LoraParameters, batches: Sequence[Sequence[Batch]], first: int = 0) -> torch.Tensor:
         """
@@ -88,9 +80,14 @@ class TrainingForward:
             `torch.Tensor` of shape `(K,)`: the loss of each adapter, the mean over its labels.
         """
         packed = PackedBatch(batches, self.device)
-        loras = parameters.by_module(packed.blocks, first)
+        loras = parameters.by_module(first, packed.num_adapters, () if self.grouped else packed.blocks)
         hooks = lora_hooks(loras, packed, self.layout.scaling)
-        with torch.enable_grad(), hooked(self.model, hooks):
+        with ExitStack() as stack:
+            stack.enter_context(torch.enable_grad())
+            for name, hook in hooks.items():
+                stack.callback(self.modules[name].register_forward_hook(hook).remove)
+            if self.packs:
+                stack.enter_context(attention_set(self.base, PACKED_ATTENTION))
             token_losses = self._losses(packed) * packed.shares
             # The adapters do not meet in any product, so the gradient of the sum is each adapter's own.
             token_losses.sum().backward()
@@ -118,13 +115,12 @@ class TrainingForward:
         return self.base(input_ids=packed.input_ids.view(-1, packed.blocks[0].length), use_cache=False).logits
 
     def _packed_logits(self, packed: PackedBatch, attention: PackedAttention) -> torch.Tensor:
-        with attention_set(self.base, PACKED_ATTENTION):
-            return self.base(
-                input_ids=packed.input_ids[None],
-                position_ids=packed.position_ids[None],
-                use_cache=False,
-                packed_attention=attention,
-            ).logits
+        return self.base(
+            input_ids=packed.input_ids[None],
+            position_ids=packed.position_ids[None],
+            use_cache=False,
+            packed_attention=attention,
+        ).logits
 
     def _plain_head(self) -> nn.Linear | None:
         head, outputs = self.base.get_output_embeddings(), []
@@ -135,15 +131,15 @@ class TrainingForward:
             handle.remove()
         return head if type(head) is nn.Linear and logits is outputs[0] else None
 
-    def _can_pack(self) -> bool:
-        """Whether sequences in one row do not see each other and give the logits that they give alone."""
+    def _can_pack(self) -> tuple[bool, bool]:
+        """Whether sequences in one row give the logits that they give alone, and whether they attend block by block."""
         config = self.base.config.get_text_config()
         parameters = inspect.signature(self.base.forward).parameters
         takes_options = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
         if not (getattr(self.base, "_supports_attention_backend", False) and takes_options):
-            return False
+            return False, False
         if not set(getattr(config, "layer_types", None) or ()) <= {"full_attention", "sliding_attention"}:
-            return False
+            return False, False
         vocabulary = self.base.get_input_embeddings().weight.shape[0]
         sequences = [
             TrainingSequence(tuple((first + 7 * i) % vocabulary for i in range(length)))
@@ -152,12 +148,13 @@ class TrainingForward:
         packed = PackedBatch([[[sequence]] for sequence in sequences], self.device)
         attention = PackedAttention(packed.blocks, packed.sequence_ends)
         try:
-            logits = self._packed_logits(packed, attention)[0]
+            with attention_set(self.base, PACKED_ATTENTION):
+                logits = self._packed_logits(packed, attention)[0]
         except UnsupportedAttention as error:
             logger.debug("%s", error)
-            return False
+            return False, False
         if getattr(config, "sliding_window", None) is not None and attention.windows == {None}:
-            return False  # the window is in a mask that packed attention does not see
+            return False, False  # the window is in a mask that packed attention does not see
         alone = torch.cat(
             [
                 self.base(input_ids=packed.input_ids[None, block.tokens], use_cache=False).logits[0]
@@ -165,4 +162,4 @@ class TrainingForward:
             ]
         )
         error = (logits - alone).float().abs().mean() / alone.float().std()
-        return bool(error < torch.finfo(alone.dtype).eps ** 0.5)
+        return bool(error < torch.finfo(alone.dtype).eps ** 0.5), attention.by_block

@@ -1,10 +1,11 @@
 """
 Trainable LoRA adapters on a packed batch: every token meets the matrices of its own adapter.
 
-On the CPU these are batched products block by block; on CUDA grouped products over the whole batch, which follow torch's
-documentation and were not run on a GPU.
+On the CPU these are batched products block by block; on a GPU that has a kernel for it grouped products over the whole
+batch, which follow torch's documentation and were not run on a GPU.
 """
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -40,27 +41,43 @@ class LoraParameters:
         self.grads = LoraStacks(layout, num_adapters, dtype, device)
         # For autograd the adapters' products depend on it, so that it calls their backward pass.
         self.anchor = torch.zeros((), dtype=dtype, device=device, requires_grad=True)
+        self._matrices: dict[tuple[int, int], list[dict[str, tuple[torch.Tensor, torch.Tensor]]]] = {}
 
-    def by_module(self, blocks: tuple[Block, ...], first: int = 0) -> "dict[str, TrainedLora]":
-        """The adapters of the blocks by module, of which the first one is at place `first`; no gradients are written yet."""
-        whole = slice(first, first + sum(block.num_adapters for block in blocks))
-        weights, grads = self.weights.matrices(whole), self.grads.matrices(whole)
-        parts = []
-        for block in blocks:
-            own = slice(first + block.adapters.start, first + block.adapters.stop)
-            parts.append(
-                (
-                    self.weights.matrices(own),
-                    self.weights.matrices(own, transposed=True),
-                    self.grads.matrices(own),
-                )
+    def by_module(self, first: int, num_adapters: int, blocks: tuple[Block, ...] = ()) -> "dict[str, TrainedLora]":
+        """
+        Some neighbouring adapters by module; no gradients are written yet.
+
+        Args:
+            first, num_adapters (`int`):
+                Place of the first one, and how many there are.
+            blocks (`tuple[Block, ...]`, *optional*):
+                The blocks of their batch, for products by block.
+        """
+        weights, grads = self._of(first, num_adapters)
+        parts = [
+            (
+                self.weights.matrices(own),
+                self.weights.matrices(own, transposed=True),
+                self.grads.matrices(own),
             )
+            for own in (slice(first + block.adapters.start, first + block.adapters.stop) for block in blocks)
+        ]
         return {
             name: TrainedLora(
                 *weights[name], *grads[name], [BlockLora(*(part[name] for part in own)) for own in parts], self.anchor
             )
             for name in weights
         }
+
+    def _of(self, first: int, num_adapters: int) -> list[dict[str, tuple[torch.Tensor, torch.Tensor]]]:
+        """Weights and gradients by module. Those of the latest passes are kept: most steps have the same ones."""
+        key = (first, num_adapters)
+        if key not in self._matrices:
+            if len(self._matrices) == 16:
+                self._matrices.clear()
+            own = slice(first, first + num_adapters)
+            self._matrices[key] = [self.weights.matrices(own), self.grads.matrices(own)]
+        return self._matrices[key]
 
 
 class BlockLora(NamedTuple):
@@ -82,7 +99,7 @@ class TrainedLora:
         grad_a, grad_b (`torch.Tensor` of the same shapes):
             Where the gradients go.
         blocks (`list[BlockLora]`):
-            The same by block.
+            The same by block; empty where grouped products take all of them at once.
         anchor (`torch.Tensor`):
             See [`LoraParameters`].
         has_grad (`bool`):
@@ -162,7 +179,8 @@ class _GroupedLora(torch.autograd.Function):
         low_rank = F.grouped_mm(hidden, lora.lora_a.mT, offs=ends)  # (N, r)
         ctx.save_for_backward(hidden, low_rank, ends)
         ctx.lora, ctx.scaling = lora, scaling
-        return torch.add(base, F.grouped_mm(low_rank, lora.lora_b.mT, offs=ends), alpha=scaling)
+        # In the module's own output, as above.
+        return base.detach().add_(F.grouped_mm(low_rank, lora.lora_b.mT, offs=ends), alpha=scaling)
 
     @staticmethod
     def backward(ctx, grad: torch.Tensor):
@@ -180,10 +198,24 @@ class _GroupedLora(torch.autograd.Function):
         return grad_hidden, None, grad if ctx.needs_input_grad[2] else None, None, None, None
 
 
-def _has_grouped_products(hidden: torch.Tensor, lora: TrainedLora) -> bool:
-    """Grouped products are for bf16 and sizes of a multiple of 16 bytes, and not in older versions of torch."""
-    aligned = all(size % 8 == 0 for size in (*lora.lora_a.shape[1:], *lora.lora_b.shape[1:]))
-    return hidden.is_cuda and hidden.dtype == torch.bfloat16 and aligned and hasattr(F, "grouped_mm")
+def has_grouped_products(layout: LoraLayout, dtype: torch.dtype, device: torch.device) -> bool:
+    """
+    Whether grouped products are fast for such adapters.
+
+    Their kernel is for bf16, sizes of a multiple of 16 bytes, and NVIDIA GPUs of compute capability 9.x and 10.x, and not
+    built for Windows. Elsewhere torch waits for the device at each call and multiplies one group after the other; older
+    versions of torch have none.
+    """
+    sizes = {layout.r, *(size for module in layout.modules for size in (module.in_features, module.out_features))}
+    return (
+        device.type == "cuda"
+        and dtype == torch.bfloat16
+        and all(size % 8 == 0 for size in sizes)
+        and hasattr(F, "grouped_mm")
+        and torch.version.hip is None
+        and sys.platform != "win32"
+        and torch.cuda.get_device_capability(device)[0] in (9, 10)
+    )
 
 
 def _of_block(states: torch.Tensor, block: Block) -> torch.Tensor:
@@ -209,10 +241,10 @@ def _add_lora(
         )
     hidden = hidden.to(lora.lora_a.dtype).reshape(num_tokens, -1).contiguous()
     base = output.reshape(num_tokens, -1).contiguous()
-    if _has_grouped_products(hidden, lora):
-        result = _GroupedLora.apply(hidden, lora.anchor, base, lora, packed.adapter_ends, scaling)
-    else:
+    if lora.blocks:
         result = _PackedLora.apply(hidden, lora.anchor, base, lora, packed.blocks, scaling)
+    else:
+        result = _GroupedLora.apply(hidden, lora.anchor, base, lora, packed.adapter_ends, scaling)
     return result.view(output.shape)
 
 

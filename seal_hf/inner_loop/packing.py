@@ -16,6 +16,9 @@ from ..models import transfers
 from .update import TrainingSequence
 
 
+# Grouped products take fewer than 1024 groups.
+_MOST_ADAPTERS = 1000
+
 Batch = Sequence[TrainingSequence]  # what one adapter trains on in one step
 
 
@@ -100,7 +103,8 @@ def share_out(
         blocks (`Sequence[Sequence[int]]`):
             The adapters of each block.
         most_tokens (`int`):
-            Tokens of one pass, padding included; by up to half an adapter more, or one whole one that is larger.
+            Tokens of one pass, padding included; by up to half an adapter more, or one whole one that is larger. An
+            adapter counts for a thousandth of them at least, so that a pass does not get too many.
 
     Returns:
         `list[list[list[int]]]`: for each pass the adapters of its blocks.
@@ -108,9 +112,8 @@ def share_out(
     sizes = []  # padded tokens of each adapter
     for block in blocks:
         num_sequences = max(len(batches[adapter]) for adapter in block)
-        sizes.append(
-            num_sequences * max(len(sequence.input_ids) for adapter in block for sequence in batches[adapter])
-        )
+        longest = max(len(sequence.input_ids) for adapter in block for sequence in batches[adapter])
+        sizes.append(max(num_sequences * longest, -(-most_tokens // _MOST_ADAPTERS)))
     total = sum(size * len(block) for size, block in zip(sizes, blocks, strict=True))
     num_passes = -(-total // most_tokens)
     passes: list[list[list[int]]] = [[] for _ in range(num_passes)]

@@ -106,8 +106,8 @@ def train(
         finite weights and named in a warning; the others are trained as if it had not been there.
 
     Raises:
-        ValueError: The number of updates differs from the number of adapters, an update has no sequences, or
-            the model's 4-bit weights are packed for inference (see [`keep_trainable`]).
+        ValueError: The number of updates differs from the number of adapters, an update has no sequences, or the model's
+            4-bit weights are packed for inference (see [`keep_trainable`]).
     """
     if len(updates) != len(bank):
         raise ValueError(f"{len(updates)} updates were given for a bank of {len(bank)} adapters; give one for each.")
@@ -139,7 +139,7 @@ def train(
                 break
             if not batches:
                 break
-            passes = forward.cut(batches)
+            passes = forward.plan.cut(batches)
             order = [adapter for blocks in passes for adapters in blocks for adapter in adapters]
             parameters.weights.write([bank.weights[adapter] for adapter in order])
             found: list[torch.Tensor] = []

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ..adapters.layout import LoraLayout
-from ..inner_loop.forward import pass_tokens
+from ..inner_loop.passes import pass_tokens
 from ..inner_loop.update import InnerUpdate
 from ..models.access import activation_dtype
 from ..models.memory import activation_bytes_per_token, free_memory

@@ -115,7 +115,7 @@ class _Device(TorchFunctionMode):
         if tensor is not None and tensor.is_meta and (func in _READS or func is torch.equal):
             self.gpu.waits[func.__name__] += 1
             return True if func is torch.equal else self.gpu.values(tensor.shape).to(tensor.dtype).tolist()
-        to_gpu = any(map(_is_gpu, (*args, *kwargs.values())))
+        to_gpu = func is not torch.device and any(map(_is_gpu, (*args, *kwargs.values())))
         if to_gpu and tensor is not None and not tensor.is_meta:
             if getattr(tensor, "in_pinned_memory", False) and kwargs.get("non_blocking"):
                 self.gpu.transfers += 1

@@ -23,7 +23,6 @@ from seal_hf.inner_loop import (
     forward as packed_forward,
 )
 from seal_hf.inner_loop import (
-    lora as packed_lora,
 )
 from seal_hf.inner_loop.attention import PackedAttention
 from seal_hf.inner_loop.forward import TrainingForward
@@ -227,7 +226,14 @@ def test_attention_setting_is_restored():
     assert model.config._attn_implementation == own
 
 
-def test_module_that_the_model_does_not_use_gets_no_gradient():
+@pytest.fixture(params=[False, True], ids=["by block", "grouped"])
+def grouped(request, monkeypatch):
+    """Products by block as on a CPU, or the grouped ones of a GPU, which torch has for a CPU too."""
+    monkeypatch.setattr(packed_forward, "has_grouped_products", lambda *args: request.param)
+    return request.param
+
+
+def test_module_that_the_model_does_not_use_gets_no_gradient(grouped):
     model = tiny_llama()
     model.model.layers[1].spare_proj = nn.Linear(32, 32)
     forward = forward_of(model)
@@ -240,7 +246,7 @@ def test_module_that_the_model_does_not_use_gets_no_gradient():
     assert all((grad != 0).any() and grad.isfinite().all() for grad in grads["model.layers.1.self_attn.q_proj"])
 
 
-def test_module_that_is_used_twice_adds_up_its_gradients():
+def test_module_that_is_used_twice_adds_up_its_gradients(grouped):
     """Two layers that share their modules against two that are equal: the shared gradient is the sum."""
     apart, shared = tiny_llama(), tiny_llama()
     apart.model.layers[1].load_state_dict(apart.model.layers[0].state_dict())
@@ -274,14 +280,21 @@ def test_share_out_never_splits_an_adapter():
     assert share_out(batches, [[0], [1]], 60) == [[[0]], [[1]]]
 
 
+def test_share_out_gives_a_pass_fewer_adapters_than_grouped_products_take():
+    batches = {i: [sequence(2)] for i in range(2500)}
+    passes = share_out(batches, [[i] for i in range(2500)], 16384)
+    assert [len(blocks) for blocks in passes] == [833, 834, 833]
+    assert len(share_out(dict(list(batches.items())[:900]), [[i] for i in range(900)], 16384)) == 1
+
+
 def test_number_of_passes_does_not_change_the_gradients(monkeypatch):
     model = tiny_llama()
     batches = {i: [sequence(5 + i, seed=i)] for i in range(4)}
     gradients = []
     for most_tokens in (10**6, 12):
-        monkeypatch.setitem(packed_forward._PASS_TOKENS, "cpu", most_tokens)
+        monkeypatch.setattr("seal_hf.inner_loop.passes._PASS_TOKENS", most_tokens)
         forward = forward_of(model)
-        passes = forward.cut(batches)
+        passes = forward.plan.cut(batches)
         assert len(passes) == (1 if most_tokens == 10**6 else 3)
         weights, found = random_weights(forward, 4), torch.empty(4, forward.layout.num_parameters)
         for blocks in passes:
@@ -294,21 +307,26 @@ def test_number_of_passes_does_not_change_the_gradients(monkeypatch):
 
 
 @pytest.mark.skipif(not hasattr(F, "grouped_mm"), reason="this torch has no grouped products")
-def test_grouped_products_equal_those_by_block(monkeypatch):
-    """The products that CUDA uses, which torch has for the CPU too."""
-    model = tiny_llama(dtype=torch.bfloat16)
-    batches = [[[sequence(9, seed=1)], [sequence(7, seed=2)]], [[sequence(4, seed=3)]]]
+@pytest.mark.parametrize("by_adapter", [False, True], ids=["blocks", "a block each"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_grouped_products_equal_those_by_block(monkeypatch, dtype, by_adapter):
+    """The products that a GPU uses, in its order of the weights, against those of a CPU."""
+    model = tiny_llama(dtype=dtype).requires_grad_(False)
+    sequences = [[sequence(9, seed=1), sequence(4)], [sequence(7, 2, seed=2)], [sequence(4, seed=3)]]
     gradients = []
     for grouped in (False, True):
-        monkeypatch.setattr(packed_lora, "_has_grouped_products", lambda hidden, lora, grouped=grouped: grouped)
-        forward = TrainingForward(
-            model.requires_grad_(False), lora_layout(model, LoraConfig(r=8, target_modules="all-linear"))
-        )
-        parameters = parameters_of(forward, 0.3 * random_weights(forward, 3), torch.bfloat16)
-        losses = forward.backward(parameters, batches)
-        gradients.append((losses, gradients_of(parameters)))
+        monkeypatch.setattr(packed_forward, "has_grouped_products", lambda *args, grouped=grouped: grouped)
+        monkeypatch.setattr("seal_hf.adapters.layout._reads_vectors", lambda device, grouped=grouped: grouped)
+        forward = TrainingForward(model, lora_layout(model, LoraConfig(r=8, target_modules="all-linear")))
+        parameters = parameters_of(forward, 0.3 * random_weights(forward, 5), dtype)
+        batches = [[own] for own in sequences] if grouped and by_adapter else [sequences[:2], sequences[2:]]
+        losses = forward.backward(parameters, batches, first=1)
+        gradients.append((losses, gradients_of(parameters)[1:4]))
     (losses, grads), (other_losses, other_grads) = gradients
-    torch.testing.assert_close(other_losses, losses, rtol=0.02, atol=0.02)
+    tolerance = 1e-5 if dtype == torch.float32 else 0.02
+    torch.testing.assert_close(other_losses, losses, rtol=tolerance, atol=tolerance)
+    if dtype == torch.float32:
+        torch.testing.assert_close(other_grads, grads, rtol=1e-4, atol=1e-6)
     assert torch.nn.functional.cosine_similarity(other_grads, grads, dim=1).min() > 0.99
 
 

@@ -21,7 +21,6 @@ from helpers.inner_updates import (
 )
 from helpers.tiny_models import KINDS, tiny_llama, tiny_model, tiny_policy_model
 from seal_hf.adapters.bank import AdapterBank
-from seal_hf.inner_loop import forward as packed_forward
 from seal_hf.inner_loop.forward import TrainingForward
 from seal_hf.inner_loop.training import train
 from seal_hf.inner_loop.update import InnerUpdate, TrainingSequence
@@ -115,8 +114,8 @@ def test_cuts_do_not_change_the_adapters(monkeypatch, cost, packs):
     updates = unlike_updates(4)
     expected = AdapterBank.initialize(tiny_llama(), lora_config(), seeds=range(4))
     train(expected, updates)
-    monkeypatch.setattr(packed_forward, "_BLOCK_COST" if packs else "_PASS_COST", cost)
-    monkeypatch.setattr(TrainingForward, "_can_pack", lambda self: packs)
+    monkeypatch.setattr(f"seal_hf.inner_loop.passes.{'_BLOCK_COST' if packs else '_PASS_COST'}", cost)
+    monkeypatch.setattr(TrainingForward, "_can_pack", lambda self: (packs, True))
     bank = AdapterBank.initialize(tiny_llama(), lora_config(), seeds=range(4))
     train(bank, updates)
     torch.testing.assert_close(bank.weights, expected.weights, rtol=0, atol=2e-5)
@@ -126,7 +125,7 @@ def test_a_step_of_several_passes_equals_one_of_one_pass(monkeypatch):
     """Adapters take their step behind their own pass, and passes hold different numbers of them."""
     updates, weights, losses = unlike_updates(5), [], []
     for most_tokens in (10**6, 30):
-        monkeypatch.setitem(packed_forward._PASS_TOKENS, "cpu", most_tokens)
+        monkeypatch.setattr("seal_hf.inner_loop.passes._PASS_TOKENS", most_tokens)
         bank = AdapterBank.initialize(tiny_llama(), lora_config(), seeds=range(5))
         losses.append([result.losses for result in train(bank, updates, order_seed=ORDER_SEED)])
         weights.append(bank.weights)
