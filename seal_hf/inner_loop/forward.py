@@ -17,6 +17,7 @@ from torch import nn
 from ..adapters.layout import LoraLayout
 from ..models.access import activation_dtype, attention_set, head_input_changed, linear_modules, unwrap
 from .attention import PACKED_ATTENTION, PackedAttention, UnsupportedAttention
+from .checkpointing import checkpointed_layers
 from .lora import LoraParameters, has_grouped_products, lora_hooks
 from .losses import cross_entropy
 from .packing import Batch, PackedBatch
@@ -36,6 +37,9 @@ class TrainingForward:
             The model. It is run on a few tokens to find out what it allows.
         layout (`LoraLayout`):
             The adapted modules.
+        gradient_checkpointing (`bool`, *optional*, defaults to `False`):
+            Whether the layers compute their activations again in the backward pass, which takes a third more time and
+            little memory.
 
     Attributes:
         packs (`bool`):
@@ -46,8 +50,8 @@ class TrainingForward:
             The loss at the labelled tokens (see `seal_hf.inner_loop.losses`).
     """
 
-    def __init__(self, model: nn.Module, layout: LoraLayout):
-        self.model, self.layout = model, layout
+    def __init__(self, model: nn.Module, layout: LoraLayout, gradient_checkpointing: bool = False):
+        self.model, self.layout, self.gradient_checkpointing = model, layout, gradient_checkpointing
         self.base = unwrap(model)
         self.device = self.base.get_input_embeddings().weight.device
         self.grouped = has_grouped_products(layout, activation_dtype(model), self.device)
@@ -61,7 +65,7 @@ class TrainingForward:
             packs=self.packs,
             grouped=self.grouped,
             attends_by_block=attends_by_block,
-            checkpointed=False,
+            checkpointed=gradient_checkpointing,
         )
 
     def backward(self, parameters: LoraParameters, batches: Sequence[Sequence[Batch]], first: int = 0) -> torch.Tensor:
@@ -88,6 +92,8 @@ class TrainingForward:
                 stack.callback(self.modules[name].register_forward_hook(hook).remove)
             if self.packs:
                 stack.enter_context(attention_set(self.base, PACKED_ATTENTION))
+            if self.gradient_checkpointing:
+                stack.enter_context(checkpointed_layers(self.base, parameters.anchor))
             token_losses = self._losses(packed) * packed.shares
             # The adapters do not meet in any product, so the gradient of the sum is each adapter's own.
             token_losses.sum().backward()

@@ -85,6 +85,7 @@ def train(
     order_seed: int = 0,
     on_step: Callable[[InnerStep], None] | None = None,
     stop: threading.Event | None = None,
+    gradient_checkpointing: bool = False,
 ) -> list[InnerResult]:
     """
     Train all adapters of a bank, each on its own update. The bank's weights are changed in place.
@@ -100,14 +101,17 @@ def train(
             Called after every optimizer step.
         stop (`threading.Event`, *optional*):
             Checked before every step; once set, training ends and the adapters keep the weights they have.
+        gradient_checkpointing (`bool`, *optional*, defaults to `False`):
+            Let the model's layers compute their activations again in the backward pass: the same adapters from less memory,
+            in about a third more time.
 
     Returns:
         `list[InnerResult]`: one per adapter. An adapter whose loss or gradient is not finite is stopped with its last
         finite weights and named in a warning; the others are trained as if it had not been there.
 
     Raises:
-        ValueError: The number of updates differs from the number of adapters, an update has no sequences, or the model's
-            4-bit weights are packed for inference (see [`keep_trainable`]).
+        ValueError: The number of updates differs from the number of adapters, an update has no sequences, the model's
+            4-bit weights are packed for inference (see [`keep_trainable`]), or it has no layers to checkpoint.
     """
     if len(updates) != len(bank):
         raise ValueError(f"{len(updates)} updates were given for a bank of {len(bank)} adapters; give one for each.")
@@ -126,7 +130,7 @@ def train(
     with _frozen(bank.model), frozen_norms(bank.model):
         parameters = LoraParameters(bank.layout, activation_dtype(bank.model), bank.weights.device, len(bank))
         optimizer = BankOptimizer(bank.weights, parameters.grads)
-        forward = TrainingForward(bank.model, bank.layout)
+        forward = TrainingForward(bank.model, bank.layout, gradient_checkpointing)
         for step in range(num_steps):
             batches = {
                 adapter: [update.sequences[i] for i in orders[adapter][step]]
