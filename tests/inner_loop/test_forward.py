@@ -22,8 +22,6 @@ from seal_hf.adapters.layout import lora_layout
 from seal_hf.inner_loop import (
     forward as packed_forward,
 )
-from seal_hf.inner_loop import (
-)
 from seal_hf.inner_loop.attention import PackedAttention
 from seal_hf.inner_loop.forward import TrainingForward
 from seal_hf.inner_loop.lora import LoraParameters
@@ -226,7 +224,10 @@ def test_attention_setting_is_restored():
     assert model.config._attn_implementation == own
 
 
-@pytest.fixture(params=[False, True], ids=["by block", "grouped"])
+needs_grouped = pytest.mark.skipif(not hasattr(F, "grouped_mm"), reason="this torch has no grouped products")
+
+
+@pytest.fixture(params=[False, pytest.param(True, marks=needs_grouped)], ids=["by block", "grouped"])
 def grouped(request, monkeypatch):
     """Products by block as on a CPU, or the grouped ones of a GPU, which torch has for a CPU too."""
     monkeypatch.setattr(packed_forward, "has_grouped_products", lambda *args: request.param)
@@ -306,7 +307,7 @@ def test_number_of_passes_does_not_change_the_gradients(monkeypatch):
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.skipif(not hasattr(F, "grouped_mm"), reason="this torch has no grouped products")
+@needs_grouped
 @pytest.mark.parametrize("by_adapter", [False, True], ids=["blocks", "a block each"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_grouped_products_equal_those_by_block(monkeypatch, dtype, by_adapter):
