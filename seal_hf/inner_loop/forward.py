@@ -84,7 +84,8 @@ class TrainingForward:
             `torch.Tensor` of shape `(K,)`: the loss of each adapter, the mean over its labels.
         """
         packed = PackedBatch(batches, self.device)
-        loras = parameters.by_module(first, packed.num_adapters, () if self.grouped else packed.blocks)
+        grouped = self.grouped and len(packed.blocks) > 1  # one block is fewer launches
+        loras = parameters.by_module(first, packed.num_adapters, () if grouped else packed.blocks)
         hooks = lora_hooks(loras, packed, self.layout.scaling)
         with ExitStack() as stack:
             stack.enter_context(torch.enable_grad())

@@ -89,6 +89,15 @@ def cut_into_blocks(batches: Mapping[int, Batch], block_cost: int) -> list[list[
     return blocks[::-1]
 
 
+def padded_sizes(batches: Mapping[int, Batch], blocks: Sequence[Sequence[int]]) -> list[int]:
+    """For each block the tokens of one of its adapters, padding included."""
+    return [
+        max(len(batches[adapter]) for adapter in block)
+        * max(len(sequence.input_ids) for adapter in block for sequence in batches[adapter])
+        for block in blocks
+    ]
+
+
 def share_out(
     batches: Mapping[int, Batch], blocks: Sequence[Sequence[int]], most_tokens: int
 ) -> list[list[list[int]]]:
@@ -109,11 +118,8 @@ def share_out(
     Returns:
         `list[list[list[int]]]`: for each pass the adapters of its blocks.
     """
-    sizes = []  # padded tokens of each adapter
-    for block in blocks:
-        num_sequences = max(len(batches[adapter]) for adapter in block)
-        longest = max(len(sequence.input_ids) for adapter in block for sequence in batches[adapter])
-        sizes.append(max(num_sequences * longest, -(-most_tokens // _MOST_ADAPTERS)))
+    least = -(-most_tokens // _MOST_ADAPTERS)
+    sizes = [max(size, least) for size in padded_sizes(batches, blocks)]
     total = sum(size * len(block) for size, block in zip(sizes, blocks, strict=True))
     num_passes = -(-total // most_tokens)
     passes: list[list[list[int]]] = [[] for _ in range(num_passes)]

@@ -1,6 +1,6 @@
 """How the adapters of a step are shared out to forward passes and to blocks of equal sequences, by what a device is good at."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -9,7 +9,7 @@ from torch import nn
 from ..adapters.layout import LoraLayout
 from ..models.access import linear_modules, unwrap
 from ..models.memory import activation_bytes_per_token, free_memory
-from .packing import Batch, cut_into_blocks, share_out
+from .packing import Batch, cut_into_blocks, padded_sizes, share_out
 
 
 # On a CPU: what one more block costs besides its tokens, in tokens, and one more forward and backward pass. Measured.
@@ -25,6 +25,8 @@ _LAUNCH_PRODUCTS = 5e-6 * 125e12 / 4
 # Launches that one more block takes: two products forward and four backward in each adapted module, and in each layer whose
 # attention goes by block its products, copies and softmax. One more pass takes all launches of a layer, about as many.
 _LORA_LAUNCHES, _ATTENTION_LAUNCHES, _LAYER_LAUNCHES = 6, 20, 100
+# Launches in each adapted module that grouped products take more than one block does, since they neither scale nor add up.
+_GROUPED_LAUNCHES = 5
 
 
 def pass_tokens(device: torch.device) -> int:
@@ -62,7 +64,7 @@ class PassPlan:
         checkpointed: bool,
     ):
         self.packs = packs
-        # Then a block costs nothing, and padding between adapters would be for nothing.
+        # Then more blocks than one cost nothing.
         self.by_adapter = packs and grouped and not attends_by_block
         device = model.get_input_embeddings().weight.device
         if device.type == "cpu":
@@ -74,6 +76,7 @@ class PassPlan:
             lora = _LORA_LAUNCHES * len(layout.modules)
             attention = _ATTENTION_LAUNCHES * num_layers
             self.block_cost = round((lora * (not grouped) + attention * attends_by_block) * per_launch)
+            self.grouped_cost = round(_GROUPED_LAUNCHES * len(layout.modules) * per_launch)
             self.pass_cost = round((lora + _LAYER_LAUNCHES * num_layers) * per_launch)
             room = int(free_memory(device) * _MEMORY_SHARE) // activation_bytes_per_token(model, checkpointed)
             self.most_tokens = max(1, min(pass_tokens(device), room))
@@ -90,11 +93,18 @@ class PassPlan:
             `list[list[list[int]]]`: for each forward pass its blocks, for each block its adapters.
         """
         if self.by_adapter:
-            blocks = [[adapter] for adapter in batches]
+            together, apart = [list(batches)], [[adapter] for adapter in batches]
+            padding = _num_tokens(together, batches) - _num_tokens(apart, batches)
+            blocks = together if padding <= self.grouped_cost else apart
         else:
             blocks = cut_into_blocks(batches, self.block_cost if self.packs else self.pass_cost)
         passes = [blocks] if self.most_tokens is None else share_out(batches, blocks, self.most_tokens)
         return passes if self.packs else [[block] for own in passes for block in own]
+
+
+def _num_tokens(blocks: Sequence[Sequence[int]], batches: Mapping[int, Batch]) -> int:
+    """Tokens of blocks, padding included."""
+    return sum(len(block) * size for block, size in zip(blocks, padded_sizes(batches, blocks), strict=True))
 
 
 def _num_weights(model: nn.Module) -> int:

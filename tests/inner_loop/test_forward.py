@@ -238,10 +238,10 @@ def test_module_that_the_model_does_not_use_gets_no_gradient(grouped):
     model = tiny_llama()
     model.model.layers[1].spare_proj = nn.Linear(32, 32)
     forward = forward_of(model)
-    parameters = parameters_of(forward, random_weights(forward, 1))
-    for piece in parameters.grads.segments_of(0):
+    parameters = parameters_of(forward, random_weights(forward, 2))
+    for piece in (*parameters.grads.segments_of(0), *parameters.grads.segments_of(1)):
         piece.fill_(torch.nan)
-    forward.backward(parameters, [[[sequence(6)]]])
+    forward.backward(parameters, [[[sequence(6)]], [[sequence(4)]]])
     grads = parameters.grads.matrices()
     assert all((grad == 0).all() for grad in grads["model.layers.1.spare_proj"])
     assert all((grad != 0).any() and grad.isfinite().all() for grad in grads["model.layers.1.self_attn.q_proj"])
@@ -260,7 +260,7 @@ def test_module_that_is_used_twice_adds_up_its_gradients(grouped):
             generator = torch.Generator().manual_seed(lora_b.shape[1])
             lora_a.copy_(torch.randn(lora_a.shape, generator=generator))
             lora_b.copy_(torch.randn(lora_b.shape, generator=generator))
-        forward.backward(parameters, [[[sequence(9)], [sequence(9, seed=1)]]])
+        forward.backward(parameters, [[[sequence(9)]], [[sequence(8, seed=1)]]])
         gradients[name] = parameters.grads.matrices()
     for name, found in gradients["shared"].items():
         other = gradients["apart"][name.replace("layers.0", "layers.1")]

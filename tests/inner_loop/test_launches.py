@@ -35,6 +35,12 @@ def counts_of_a_step(gpu: FakeGpu, updates: list[InnerUpdate], target_modules="a
     return counts[1]
 
 
+@pytest.fixture
+def large_model(monkeypatch):
+    """A launch costs a tiny model as little as a large one, so that grouped products are worth theirs."""
+    monkeypatch.setattr("seal_hf.inner_loop.passes._LAUNCH_PRODUCTS", 0)
+
+
 def updates_of(count: int, **options) -> list[InnerUpdate]:
     return [random_update(seed, 3, **options) for seed in range(count)]
 
@@ -66,13 +72,24 @@ def test_what_a_gpu_is_asked_for_is_counted():
 
 
 @pytest.mark.parametrize("target_modules", [ATTENTION, "all-linear"], ids=["attention", "all-linear"])
-def test_a_step_of_many_adapters_launches_what_one_of_few_does(target_modules):
+def test_a_step_of_many_adapters_launches_what_one_of_few_does(large_model, target_modules):
     """Sequences of any lengths. The second transfer is that of the clipping factors."""
     with fake_gpu() as gpu:
         few, waits, transfers = counts_of_a_step(gpu, updates_of(4), target_modules)
         assert waits == {"tolist": 1} and transfers == 2
         assert few["_grouped_mm"] > 0 and few["_fused_adamw_"] == 1
         assert counts_of_a_step(gpu, updates_of(16), target_modules) == (few, waits, transfers)
+
+
+def test_one_block_launches_less_than_grouped_products(monkeypatch):
+    """So little padding that a tiny model has them all in one block."""
+    with fake_gpu() as gpu:
+        one, *others = counts_of_a_step(gpu, updates_of(4))
+        assert one["_grouped_mm"] == 0 and counts_of_a_step(gpu, updates_of(16)) == (one, *others)
+        monkeypatch.setattr("seal_hf.inner_loop.passes._LAUNCH_PRODUCTS", 0)
+        grouped, *same = counts_of_a_step(gpu, updates_of(4))
+    assert same == others
+    assert grouped.total() - one.total() == 5 * 14  # a block takes a module 6 launches, grouped products 11
 
 
 def test_each_learning_rate_and_each_group_of_adapters_is_one_more_call(monkeypatch):
@@ -113,18 +130,26 @@ def test_a_model_that_is_not_packed_waits_for_its_masks_too():
 
 
 @pytest.mark.parametrize(
-    ("capability", "by_adapter"), [(HOPPER, True), ((10, 0), True), ((12, 0), False), (AMPERE, False)]
+    ("capability", "tokens_per_launch", "expected"),
+    [
+        # One block has 48 tokens of padding; grouped products take 14 modules 70 launches more than one block.
+        *((capability, 0.5, [[0], [1], [2], [3]]) for capability in (HOPPER, (10, 0))),
+        (HOPPER, 1.0, [[0, 1, 2, 3]]),
+        # Without them a block takes 84 launches: two with 2 tokens of padding cost 2 + 2 * 42, one costs 48 + 42.
+        *((capability, 0.5, [[1, 3], [2, 0]]) for capability in (AMPERE, (12, 0))),
+        (AMPERE, 1.0, [[1, 3, 2, 0]]),
+    ],
 )
-def test_where_grouped_products_are_fast_each_adapter_is_a_block(capability, by_adapter):
+def test_blocks_are_those_that_cost_a_gpu_least(monkeypatch, capability, tokens_per_launch, expected):
     model = tiny_llama(dtype=torch.bfloat16)
+    num_weights = 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 32 * 48)
+    monkeypatch.setattr("seal_hf.inner_loop.passes._LAUNCH_PRODUCTS", tokens_per_launch * num_weights)
     layout = lora_layout(model, lora_config(r=8))
-    lengths = [5, 30, 7, 30]
-    batches = {k: [TrainingSequence(tuple(range(length)))] for k, length in enumerate(lengths)}
+    batches = {k: [TrainingSequence(tuple(range(length)))] for k, length in enumerate([5, 30, 7, 30])}
     with fake_gpu(capability):
         forward = TrainingForward(model.to("meta").requires_grad_(False), layout)
-        assert forward.packs and forward.grouped == by_adapter
-        (blocks,) = forward.plan.cut(batches)
-    assert blocks == ([[0], [1], [2], [3]] if by_adapter else [[1, 3, 2, 0]])  # a launch costs a tiny model a lot
+        assert forward.packs and forward.grouped == (capability[0] in (9, 10))
+        assert forward.plan.cut(batches) == [expected]
 
 
 @pytest.mark.parametrize(
