@@ -12,9 +12,10 @@ from helpers.flash_attention import flash_attention_on_the_cpu
 from helpers.folders import ROOT
 from helpers.tiny_models import tiny_llama
 from helpers.torch_signatures import DERIVATIVE, RECORDED, VERSIONS, check_call
-from seal_hf.adapters.layout import lora_layout
+from seal_hf.adapters.layout import LoraStacks, lora_layout
 from seal_hf.inner_loop import attention as packed_attention
-from seal_hf.inner_loop import lora as packed_lora
+from seal_hf.inner_loop import forward as packed_forward
+from seal_hf.inner_loop import optimizer as bank_optimizer
 from seal_hf.inner_loop.attention import PackedAttention
 from seal_hf.inner_loop.forward import TrainingForward
 from seal_hf.inner_loop.lora import LoraParameters
@@ -48,7 +49,8 @@ def test_flash_attention(monkeypatch, window):
     query, key, value = (torch.randn(1, heads, 7, 8) for heads in (4, 2, 2))
     with flash_attention_on_the_cpu():
         calls = noted(monkeypatch, torch.ops.aten._flash_attention_forward, "default")
-        PackedAttention((Block(0, 1, 1, 7, 0),))(query, key, value, 0.3, window)
+        ends = torch.tensor([0, 7], dtype=torch.int32)
+        PackedAttention((Block(0, 1, 1, 7, 0),), ends)(query, key, value, 0.3, window)
     ((args, options),) = calls
     for version in VERSIONS:
         check_call("aten::_flash_attention_forward", version, args, options)
@@ -58,18 +60,29 @@ def test_flash_attention(monkeypatch, window):
 
 @pytest.mark.skipif(not hasattr(F, "grouped_mm"), reason="this torch has no grouped products")
 def test_grouped_products(monkeypatch):
-    """Before 2.10 torch has no such function, and `_has_grouped_products` says so."""
+    """Before 2.10 torch has no such function, and `has_grouped_products` says so."""
     calls = noted(monkeypatch, F, "grouped_mm")
-    monkeypatch.setattr(packed_lora, "_has_grouped_products", lambda hidden, lora: True)
+    monkeypatch.setattr(packed_forward, "has_grouped_products", lambda *args: True)
     model = tiny_llama(dtype=torch.bfloat16).requires_grad_(False)
     layout = lora_layout(model, LoraConfig(r=8, target_modules="all-linear"))
-    parameters = LoraParameters(layout, torch.bfloat16, torch.device("cpu"), 1)
-    TrainingForward(model, layout).backward(parameters, [[[TrainingSequence((5, 6, 7, 8))]]])
+    parameters = LoraParameters(layout, torch.bfloat16, torch.device("cpu"), 2)
+    TrainingForward(model, layout).backward(parameters, [[[TrainingSequence((5, 6, 7, 8))]]] * 2)
     assert calls
     for version in VERSIONS:
         if RECORDED[version]["torch.nn.functional.grouped_mm"] is not None:
             for args, options in calls:
                 check_call("torch.nn.functional.grouped_mm", version, args, options)
+
+
+def test_optimizer(monkeypatch):
+    calls = noted(monkeypatch, bank_optimizer, "adamw")
+    layout = lora_layout(tiny_llama(), LoraConfig(r=2, target_modules="all-linear"))
+    grads = LoraStacks.of(layout, torch.ones(1, layout.num_parameters), torch.float32, torch.device("cpu"))
+    optimizer = bank_optimizer.BankOptimizer(torch.zeros(1, layout.num_parameters), grads)
+    optimizer.step([0], [bank_optimizer.StepSize(1e-3, 1.0)], torch.ones(1))
+    ((args, options),) = calls
+    for version in VERSIONS:
+        check_call("torch.optim.adamw.adamw", version, args, options)
 
 
 def test_choice_of_attention_kernels(monkeypatch):
