@@ -23,7 +23,7 @@ _PASS_SHARE, _BATCH_SHARE, _LOGITS_SHARE = 0.2, 0.5, 0.1
 def tokens_per_pass(model: nn.Module) -> int:
     """Tokens that one forward pass reads, padding included."""
     device = unwrap(model).device
-    if device.type != "cuda":
+    if device.type != "cuda" or not key_value_bytes_per_token(model):
         return _CPU_TOKENS_PER_PASS
     # Without gradients no layer keeps anything, so that this is more than it takes.
     fitting = free_memory(device) * _PASS_SHARE / activation_bytes_per_token(model, checkpointed=True)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import MambaConfig, MambaForCausalLM
 
 from helpers.tiny_models import VOCAB_SIZE, tiny_llama, tiny_model
 from seal_hf.generation import batch_sizes, likelihood
@@ -64,6 +65,13 @@ def test_sizes_on_a_gpu_follow_its_free_memory(monkeypatch):
     assert logits_per_pass(model) == 2**27
     on_gpu(monkeypatch, model, 0)
     assert tokens_per_batch(model) == tokens_per_pass(model) == logits_per_pass(model) == 1
+
+
+def test_sizes_for_a_model_without_attention_are_those_on_the_cpu(monkeypatch):
+    model = MambaForCausalLM(MambaConfig(vocab_size=VOCAB_SIZE, hidden_size=16, state_size=4, num_hidden_layers=1))
+    on_gpu(monkeypatch, model, 2**40)
+    assert (tokens_per_pass(model), tokens_per_batch(model)) == (1024, 2**16)
+    assert key_value_bytes_per_token(model) == 0
 
 
 def test_likelihood_passes_on_a_gpu_hold_so_many_tokens_and_logits(monkeypatch):
