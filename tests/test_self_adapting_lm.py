@@ -12,6 +12,8 @@ from seal_hf import InnerLoopConfig, SelfAdaptingLM, SelfEdit
 from seal_hf.adapters.adapter import Adapter
 from seal_hf.domains import KnowledgeDomain
 from seal_hf.generation.base import Sampling
+from seal_hf.inner_loop import within_memory
+from seal_hf.inner_loop.training import train
 from seal_hf.inner_loop.update import tokenize_self_edit
 from seal_hf.models.access import policy_parameters
 from seal_hf.self_edit import TrainingExample
@@ -102,6 +104,36 @@ class TestAdapt:
         assert before == pytest.approx(losses[0], rel=1e-4)
         assert after < 0.1 * before
         assert lm.answer_prompts(["Ann k"], [adapter], max_answer_length=10) == ["eeps bees."]
+
+    def test_checkpointing_gives_the_same_adapters(self, adapters, monkeypatch):
+        asked = []
+
+        def noted(*args, gradient_checkpointing, **options):
+            asked.append(gradient_checkpointing)
+            return train(*args, gradient_checkpointing=gradient_checkpointing, **options)
+
+        monkeypatch.setattr(within_memory, "train", noted)
+        for one, other in zip(tiny_lm(inner_gradient_checkpointing=True).adapt(EDITS), adapters, strict=True):
+            assert (one.weights - other.weights).abs().max() < 1e-5
+        tiny_lm().adapt(EDITS[0])
+        assert asked == [True, False]
+
+    def test_a_memory_that_is_too_small_is_recovered_from(self, lm, adapters, monkeypatch, caplog):
+        def few(bank, *args, **options):
+            if len(bank) > 1:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return train(bank, *args, **options)
+
+        monkeypatch.setattr(within_memory, "train", few)
+        found = lm.adapt(EDITS)
+        assert [record.getMessage() for record in caplog.records] == [
+            f"A bank of {size} adapters is too large for the memory; it is trained in halves." for size in (3, 2)
+        ]
+        for one, other in zip(found, adapters, strict=True):
+            assert (one.weights - other.weights).abs().max() < 1e-5
+            assert one.training.keys() == other.training.keys()
+            assert one.training["losses"] == pytest.approx(other.training["losses"], rel=1e-5)
+        assert lm.answer(QUESTIONS, adapter=found[0]) == lm.answer(QUESTIONS, adapter=adapters[0])
 
     def test_on_step_and_stop(self, lm):
         steps, stop = [], threading.Event()

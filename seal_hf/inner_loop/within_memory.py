@@ -48,6 +48,7 @@ def train_within_memory(
     seed: int = 0,
     on_step: Callable[[InnerStep], None] | None = None,
     stop: threading.Event | None = None,
+    gradient_checkpointing: bool = False,
 ) -> list[TrainedAdapter]:
     """
     Train one adapter per update from fresh weights, all in one bank, or in halves of it (and halves of those) one after the
@@ -65,7 +66,7 @@ def train_within_memory(
         on_step (`Callable[[InnerStep], None]`, *optional*):
             Called after every optimizer step. Adapters, steps, tokens and time are counted over all parts; the steps of a
             bank that did not fit are lost, and counted again.
-        stop (`threading.Event`, *optional*):
+        stop, gradient_checkpointing:
             As for [`train`].
 
     Returns:
@@ -82,7 +83,7 @@ def train_within_memory(
         part = waiting.pop()
         report = on_step and partial(_report, on_step, done, sum(map(_num_steps, waiting)))
         start = time.perf_counter()
-        own, cause = _train(model, peft_config, part, seed, report, stop)
+        own, cause = _train(model, peft_config, part, seed, report, stop, gradient_checkpointing)
         done.seconds += time.perf_counter() - start
         if cause is None:
             if waiting:  # the next part needs the memory
@@ -94,7 +95,7 @@ def train_within_memory(
             continue
         release_memory(model.get_input_embeddings().weight.device)
         if len(part) == 1:
-            raise torch.OutOfMemoryError(_remedy(model, peft_config, part[0], cause))
+            raise torch.OutOfMemoryError(_remedy(model, peft_config, part[0], gradient_checkpointing, cause))
         logger.warning("A bank of %d adapters is too large for the memory; it is trained in halves.", len(part))
         half = len(part) // 2
         waiting += [part[half:], part[:half]]
@@ -135,11 +136,19 @@ def _train(
     seed: int,
     on_step: Callable[[InnerStep], None] | None,
     stop: threading.Event | None,
+    gradient_checkpointing: bool,
 ) -> tuple[list[TrainedAdapter], str | None]:
     """The adapters of one bank, or none and the error's first line where the memory does not hold them."""
     try:
         bank = AdapterBank.initialize(model, peft_config, [seed] * len(updates))
-        results = train(bank, updates, order_seed=seed, on_step=on_step, stop=stop)
+        results = train(
+            bank,
+            updates,
+            order_seed=seed,
+            on_step=on_step,
+            stop=stop,
+            gradient_checkpointing=gradient_checkpointing,
+        )
     except torch.OutOfMemoryError as error:
         # No more than its text: the frames of the error hold the tensors that have to go.
         return [], (str(error).splitlines() or [""])[0]
@@ -148,11 +157,15 @@ def _train(
     ], None
 
 
-def _remedy(model: nn.Module, peft_config: LoraConfig, update: InnerUpdate, cause: str) -> str:
+def _remedy(
+    model: nn.Module, peft_config: LoraConfig, update: InnerUpdate, gradient_checkpointing: bool, cause: str
+) -> str:
     lengths = sorted((len(sequence.input_ids) for sequence in update.sequences), reverse=True)
     num_tokens = sum(lengths[: update.config.batch_size])
+    checkpointing = "" if gradient_checkpointing else "set inner_gradient_checkpointing=True, "
     return (
         f"One adapter of rank {peft_config.r}, with {num_tokens} tokens in a step, does not fit into the free memory of "
-        f"{model.get_input_embeddings().weight.device}: shorten its sequences (InnerLoopConfig(max_length=...)), lower "
-        f"batch_size={update.config.batch_size} or the rank, or load the model with load_in_4bit=True. The cause was: {cause}"
+        f"{model.get_input_embeddings().weight.device}: {checkpointing}shorten its sequences (InnerLoopConfig(max_length="
+        f"...)), lower batch_size={update.config.batch_size} or the rank, or load the model with load_in_4bit=True. The "
+        f"cause was: {cause}"
     )

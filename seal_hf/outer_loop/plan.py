@@ -144,8 +144,14 @@ def _adapters_per_bank(
     work = [
         replace(update, sequences=update.sequences * 2) for update in baseline for _ in range(args.num_generations)
     ]
-    layout, num_repeats = lora_layout(lm.model, lm.peft_config), args.num_repeats
-    return adapters_per_bank(lm.model, layout, list(map(work_of, work)), num_repeats, num_processes)
+    return adapters_per_bank(
+        lm.model,
+        lora_layout(lm.model, lm.peft_config),
+        list(map(work_of, work)),
+        args.num_repeats,
+        num_processes,
+        lm.inner_gradient_checkpointing,
+    )
 
 
 def _probe(lm: SelfAdaptingLM, condition: Condition, data: ExampleSet, per_bank: int) -> tuple[float, float, float]:

@@ -39,6 +39,7 @@ FIT_SETTINGS = ("sft_batch_size", *(name for name in _SFT_SETTINGS if name != "s
 _FREE_FIELDS = (
     "num_rounds",
     "adapters_per_bank",
+    "inner_gradient_checkpointing",
     "logging_steps",
     "ddp_timeout",
 )

@@ -57,6 +57,9 @@ class SEALConfig(SFTConfig):
             Share of the steps in which the learning rate rises.
         inner_max_grad_norm (`float`, *optional*, defaults to `1.0`):
             Greatest gradient norm of one adapter.
+        inner_gradient_checkpointing (`bool`, *optional*, defaults to `False`):
+            Whether the layers compute their activations again in the backward pass: about a third more time, and of the
+            activations' memory what the layers' inputs and a single layer take, for larger banks or longer self-edits.
         adapters_per_bank (`int`, *optional*):
             Most adapters trained together in one bank. Where absent it is chosen in every round, from the free memory
             and from the work (see [`adapters_per_bank`]).
@@ -126,6 +129,13 @@ class SEALConfig(SFTConfig):
     inner_lr_scheduler_type: str = field(default="linear", metadata={"help": "linear, cosine or constant."})
     inner_warmup_ratio: float = field(default=0.0, metadata={"help": "Share of the steps with a rising rate."})
     inner_max_grad_norm: float = field(default=1.0, metadata={"help": "Greatest gradient norm of one adapter."})
+    inner_gradient_checkpointing: bool = field(
+        default=False,
+        metadata={
+            "help": "Compute activations again in the inner update's backward pass: about a third more time, a fraction of "
+            "the activations' memory."
+        },
+    )
     adapters_per_bank: int | None = field(
         default=None,
         metadata={"help": "Most adapters trained together; chosen from free memory and work where absent."},

@@ -146,6 +146,7 @@ class SEALTrainer(_BaseTrainer):
             peft_config=args.inner_peft_config(),
             inner_config=inner_config,
             base_model_id=base_model_id,
+            inner_gradient_checkpointing=args.inner_gradient_checkpointing,
         )
         self.domain = self.lm.domain
 

@@ -217,7 +217,12 @@ class Rollout:
                 drafts.append(draft)
         num_repeats = len(stage.inner_seeds)
         size = self.config.adapters_per_bank or adapters_per_bank(
-            self.lm.model, lora_layout(self.lm.model, self.lm.peft_config), work, num_repeats, self.processes.count
+            self.lm.model,
+            lora_layout(self.lm.model, self.lm.peft_config),
+            work,
+            num_repeats,
+            self.processes.count,
+            self.lm.inner_gradient_checkpointing,
         )
         composed = iter(compose_banks(work, num_repeats, size))
         proposals = [replace(draft, banks=next(composed)) if draft.well_formed else draft for draft in drafts]

@@ -155,11 +155,19 @@ def test_an_adapter_that_does_not_fit_alone(model, memory_for):
     with pytest.raises(torch.OutOfMemoryError) as caught:
         train_within_memory(model, CONFIG, UPDATES[2:])
     assert str(caught.value) == (
-        "One adapter of rank 2, with 11 tokens in a step, does not fit into the free memory of cpu: shorten its sequences "
-        "(InnerLoopConfig(max_length=...)), lower batch_size=1 or the rank, or load the model with load_in_4bit=True. The "
+        "One adapter of rank 2, with 11 tokens in a step, does not fit into the free memory of cpu: set "
+        "inner_gradient_checkpointing=True, shorten its sequences (InnerLoopConfig(max_length=...)), lower batch_size=1 or the rank, or load the model with load_in_4bit=True. The "
         "cause was: CUDA out of memory. Tried to allocate 3 GiB."
     )
     assert caught.value.__cause__ is None and caught.value.__context__ is None
+
+
+def test_checkpointing_comes_to_the_same_adapters(model, whole, memory_for):
+    memory_for(3)
+    assert_same(train_within_memory(model, CONFIG, UPDATES, seed=3, gradient_checkpointing=True), whole)
+    memory_for(0)
+    with pytest.raises(torch.OutOfMemoryError, match="free memory of cpu: shorten its sequences"):  # it is on already
+        train_within_memory(model, CONFIG, UPDATES, gradient_checkpointing=True)
 
 
 def test_other_errors_are_not_taken_for_it(model, monkeypatch):

@@ -159,6 +159,11 @@ def test_the_size_of_the_banks_is_chosen_once(tmp_path, monkeypatch):
     with_memory(10**12)
     small_trainer(tmp_path / "moved", **options).train(resume_from_checkpoint=True)
     assert records(tmp_path / "moved") == records(tmp_path / "unbroken")
+    # The same memory holds larger banks where less is kept of a token.
+    with_memory(1_800_000)
+    small_trainer(tmp_path / "checkpointed", inner_gradient_checkpointing=True, **options).train()
+    checkpointed = Counter(proposal.banks[0] for proposal in Journal(tmp_path / "checkpointed").proposals(0))
+    assert max(checkpointed.values()) > max(banks.values())
 
 
 def test_stop_in_the_middle_of_a_fit(reference, tmp_path):

@@ -195,6 +195,7 @@ def test_of_many_differences_five_are_shown(run, settings):
         {"num_rounds": 7},
         {"adapters_per_bank": 9},
         {"adapters_per_bank": None},
+        {"inner_gradient_checkpointing": True},
         {"logging_steps": 5, "ddp_timeout": 60, "per_device_train_batch_size": 1, "gradient_checkpointing": False},
         {"train": [dict(reversed(example.items())) for example in tiny_examples(3)]},
     ],

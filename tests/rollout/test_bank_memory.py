@@ -6,10 +6,11 @@ import pytest
 import torch
 from peft import LoraConfig
 
+from helpers.fake_gpu import fake_gpu
 from helpers.live_memory import LiveBytes
 from helpers.tiny_models import tiny_model
 from seal_hf.adapters.bank import AdapterBank
-from seal_hf.inner_loop import losses
+from seal_hf.inner_loop import losses, optimizer
 from seal_hf.inner_loop.training import train
 from seal_hf.inner_loop.update import InnerLoopConfig, InnerUpdate, TrainingSequence
 from seal_hf.rollout.bank_schedule import bank_bytes
@@ -21,12 +22,13 @@ SIZES |= {"num_attention_heads": 2, "num_key_value_heads": 1}
 
 
 @pytest.fixture(autouse=True)
-def small_loss(monkeypatch):
-    # Its buffers are no part of the estimate.
+def small_buffers(monkeypatch):
+    # Those of the loss and of the gradients in fp32, of which there are so many, are no part of the estimate.
     monkeypatch.setattr(losses, "_LOGITS", 104)
+    monkeypatch.setattr(optimizer, "_GRADIENT_VALUES", 1)
 
 
-def measured(model, targets, num_adapters, length, r=4):
+def measured(model, targets, num_adapters, length, r=4, checkpointed=False):
     """The peak of two steps of a bank, and the estimate, in bytes."""
     updates = [
         InnerUpdate(
@@ -38,8 +40,8 @@ def measured(model, targets, num_adapters, length, r=4):
     gc.collect()
     with LiveBytes() as live:
         bank = AdapterBank.initialize(model, config, [0] * num_adapters)
-        train(bank, updates)
-    return live.peak, bank_bytes(model, bank.layout, num_adapters, length)
+        train(bank, updates, gradient_checkpointing=checkpointed)
+    return live.peak, bank_bytes(model, bank.layout, num_adapters, length, checkpointed)
 
 
 # From above: for all linear layers close, for two projections by up to the inputs of the others.
@@ -67,3 +69,21 @@ def test_activations_of_one_pass_are_held_at_a_time():
     (one, _), (three, estimate) = (measured(model, "all-linear", number, 256) for number in (4, 12))
     assert three < 1.3 * one  # 1024 tokens in a pass
     assert 0.95 <= estimate / three <= 1.3
+
+
+@pytest.mark.parametrize("num_layers", [4, 12])
+def test_with_checkpointing_it_is_the_inputs_of_the_layers_and_one_layer(num_layers):
+    model = tiny_model("llama", **{**SIZES, "num_hidden_layers": num_layers})
+    peak, estimate = measured(model, "all-linear", 4, 200, checkpointed=True)
+    assert 0.9 <= estimate / peak <= 1.3
+    assert peak < 0.6 * measured(model, "all-linear", 4, 200)[0]
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj"]], ids=["all linear", "q,v"])
+def test_a_bank_on_a_gpu_takes_what_was_estimated(targets, checkpointed):
+    """With grouped products and flash attention."""
+    model = tiny_model("qwen2", dtype=torch.bfloat16, **SIZES).to("meta")
+    with fake_gpu():
+        peak, estimate = measured(model, targets, 16, 200, r=8, checkpointed=checkpointed)
+    assert 0.9 <= estimate / peak <= (1.1 if targets == "all-linear" else 1.5)

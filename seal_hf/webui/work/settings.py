@@ -106,6 +106,7 @@ class Settings:
                 learning_rate=self.learning_rate, num_train_epochs=self.num_train_epochs, batch_size=self.batch_size
             ),
             base_model_id=base.base_model_id,
+            inner_gradient_checkpointing=base.inner_gradient_checkpointing,
         )
 
     def sampling(self) -> dict[str, object]:
