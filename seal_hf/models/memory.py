@@ -56,7 +56,7 @@ def activation_bytes_per_token(model: nn.Module, checkpointed: bool = False, len
     head_size = getattr(config, "head_dim", None) or hidden // num_heads
     queries, keys = (size * head_size for size in (num_heads, getattr(config, "num_key_value_heads", num_heads)))
     kept = 4 * hidden + 2 * queries + 2 * keys + 4 * intermediate
-    momentary = 2 * hidden + 2 * intermediate
+    momentary = 2 * hidden + 3 * intermediate
     if length is not None and not (model.get_input_embeddings().weight.is_cuda and dtype.itemsize == 2):
         weights = num_heads * length if length < _LONG else 3 * queries
         kept, momentary = kept + weights, momentary + weights + weights // 2

@@ -24,7 +24,8 @@ SIZES |= {"num_attention_heads": 2, "num_key_value_heads": 1}
 @pytest.fixture(autouse=True)
 def small_buffers(monkeypatch):
     # Those of the loss and of the gradients in fp32, of which there are so many, are no part of the estimate.
-    monkeypatch.setattr(losses, "_LOGITS", 104)
+    for name in ("_LOGITS", "_CUDA_LABELS"):
+        monkeypatch.setattr(losses, name, 104)
     monkeypatch.setattr(optimizer, "_GRADIENT_VALUES", 1)
 
 
