@@ -25,7 +25,7 @@ from seal_hf.generation.decoder import Decoder
 from seal_hf.generation.transformers_generation import TransformersGenerator
 from seal_hf.inner_loop.attention import PackedAttention
 from seal_hf.inner_loop.forward import TrainingForward
-from seal_hf.inner_loop.lora import LoraParameters, lora_hooks
+from seal_hf.inner_loop.lora import LoraParameters, has_grouped_products, lora_hooks
 from seal_hf.inner_loop.packing import Batch, Block, PackedBatch
 from seal_hf.inner_loop.training import train
 from seal_hf.models.access import activation_dtype
@@ -102,7 +102,7 @@ def _backward(
     """The loss `(K,)` and the gradient `(K, num_parameters)` of each adapter, in fp32."""
     forward = TrainingForward(model, layout)
     losses, gradients = torch.empty(len(batches), device=weights.device), torch.empty_like(weights)
-    for blocks in forward.cut(dict(enumerate(batches))):
+    for blocks in forward.plan.cut(dict(enumerate(batches))):
         order = [adapter for block in blocks for adapter in block]
         parameters = LoraParameters(layout, activation_dtype(model), weights.device, len(order))
         for number, adapter in enumerate(order):
@@ -186,7 +186,9 @@ def grouped(bench: Bench) -> list[dict]:
         lora_a.copy_(draw(*lora_a.shape) * in_features**-0.5)
         lora_b.copy_(draw(*lora_b.shape) * 32**-0.5)
         ours = [states.clone().requires_grad_(), base.clone().requires_grad_()]
-        hook = lora_hooks(parameters.by_module(batch.blocks), batch, layout.scaling)["proj"]
+        is_grouped = has_grouped_products(layout, torch.bfloat16, bench.device)
+        loras = parameters.by_module(0, batch.num_adapters, () if is_grouped else batch.blocks)
+        hook = lora_hooks(loras, batch, layout.scaling)["proj"]
         with OperationCounter() as counter:
             output = hook(None, (ours[0][None],), ours[1][None].clone())[0]
             (output * weights).sum().backward()
