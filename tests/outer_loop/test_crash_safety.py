@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from helpers.outer_loop import in_child, noted_trials, results, run, unscored
-from seal_hf.generation.transformers_generation import _Progress
+from seal_hf.generation.writing import Writing
+from seal_hf.inner_loop.optimizer import BankOptimizer
 from seal_hf.outer_loop.seal_trainer import SEALTrainer
 from seal_hf.rollout.rollout import Rollout
 
@@ -48,8 +49,9 @@ class Moments:
         ):
             self._wrap(owner, name, lambda call, *args, phase=phase: self._in_phase(phase, call))
         self._wrap(Rollout, "_run_bank", lambda call, *args: self._around("bank", call))
-        self._wrap(_Progress, "step", lambda call, *args: self._around("token", call))
-        self._wrap(torch.optim.AdamW, "step", lambda call, *args: self._around("optimizer step", call))
+        self._wrap(Writing, "report", lambda call, *args: self._around("token", call))
+        for optimizer in (BankOptimizer, torch.optim.AdamW):  # of the inner updates, and of the outer SFT
+            self._wrap(optimizer, "step", lambda call, *args: self._around("optimizer step", call))
         self._wrap(os, "fsync", lambda call, file: self._around("sync", call, file))
         self._wrap(os, "replace", lambda call, old, new: self._around(f"rename to {self._relative(new)}", call))
 
