@@ -4,7 +4,6 @@ comparison: what was compared, the difference found, the greatest that passes, a
 """
 
 import copy
-import inspect
 import math
 import random
 import warnings
@@ -12,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
 
 import torch
-from gpu_models import Bench, Skipped, random_adapters, tokenizer
+from gpu_models import Bench, random_adapters, tokenizer
 from operations import OperationCounter
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -229,9 +228,6 @@ def peft(bench: Bench) -> list[dict]:
 
 def checkpointing(bench: Bench) -> list[dict]:
     """Training with activation checkpointing against training without."""
-    names = [name for name in inspect.signature(train).parameters if "checkpoint" in name]
-    if not names:
-        raise Skipped("train() has no activation checkpointing")
     rows = []
     for dtype, tolerance in ((torch.float32, 0.02), (torch.bfloat16, 0.1)):
         model = bench.model("0.5B", dtype, num_layers=bench.sizes.check_layers)
@@ -239,7 +235,7 @@ def checkpointing(bench: Bench) -> list[dict]:
         for on in (False, True):
             bank = AdapterBank.initialize(model, lora_config("all-linear"), [0, 1, 2])
             initial = bank.weights.clone()
-            train(bank, bench.updates(3, num_steps=3), **{names[0]: on})
+            train(bank, bench.updates(3, num_steps=3), gradient_checkpointing=on)
             changes.append(bank.weights - initial)
         name = str(dtype).removeprefix("torch.")
         rows.append(row(f"the change of the weights of 3 adapters, {name}", relative(*changes[::-1]), tolerance))
