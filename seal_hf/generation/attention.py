@@ -58,7 +58,8 @@ def _grouped_attention_forward(
         )
     folded = query.reshape(num_rows, num_kv, groups * num_tokens, dim)
     attended = F.scaled_dot_product_attention(folded, key, value, attn_mask=bias, scale=scaling)
-    return attended.view(num_rows, num_heads, num_tokens, -1).transpose(1, 2).contiguous(), None
+    # Kernels lay out what they return in different ways, so that there may be no view with the heads apart.
+    return attended.unflatten(2, (groups, num_tokens)).permute(0, 3, 1, 2, 4).flatten(2, 3), None
 
 
 def _bias_of(mask: torch.Tensor, groups: int, dtype: torch.dtype) -> torch.Tensor:

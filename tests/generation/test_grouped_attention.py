@@ -59,6 +59,20 @@ def kernel_with_nan(query, key, value, attn_mask=None, **options):
     return attended.masked_fill(~seen.any(-1, keepdim=True), torch.nan)
 
 
+def kernel_with_tokens_first(*args, **options):
+    """torch's attention, laid out in memory as `(R, T, H, D)`, as its kernels for GPUs give it where there is a mask."""
+    return KERNEL(*args, **options).transpose(1, 2).contiguous().transpose(1, 2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_how_a_kernel_lays_out_its_result_changes_nothing(monkeypatch, kind):
+    model, tokenizer = tiny_model(kind), tiny_tokenizer()
+    bank = random_bank(model)
+    expected = generate_with(bank, tokenizer, PROMPTS, ADAPTERS, max_new_tokens=20)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", kernel_with_tokens_first)
+    assert generate_with(bank, tokenizer, PROMPTS, ADAPTERS, max_new_tokens=20) == expected
+
+
 @pytest.mark.parametrize("tokens_per_pass", [1024, 100], ids=["one-pass", "passes"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_padding_that_sees_no_key_changes_nothing(monkeypatch, kind, tokens_per_pass):
