@@ -166,9 +166,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    logging.getLogger("seal_hf").setLevel(logging.ERROR)
     torch.set_float32_matmul_precision("highest")  # what is compared in fp32 is computed in it
     start, device = time.perf_counter(), torch.device(args.device)
 
@@ -189,4 +186,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("seal_hf").setLevel(logging.ERROR)
     sys.exit(main())

@@ -54,7 +54,8 @@ class Processes:
         self._output_dir, self._timeout = output_dir, timeout
         if self.count > 1:
             _leave_in_order()
-            self._group()  # all make it here, at the same time
+            # All make their group here, and go on when all have it: one that ended sooner would break the others' connections.
+            self._collective(distributed.barrier)
 
     def on_main(self, function: Callable[..., Result], *args: Any) -> Result:
         """
