@@ -22,7 +22,7 @@ FILE = Path(__file__).parents[1] / "inner_loop" / "torch_signatures.json"
 # Operators, whose schema is recorded, and Python functions, with the file that defines each.
 OPERATORS = (
     *("_flash_attention_forward", "_flash_attention_backward", "_grouped_mm"),
-    *("_fused_adamw_", "_fused_adamw_.tensor_lr"),
+    *("_fused_adamw_", "_fused_adamw_.tensor_lr", "_fused_rms_norm", "_fused_rms_norm_backward"),
 )
 # How torch differentiates the first, as its call of the second.
 DERIVATIVE = "derivative of aten::_flash_attention_forward"

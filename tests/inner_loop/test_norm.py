@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from helpers.fake_gpu import fake_gpu
 from helpers.operators import Operators
 from helpers.tiny_models import tiny_llama, tiny_model
 from seal_hf.inner_loop import norm as norms
@@ -67,3 +68,44 @@ def test_the_host_waits_once_for_all_norms(monkeypatch):
         pass
     assert [values.tolist() for values in read] == [[True] * 7]
     assert not {"equal", "_local_scalar_dense"} & set(operators.names)
+
+
+def kernels_of_a_norm(weight_dtype=torch.bfloat16) -> list[str]:
+    """What a GPU is asked for in both passes of a norm in bf16."""
+    model = nn.Sequential(tiny_llama().model.norm.requires_grad_(False).to(weight_dtype))
+    with fake_gpu() as gpu:
+        hidden = torch.zeros(1, 5, 32, dtype=torch.bfloat16, device="cuda", requires_grad=True)
+        with frozen_norms(model.to("meta")):
+            gpu.clear()
+            normed = model(hidden)
+        assert normed.shape == hidden.shape
+        normed.backward(torch.empty_like(normed))
+        assert hidden.grad.shape == hidden.shape
+        return list(gpu.launches)
+
+
+@pytest.mark.skipif(not norms._HAS_KERNELS, reason="this torch has no kernels for it")
+def test_a_gpu_has_a_kernel_for_each_pass():
+    assert kernels_of_a_norm() == ["_fused_rms_norm", "_fused_rms_norm_backward"]
+
+
+def test_the_written_out_norm_where_the_kernels_do_not_serve(monkeypatch):
+    """Before torch 2.9, and for weights of another dtype, whose result has theirs."""
+    assert "rsqrt" in kernels_of_a_norm(torch.float32)
+    monkeypatch.setattr(norms, "_HAS_KERNELS", False)
+    assert "rsqrt" in kernels_of_a_norm()
+
+
+@pytest.mark.skipif(not norms._HAS_KERNELS, reason="this torch has no kernels for it")
+def test_the_kernels_compute_the_norm(monkeypatch):
+    """What a GPU is asked for, asked of the CPU."""
+    calls, kernel = [], torch._fused_rms_norm
+    norm = tiny_llama().model.norm.requires_grad_(False)
+    norm.weight.copy_(torch.rand(32))
+    hidden = torch.randn(5, 32)
+    expected, weight = norm(hidden), norm.weight
+    monkeypatch.setattr(torch, "_fused_rms_norm", lambda *args: calls.append(args) or args[:1])
+    with fake_gpu(), frozen_norms(norm.to("meta")):
+        norm(torch.zeros(5, 32, device="cuda"))
+    ((_, shape, _, epsilon),) = calls
+    torch.testing.assert_close(kernel(hidden, shape, weight, epsilon)[0], expected)
