@@ -24,7 +24,7 @@ from seal_hf.generation.decoder import Decoder
 from seal_hf.generation.transformers_generation import TransformersGenerator
 from seal_hf.inner_loop.attention import PackedAttention
 from seal_hf.inner_loop.forward import TrainingForward
-from seal_hf.inner_loop.lora import LoraParameters, has_grouped_products, lora_hooks
+from seal_hf.inner_loop.lora import LoraParameters, has_grouped_products, lora_added
 from seal_hf.inner_loop.packing import Batch, Block, PackedBatch
 from seal_hf.inner_loop.training import train
 from seal_hf.models.access import activation_dtype
@@ -179,23 +179,24 @@ def grouped(bench: Bench) -> list[dict]:
         def draw(*shape: int, generator: torch.Generator = generator) -> torch.Tensor:
             return torch.randn(shape, generator=generator, device=bench.device).bfloat16()
 
-        states, base, weights = draw(ends[-1], in_features), draw(ends[-1], out_features), draw(ends[-1], out_features)
+        states, weights = draw(ends[-1], in_features), draw(ends[-1], out_features)
+        module = torch.nn.Linear(in_features, out_features, False, bench.device, torch.bfloat16).requires_grad_(False)
         parameters = LoraParameters(layout, torch.bfloat16, bench.device, len(ends))
         lora_a, lora_b = parameters.weights.matrices()["proj"]
         lora_a.copy_(draw(*lora_a.shape) * in_features**-0.5)
         lora_b.copy_(draw(*lora_b.shape) * 32**-0.5)
-        ours = [states.clone().requires_grad_(), base.clone().requires_grad_()]
+        ours = states.clone().requires_grad_()
         is_grouped = has_grouped_products(layout, torch.bfloat16, bench.device)
         loras = parameters.by_module(0, batch.num_adapters, () if is_grouped else batch.blocks)
-        hook = lora_hooks(loras, batch, layout.scaling)["proj"]
-        with OperationCounter() as counter:
-            output = hook(None, (ours[0][None],), ours[1][None].clone())[0]
+        with OperationCounter() as counter, lora_added({"proj": module}, loras, batch, layout.scaling):
+            output = module(ours[None])[0]
             (output * weights).sum().backward()
-        found = [output, ours[0].grad, ours[1].grad, *parameters.grads.matrices()["proj"]]
+        found = [output, ours.grad, *parameters.grads.matrices()["proj"]]
 
-        plain = [value.float().requires_grad_() for value in (states, base, lora_a, lora_b)]
+        plain = [value.float().requires_grad_() for value in (states, lora_a, lora_b)]
+        base = plain[0] @ module.weight.float().mT
         parts = [
-            plain[1][start:end] + layout.scaling * plain[0][start:end] @ plain[2][k].mT @ plain[3][k].mT
+            base[start:end] + layout.scaling * plain[0][start:end] @ plain[1][k].mT @ plain[2][k].mT
             for k, (start, end) in enumerate(zip([0, *ends], ends, strict=False))
         ]
         expected = [torch.cat(parts), *torch.autograd.grad((torch.cat(parts) * weights.float()).sum(), plain)]

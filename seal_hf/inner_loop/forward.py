@@ -18,7 +18,7 @@ from ..adapters.layout import LoraLayout
 from ..models.access import activation_dtype, attention_set, head_input_changed, linear_modules, unwrap
 from .attention import PACKED_ATTENTION, PackedAttention, UnsupportedAttention
 from .checkpointing import checkpointed_layers
-from .lora import LoraParameters, has_grouped_products, lora_hooks
+from .lora import LoraParameters, has_grouped_products, lora_added
 from .losses import cross_entropy
 from .packing import Batch, PackedBatch
 from .passes import PassPlan
@@ -86,11 +86,9 @@ class TrainingForward:
         packed = PackedBatch(batches, self.device)
         grouped = self.grouped and len(packed.blocks) > 1  # one block is fewer launches
         loras = parameters.by_module(first, packed.num_adapters, () if grouped else packed.blocks)
-        hooks = lora_hooks(loras, packed, self.layout.scaling)
         with ExitStack() as stack:
             stack.enter_context(torch.enable_grad())
-            for name, hook in hooks.items():
-                stack.callback(self.modules[name].register_forward_hook(hook).remove)
+            stack.enter_context(lora_added(self.modules, loras, packed, self.layout.scaling))
             if self.packs:
                 stack.enter_context(attention_set(self.base, PACKED_ATTENTION))
             if self.gradient_checkpointing:

@@ -2,11 +2,13 @@
 Trainable LoRA adapters on a packed batch: every token meets the matrices of its own adapter.
 
 On the CPU these are batched products block by block; on a GPU that has a kernel for it grouped products over the whole
-batch, which follow torch's documentation and were not run on a GPU.
+batch. Module and adapters are one node of autograd's graph where the module is a plain linear layer: a small step takes as
+long as the host takes to go through the graph.
 """
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -122,20 +124,25 @@ class TrainedLora:
 
 
 class _PackedLora(torch.autograd.Function):
-    """`base + scaling * (hidden @ A^T) @ B^T`, with the A and B of each token's adapter, block by block."""
+    """
+    `base + scaling * (hidden @ A^T) @ B^T`, with the A and B of each token's adapter, block by block.
+
+    The base is `hidden @ weight^T + bias`, or is given where there is no weight.
+    """
 
     @staticmethod
     def forward(
         ctx,
         hidden: torch.Tensor,  # (N, in)
         anchor: torch.Tensor,
-        base: torch.Tensor,  # (N, out)
+        base: torch.Tensor | None,  # (N, out)
+        weight: torch.Tensor | None,  # (out, in)
+        bias: torch.Tensor | None,  # (out,)
         lora: TrainedLora,
         blocks: tuple[Block, ...],
         scaling: float,
     ) -> torch.Tensor:
-        # In the module's own output, which no module that computes a product needs again.
-        result = base.detach()
+        result = _base(hidden, base, weight, bias)
         ctx.kept = []
         for block, own in zip(blocks, lora.blocks, strict=True):
             a_transposed, b_transposed = own.transposed
@@ -143,14 +150,15 @@ class _PackedLora(torch.autograd.Function):
             low_rank = torch.bmm(own_hidden, a_transposed)  # (k, T, r)
             _of_block(result, block).baddbmm_(low_rank, b_transposed, alpha=scaling)
             ctx.kept.append((own_hidden, low_rank))
-        ctx.shape, ctx.lora, ctx.blocks, ctx.scaling = hidden.shape, lora, blocks, scaling
+        ctx.shape, ctx.weight, ctx.lora, ctx.blocks, ctx.scaling = hidden.shape, weight, lora, blocks, scaling
         return result
 
     @staticmethod
     def backward(ctx, grad: torch.Tensor):
         lora, scaling = ctx.lora, ctx.scaling
-        grad = grad.contiguous()
-        grad_hidden = grad.new_empty(ctx.shape) if ctx.needs_input_grad[0] else None
+        grad, grad_hidden, has_base = grad.contiguous(), None, ctx.weight is not None
+        if ctx.needs_input_grad[0]:
+            grad_hidden = torch.mm(grad, ctx.weight) if has_base else grad.new_empty(ctx.shape)
         for block, own, (own_hidden, low_rank) in zip(ctx.blocks, lora.blocks, ctx.kept, strict=True):
             (lora_a, lora_b), (grad_a, grad_b) = own.weights, own.grads
             own_grad = _of_block(grad, block)
@@ -158,9 +166,9 @@ class _PackedLora(torch.autograd.Function):
             grad_b.baddbmm_(own_grad.mT, low_rank, beta=lora.has_grad, alpha=scaling)
             grad_a.baddbmm_(grad_low_rank.mT, own_hidden, beta=lora.has_grad, alpha=scaling)
             if grad_hidden is not None:
-                _of_block(grad_hidden, block).baddbmm_(grad_low_rank, lora_a, beta=0, alpha=scaling)
+                _of_block(grad_hidden, block).baddbmm_(grad_low_rank, lora_a, beta=has_base, alpha=scaling)
         lora.has_grad = True
-        return grad_hidden, None, grad if ctx.needs_input_grad[2] else None, None, None, None
+        return grad_hidden, None, grad if ctx.needs_input_grad[2] else None, *[None] * 5
 
 
 class _GroupedLora(torch.autograd.Function):
@@ -171,21 +179,23 @@ class _GroupedLora(torch.autograd.Function):
         ctx,
         hidden: torch.Tensor,
         anchor: torch.Tensor,
-        base: torch.Tensor,
+        base: torch.Tensor | None,
+        weight: torch.Tensor | None,
+        bias: torch.Tensor | None,
         lora: TrainedLora,
         ends: torch.Tensor,  # (K,)
         scaling: float,
     ) -> torch.Tensor:
         low_rank = F.grouped_mm(hidden, lora.lora_a.mT, offs=ends)  # (N, r)
         ctx.save_for_backward(hidden, low_rank, ends)
-        ctx.lora, ctx.scaling = lora, scaling
-        # In the module's own output, as above.
-        return base.detach().add_(F.grouped_mm(low_rank, lora.lora_b.mT, offs=ends), alpha=scaling)
+        ctx.weight, ctx.lora, ctx.scaling = weight, lora, scaling
+        result = _base(hidden, base, weight, bias)
+        return result.add_(F.grouped_mm(low_rank, lora.lora_b.mT, offs=ends), alpha=scaling)
 
     @staticmethod
     def backward(ctx, grad: torch.Tensor):
         (hidden, low_rank, ends), lora, scaling = ctx.saved_tensors, ctx.lora, ctx.scaling
-        grad = grad.contiguous()
+        grad, grad_hidden = grad.contiguous(), None
         grad_low_rank = F.grouped_mm(grad, lora.lora_b, offs=ends).mul_(scaling)
         for into, left, right in (
             (lora.grad_b, grad, low_rank.mul(scaling)),
@@ -194,8 +204,18 @@ class _GroupedLora(torch.autograd.Function):
             sums = F.grouped_mm(left.mT, right, offs=ends)
             into.add_(sums) if lora.has_grad else into.copy_(sums)
         lora.has_grad = True
-        grad_hidden = F.grouped_mm(grad_low_rank, lora.lora_a, offs=ends) if ctx.needs_input_grad[0] else None
-        return grad_hidden, None, grad if ctx.needs_input_grad[2] else None, None, None, None
+        if ctx.needs_input_grad[0]:
+            grad_hidden = F.grouped_mm(grad_low_rank, lora.lora_a, offs=ends)
+            if ctx.weight is not None:
+                grad_hidden.addmm_(grad, ctx.weight)
+        return grad_hidden, None, grad if ctx.needs_input_grad[2] else None, *[None] * 5
+
+
+def _base(
+    hidden: torch.Tensor, base: torch.Tensor | None, weight: torch.Tensor | None, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """What the adapters' part is added to, in place: a module's own output is needed by no module that computes a product."""
+    return base.detach() if weight is None else F.linear(hidden, weight, bias)
 
 
 def has_grouped_products(layout: LoraLayout, dtype: torch.dtype, device: torch.device) -> bool:
@@ -225,34 +245,16 @@ def _of_block(states: torch.Tensor, block: Block) -> torch.Tensor:
     return states.as_strided((block.num_adapters, num_tokens, size), (num_tokens * size, size, 1), offset)
 
 
-def _add_lora(
-    lora: TrainedLora,
-    packed: PackedBatch,
-    scaling: float,
-    module: nn.Module,
-    args: tuple[torch.Tensor],
-    output: torch.Tensor,  # (..., out)
-) -> torch.Tensor:
-    hidden, num_tokens = args[0], packed.num_tokens
-    if hidden.numel() != num_tokens * hidden.shape[-1]:
-        raise ValueError(
-            f"An adapted module got an input of shape {tuple(hidden.shape)}, but the bank trains on {num_tokens} tokens; "
-            "leave modules that see a choice of tokens, such as routed experts, out of target_modules."
-        )
-    hidden = hidden.to(lora.lora_a.dtype).reshape(num_tokens, -1).contiguous()
-    base = output.reshape(num_tokens, -1).contiguous()
-    if lora.blocks:
-        result = _PackedLora.apply(hidden, lora.anchor, base, lora, packed.blocks, scaling)
-    else:
-        result = _GroupedLora.apply(hidden, lora.anchor, base, lora, packed.adapter_ends, scaling)
-    return result.view(output.shape)
-
-
-def lora_hooks(loras: Mapping[str, TrainedLora], packed: PackedBatch, scaling: float) -> dict[str, Callable]:
+@contextmanager
+def lora_added(
+    modules: Mapping[str, nn.Module], loras: Mapping[str, TrainedLora], packed: PackedBatch, scaling: float
+) -> Iterator[None]:
     """
-    What [`hooked`] needs to add trainable adapters to forward passes over a packed batch.
+    Let linear modules add trainable adapters to what they compute, in forward passes over a packed batch inside the block.
 
     Args:
+        modules (`Mapping[str, nn.Module]`):
+            The modules by name.
         loras (`Mapping[str, TrainedLora]`):
             The adapters of each adapted module (see [`LoraParameters.by_module`]).
         packed (`PackedBatch`):
@@ -260,4 +262,56 @@ def lora_hooks(loras: Mapping[str, TrainedLora], packed: PackedBatch, scaling: f
         scaling (`float`):
             LoRA's scaling.
     """
-    return {name: partial(_add_lora, lora, packed, scaling) for name, lora in loras.items()}
+    with ExitStack() as stack:
+        for name, lora in loras.items():
+            module = modules[name]
+            if _is_plain(module, lora.lora_a.dtype):
+                module.forward = partial(_linear, module, lora, packed, scaling)
+                stack.callback(delattr, module, "forward")
+            else:
+                stack.callback(module.register_forward_hook(partial(_add, lora, packed, scaling)).remove)
+        yield
+
+
+def _is_plain(module: nn.Module, dtype: torch.dtype) -> bool:
+    """Whether a module is a frozen product with its weight and no more: not quantized, wrapped by PEFT, or moved about."""
+    return (
+        type(module) is nn.Linear
+        and "forward" not in vars(module)
+        and module.weight.dtype == dtype
+        and not module.weight.requires_grad
+    )
+
+
+def _linear(
+    module: nn.Linear, lora: TrainedLora, packed: PackedBatch, scaling: float, hidden: torch.Tensor
+) -> torch.Tensor:
+    result = _apply(lora, packed, scaling, hidden, None, module.weight, module.bias)
+    return result.view(*hidden.shape[:-1], -1)
+
+
+def _add(
+    lora: TrainedLora,
+    packed: PackedBatch,
+    scaling: float,
+    module: nn.Module,
+    args: tuple[torch.Tensor],
+    output: torch.Tensor,  # (..., out)
+) -> torch.Tensor:
+    base = output.reshape(packed.num_tokens, -1).contiguous()
+    return _apply(lora, packed, scaling, args[0], base, None, None).view(output.shape)
+
+
+def _apply(
+    lora: TrainedLora, packed: PackedBatch, scaling: float, hidden: torch.Tensor, *base: torch.Tensor | None
+) -> torch.Tensor:
+    num_tokens = packed.num_tokens
+    if hidden.numel() != num_tokens * hidden.shape[-1]:
+        raise ValueError(
+            f"An adapted module got an input of shape {tuple(hidden.shape)}, but the bank trains on {num_tokens} tokens; "
+            "leave modules that see a choice of tokens, such as routed experts, out of target_modules."
+        )
+    hidden = hidden.to(lora.lora_a.dtype).reshape(num_tokens, -1).contiguous()
+    if lora.blocks:
+        return _PackedLora.apply(hidden, lora.anchor, *base, lora, packed.blocks, scaling)
+    return _GroupedLora.apply(hidden, lora.anchor, *base, lora, packed.adapter_ends, scaling)

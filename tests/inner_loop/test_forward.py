@@ -17,6 +17,8 @@ from transformers import (
     MambaForCausalLM,
 )
 
+from helpers.inner_updates import hooked_modules
+from helpers.operators import Operators
 from helpers.tiny_models import KINDS, VOCAB_SIZE, tiny_llama, tiny_model
 from seal_hf.adapters.layout import lora_layout
 from seal_hf.inner_loop import (
@@ -342,3 +344,27 @@ def test_forward_pass_without_options_keeps_a_model_from_packing(monkeypatch):
         ),
     )
     assert not forward_of(model).packs
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"], ids=["no bias", "bias"])
+def test_a_plain_module_is_one_product_with_its_adapters(kind):
+    """It gives what a module gives whose output the adapters are added to, as that of one that is moved about."""
+    forward = forward_of(tiny_model(kind))
+    weights = random_weights(forward, 3)
+    batches = [[[sequence(9, seed=0)], [sequence(9, seed=1)]], [[sequence(5, seed=2), sequence(4, seed=3)]]]
+    found = []
+    for moved in (False, True):
+        parameters = parameters_of(forward, weights)
+        if moved:
+            for module in forward.modules.values():
+                module.forward = module.forward
+        with Operators() as operators:
+            losses = forward.backward(parameters, batches)
+        assert all(("forward" in vars(module)) == moved for module in forward.modules.values())
+        assert hooked_modules(forward.model) == []
+        found.append((losses, gradients_of(parameters), operators.names.count("add")))
+    (losses, gradients, num_sums), (other_losses, other_gradients, more_sums) = found
+    torch.testing.assert_close(losses, other_losses)
+    torch.testing.assert_close(gradients, other_gradients, atol=1e-5, rtol=1e-4)
+    # The gradient of a module's input is one sum fewer, but for the first layer's three, whose input needs none.
+    assert more_sums - num_sums == len(forward.modules) - 3

@@ -153,8 +153,8 @@ def adapters_that_meet(checks):
 
 
 def wrong_scaling(checks):
-    right = checks.lora_hooks
-    return {"lora_hooks": lambda loras, batch, scaling: right(loras, batch, 1.1 * scaling)}
+    right = checks.lora_added
+    return {"lora_added": lambda modules, loras, batch, scaling: right(modules, loras, batch, 1.1 * scaling)}
 
 
 def rows_that_begin_later(checks):
