@@ -14,6 +14,34 @@ from .lexical import LexicalGrader
 
 
 @dataclass(frozen=True)
+class Choice:
+    """
+    What choosing the best self-edit of a passage gains, in mean stored reward over passages.
+
+    The reward of a repeat is scored with the self-edit that the other repeats choose, the first of equals; the figures are
+    means over the repeats. Where the same draws choose and score, the best of several looks better by chance alone.
+
+    Parameters:
+        num_repeats (`int`):
+            The repeats of each self-edit, at least two.
+        mean_reward (`float`):
+            Of all self-edits: what a blind choice gets.
+        stored (`float`):
+            Of the self-edit that the stored verdicts on the other repeats choose.
+        local (`float`):
+            Of the one that the grader chooses by the other repeats.
+        stored_same_draws (`float`):
+            Of the best self-edit by the very rewards that score it; biased upwards.
+    """
+
+    num_repeats: int
+    mean_reward: float
+    stored: float
+    local: float
+    stored_same_draws: float
+
+
+@dataclass(frozen=True)
 class Comparison:
     """
     How a grader compares with the verdicts stored in a run.
@@ -23,9 +51,15 @@ class Comparison:
             Share of adapted answers, of base answers, and of both that get the stored verdict.
         num_adapter, num_baseline (`int`):
             Number of these answers. A run repeats the base answers with every self-edit; they count once.
-        mean_reward, stored_choice, chosen (`float`):
-            Mean stored reward over passages of all self-edits, of the one that the stored verdicts choose, and of the
-            one that the grader chooses: the best of the passage, the first of equals.
+        stricter, laxer (`int`):
+            Number of answers that are right by the stored verdict alone, and by the grader alone.
+        mentioned (`int`):
+            Number of answers that are wrong to the grader but mention the gold answer later.
+        mentioned_accepted (`int`):
+            How many of them the stored verdicts call right.
+        choice ([`Choice`] or `None`):
+            What choosing the best self-edit gains; `None` with a single self-edit or repeat, where nothing can be chosen
+            and scored apart.
     """
 
     adapter_agreement: float
@@ -33,15 +67,11 @@ class Comparison:
     baseline_agreement: float
     num_baseline: int
     agreement: float
-    mean_reward: float
-    stored_choice: float
-    chosen: float
-
-    @property
-    def captured_share(self) -> float | None:
-        """Share of the gain from choosing that the grader's choice keeps; `None` where there is nothing to gain."""
-        gain = self.stored_choice - self.mean_reward
-        return (self.chosen - self.mean_reward) / gain if gain > 0 else None
+    stricter: int
+    laxer: int
+    mentioned: int
+    mentioned_accepted: int
+    choice: Choice | None
 
 
 def compare(passages: Sequence[dict], grader: LexicalGrader) -> Comparison:
@@ -60,43 +90,86 @@ def compare(passages: Sequence[dict], grader: LexicalGrader) -> Comparison:
     Raises:
         [`GradingIncomplete`]: If the grader leaves an answer without a verdict.
     """
-
-    def verdicts_on(rows: Sequence[dict], kind: str) -> list[bool]:
-        columns = ([row[name] for row in rows] for name in ("question", "answer", f"{kind}_answer"))
-        return require_verdicts(grader.grade(*columns))
-
-    agrees: dict[str, list[bool]] = {"adapter": [], "baseline": []}
-    means, stored_choices, choices = [], [], []
+    # For each kind of answer: the stored verdicts, the grader's, and whether the answer mentions the gold answer at all.
+    outcomes: dict[str, list[tuple[bool, bool, bool]]] = {"adapter": [], "baseline": []}
+    rewards: list[list[dict[int, tuple[float, float]]]] = []
     for passage in passages:
-        rewards, grades = [], []
+        own = []
         for number, edit in enumerate(passage["completions"]):
             rows = edit["questions"]
-            verdicts = verdicts_on(rows, "adapter")
-            rewards.append(edit["stats"]["adapter_mean"])
-            grades.append(fmean(verdicts))
-            agrees["adapter"] += [v == row["adapter_correct"] for v, row in zip(verdicts, rows, strict=True)]
+            graded = _outcomes(grader, rows, "adapter")
+            outcomes["adapter"] += graded
+            own.append(_rewards(rows, graded))
             if number == 0:
                 rows = [row for row in rows if row["rep"] == rows[0]["rep"]]
-                verdicts = verdicts_on(rows, "baseline")
-                agrees["baseline"] += [v == row["baseline_correct"] for v, row in zip(verdicts, rows, strict=True)]
-        means.append(fmean(rewards))
-        stored_choices.append(max(rewards))
-        choices.append(rewards[grades.index(max(grades))])
+                outcomes["baseline"] += _outcomes(grader, rows, "baseline")
+        rewards.append(own)
+    both = outcomes["adapter"] + outcomes["baseline"]
+    mentioned = [stored for stored, verdict, mentions in both if mentions and not verdict]
     return Comparison(
-        adapter_agreement=fmean(agrees["adapter"]),
-        num_adapter=len(agrees["adapter"]),
-        baseline_agreement=fmean(agrees["baseline"]),
-        num_baseline=len(agrees["baseline"]),
-        agreement=fmean(agrees["adapter"] + agrees["baseline"]),
-        mean_reward=fmean(means),
-        stored_choice=fmean(stored_choices),
-        chosen=fmean(choices),
+        adapter_agreement=_agreement(outcomes["adapter"]),
+        num_adapter=len(outcomes["adapter"]),
+        baseline_agreement=_agreement(outcomes["baseline"]),
+        num_baseline=len(outcomes["baseline"]),
+        agreement=_agreement(both),
+        stricter=sum(stored and not verdict for stored, verdict, _ in both),
+        laxer=sum(verdict and not stored for stored, verdict, _ in both),
+        mentioned=len(mentioned),
+        mentioned_accepted=sum(mentioned),
+        choice=_choice(rewards),
     )
+
+
+def _outcomes(grader: LexicalGrader, rows: Sequence[dict], kind: str) -> list[tuple[bool, bool, bool]]:
+    columns = [[row[name] for row in rows] for name in ("question", "answer", f"{kind}_answer")]
+    stored = [row[f"{kind}_correct"] for row in rows]
+    return list(zip(stored, require_verdicts(grader.grade(*columns)), grader.mentions(*columns), strict=True))
+
+
+def _agreement(outcomes: Sequence[tuple[bool, bool, bool]]) -> float:
+    return fmean(stored == verdict for stored, verdict, _ in outcomes)
+
+
+def _rewards(rows: Sequence[dict], graded: Sequence[tuple[bool, bool, bool]]) -> dict[int, tuple[float, float]]:
+    """By repeat the share of answers that are right by the stored verdicts, and by the grader's."""
+    by_repeat: dict[int, list[tuple[bool, bool, bool]]] = {}
+    for row, outcome in zip(rows, graded, strict=True):
+        by_repeat.setdefault(row["rep"], []).append(outcome)
+    return {
+        repeat: (fmean(stored for stored, _, _ in own), fmean(verdict for _, verdict, _ in own))
+        for repeat, own in by_repeat.items()
+    }
+
+
+def _choice(rewards: Sequence[Sequence[dict[int, tuple[float, float]]]]) -> Choice | None:
+    """Choose the best self-edit of each passage by all repeats but one, and score it with that one."""
+    repeats = sorted({repeat for own in rewards for edit in own for repeat in edit})
+    if len(repeats) < 2 or any(sorted(edit) != repeats for own in rewards for edit in own):
+        return None
+    if all(len(own) < 2 for own in rewards):
+        return None
+
+    return Choice(
+        num_repeats=len(repeats),
+        mean_reward=fmean(fmean(edit[repeat][0] for edit in own for repeat in repeats) for own in rewards),
+        stored=fmean(_scored_apart(own, 0, repeats) for own in rewards),
+        local=fmean(_scored_apart(own, 1, repeats) for own in rewards),
+        stored_same_draws=fmean(max(fmean(edit[repeat][0] for repeat in repeats) for edit in own) for own in rewards),
+    )
+
+
+def _scored_apart(own: Sequence[dict[int, tuple[float, float]]], place: int, repeats: Sequence[int]) -> float:
+    """Stored reward of a repeat of the self-edit that the other repeats choose, by the stored (0) or the local verdicts."""
+
+    def chosen_without(left_out: int) -> dict[int, tuple[float, float]]:
+        return max(own, key=lambda edit: fmean(edit[repeat][place] for repeat in repeats if repeat != left_out))
+
+    return fmean(chosen_without(repeat)[repeat][0] for repeat in repeats)
 
 
 def load_run(path: str | Path, passages: slice = slice(None)) -> list[dict]:
     """
-    Read passages of a run in the paper's format, `{"articles": [{"completions": [{"stats", "questions"}]}]}`.
+    Read passages of a run in the paper's format, `{"articles": [{"completions": [{"questions"}]}]}`.
 
     Args:
         path (`str` or `Path`):
@@ -116,7 +189,7 @@ def load_run(path: str | Path, passages: slice = slice(None)) -> list[dict]:
         rows = [row for edit in edits for row in edit["questions"]]
         texts = [row[name] for row in rows for name in ("question", "answer", "adapter_answer", "baseline_answer")]
         verdicts = [row[name] for row in rows for name in ("adapter_correct", "baseline_correct")]
-        numbers = [edit["stats"]["adapter_mean"] for edit in edits] + [row["rep"] for row in rows]
+        repeats = [row["rep"] for row in rows]
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}); give the path of a stored run.") from error
     except (ValueError, LookupError, TypeError) as error:
@@ -129,8 +202,8 @@ def load_run(path: str | Path, passages: slice = slice(None)) -> list[dict]:
     graded = all(edit["questions"] for edit in edits) and all(isinstance(verdict, bool) for verdict in verdicts)
     if not graded or not all(article["completions"] for article in articles):
         raise ValueError(f"{path} has self-edits without graded questions; give a run stored with its verdicts.")
-    if not all(isinstance(text, str) for text in texts) or not all(isinstance(n, int | float) for n in numbers):
-        raise ValueError(f"{path} is not a stored run: answers must be text and rewards numbers; store it again.")
+    if not all(isinstance(text, str) for text in texts) or not all(isinstance(repeat, int) for repeat in repeats):
+        raise ValueError(f"{path} is not a stored run: answers must be text and repeats numbers; store it again.")
     return articles
 
 
@@ -157,12 +230,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
             result = compare(passages, LexicalGrader())
         except ValueError as error:
             parser.error(str(error))
-        captured = "none to capture" if result.captured_share is None else f"{result.captured_share:.3f}"
-        sys.stdout.write(
-            f"{run}: {len(passages)} passages\n"
-            f"  agreement          {result.agreement:.3f}  n = {result.num_adapter + result.num_baseline}\n"
-            f"    adapted answers  {result.adapter_agreement:.3f}  n = {result.num_adapter}\n"
-            f"    base answers     {result.baseline_agreement:.3f}  n = {result.num_baseline}\n"
-            f"  captured share     {captured}  (mean reward: all {result.mean_reward:.3f}, "
-            f"stored choice {result.stored_choice:.3f}, local choice {result.chosen:.3f})\n"
-        )
+        sys.stdout.write(f"{run}: {len(passages)} passages\n{_report(result)}")
+
+
+def _report(result: Comparison) -> str:
+    num_answers = result.num_adapter + result.num_baseline
+    lines = [
+        f"agreement          {result.agreement:.3f}  n = {num_answers}",
+        f"  adapted answers  {result.adapter_agreement:.3f}  n = {result.num_adapter}",
+        f"  base answers     {result.baseline_agreement:.3f}  n = {result.num_baseline}",
+        f"right by the stored verdict alone {result.stricter}, by the local grader alone {result.laxer}",
+        f"gold answer mentioned later, which counts as wrong: {result.mentioned}, of them right by the stored verdict "
+        f"{result.mentioned_accepted}",
+    ]
+    if result.choice is None:
+        lines.append("choosing a self-edit: not shown; what one repeat chooses cannot be scored by another")
+    else:
+        choice = result.choice
+        lines += [
+            f"choosing a self-edit by {choice.num_repeats - 1} of {choice.num_repeats} repeats, scored by the other one: "
+            f"mean reward of all "
+            f"{choice.mean_reward:.3f}, stored choice {choice.stored:.3f}, local choice {choice.local:.3f}",
+            f"chosen and scored by the same repeats, which looks better by chance: stored choice {choice.stored_same_draws:.3f}",
+        ]
+    return "".join(f"  {line}\n" for line in lines)

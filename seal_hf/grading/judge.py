@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from huggingface_hub import InferenceClient, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
-from .lexical import check_inputs
+from .golds import check_inputs
 
 
 logger = logging.getLogger(__name__)
@@ -20,12 +20,22 @@ JUDGE_PROMPT = """\
 You are marking an examination. Below are a question, the reference answer and a student's answer.
 
 Question: {question}
-Reference answer: {gold}
+{references}
 Student's answer: {answer}
 
 Does the student's answer state what the reference answer states? Other wording, other units of the same quantity and \
 further details are fine as long as nothing contradicts the reference; an answer that is vaguer, evasive or different \
 in substance is not. Reply with one word, yes or no."""
+
+
+def _judge_prompt(question: str, golds: Sequence[str], answer: str) -> str:
+    """The prompt that asks about one answer; several gold answers are named together."""
+    if len(golds) == 1:
+        references = f"Reference answer: {golds[0]}"
+    else:
+        listed = "\n".join(f"- {gold}" for gold in golds)
+        references = f"Reference answers, of which any one is enough:\n{listed}"
+    return JUDGE_PROMPT.format(question=question, references=references, answer=answer)
 
 
 class GradingIncomplete(RuntimeError):
@@ -176,21 +186,23 @@ class JudgeGrader:
             reraise=True,
         )
 
-    def grade(self, questions: Sequence[str], golds: Sequence[str], answers: Sequence[str]) -> list[bool | None]:
+    def grade(
+        self, questions: Sequence[str], golds: Sequence[str | Sequence[str]], answers: Sequence[str]
+    ) -> list[bool | None]:
         """
-        Grade answers; the arguments are those of [`LexicalGrader.grade`].
+        Grade answers; the arguments are those of [`LexicalGrader.grade`]. The judge is asked once about an answer, with all
+        gold answers of its question.
 
         Returns:
             `list[bool | None]`: One verdict per answer; `None` where all attempts failed or the reply is neither yes
             nor no. An empty answer is wrong without asking the judge.
 
         Raises:
-            ValueError: The three lengths differ or a gold answer is empty.
+            ValueError: The three lengths differ, or a question has no gold answer or an empty one.
             [`JudgeRefused`]: If the endpoint refuses the key (HTTP 401, 402, 403) or does not know the model or the path
                 (HTTP 404).
         """
-        check_inputs(questions, golds, answers)
-        rows = list(zip(questions, golds, answers, strict=True))
+        rows = check_inputs(questions, golds, answers)
         asked = list(dict.fromkeys(row for row in rows if row[2].strip()))
         with ThreadPoolExecutor(self.max_workers) as executor:
             outcomes = dict(zip(asked, executor.map(self._ask, asked), strict=True))
@@ -200,10 +212,9 @@ class JudgeGrader:
             logger.warning("%d of %d answers could not be graded; the last: %s", len(faults), len(rows), faults[-1])
         return [None if isinstance(verdict, str) else verdict for verdict in verdicts]
 
-    def _ask(self, row: tuple[str, str, str]) -> bool | str:
+    def _ask(self, row: tuple[str, tuple[str, ...], str]) -> bool | str:
         """Return the verdict on one answer, or why there is none."""
-        question, gold, answer = row
-        messages = [{"role": "user", "content": JUDGE_PROMPT.format(question=question, gold=gold, answer=answer)}]
+        messages = [{"role": "user", "content": _judge_prompt(*row)}]
         try:
             output = self._retrying()(self._client.chat_completion, messages, model=self.model, temperature=0.0)
         except (HTTPError, json.JSONDecodeError) as error:

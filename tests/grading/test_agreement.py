@@ -21,20 +21,19 @@ def stored_row(gold, adapter_answer, adapter_correct, baseline_answer, baseline_
 
 @pytest.fixture
 def run_file(tmp_path):
-    """Two passages with two self-edits each; the local grader disagrees with one adapted and one base verdict."""
+    """Two passages with two self-edits each, in two repeats; the grader disagrees with two adapted and one base verdict."""
 
-    def self_edit(reward, *rows):
-        return {"stats": {"adapter_mean": reward}, "questions": list(rows)}
+    def self_edit(*verdicts, base=("Cy", False)):
+        answers = {
+            True: "Ann",
+            False: "Ben",
+            None: "Ann",
+        }  # `None`: the grader accepts it, the stored verdict does not
+        rows = enumerate(verdicts)
+        return {"questions": [stored_row("Ann", answers[v], bool(v), *base, rep=rep) for rep, v in rows]}
 
-    base = ("Cy", False)
-    first = [  # the stored verdicts choose the second self-edit, the grader sees equals and takes the first
-        self_edit(0.0, stored_row("Ann", "Ann", False, *base), stored_row("Ann", "Ben", False, *base, rep=1)),
-        self_edit(0.5, stored_row("Ann", "Ann", True, *base), stored_row("Ann", "Ben", False, *base, rep=1)),
-    ]
-    second = [  # both choose the second
-        self_edit(0.0, stored_row("Ann", "Ben", False, "Ann", False)),
-        self_edit(1.0, stored_row("Ann", "Ann", True, "Ann", False)),
-    ]
+    first = [self_edit(False, True), self_edit(True, None)]
+    second = [self_edit(None, False, base=("Ann", False)), self_edit(True, True, base=("Ann", False))]
     path = tmp_path / "run.json"
     path.write_text(json.dumps({"articles": [{"completions": first}, {"completions": second}]}))
     return path
@@ -42,37 +41,67 @@ def run_file(tmp_path):
 
 def test_compare_counts_by_hand(run_file):
     result = compare(load_run(run_file), LexicalGrader())
-    assert (result.adapter_agreement, result.num_adapter) == (5 / 6, 6)
+    assert (result.adapter_agreement, result.num_adapter) == (6 / 8, 8)
     assert (result.baseline_agreement, result.num_baseline) == (1 / 2, 2)
-    assert result.agreement == 6 / 8
-    # all (0.25 + 0.5) / 2, stored (0.5 + 1) / 2, local (0 + 1) / 2
-    assert (result.mean_reward, result.stored_choice, result.chosen) == (0.375, 0.75, 0.5)
-    assert result.captured_share == pytest.approx(1 / 3)
+    assert result.agreement == 7 / 10
+    assert (result.stricter, result.laxer) == (0, 3)
+    assert (result.mentioned, result.mentioned_accepted) == (0, 0)
+
+
+def test_a_choice_is_scored_by_a_repeat_that_did_not_choose(run_file):
+    choice = compare(load_run(run_file), LexicalGrader()).choice
+    assert choice.num_repeats == 2
+    assert choice.mean_reward == (0.5 + 0.5) / 2
+    # First passage, stored: repeat 1 chooses the first edit, scored 0 by repeat 0; repeat 0 the second, scored 0.
+    # Local: repeat 1 sees equals and takes the first, scored 0; repeat 0 chooses the second, scored 0.
+    # Second passage, stored: the second edit both times. Local: repeat 0 sees equals and takes the first, scored 0.
+    assert (choice.stored, choice.local) == ((0 + 1) / 2, (0 + 0.5) / 2)
+    assert choice.stored_same_draws == (0.5 + 1) / 2
+
+
+def test_what_is_only_mentioned_is_counted_apart(tmp_path):
+    later = "It was built of green slate, because every load of brick that was sent from the harbour had been lost at sea. "
+    rows = [
+        stored_row("Ann", f"{later}The engineer was Ann.", True, "Ann", True),
+        stored_row("Ann", f"{later}The engineer was Ann.", False, "Ann", True),
+        stored_row("Ann", f"{later}The engineer was Ben.", False, "Ann", True),
+    ]
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps({"articles": [{"completions": [{"questions": rows}]}]}))
+    result = compare(load_run(path), LexicalGrader())
+    assert (result.mentioned, result.mentioned_accepted) == (2, 1)
+    assert (result.stricter, result.laxer) == (1, 0)
 
 
 def test_report(run_file, capsys):
     main([str(run_file)])
     assert capsys.readouterr().out.splitlines() == [
         f"{run_file}: 2 passages",
-        "  agreement          0.750  n = 8",
-        "    adapted answers  0.833  n = 6",
+        "  agreement          0.700  n = 10",
+        "    adapted answers  0.750  n = 8",
         "    base answers     0.500  n = 2",
-        "  captured share     0.333  (mean reward: all 0.375, stored choice 0.750, local choice 0.500)",
+        "  right by the stored verdict alone 0, by the local grader alone 3",
+        "  gold answer mentioned later, which counts as wrong: 0, of them right by the stored verdict 0",
+        "  choosing a self-edit by 1 of 2 repeats, scored by the other one: mean reward of all 0.500, stored choice 0.500, "
+        "local choice 0.250",
+        "  chosen and scored by the same repeats, which looks better by chance: stored choice 0.750",
     ]
 
 
 def test_report_on_a_part_of_the_passages(run_file, capsys):
     main([str(run_file), "--passages", "1:2"])
     output = capsys.readouterr().out
-    assert "1 passages" in output and "captured share     1.000" in output
+    assert "1 passages" in output and "stored choice 1.000, local choice 0.500" in output
 
 
-def test_report_without_a_choice(tmp_path, capsys):
-    edit = {"stats": {"adapter_mean": 1.0}, "questions": [stored_row("Ann", "Ann", True, "Ben", False)]}
+@pytest.mark.parametrize("num_edits", [1, 2])
+def test_what_one_repeat_chooses_is_not_reported(tmp_path, capsys, num_edits):
+    edits = [{"questions": [stored_row("Ann", "Ann", True, "Ben", False)]}] * num_edits
     path = tmp_path / "run.json"
-    path.write_text(json.dumps({"articles": [{"completions": [edit]}]}))
+    path.write_text(json.dumps({"articles": [{"completions": edits}]}))
     main([str(path)])
-    assert "captured share     none to capture" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "choosing a self-edit: not shown" in output and "stored choice" not in output
 
 
 @pytest.mark.parametrize(
@@ -84,7 +113,7 @@ def test_report_without_a_choice(tmp_path, capsys):
         ('{"passages": []}', "is not a stored run (KeyError: 'articles')"),
         ('{"articles": []}', "has no self-edits in the part asked for; widen `--passages`."),
         (
-            '{"articles": [{"completions": [{"stats": {"adapter_mean": 0.4}, "questions": []}]}]}',
+            '{"articles": [{"completions": [{"questions": []}]}]}',
             "has self-edits without graded questions; give a run stored with its verdicts.",
         ),
         (
@@ -94,7 +123,6 @@ def test_report_without_a_choice(tmp_path, capsys):
                         {
                             "completions": [
                                 {
-                                    "stats": {"adapter_mean": 0.4},
                                     "questions": [stored_row("Ann", "Ann", None, "Ben", False)],
                                 }
                             ]
@@ -129,23 +157,20 @@ class TestStoredRuns:
     """Rules and thresholds were chosen on passages 0:25 of `rank_iter0.json`; the other figures are statements."""
 
     @pytest.mark.parametrize(
-        ("run", "passages", "agreement", "num_answers"),
+        ("run", "passages", "agreement", "num_answers", "mentioned"),
         [
-            ("rank_iter0.json", slice(0, 25), 0.866, 1840),
-            ("rank_iter0.json", slice(25, 50), 0.885, 1760),
-            ("eval_base.json", slice(None), 0.882, 1948),
+            ("rank_iter0.json", slice(0, 25), 0.879, 1840, 34),
+            ("rank_iter0.json", slice(25, 50), 0.890, 1760, 18),
+            ("eval_base.json", slice(None), 0.883, 1948, 25),
         ],
     )
-    def test_agreement(self, run, passages, agreement, num_answers):
+    def test_agreement(self, run, passages, agreement, num_answers, mentioned):
         result = compare(load_run(SHARED_DATA / run, passages), LexicalGrader())
-        assert result.agreement == pytest.approx(agreement, abs=0.0005)
+        assert result.agreement == pytest.approx(agreement, abs=0.0006)
         assert result.num_adapter + result.num_baseline == num_answers
+        assert result.mentioned == mentioned
 
-    @pytest.mark.parametrize(
-        ("passages", "captured_share"),
-        # The held half stays below the aim of 0.77, all passages together are above it.
-        [(slice(0, 25), 0.861), (slice(25, 50), 0.742), (slice(None), 0.803)],
-    )
-    def test_captured_share(self, passages, captured_share):
-        result = compare(load_run(SHARED_DATA / "rank_iter0.json", passages), LexicalGrader())
-        assert result.captured_share == pytest.approx(captured_share, abs=0.0005)
+    def test_choice(self):
+        choice = compare(load_run(SHARED_DATA / "rank_iter0.json"), LexicalGrader()).choice
+        figures = (choice.mean_reward, choice.stored, choice.stored_same_draws, choice.local)
+        assert figures == pytest.approx((0.402, 0.427, 0.543, 0.435), abs=0.0006)

@@ -116,6 +116,19 @@ def test_judge_request(serve):
         assert text in request["messages"][0]["content"]
 
 
+def test_judge_is_asked_once_with_all_gold_answers(serve):
+    server = serve(lambda prompt, attempt: (200, "yes"))
+    golds = [["the keeper", "Edric Molloway", "the keeper"]]
+    assert judge(server).grade(["Who?"] * 2, golds * 2, ["Molloway", " "]) == [True, False]
+    ((_, _, request),) = server.requests
+    prompt = request["messages"][0]["content"]
+    assert (
+        "Reference answers, of which any one is enough:\n- the keeper\n- Edric Molloway\nStudent's answer: " in prompt
+    )
+    with pytest.raises(ValueError, match="The gold answer to 'Who\\?' is empty"):
+        judge(server).grade(["Who?"], [[]], ["Ann"])
+
+
 def test_judge_keeps_order_under_concurrency(serve):
     def respond(prompt, attempt):
         number = int(prompt.split("Student's answer: ")[1].split()[0])

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ...grading.lexical import normalize
+from ...grading.words import normalize
 
 
 MAX_ANSWER_WORDS, MAX_ANSWER_CHARACTERS = 12, 100

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any, Protocol
 
-from ...grading.lexical import normalize
+from ...grading.words import normalize
 from .grounding import is_about, is_grounded, says
 from .templates import fill_template, read_prompt_file
 
