@@ -8,7 +8,7 @@ import gradio as gr
 
 from .tabs.shared import follow
 from .work import sharing
-from .work.inputs import checked_questions
+from .work.inputs import questions_from_items
 from .work.jobs import FAILED, STOPPED, Job
 from .work.sessions import Draft, Session
 from .work.settings import MAX_SELF_EDITS, PRESETS, Settings, preset_for
@@ -61,8 +61,8 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
         Args:
             session: The session of propose.
             self_edits: Texts to learn instead of the proposed self-edits; empty to learn those.
-            questions: Objects with "question" and "answer", which decide which adapter is best; empty for questions that the
-                model writes.
+            questions: Objects with "question" and "answer", a text or a list of several right ones, which decide which adapter
+                is best; empty for questions that the model writes.
 
         Returns:
             The adapters with their rewards (the share of right answers), which of them is best, and the questions.
@@ -72,9 +72,8 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
             if self_edits:
                 current.drafts = [Draft(str(text)) for text in self_edits[:MAX_SELF_EDITS]]
             chosen = [number for number, draft in enumerate(current.drafts) if draft.use]
-            pairs = [(item.get("question"), item.get("answer")) for item in questions]
             settings = Settings(**current.settings) if current.settings else Settings()
-            events = await _finish(workbench.adapt(current, chosen, settings, checked_questions(pairs)))
+            events = await _finish(workbench.adapt(current, chosen, settings, questions_from_items(questions)))
             learned = next((event for event in events if event["event"] == "learned"), None)
             if learned is None:
                 raise ValueError("The training was stopped before its first step, so nothing was learned.")

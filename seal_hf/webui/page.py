@@ -8,7 +8,7 @@ from .tabs.adapters_tab import build_adapters_tab
 from .tabs.ask_tab import build_ask_tab
 from .tabs.teach_tab import build_teach_tab
 from .tabs.train_tab import build_train_tab
-from .work.inputs import checked_questions
+from .work.inputs import questions_from_table
 from .work.training_runs import TrainingRuns
 from .work.workbench import Workbench
 
@@ -95,7 +95,7 @@ def build_page(workbench: Workbench, runs: TrainingRuns, *, may_push: bool, on_s
             with gr.Tab("Teach", id="teach"):
                 attach_teach, panel, learned = build_teach_tab(workbench, session, tabs)
             with gr.Tab("Ask", id="ask") as ask_tab:
-                attach_ask = build_ask_tab(workbench, session, panel.questions, checked_questions)
+                attach_ask = build_ask_tab(workbench, session, panel.questions, questions_from_table)
             with gr.Tab("Adapters", id="adapters") as adapters_tab:
                 attach_adapters = build_adapters_tab(workbench, session, may_push=may_push, on_space=on_space)
             with gr.Tab("Train", id="train"):

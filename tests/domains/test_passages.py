@@ -28,7 +28,7 @@ ROWS = [
 ]
 SQUAD_ROWS = [
     {"title": "Honey_bee", "context": "Bees hum.", "question": "What hums?", "answers": {"text": ["Bees", "bee"]}},
-    {"title": "Moth", "context": "Bees hum.", "question": "Who hums?", "answers": {"text": ["Bees"]}},
+    {"title": "Moth", "context": "Bees hum.", "question": "Who hums?", "answers": {"text": ["Bees", "Bees "]}},
     {"title": "Honey_bee", "context": "Bees fly.", "question": "What flies?", "answers": {"text": ["Bees"]}},
     {"title": "Honey_bee", "context": "Bees hum.", "question": "Who swims?", "answers": {"text": []}},
     {"title": "Honey_bee", "context": "Bees hum.", "question": "What hums?", "answers": {"text": ["They"]}},
@@ -37,7 +37,10 @@ GROUPED = [
     {
         "title": "Honey bee",
         "context": "Bees hum.",
-        "questions": [{"question": "What hums?", "answer": "Bees"}, {"question": "What hums?", "answer": "They"}],
+        "questions": [
+            {"question": "What hums?", "answer": ["Bees", "bee"]},
+            {"question": "What hums?", "answer": "They"},
+        ],
     },
     {"title": "Moth", "context": "Bees hum.", "questions": [{"question": "Who hums?", "answer": "Bees"}]},
     {"title": "Honey bee", "context": "Bees fly.", "questions": [{"question": "What flies?", "answer": "Bees"}]},
@@ -66,6 +69,20 @@ def test_byte_order_mark_absent_title_and_further_keys(tmp_path):
     row = {"context": "Moths like lamps.", "questions": ROWS[1]["questions"], "completions": ["They do."]}
     path.write_text(json.dumps(row), encoding="utf-8-sig")
     assert load_passages(path) == [row]
+
+
+def test_several_gold_answers_of_a_file(tmp_path):
+    questions = [
+        {"question": "Who?", "answer": ["the keeper", "Edric Molloway"]},
+        {"question": "When?", "answer": 1874},
+    ]
+    [passage] = load_passages(write(tmp_path / "rows.json", [{"context": "Moths.", "questions": questions}]))
+    assert passage["questions"] == questions
+    KnowledgeDomain(chat=False).check(passage)
+    assert KnowledgeDomain().grade([passage] * 2, [["Molloway", "in 1874"], ["The cook.", "1875"]]) == [
+        [True, True],
+        [False, False],
+    ]
 
 
 def test_split_of_a_file(tmp_path):
@@ -163,7 +180,16 @@ BAD_ROWS = {
     "question as text": ({"context": "A", "questions": ["Who?"]}, "question 1 lacks its question or its answer"),
     "no answer": ({"context": "A", "questions": [QUESTION, {"question": "Who?"}]}, "question 2 lacks"),
     "blank question": ({"context": "A", "questions": [{"question": " ", "answer": "Ann"}]}, "question 1 lacks"),
-    "number as answer": ({"context": "A", "questions": [{"question": "Q?", "answer": 7}]}, "question 1 .* as texts"),
+    "truth as answer": ({"context": "A", "questions": [{"question": "Q?", "answer": True}]}, "question 1 .* as texts"),
+    "answer that is no number": (
+        {"context": "A", "questions": [{"question": "Q?", "answer": float("nan")}]},
+        "question 1 .* or the answer as a list of several that are right",
+    ),
+    "no answer in a list": ({"context": "A", "questions": [{"question": "Q?", "answer": []}]}, "question 1 lacks"),
+    "blank answer in a list": (
+        {"context": "A", "questions": [{"question": "Q?", "answer": ["Ann", " "]}]},
+        "question 1 lacks",
+    ),
 }
 
 

@@ -133,6 +133,7 @@ def test_asking_and_learning_too_early_says_what_comes_first(client):
         (["  "], QUESTIONS, "Self-edit 1 is empty"),
         ([], [{"question": "Who?"}], "has no answer"),
         ([], [{"answer": "Ann"}], "no question"),
+        ([], [{"q": "Who?"}], "Entry 1 has no question"),
     ],
 )
 def test_bad_self_edits_and_questions_are_named(client, learned, self_edits, questions, message):

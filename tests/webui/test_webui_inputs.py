@@ -33,6 +33,13 @@ def test_a_passage_is_counted_before_it_is_refused(lm):
         ("a.jsonl", '{"question": "Who?", "answer": "Ann"}\n', [{"question": "Who?", "answer": "Ann"}]),
         ("a.json", '[{"context": "x", "questions": [{"question": "Who?", "answer": "Ann"}]}]', [{"question": "Who?", "answer": "Ann"}]),
         ("a.json", '[{"question": "Wie viele?", "answer": 212}]', [{"question": "Wie viele?", "answer": "212"}]),
+        ("a.json", '[{"question": "Who?", "answer": ["Ann", "the keeper", "Ann"]}]', [{"question": "Who?", "answer": ["Ann", "the keeper"]}]),
+        ("a.json", '[{"question": "Who?", "answer": NaN}]', "Question 1 has no answer"),
+        ("a.json", '[{"question": "Who?", "answer": {"a": 1}}]', "Question 1 has no answer"),
+        ("a.json", '[{"question": "Who?", "answer": ["Ann", ""]}]', "Question 1 has no answer"),
+        ("a.json", '[{"question": ["Who?"], "answer": "Ann"}]', "Answer 1 has no question"),
+        ("a.json", '[{"q": 1}]', "a.json, row 1: no question; write"),
+        ("a.json", '[{"context": "x", "questions": [{"q": "Who?"}]}]', "a.json, row 1: no question; write"),
         ("a.json", "{", "a.json, line 1: malformed JSON"),
         ("a.json", "[1]", "a.json, row 1: no question; write"),
         ("a.json", "[]", "a.json is empty"),
@@ -51,3 +58,38 @@ def test_question_files(tmp_path, name, content, expected):
     with pytest.raises(ValueError, match=expected) as refusal:
         inputs.questions_from_file(file)
     assert str(tmp_path) not in str(refusal.value)
+
+
+def test_several_right_answers_in_the_table_and_back():
+    rows = [["Who?", "Ann | the keeper"], ["When?", "1874"], ["", ""], [None, None], ["Where?", "Vell |"]]
+    questions = [
+        {"question": "Who?", "answer": ["Ann", "the keeper"]},
+        {"question": "When?", "answer": "1874"},
+        {"question": "Where?", "answer": "Vell"},
+    ]
+    assert inputs.questions_from_table(rows) == questions
+    assert inputs.table_of(questions) == [["Who?", "Ann | the keeper"], ["When?", "1874"], ["Where?", "Vell"]]
+    with pytest.raises(
+        ValueError, match="Question 1 has no answer: write the right one as a text, or several as a list"
+    ):
+        inputs.questions_from_table([["Who?", " | "]])
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        (["Who?"], "Entry 1 has no question"),
+        ([{"question": "Who?", "answer": "Ann"}, {"q": "Who?"}], "Entry 2 has no question"),
+        ([{"question": "Who?", "answer": float("nan")}], "Question 1 has no answer"),
+        ([{"question": "Who?", "answer": ["x" * 201, "Ann"]}], "Question 1 or its answer is too long"),
+        ([{"question": "Who?", "answer": [str(number) for number in range(9)]}], "8 answers at most"),
+    ],
+)
+def test_questions_of_a_call_are_checked(items, message):
+    with pytest.raises(ValueError, match=message):
+        inputs.questions_from_items(items)
+
+
+def test_questions_of_a_call():
+    items = [{"question": "Who?", "answer": ["a", "b"]}, {"question": "When?", "answer": "1874"}]
+    assert inputs.questions_from_items(items) == items

@@ -75,4 +75,5 @@ def test_answers_are_marked():
     answers = [["Halda", "1874"], ["Ann", ""]]
     assert answers_table(questions, answers) == [["Who drew it? → Halda", "Halda", "Ann"], ["When?", "1874", ""]]
     assert answers_table(questions, answers, [[True, None], [False, None]])[0][1:] == ["✓ Halda", "✗ Ann"]
+    assert answers_table([{"question": "Who?", "answer": ["Ann", "Ben"]}], [["Ann"]]) == [["Who? → Ann | Ben", "Ann"]]
     assert answers_table([], [[], []]) == []

@@ -1,8 +1,8 @@
 """
 Knowledge incorporation (SEAL, section 3.2): from a passage to training examples and closed-book questions.
 
-An example is a mapping `{"title": str, "context": str, "questions": [{"question": str, "answer": str}]}`. The prompts
-are text files in `prompts/`.
+An example is a mapping `{"title": str, "context": str, "questions": [{"question": str, "answer": str}]}`; an answer may
+be a list of several, of which each is right. The prompts are text files in `prompts/`.
 """
 
 import re
@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from copy import copy
 from typing import Any, Protocol
 
-from ...grading import LexicalGrader
+from ...grading import LexicalGrader, gold_answers
 from ...self_edit import Prompt, SelfEdit, TrainingExample
 from ..base import BASE, Condition, Domain
-from .passages import is_text
+from .passages import is_question, is_text
 from .templates import fill_template, load_prompt_template, read_prompt_file
 
 
@@ -25,7 +25,7 @@ IN_CONTEXT, PASSAGE_ONLY = "passage in context", "passage only"
 class Grader(Protocol):
     """What [`KnowledgeDomain`] asks of a grader, such as [`LexicalGrader`] or [`JudgeGrader`]."""
 
-    def grade(self, questions: list[str], golds: list[str], answers: list[str]) -> list[bool | None]: ...
+    def grade(self, questions: list[str], golds: list[str | list[str]], answers: list[str]) -> list[bool | None]: ...
 
 
 def split_completion(completion: str, split_newlines: bool = True) -> list[str]:
@@ -179,10 +179,10 @@ class KnowledgeDomain(Domain):
                 raise ValueError('has a question without a text; write {"question": ..., "answer": ...}, or drop it.')
         super().check(example)
         for item in example["questions"]:
-            if not is_text(item.get("answer")):
+            if not is_question(item):
                 raise ValueError(
-                    f'has no answer to {item["question"]!r}, so that nothing can be graded; add it as "answer", or drop '
-                    "the question."
+                    f'has no answer to {item["question"]!r}, so that nothing can be graded; add it as "answer", a text or '
+                    "a list of several that are right, or drop the question."
                 )
 
     def content(self, example: Mapping[str, Any]) -> str:
@@ -261,7 +261,8 @@ class KnowledgeDomain(Domain):
         self, examples: Sequence[Mapping[str, Any]], answers: Sequence[Sequence[str]]
     ) -> list[list[bool | None]]:
         """
-        Judge the answers to the questions of many passages with one call of the grader.
+        Judge the answers to the questions of many passages with one call of the grader. Where a question has several
+        gold answers, the grader gets them as a list.
 
         Args:
             examples (`Sequence[Mapping[str, Any]]`):
@@ -276,7 +277,7 @@ class KnowledgeDomain(Domain):
             ValueError: The number of answers differs from the number of questions.
         """
         rows = [
-            (item["question"], item["answer"], answer)
+            (item["question"], _gold(item["answer"]), answer)
             for example, example_answers in zip(examples, answers, strict=True)
             for item, answer in zip(example["questions"], example_answers, strict=True)
         ]
@@ -296,6 +297,12 @@ class KnowledgeDomain(Domain):
         body, _, last_line = template.rstrip().rpartition("\n")
         is_cue = last_line.endswith(":") and "{" not in last_line
         return [{"role": "user", "content": fill_template(body if is_cue else template, values).strip()}]
+
+
+def _gold(answer: Any) -> Any:
+    """One gold answer as a text, several as a list; what is neither is the grader's to refuse."""
+    accepted = gold_answers(answer)
+    return answer if accepted is None else accepted[0] if len(accepted) == 1 else list(accepted)
 
 
 def _training_example(example: Mapping[str, Any], text: str) -> TrainingExample:

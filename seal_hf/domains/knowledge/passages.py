@@ -2,7 +2,7 @@
 Passages with questions, read from a file, from the Hugging Face Hub or from the demo set that ships.
 
 A row is `{"title": str, "context": str, "questions": [{"question": str, "answer": str}]}`; the title may be absent and
-further keys are kept.
+further keys are kept. An answer may be a list of several, of which each is right.
 """
 
 import json
@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
+
+from ...grading import gold_answers
 
 
 FILE_TYPES = (".json", ".jsonl", ".parquet")
@@ -81,7 +83,7 @@ def group_squad_rows(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """
     Group rows in the form of `rajpurkar/squad`, one question each, by passage.
 
-    Passages keep the order of their first appearance. The first of several reference answers is taken; a question
+    Passages keep the order of their first appearance. Several different reference answers become a list; a question
     without any, as in SQuAD 2.0, is left out. Underscores in titles become spaces.
 
     Args:
@@ -108,7 +110,8 @@ def group_squad_rows(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         example = examples.setdefault(
             (title, row["context"]), {"title": title, "context": row["context"], "questions": []}
         )
-        example["questions"].append({"question": row["question"], "answer": row["answers"]["text"][0]})
+        first, *others = gold_answers(row["answers"]["text"])
+        example["questions"].append({"question": row["question"], "answer": [first, *others] if others else first})
     return list(examples.values())
 
 
@@ -224,11 +227,16 @@ def _check_row(where: str, row: Any, is_squad: bool) -> None:
     if not isinstance(questions, list) or not questions:
         raise ValueError(f'{where}: no questions; give "questions" a list of {{"question": ..., "answer": ...}}.')
     for number, item in enumerate(questions, start=1):
-        if not isinstance(item, Mapping) or not is_text(item.get("question")) or not is_text(item.get("answer")):
+        if not is_question(item):
             raise ValueError(
                 f'{where}: question {number} lacks its question or its answer; write both as texts: {{"question": '
-                '..., "answer": ...}.'
+                '..., "answer": ...}, or the answer as a list of several that are right.'
             )
+
+
+def is_question(item: Any) -> bool:
+    """Whether a value is a question with one gold answer or several, as every reader of questions takes them."""
+    return isinstance(item, Mapping) and is_text(item.get("question")) and gold_answers(item.get("answer")) is not None
 
 
 def is_text(value: Any) -> bool:

@@ -196,7 +196,7 @@ def build_learning_panel(
             draft.text, draft.use = text, use
         chosen = [index for index, draft in enumerate(current.drafts) if draft.use] if number is None else [number - 1]
         try:
-            job = workbench.adapt(current, chosen, read_settings(values), inputs.checked_questions(pairs))
+            job = workbench.adapt(current, chosen, read_settings(values), inputs.questions_from_table(pairs))
         except ValueError as error:
             yield {learn_status: f"⚠️ {escape(str(error))}"}
             return

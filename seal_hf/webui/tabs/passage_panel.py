@@ -74,7 +74,7 @@ def build_passage_panel(workbench: Workbench) -> PassagePanel:
     with gr.Accordion("Questions with answers (optional)", open=False, elem_id="questions-panel"):
         gr.Markdown(
             "The reward of a self-edit is the share of these questions that the adapted model answers right. If there are "
-            "none, the model writes some itself.",
+            "none, the model writes some itself. Several right answers are parted by “|”.",
             elem_classes="quiet",
         )
         questions = gr.Dataframe(
@@ -129,8 +129,7 @@ def build_passage_panel(workbench: Workbench) -> PassagePanel:
 
     def fill(index: int) -> tuple[str, str, list[list[str]]]:
         example = examples[index]
-        pairs = [[item["question"], item["answer"]] for item in example["questions"]]
-        return inputs.title_of(example), inputs.passage_of(example), pairs
+        return inputs.title_of(example), inputs.passage_of(example), inputs.table_of(example["questions"])
 
     for index, button in enumerate(example_buttons):
         button.click(
@@ -173,4 +172,4 @@ def _read_upload(file: str) -> tuple[object, str]:
         found = inputs.questions_from_file(Path(file))
     except (ValueError, OSError) as error:
         return gr.skip(), f"⚠️ {escape(str(error))}"
-    return [[item["question"], item["answer"]] for item in found], f"{len(found)} questions."
+    return inputs.table_of(found), f"{len(found)} questions."

@@ -6,6 +6,7 @@ from functools import wraps
 
 import gradio as gr
 
+from ...grading import show_gold_answers
 from ..work.jobs import DONE, FAILED, QUEUED, STOPPED, Job, JobLog
 from ..work.workbench import Workbench
 
@@ -113,7 +114,7 @@ def answers_table(
         [marks[verdict] + answer for answer, verdict in zip(*model, strict=True)]
         for model in zip(answers, verdicts, strict=True)
     ]
-    asked = [" → ".join(item[key] for key in ("question", "answer") if item.get(key)) for item in questions]
+    asked = [" → ".join(filter(None, (item["question"], show_gold_answers(item.get("answer"))))) for item in questions]
     return [list(line) for line in zip(asked, *cells, strict=True)]
 
 

@@ -131,7 +131,7 @@ def build_teach_tab(
     async def on_write(session_id: str, title: str, passage: str, pairs: list, *values: object) -> AsyncIterator[dict]:
         current = workbench.sessions.open(session_id)
         try:
-            job = workbench.propose(current, title, passage, inputs.checked_questions(pairs), read_settings(values))
+            job = workbench.propose(current, title, passage, inputs.questions_from_table(pairs), read_settings(values))
         except ValueError as error:
             yield {write_status: f"⚠️ {escape(str(error))}"}
             return
@@ -142,7 +142,7 @@ def build_teach_tab(
         current = workbench.sessions.open(session_id)
         if current.passage is None:
             return {write_status: ""}
-        pairs = [[item["question"], item["answer"]] for item in current.passage["questions"]]
+        pairs = inputs.table_of(current.passage["questions"])
         shown = {
             panel.title: inputs.title_of(current.passage),
             panel.passage: inputs.passage_of(current.passage),

@@ -14,6 +14,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from ...domains import load_demo_passages, load_passages
 from ...domains.knowledge.passages import read_rows
+from ...grading import gold_answers, show_gold_answers
 from ...models.access import context_length
 from ...models.encoding import encode_prompt
 from ...self_adapting_lm import SelfAdaptingLM
@@ -27,6 +28,7 @@ LONGEST_PASSAGE = 50_000  # characters; a longer text is refused before its toke
 LONGEST_QUESTION = 256  # tokens
 LONGEST_ANSWER = 200  # characters
 MAX_QUESTIONS = 32
+MAX_ANSWERS = 8  # to one question
 MAX_FILE_SIZE = 5_000_000  # bytes of uploaded questions or passages
 
 
@@ -130,28 +132,64 @@ def checked_example(
     return example_of(title, text, questions)
 
 
-def checked_questions(pairs: Sequence[Sequence[object]]) -> list[dict]:
+def questions_from_items(items: Sequence[object]) -> list[dict]:
     """
-    Questions from pairs of a question and its answer. Pairs of two empty texts are left out.
+    Questions from objects with a question and its answer, or a list of several right answers.
 
     Raises:
-        ValueError: A question has no answer, an answer has no question, a text is too long, or there are too many.
+        ValueError: An object has other keys, a question has no answer, an answer has no question, a text is too long, or
+            there are too many questions.
     """
+    pairs = []
+    for number, item in enumerate(items, 1):
+        if not _is_item(item):
+            raise ValueError(f'Entry {number} has no question: write {{"question": "...", "answer": "..."}}.')
+        pairs.append((item.get("question"), item.get("answer")))
+    return _checked_questions(pairs)
+
+
+def questions_from_table(rows: Sequence[Sequence[object]]) -> list[dict]:
+    """
+    Questions from the page's table, where several right answers are parted by "|".
+
+    Raises:
+        ValueError: As in [`questions_from_items`].
+    """
+    cells = ([clean(cell) for cell in (*row, "", "")[:2]] for row in rows)
+    parted = ((question, [part.strip() for part in answer.split("|")]) for question, answer in cells)
+    return _checked_questions([(question, [part for part in answer if part] or "") for question, answer in parted])
+
+
+def _is_item(item: object) -> bool:
+    return isinstance(item, Mapping) and not {"question", "answer"}.isdisjoint(item)
+
+
+def table_of(questions: Sequence[Mapping]) -> list[list[str]]:
+    """Questions as rows of the page's table."""
+    return [[item["question"], show_gold_answers(item["answer"])] for item in questions]
+
+
+def _checked_questions(pairs: Sequence[tuple[object, object]]) -> list[dict]:
+    """Questions from pairs of a question and its answer or answers. Pairs of two empty texts are left out."""
     questions = []
-    for number, pair in enumerate(pairs, 1):
-        question, answer = (clean(text) for text in (*pair, "", "")[:2])
-        if not question and not answer:
+    for number, (question, answer) in enumerate(pairs, 1):
+        question = clean(question) if isinstance(question, str) else ""
+        if not question and answer in (None, "", []):
             continue
         if not has_words(question):
             raise ValueError(f"Answer {number} has no question: write one, or remove the answer.")
-        if not has_words(answer):
-            raise ValueError(f"Question {number} has no answer: write the right one, or remove the question.")
-        if len(question) > 4 * LONGEST_ANSWER or len(answer) > LONGEST_ANSWER:
+        golds = [clean(gold) for gold in gold_answers(answer) or ()]
+        if not golds or not all(map(has_words, golds)):
             raise ValueError(
-                f"Question {number} or its answer is too long: keep the question below {4 * LONGEST_ANSWER} characters "
-                f"and the answer below {LONGEST_ANSWER}."
+                f"Question {number} has no answer: write the right one as a text, or several as a list of texts, or remove "
+                "the question."
             )
-        questions.append({"question": question, "answer": answer})
+        if len(question) > 4 * LONGEST_ANSWER or max(map(len, golds)) > LONGEST_ANSWER or len(golds) > MAX_ANSWERS:
+            raise ValueError(
+                f"Question {number} or its answer is too long: keep the question below {4 * LONGEST_ANSWER} characters, "
+                f"the answer below {LONGEST_ANSWER}, and {MAX_ANSWERS} answers at most."
+            )
+        questions.append({"question": question, "answer": golds if len(golds) > 1 else golds[0]})
     if len(questions) > MAX_QUESTIONS:
         raise ValueError(f"There are {len(questions)} questions: keep {MAX_QUESTIONS} at most.")
     return questions
@@ -175,14 +213,14 @@ def questions_from_file(file: Path) -> list[dict]:
     Raises:
         ValueError: The file is not JSON or JSONL, or its entries have another form.
     """
-    pairs = []
+    found = []
     check_file_size(file)
     try:
         for where, entry in read_rows(file):
             items = entry.get("questions", [entry]) if isinstance(entry, Mapping) else None
-            if not isinstance(items, list) or not all(map(_is_pair, items)):
+            if not isinstance(items, list) or not all(map(_is_item, items)):
                 raise ValueError(f'{where}: no question; write {{"question": "...", "answer": "..."}}.')
-            pairs += [(item.get("question"), item.get("answer")) for item in items]
+            found += items
     except RecursionError as error:
         raise ValueError(
             f'{file.name} is nested too deeply: write a list of {{"question": "...", "answer": "..."}}.'
@@ -190,16 +228,9 @@ def questions_from_file(file: Path) -> list[dict]:
     except ValueError as error:
         # The folder of an upload means nothing to the visitor.
         raise ValueError(str(error).replace(f"{file.parent}/", "")) from error
-    if not (questions := checked_questions(pairs)):
+    if not (questions := questions_from_items(found)):
         raise ValueError(f'{file.name} has no questions: write a list of {{"question": "...", "answer": "..."}}.')
     return questions
-
-
-def _is_pair(item: object) -> bool:
-    """Whether question and answer, if present, are neither lists nor objects."""
-    return isinstance(item, Mapping) and not any(
-        isinstance(item.get(key), list | Mapping) for key in ("question", "answer")
-    )
 
 
 def checked_question(lm: SelfAdaptingLM, question: object) -> str:
