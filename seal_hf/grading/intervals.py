@@ -1,9 +1,29 @@
-"""Accuracy over passages, and differences between two runs, with intervals by resampling passages."""
+"""
+Accuracy over passages, and differences between two runs, with intervals for other passages of the same kind.
+
+The passages are the sample: the questions of one passage share what the model knows about it, so that they count for less
+than as many questions about different passages. What one passage scores holds its own draws, too: its self-edits, the
+inner runs and the answers. They differ from passage to passage, hence are part of how passages vary, and an interval over
+passages includes them, whatever the number of self-edits and repeats that a passage's verdicts are averages of. It does
+not include what all passages share: the policy, its training run, the prompts and the grader.
+
+The interval is Wilson's (1927, *Journal of the American Statistical Association* 22, 209-212), with an effective number of
+answers and Student's quantile in place of the normal one (Korn and Graubard, 1998, *Survey Methodology* 24, 193-201; Dean
+and Pagano, 2015, *Journal of Survey Statistics and Methodology* 3, 484-503). A few passages tell little about how much
+passages vary, and nothing where all score alike; so half a passage of a supposed variation is added to those that were
+measured. docs/evaluation.md says how often the interval covers.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
+
+
+# The supposed variation, as in passages whose questions correlate by a half, and its weight, in passages.
+_PRIOR_CORRELATION = 0.5
+_PRIOR_WEIGHT = 0.5
 
 
 @dataclass(frozen=True)
@@ -43,59 +63,49 @@ class Difference(Estimate):
         return f"{100 * self.value:+.1f} points [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
 
 
-def accuracy(
-    verdicts_per_passage: Sequence[Sequence[float | None]],
-    confidence: float = 0.95,
-    num_resamples: int = 10_000,
-    seed: int = 0,
-) -> Accuracy:
+def accuracy(verdicts_per_passage: Sequence[Sequence[float | None]], confidence: float = 0.95) -> Accuracy:
     """
     Accuracy as the paper states it, the mean over passages of the share of right answers, each passage with the same
-    weight whatever its number of questions. The interval is the percentile bootstrap over passages (Efron and
-    Tibshirani, *An Introduction to the Bootstrap*, 1993, chapter 13), since the questions of one passage share what
-    the model knows about it.
+    weight whatever its number of questions.
 
     Args:
         verdicts_per_passage (`Sequence[Sequence[float | None]]`):
-            The verdicts on the answers to each passage's questions; for answers given several times, the share that
-            was right.
+            The verdicts on the answers to each passage's questions; for answers given several times, by several
+            self-edits or repeats, the share that was right.
         confidence (`float`, *optional*, defaults to `0.95`):
-            Share of the resamples inside the interval.
-        num_resamples (`int`, *optional*, defaults to `10_000`):
-            Number of resamples.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of the resamples.
+            How often such intervals cover the accuracy over all passages of this kind.
 
     Returns:
-        [`Accuracy`]: The value, its interval and the counts.
+        [`Accuracy`]: The value, its interval within 0 and 1 and the counts. One passage says nothing about others: its
+            interval is everything from 0 to 1.
 
     Raises:
-        ValueError: There is no passage, a passage has no question, a verdict is `None`, or an option is out of
+        ValueError: There is no passage, a passage has no question, a verdict is `None`, or `confidence` is out of
             range.
 
     Example:
 
     ```python
-    >>> print(accuracy([[True, True, False, False], [True], [False], [True, False]]))
-    50.0 % [12.5, 87.5]
+    >>> print(accuracy([[True, True, False], [True, False, True], [False, False], [True, False]] * 3))
+    45.8 % [28.6, 64.1]
+    >>> print(accuracy([[True] * 5] * 12))  # all right, yet no certainty
+    100.0 % [80.5, 100.0]
 
     ```
     """
-    means = _passage_means("verdicts_per_passage", verdicts_per_passage)
-    low, high = _interval(means, confidence, num_resamples, seed)
-    return Accuracy(float(means.mean()), low, high, sum(map(len, verdicts_per_passage)), len(means))
+    shares = _shares("verdicts_per_passage", verdicts_per_passage)
+    low, high = _interval(shares, _supposed_variation(verdicts_per_passage), confidence)
+    return Accuracy(float(shares.mean()), low, high, sum(map(len, verdicts_per_passage)), len(shares))
 
 
 def paired_difference(
     verdicts_a: Sequence[Sequence[float | None]],
     verdicts_b: Sequence[Sequence[float | None]],
     confidence: float = 0.95,
-    num_resamples: int = 10_000,
-    seed: int = 0,
 ) -> Difference:
     """
     Difference in accuracy, `b` minus `a`, of two runs over the same questions: the mean over passages of each
-    passage's difference, with the percentile bootstrap over passages. Each resample draws the same passages of both.
+    passage's difference. What both runs know of a passage cancels out.
 
     Args:
         verdicts_a (`Sequence[Sequence[float | None]]`):
@@ -103,24 +113,21 @@ def paired_difference(
         verdicts_b (`Sequence[Sequence[float | None]]`):
             The second run's verdicts, for the same passages and questions in the same order.
         confidence (`float`, *optional*, defaults to `0.95`):
-            Share of the resamples inside the interval.
-        num_resamples (`int`, *optional*, defaults to `10_000`):
-            Number of resamples.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of the resamples.
+            How often such intervals cover the difference over all passages of this kind.
 
     Returns:
-        [`Difference`]: The value, its interval and the counts.
+        [`Difference`]: The value, its interval within -1 and 1 and the counts. With one passage the interval is
+            everything from -1 to 1.
 
     Raises:
         ValueError: The two runs differ in passages or questions, there is no passage, a passage has no question,
-            a verdict is `None`, or an option is out of range.
+            a verdict is `None`, or `confidence` is out of range.
 
     Example:
 
     ```python
-    >>> print(paired_difference([[False, False], [False, True]], [[True, False], [True, True]]))
-    +50.0 points [+50.0, +50.0]
+    >>> print(paired_difference([[False, False], [False, True]] * 6, [[True, False], [True, True]] * 6))
+    +50.0 points [+34.4, +62.9]
 
     ```
     """
@@ -135,12 +142,16 @@ def paired_difference(
                 f"`verdicts_a` and `verdicts_b` must cover the same questions, but have {len(a)} and {len(b)} for "
                 f"passage {index}."
             )
-    differences = _passage_means("verdicts_b", verdicts_b) - _passage_means("verdicts_a", verdicts_a)
-    low, high = _interval(differences, confidence, num_resamples, seed)
-    return Difference(float(differences.mean()), low, high, sum(map(len, verdicts_a)), len(differences))
+    differences = _shares("verdicts_b", verdicts_b) - _shares("verdicts_a", verdicts_a)
+    # On a scale from 0 to 1, where two runs that have nothing in common vary at most half as much as one does.
+    low, high = _interval((1 + differences) / 2, _supposed_variation(verdicts_a) / 2, confidence)
+    value = float(differences.mean())
+    return Difference(
+        value, min(value, 2 * low - 1), max(value, 2 * high - 1), sum(map(len, verdicts_a)), len(differences)
+    )
 
 
-def _passage_means(name: str, verdicts_per_passage: Sequence[Sequence[float | None]]) -> np.ndarray:
+def _shares(name: str, verdicts_per_passage: Sequence[Sequence[float | None]]) -> np.ndarray:
     if len(verdicts_per_passage) == 0:
         raise ValueError(f"`{name}` is empty; give the verdicts of at least one passage.")
     for index, verdicts in enumerate(verdicts_per_passage):
@@ -154,12 +165,36 @@ def _passage_means(name: str, verdicts_per_passage: Sequence[Sequence[float | No
     return np.array([np.mean(verdicts) for verdicts in verdicts_per_passage])  # (P,)
 
 
-def _interval(values: np.ndarray, confidence: float, num_resamples: int, seed: int) -> tuple[float, float]:
-    """Percentile interval of the mean of `values`, float64 of shape (P,), by resampling its entries."""
+def _supposed_variation(verdicts_per_passage: Sequence[Sequence[float | None]]) -> float:
+    """The variance between passages of mean accuracy p, in units of p * (1 - p), where questions correlate as supposed."""
+    independent = np.mean([1 / len(verdicts) for verdicts in verdicts_per_passage])
+    return _PRIOR_CORRELATION + (1 - _PRIOR_CORRELATION) * float(independent)
+
+
+def _interval(shares: np.ndarray, supposed_variation: float, confidence: float) -> tuple[float, float]:
+    """Interval for the mean that `shares`, float64 of shape (P,) from 0 to 1, are a sample of."""
     if not 0 < confidence < 1:
         raise ValueError(f"`confidence` must lie between 0 and 1, but is {confidence}.")
-    if num_resamples < 1:
-        raise ValueError(f"`num_resamples` must be at least 1, but is {num_resamples}.")
-    draws = np.random.default_rng(seed).integers(len(values), size=(num_resamples, len(values)))
-    low, high = np.quantile(values[draws].mean(axis=1), [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
+    num_passages = len(shares)
+    if num_passages == 1:
+        return 0.0, 1.0
+    mean = float(shares.mean())
+    greatest = mean * (1 - mean)  # the variance where a passage is all right or all wrong
+    squares = float(np.square(shares - mean).sum()) + _PRIOR_WEIGHT * supposed_variation
+    variation = squares / (num_passages * greatest + _PRIOR_WEIGHT)  # 1 in such passages, less in all others
+    num_effective = num_passages / variation
+    quantile = _student_quantile(confidence, num_passages - 1)
+    shrinkage = 1 + quantile**2 / num_effective
+    center = (mean + quantile**2 / (2 * num_effective)) / shrinkage
+    half = quantile / shrinkage * (greatest / num_effective + quantile**2 / (4 * num_effective**2)) ** 0.5
+    return min(mean, max(0.0, center - half)), max(mean, min(1.0, center + half))  # rounding at the ends
+
+
+@lru_cache(maxsize=64)
+def _student_quantile(confidence: float, degrees: int) -> float:
+    """Bound t of |T| < t with probability `confidence`, T of Student's distribution with `degrees` of freedom."""
+    # With T = sqrt(degrees) * tan(angle) the density of the angle is proportional to cos(angle) ** (degrees - 1).
+    angles = np.linspace(0, np.pi / 2, 20_001)
+    density = np.cos(angles) ** (degrees - 1)
+    area = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
+    return float(degrees**0.5 * np.tan(np.interp(confidence * area[-1], area, angles)))
