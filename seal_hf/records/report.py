@@ -290,6 +290,6 @@ def _evaluation_table(results: Sequence[Evaluation]) -> list[str]:
     size = start.accuracies[SELF_EDITS]
     note = (
         f"Evaluation on {size.num_passages} passages with {size.num_questions} questions: mean over passages of the "
-        "share of right answers, with 95 % intervals from resampling passages; differences are paired by passage."
+        "share of right answers, with 95 % intervals over passages; differences are paired by passage."
     )
     return [note, _markdown(["condition", "accuracy", *columns.values()], rows)]

@@ -103,7 +103,7 @@ def test_card(base, adapter, hub, token):
         ("accuracy, base (n = 3)", 0.0),
         ("accuracy, adapted (n = 3)", 0.6667),
     ]
-    assert "| adapted | 66.7 % [66.7, 66.7] | 3 |" in card.text
+    assert "| adapted | 66.7 % [0.0, 100.0] | 3 |" in card.text
     assert "- seed: 7\n" in card.text and "- last loss: 0.1250\n" in card.text and "quantization" not in card.text
     assert "Halda" not in card.content
     assert hashlib.sha256(PASSAGE.encode()).hexdigest() in card.text

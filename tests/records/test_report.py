@@ -11,6 +11,7 @@ from matplotlib.image import imread
 
 from seal_hf.domains.base import BASE, SELF_EDITS
 from seal_hf.domains.knowledge.domain import IN_CONTEXT, PASSAGE_ONLY
+from seal_hf.grading.intervals import accuracy, paired_difference
 from seal_hf.records import plot as run_plot
 from seal_hf.records.journal import Journal, ScoredSelfEdit, SelectedSelfEdit
 from seal_hf.records.plot import save_plot
@@ -156,7 +157,7 @@ def test_evaluations(run):
     assert [first.round, second.round, third.round] == [0, 1, 2]
     values = {name: estimate.value for name, estimate in first.accuracies.items()}
     assert values == {BASE: 0.25, IN_CONTEXT: 1.0, PASSAGE_ONLY: 0.5, SELF_EDITS: 0.5}
-    assert (first.accuracies[BASE].low, first.accuracies[BASE].high) == (0.0, 0.5)
+    assert first.accuracies[BASE] == accuracy([[1.0, 0.0], [0.0]])
     assert {name: gain.value for name, gain in first.gains.items()} == {
         BASE: 0.25,
         IN_CONTEXT: -0.5,
@@ -185,14 +186,14 @@ def test_gains_are_paired_by_passage_whatever_the_order_of_the_records(run, tmp_
     other = evaluations(Journal(tmp_path / "other" / "evaluation"))
     assert other == evaluations(Journal(run / "evaluation"))
     gain = other[0].gains[PASSAGE_ONLY]
-    assert (gain.low, gain.value, gain.high) == (-0.5, 0.0, 0.5)
+    assert gain == paired_difference([[0.0, 0.0], [1.0]], [[0.75, 0.25], [0.5]])
 
 
-def test_single_passage_has_a_point_for_an_interval(tmp_path):
+def test_single_passage_says_nothing_about_others(tmp_path):
     write_evaluations(tmp_path, [[answered(0, BASE, 0, [RIGHT, WRONG]), answered(0, SELF_EDITS, 0)]])
     (only,) = evaluations(Journal(tmp_path / "evaluation"))
     own = only.accuracies[SELF_EDITS]
-    assert (own.low, own.value, own.high, own.num_passages) == (0.5, 0.5, 0.5, 1)
+    assert (own.low, own.value, own.high, own.num_passages) == (0.0, 0.5, 1.0, 1)
     assert only.gains[BASE].value == 0.0
     assert set(only.accuracies) == {BASE, SELF_EDITS}
 
@@ -204,11 +205,14 @@ def test_metrics_of_an_evaluation(run):
     estimates += [f"gain_over_{name}" for name in ("base", "passage_in_context", "passage_only")]
     bounds = [f"{name}_{bound}" for name in estimates for bound in ("low", "high")]
     assert set(flat) == {*estimates, *bounds, "num_passages", "num_questions"}
-    assert (flat["base_accuracy_low"], flat["base_accuracy"], flat["base_accuracy_high"]) == (0.0, 0.25, 0.5)
+    base = first.accuracies[BASE]
+    bounds = (flat["base_accuracy_low"], flat["base_accuracy"], flat["base_accuracy_high"])
+    assert bounds == (base.low, 0.25, base.high)
     assert (flat["num_passages"], flat["num_questions"]) == (2, 3)
     flat = metrics(third)
     assert (flat["gain_over_round_0"], flat["gain_over_round_1"]) == (0.5, 0.375)
-    assert (flat["gain_over_round_1_low"], flat["gain_over_round_1_high"]) == (0.25, 0.5)
+    gain = third.gains[f"{SELF_EDITS}, round 1"]
+    assert (flat["gain_over_round_1_low"], flat["gain_over_round_1_high"]) == (gain.low, gain.high)
     assert "base_accuracy" not in flat
 
 
@@ -219,16 +223,16 @@ def test_results_table(run):
         "| 1     |          5 |           4 |    2 |      50.0 % |           62.5 % |      37.5 % |\n"
         "\n"
         "Evaluation on 2 passages with 3 questions: mean over passages of the share of right answers, with 95 % "
-        "intervals from resampling passages; differences are paired by passage.\n"
+        "intervals over passages; differences are paired by passage.\n"
         "\n"
-        "| condition                 |               accuracy |          minus passage only |        minus before round 1 |\n"
-        "| ------------------------- | ---------------------: | --------------------------: | --------------------------: |\n"
-        "| base                      |     25.0 % [0.0, 50.0] |                             |                             |\n"
-        "| passage in context        | 100.0 % [100.0, 100.0] |                             |                             |\n"
-        "| passage only              |    50.0 % [0.0, 100.0] |                             |                             |\n"
-        "| self-edits before round 1 |    50.0 % [50.0, 50.0] |  +0.0 points [-50.0, +50.0] |                             |\n"
-        "| self-edits after round 1  |    62.5 % [50.0, 75.0] | +12.5 points [-50.0, +75.0] |  +12.5 points [+0.0, +25.0] |\n"
-        "| self-edits after round 2  | 100.0 % [100.0, 100.0] | +50.0 points [+0.0, +100.0] | +50.0 points [+50.0, +50.0] |\n"
+        "| condition                 |             accuracy |          minus passage only |        minus before round 1 |\n"
+        "| ------------------------- | -------------------: | --------------------------: | --------------------------: |\n"
+        "| base                      |   25.0 % [0.1, 98.9] |                             |                             |\n"
+        "| passage in context        | 100.0 % [1.4, 100.0] |                             |                             |\n"
+        "| passage only              |   50.0 % [0.3, 99.7] |                             |                             |\n"
+        "| self-edits before round 1 |   50.0 % [0.7, 99.3] |  +0.0 points [-98.2, +98.2] |                             |\n"
+        "| self-edits after round 1  |   62.5 % [1.0, 99.6] | +12.5 points [-98.2, +98.9] | +12.5 points [-96.7, +98.0] |\n"
+        "| self-edits after round 2  | 100.0 % [1.4, 100.0] | +50.0 points [-96.6, +99.6] | +50.0 points [-94.7, +99.4] |\n"
     )
 
 

@@ -156,7 +156,7 @@ def _card(kept: KeptAdapter, publish_passage: bool) -> AdapterCard:
     if kept.reward is not None and not kept.own_questions:
         for condition, reward in (("base", kept.base_reward), ("adapted", kept.reward)):
             right = round(reward * kept.num_questions)
-            # With one passage only the questions can be resampled.
+            # Of one passage only the questions can be the sample.
             accuracies[condition] = replace(
                 accuracy([[1.0]] * right + [[0.0]] * (kept.num_questions - right)), num_passages=1
             )
