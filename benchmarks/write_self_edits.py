@@ -36,7 +36,7 @@ def write_self_edits(args: argparse.Namespace) -> list[dict]:
             top_p=args.top_p,
             max_completion_length=args.max_completion_length,
             seed=args.seed,
-            first_example=place,
+            numbers=[place],
         )
         # After the list the model continues with a passage of its own invention.
         completions = [generation.text.split("\n\n")[0].strip() for generation in written]

@@ -212,7 +212,7 @@ class SelfAdaptingLM:
         top_p: float,
         max_completion_length: int,
         seed: int,
-        first_example: int = 0,
+        numbers: Sequence[int] | None = None,
         on_text: Callable[[list[str]], bool | None] | None = None,
         stop: threading.Event | None = None,
     ) -> list[list[Generation]]:
@@ -227,9 +227,9 @@ class SelfAdaptingLM:
             temperature, top_p, max_completion_length, on_text, stop:
                 As in [`~SelfAdaptingLM.propose`].
             seed (`int`):
-                Completion `i` of example `e` is drawn from the stream of `(seed, e, i)`.
-            first_example (`int`, *optional*, defaults to `0`):
-                Number of the first of these examples, where they are part of a larger set.
+                Completion `i` of the example with the number `e` is drawn from the stream of `(seed, e, i)`.
+            numbers (`Sequence[int]`, *optional*):
+                The number of each example, such as its place in a larger set. Defaults to 0, 1, 2 and so on.
 
         Returns:
             `list[list[Generation]]`: `num_generations` for each example.
@@ -241,10 +241,11 @@ class SelfAdaptingLM:
             raise ValueError(f"num_generations={num_generations} must be at least 1.")
         if max_completion_length < 1:
             raise ValueError(f"max_completion_length={max_completion_length} must be at least 1.")
+        numbers = range(len(examples)) if numbers is None else numbers
         generations = iter(
             self.generator.sample(
                 [prompt for prompt in map(self.domain.prompt, examples) for _ in range(num_generations)],
-                [(seed, first_example + e, i) for e in range(len(examples)) for i in range(num_generations)],
+                [(seed, e, i) for e in numbers for i in range(num_generations)],
                 temperature=temperature,
                 top_p=top_p,
                 max_new_tokens=max_completion_length,

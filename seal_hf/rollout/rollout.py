@@ -71,7 +71,7 @@ class Rollout:
         recorded = self.processes.on_main(stage.journal.proposals, stage.round)
         if recorded is not None:
             per_example = stage.num_generations + len(stage.trained_baselines)
-            _require_all(stage, "proposals", len(recorded), len(stage.data) * per_example)
+            _require_all(stage, "proposals", len(recorded), len(stage.places) * per_example)
             return recorded
         written = self._write(stage)
         # They may be of an earlier run, on the disk of a machine that this run's folder was not removed from.
@@ -174,18 +174,19 @@ class Rollout:
     def _write(self, stage: Stage) -> list[list[Generation]]:
         """The completions of every example, each process writing a share of the batches."""
         per_batch = max(1, _PROMPTS_PER_BATCH // stage.num_generations)
-        starts = range(0, len(stage.data.examples), per_batch)
+        starts = range(0, len(stage.places), per_batch)
         own = {}
         with policy_in_activation_dtype(self.lm.model):
             for first in starts[self.processes.index :: self.processes.count]:
+                places = stage.places[first : first + per_batch]
                 own[first] = self.lm.write_batch(
-                    stage.data.examples[first : first + per_batch],
+                    [stage.data.examples[place] for place in places],
                     stage.num_generations,
                     temperature=self.config.temperature,
                     top_p=self.config.top_p,
                     max_completion_length=self.config.max_completion_length,
                     seed=stage.seed,
-                    first_example=first,
+                    numbers=places,
                 )
         batches: dict[int, list[list[Generation]]] = {}
         for written in self.processes.gather(own):
@@ -194,7 +195,8 @@ class Rollout:
 
     def _record_proposals(self, stage: Stage, written: Sequence[Sequence[Generation]]) -> list[Proposal]:
         drafts, work = [], []
-        for place, (example, generations) in enumerate(zip(stage.data.examples, written, strict=True)):
+        for place, generations in zip(stage.places, written, strict=True):
+            example = stage.data.examples[place]
             candidates = [(SELF_EDITS, i, generation) for i, generation in enumerate(generations)]
             candidates += [(baseline.name, 0, Generation("", 0, True)) for baseline in stage.trained_baselines]
             for condition, edit, generation in candidates:

@@ -64,7 +64,7 @@ class RolloutConfig:
 @dataclass(frozen=True)
 class Stage:
     """
-    One round of self-edits over a set of examples.
+    One round of self-edits over examples of a dataset.
 
     Parameters:
         name (`str`):
@@ -74,7 +74,7 @@ class Stage:
         round (`int`):
             Round, from 0.
         data ([`ExampleSet`]):
-            The examples.
+            The dataset.
         seed (`int`):
             First part of the seeds of its self-edits.
         inner_seeds (`tuple[int, ...]`):
@@ -83,6 +83,8 @@ class Stage:
             Self-edits per example.
         baselines (`tuple[Condition, ...]`):
             What is scored besides the self-edits: some of the domain's conditions.
+        places (`tuple[int, ...]`, *optional*):
+            Places of its examples in `data`. Defaults to all.
         is_evaluation (`bool`, *optional*, defaults to `False`):
             Whether baselines that train nothing are recorded besides the self-edits, and an answer that could not be
             graded is an error, rather than left out of the reward.
@@ -99,9 +101,12 @@ class Stage:
     inner_seeds: tuple[int, ...]
     num_generations: int
     baselines: tuple[Condition, ...]
+    places: tuple[int, ...] | None = None
     is_evaluation: bool = False
 
     def __post_init__(self):
+        if self.places is None:
+            object.__setattr__(self, "places", tuple(range(len(self.data))))
         if not is_whole(self.num_generations, 1):
             raise ValueError(f"num_generations={self.num_generations!r} must be a whole number of at least 1.")
         for seed in self.inner_seeds:
@@ -136,7 +141,7 @@ class Stage:
             )
             for condition in self.untrained_baselines
             if self.is_evaluation
-            for place in range(len(self.data))
+            for place in self.places
         ]
 
 
@@ -207,8 +212,8 @@ def stage_banks(
         own = asked.get(proposal.condition, questions)
         for repeat, bank in enumerate(proposal.banks):
             banks[bank].append(Trial(proposal.condition, proposal.edit, repeat, update, (proposal.example,), own))
-    for first in range(0, len(stage.data), _EXAMPLES_PER_UNTRAINED_BANK):
-        places = range(len(stage.data))[first : first + _EXAMPLES_PER_UNTRAINED_BANK]
+    for first in range(0, len(stage.places), _EXAMPLES_PER_UNTRAINED_BANK):
+        places = stage.places[first : first + _EXAMPLES_PER_UNTRAINED_BANK]
         if trials := [
             Trial(condition.name, 0, 0, None, (place,), condition.questions)
             for condition in stage.untrained_baselines
