@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..adapters.layout import lora_layout
@@ -15,6 +15,7 @@ from ..rollout.examples import ExampleSet
 from ..self_adapting_lm import SelfAdaptingLM
 from .outer_sft import optimizer_steps
 from .seal_config import SEALConfig
+from .stages import examples_per_round, round_places
 
 
 _PROBE_STEPS = 4
@@ -29,6 +30,8 @@ class RunPlan:
     Parameters:
         num_rounds, num_examples, num_eval_examples, num_processes (`int`):
             As configured.
+        examples_per_round (`int`):
+            Training examples of each round.
         self_edits_per_round, adapters_per_round (`int`):
             Self-edits written and inner updates trained.
         adapters_per_bank (`int`, *optional*):
@@ -46,6 +49,7 @@ class RunPlan:
 
     num_rounds: int
     num_examples: int
+    examples_per_round: int
     num_eval_examples: int
     num_processes: int
     self_edits_per_round: int
@@ -60,9 +64,11 @@ class RunPlan:
         banks = "" if self.adapters_per_bank is None else f" in banks of {self.adapters_per_bank}"
         least, most = min(self.optimizer_steps), max(self.optimizer_steps)
         steps = f"{least}" if least == most else f"{least} to {most}"
+        is_new = self.examples_per_round < self.num_examples
+        own = f"{self.examples_per_round} new" if is_new else "all"
         lines = [
-            f"rounds: {self.num_rounds}, examples: {self.num_examples}, evaluated on: {self.num_eval_examples}, "
-            f"processes: {self.num_processes}",
+            f"rounds: {self.num_rounds}, examples: {self.num_examples}, {own} in each round, evaluated on: "
+            f"{self.num_eval_examples}, processes: {self.num_processes}",
             f"each round: {self.self_edits_per_round} self-edits, {self.adapters_per_round} adapters{banks}, "
             f"{steps} steps of outer SFT",
             f"all evaluations: {self.evaluation_adapters} adapters",
@@ -85,21 +91,25 @@ def plan_run(
     per_example = args.num_generations * args.num_repeats
     trained = [condition for condition in lm.domain.conditions if condition.self_edit is not None]
     tokens = seconds = None
-    num_self_edits = len(train) * args.num_generations
+    rounds = [
+        [train.examples[place] for place in round_places(args, len(train), index)] for index in range(args.num_rounds)
+    ]
+    per_round = examples_per_round(args, len(train))
+    num_self_edits = per_round * args.num_generations
     per_bank = None if args.adapters_per_bank is None else min(args.adapters_per_bank, num_self_edits)
     if trained:
-        baseline = _updates(lm, trained[-1], train)
-        per_bank = per_bank or _adapters_per_bank(lm, args, baseline, num_processes)
+        baselines = [_updates(lm, trained[-1], examples) for examples in rounds]
+        per_bank = per_bank or _adapters_per_bank(lm, args, baselines[0], num_processes)
         # A self-edit is taken to hold a rewrite of what the baseline trains on, and that itself.
-        tokens = 2 * _num_tokens(baseline) * per_example * args.num_rounds
-        num_answers = _num_questions(lm, train) * args.num_rounds * (per_example + 1)
+        tokens = 2 * sum(map(_num_tokens, baselines)) * per_example
+        num_answers = sum(_num_questions(lm, examples) for examples in rounds) * (per_example + 1)
         if evaluation is not None:
-            own = sum(_num_tokens(_updates(lm, condition, evaluation)) for condition in trained)
-            tokens += own + 2 * _num_tokens(_updates(lm, trained[-1], evaluation)) * (
+            own = sum(_num_tokens(_updates(lm, condition, evaluation.examples)) for condition in trained)
+            tokens += own + 2 * _num_tokens(_updates(lm, trained[-1], evaluation.examples)) * (
                 args.num_eval_generations * num_evaluations
             )
             num_conditions = args.num_eval_generations * num_evaluations + len(lm.domain.conditions)
-            num_answers += _num_questions(lm, evaluation) * num_conditions
+            num_answers += _num_questions(lm, evaluation.examples) * num_conditions
         num_written = num_self_edits * args.num_rounds + num_eval * args.num_eval_generations * num_evaluations
         tokens_per_second, prompt_seconds, token_seconds = _probe(lm, trained[-1], train, per_bank)
         generated = num_written * args.max_completion_length + num_answers * args.max_answer_length
@@ -108,28 +118,28 @@ def plan_run(
     return RunPlan(
         num_rounds=args.num_rounds,
         num_examples=len(train),
+        examples_per_round=per_round,
         num_eval_examples=num_eval,
         num_processes=num_processes,
         self_edits_per_round=num_self_edits,
-        adapters_per_round=len(train) * per_example,
+        adapters_per_round=per_round * per_example,
         adapters_per_bank=per_bank,
         evaluation_adapters=num_eval * (args.num_eval_generations * num_evaluations + len(trained)),
         inner_tokens=tokens,
-        optimizer_steps=optimizer_steps(len(train), args),
+        optimizer_steps=optimizer_steps(per_round, args),
         seconds=seconds,
     )
 
 
-def _updates(lm: SelfAdaptingLM, condition: Condition, data: ExampleSet) -> list[InnerUpdate]:
+def _updates(lm: SelfAdaptingLM, condition: Condition, examples: Sequence[Mapping]) -> list[InnerUpdate]:
     """The inner updates of a baseline that trains."""
     return [
-        tokenize_self_edit(condition.self_edit(example), lm.processing_class, lm.inner_config)
-        for example in data.examples
+        tokenize_self_edit(condition.self_edit(example), lm.processing_class, lm.inner_config) for example in examples
     ]
 
 
-def _num_questions(lm: SelfAdaptingLM, data: ExampleSet) -> int:
-    return sum(len(lm.domain.questions(example)) for example in data.examples)
+def _num_questions(lm: SelfAdaptingLM, examples: Sequence[Mapping]) -> int:
+    return sum(len(lm.domain.questions(example)) for example in examples)
 
 
 def _num_tokens(updates: Sequence[InnerUpdate]) -> int:

@@ -6,6 +6,7 @@ from typing import Any
 from ..rollout.settings import describe
 from ..self_adapting_lm import SelfAdaptingLM
 from .seal_config import SEALConfig
+from .stages import examples_per_round
 
 
 # Fields of SFTConfig that change what a fit learns. How often it logs or saves does not.
@@ -28,7 +29,6 @@ _SFT_SETTINGS = (
     "max_length",
     "truncation_mode",
     "completion_only_loss",
-    "assistant_only_loss",
     "bf16",
     "fp16",
     "seed",
@@ -59,4 +59,5 @@ def run_settings(
     """
     own = [name for name in SEALConfig.__annotations__ if name not in _FREE_FIELDS]
     options = {name: getattr(args, name) for name in dict.fromkeys((*own, *_SFT_SETTINGS))}
+    options["examples_per_round"] = examples_per_round(args, len(train_examples))
     return describe(lm, {"train_dataset": train_examples, "eval_dataset": eval_examples}, options)

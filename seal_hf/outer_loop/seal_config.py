@@ -88,6 +88,9 @@ class SEALConfig(SFTConfig):
 
         num_rounds (`int`, *optional*, defaults to `2`):
             Rounds of self-edits, rewards and outer SFT.
+        examples_per_round (`int`, *optional*):
+            Training examples of each round, none of which an earlier round has had (the paper: 50). Defaults to an equal
+            share of the training set for every round. With `0` every round has all of them.
         sft_on (`str`, *optional*, defaults to `"round"`):
             Whether a round's SFT sees the self-edits kept in this round (`"round"`) or in all rounds so far (`"all"`).
         sft_batch_size (`int`, *optional*, defaults to `10`):
@@ -150,6 +153,13 @@ class SEALConfig(SFTConfig):
     drop_zero_std: bool = field(default=False, metadata={"help": "Leave out examples whose rewards are all equal."})
 
     num_rounds: int = field(default=2, metadata={"help": "Rounds of self-edits, rewards and outer SFT."})
+    examples_per_round: int | None = field(
+        default=None,
+        metadata={
+            "help": "New training examples of each round; an equal share for every round where absent, all of them in "
+            "every round if 0."
+        },
+    )
     sft_on: str = field(
         default="round", metadata={"help": "What the SFT sees: this round's self-edits ('round') or 'all'."}
     )
@@ -187,6 +197,10 @@ class SEALConfig(SFTConfig):
         for name in ("keep_best", "max_length"):
             if getattr(self, name) is not None and not is_whole(getattr(self, name), 1):
                 raise ValueError(f"{name}={getattr(self, name)!r} must be a whole number of at least 1, or None.")
+        if self.examples_per_round is not None and not is_whole(self.examples_per_round, 0):
+            raise ValueError(
+                f"examples_per_round={self.examples_per_round!r} must be a whole number of at least 0, or None."
+            )
         if self.min_reward is not None and not (math.isfinite(self.min_reward) and 0 <= self.min_reward <= 1):
             raise ValueError(f"min_reward={self.min_reward} must be a share from 0 to 1, or None.")
         if self.sft_on not in ("round", "all"):
@@ -204,7 +218,7 @@ class SEALConfig(SFTConfig):
                 f"max_steps={self.max_steps} is not used by SEALTrainer, whose fits are as long as what is kept; set "
                 "num_rounds and num_train_epochs."
             )
-        for name in ("load_best_model_at_end", "eos_token", "chat_template_path"):
+        for name in ("load_best_model_at_end", "eos_token", "chat_template_path", "assistant_only_loss"):
             if getattr(self, name):
                 raise ValueError(f"{name}={getattr(self, name)!r} is not supported by SEALTrainer; leave it out.")
         if self.packing or self.padding_free:

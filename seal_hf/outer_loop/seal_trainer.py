@@ -50,7 +50,7 @@ from .publishing import Publisher
 from .run_settings import FIT_SETTINGS, run_settings
 from .seal_config import SEALConfig
 from .selection import select_self_edits, warn_of_little
-from .stages import evaluation_stage, sft_seed, training_stage
+from .stages import evaluation_stage, examples_per_round, sft_seed, training_stage
 
 
 logger = logging.getLogger(__name__)
@@ -155,6 +155,7 @@ class SEALTrainer(_BaseTrainer):
             raise ValueError("train_dataset is required; give a list or a datasets.Dataset of examples.")
         self._train = ExampleSet.of(train_dataset, "train_dataset")
         self._eval = None if eval_dataset is None else ExampleSet.of(eval_dataset, "eval_dataset")
+        per_round = examples_per_round(args, len(self._train))  # raises where there are too few
         lengths = (args.max_completion_length, args.max_answer_length)
         check_examples(self.lm, self._train, "train_dataset", *lengths, args.max_length)
         require_end_token(processing_class, self.domain.prompt(self._train.examples[0]))
@@ -196,6 +197,7 @@ class SEALTrainer(_BaseTrainer):
         # It decides when to log, save and evaluate by step counts, and ends the run at a number that is not known ahead.
         self.remove_callback(DefaultFlowCallback)
         self.base_model_id = base_model_id
+        self._examples_per_round = per_round
         self._rounds_fitted = 0
         self._processes = Processes(Path(args.output_dir), timeout=args.ddp_timeout)
         self._rollout = Rollout(self.lm, args.rollout_config(), self._processes, self._after_bank)
@@ -533,7 +535,7 @@ class SEALTrainer(_BaseTrainer):
         if resume:
             for name, value in self._processes.on_main(self._folder.load_state).items():
                 setattr(self.state, name, value)
-        self.state.max_steps = self.args.num_rounds + sum(optimizer_steps(len(self._train), self.args))
+        self.state.max_steps = self.args.num_rounds + sum(optimizer_steps(self._examples_per_round, self.args))
         self.state.num_train_epochs = self.args.num_rounds
 
     def _logged(self, key: str, round_number: int) -> dict[str, float] | None:

@@ -1,5 +1,7 @@
 """The stages of a run, and the seeds of its random streams."""
 
+import numpy as np
+
 from ..domains import Domain
 from ..generation.base import draw_seed
 from ..records.journal import Journal
@@ -9,7 +11,35 @@ from .seal_config import SEALConfig
 
 
 # First parts of the seeds, after the run's own.
-_TRAINING, _EVALUATION, _SFT = range(3)
+_TRAINING, _EVALUATION, _SFT, _EXAMPLES = range(4)
+
+
+def examples_per_round(args: SEALConfig, num_examples: int) -> int:
+    """
+    How many of the training examples a round takes (see [`SEALConfig`]).
+
+    Raises:
+        ValueError: There are too few examples for every round to have new ones.
+    """
+    if args.examples_per_round == 0:
+        return num_examples
+    per_round = args.examples_per_round or max(1, num_examples // args.num_rounds)
+    if (needed := per_round * args.num_rounds) > num_examples:
+        raise ValueError(
+            f"train_dataset has {num_examples} examples, but num_rounds={args.num_rounds} rounds of {per_round} new ones "
+            f"need {needed}; give more examples, lower examples_per_round or num_rounds, or set examples_per_round=0 to "
+            "train on all examples in every round."
+        )
+    return per_round
+
+
+def round_places(args: SEALConfig, num_examples: int, round_index: int) -> tuple[int, ...]:
+    """The places of a round's examples in the training set, in order; drawn from the seed alone."""
+    per_round = examples_per_round(args, num_examples)
+    if args.examples_per_round == 0:
+        return tuple(range(num_examples))
+    drawn = np.random.default_rng(draw_seed(args.seed, _EXAMPLES)).permutation(num_examples)
+    return tuple(sorted(drawn[round_index * per_round : (round_index + 1) * per_round].tolist()))
 
 
 def training_stage(args: SEALConfig, domain: Domain, journal: Journal, data: ExampleSet, round_index: int) -> Stage:
@@ -24,6 +54,7 @@ def training_stage(args: SEALConfig, domain: Domain, journal: Journal, data: Exa
         inner_seeds=tuple(draw_seed(seed, repeat) for repeat in range(args.num_repeats)),
         num_generations=args.num_generations,
         baselines=domain.conditions[:1],
+        places=round_places(args, len(data), round_index),
     )
 
 

@@ -52,6 +52,7 @@ def tiny_config(output_dir, **overrides) -> SEALConfig:
         "inner_learning_rate": 1e-2,
         "adapters_per_bank": 4,
         "num_repeats": 2,
+        "examples_per_round": 0,
         "max_answer_length": 6,
         "learning_rate": 1e-2,
         "sft_batch_size": 2,

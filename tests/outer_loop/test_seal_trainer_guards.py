@@ -187,7 +187,10 @@ def test_eval_on_start_changes_nothing(finished, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("load_best_model_at_end", True), ("eos_token", "</s>"), ("chat_template_path", "template.jinja")],
+    [
+        *[("load_best_model_at_end", True), ("eos_token", "</s>"), ("chat_template_path", "template.jinja")],
+        ("assistant_only_loss", True),
+    ],
 )
 def test_options_that_are_not_supported(name, value, tmp_path):
     # With strategies that transformers itself accepts.

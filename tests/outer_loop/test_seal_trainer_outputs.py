@@ -95,7 +95,7 @@ def test_plan_counts_the_work(tmp_path):
     assert plan.inner_tokens == 2 * train * 3 * 2 * 2 + evaluation * (2 * 2 * 3 + 1)
     assert plan.seconds > 0
     lines = str(plan).splitlines()
-    assert lines[0] == "rounds: 2, examples: 4, evaluated on: 3, processes: 1"
+    assert lines[0] == "rounds: 2, examples: 4, all in each round, evaluated on: 3, processes: 1"
     assert lines[1] == "each round: 12 self-edits, 24 adapters in banks of 4, 4 steps of outer SFT"
     assert lines[2] == "all evaluations: 21 adapters"
     assert tiny_trainer(folder, keep_best=None, num_eval=0).plan().optimizer_steps == [12, 12]
