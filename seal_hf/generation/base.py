@@ -28,11 +28,15 @@ class Generation:
             Generated tokens, the end-of-sequence token included.
         finished (`bool`):
             Whether the model ended it itself, rather than the length limit or a stop.
+        token_ids (`tuple[int, ...]`):
+            The generated tokens, the end-of-sequence token included. The text need not give them back: special tokens are
+            not in it, and a model may write other tokens than a tokenizer would.
     """
 
     text: str
     num_tokens: int
     finished: bool
+    token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ class Writing:
         if self.on_text is not None and any(new_texts):
             self.on_text(new_texts)
         return [
-            Generation(text, len(ids), self._is_ended(place))
+            Generation(text, len(ids), self._is_ended(place), tuple(ids))
             for place, (text, ids) in enumerate(zip(texts, self.tokens, strict=True))
         ]
 

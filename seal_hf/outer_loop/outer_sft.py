@@ -18,6 +18,7 @@ from trl import SFTTrainer
 
 from ..models.access import unwrap
 from ..models.attention_kernels import without_cudnn
+from ..models.encoding import encode_prompt
 from ..models.memory import release_memory
 from ..records.journal import SelectedSelfEdit
 from .seal_config import SEALConfig
@@ -46,8 +47,10 @@ def fit_policy(
     """
     Train the policy adapter with TRL's [`SFTTrainer`], from where it is, with a fresh optimizer and schedule.
 
-    Only the adapter's values change; all else that the trainer does to the model and the tokenizer is undone. The
-    examples of every optimizer step depend on the seed alone and not on the number of processes.
+    It trains on the tokens that were sampled after the prompt's own: a self-edit that the policy ended has its end token,
+    one that was cut off has none. Only the adapter's values change, in the precision that they have, and all else that
+    the trainer does to the model and the tokenizer is undone. The examples of every optimizer step depend on the seed
+    alone and not on the number of processes.
 
     Args:
         model (`PeftModel`):
@@ -71,11 +74,13 @@ def fit_policy(
         `bool`: whether the fit came to its end. Where it did not, the adapter has the values it had before.
 
     Raises:
-        ValueError: No self-edit fits into `max_length`, or the tokenizer has no end-of-sequence token for plain prompts.
+        ValueError: No self-edit fits into `max_length`.
         PolicyNotFinite: The fit came to values that are not finite. The adapter has the values it had before.
     """
-    for edit in selected:
-        require_end_token(processing_class, edit.prompt)
+    sft_args = _sft_arguments(args, seed, output_dir)
+    per_step = sft_args.per_device_train_batch_size * sft_args.gradient_accumulation_steps * sft_args.world_size
+    rows = [_training_row(edit, processing_class, args) for edit in selected]
+    rows = _arranged(_within_length(rows, args.max_length, args.truncation_mode), args, seed, per_step)
     forward = _Forward(on_step, on_log)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     before = [parameter.detach().clone() for parameter in parameters]
@@ -84,15 +89,16 @@ def fit_policy(
         with _left_as_found(model, processing_class), _without_progress_bars(), without_cudnn():
             trainer = SFTTrainer(
                 model=model,
-                args=_sft_arguments(args, seed, output_dir),
-                train_dataset=Dataset.from_list([_training_row(edit) for edit in selected]),
+                args=sft_args,
+                train_dataset=rows,
                 processing_class=processing_class,
                 callbacks=[forward],
             )
             trainer.remove_callback(PrinterCallback)
-            rows = _within_length(trainer.train_dataset, args.max_length, args.truncation_mode)
-            per_step = trainer.args.per_device_train_batch_size * trainer.args.gradient_accumulation_steps
-            trainer.train_dataset = _arranged(rows, args, seed, per_step * trainer.args.world_size)
+            for parameter, values in zip(parameters, before, strict=True):
+                if parameter.dtype != values.dtype:
+                    # TRL casts the adapter of a quantized model to bf16, in which small updates are lost.
+                    parameter.data = values.clone()
             trainer.train()
             trainer.accelerator.free_memory()
         del trainer
@@ -107,7 +113,7 @@ def fit_policy(
         # Also where an error or the keyboard ended it, so that the same trainer can be resumed.
         if not finished:
             for parameter, values in zip(parameters, before, strict=True):
-                parameter.data.copy_(values)
+                parameter.data = parameter.data.to(values.dtype).copy_(values)
     release_memory(model.get_input_embeddings().weight.device)
     return finished
 
@@ -115,7 +121,7 @@ def fit_policy(
 def require_end_token(processing_class: PreTrainedTokenizerBase, prompt: str | list[dict]) -> None:
     """
     Raises:
-        ValueError: The tokenizer has no end-of-sequence token, which marks the end of a completion of a plain prompt.
+        ValueError: The tokenizer has no end-of-sequence token, without which no completion of a plain prompt ends.
     """
     if isinstance(prompt, str) and processing_class.eos_token is None:
         raise ValueError(
@@ -124,9 +130,9 @@ def require_end_token(processing_class: PreTrainedTokenizerBase, prompt: str | l
         )
 
 
-def optimizer_steps(num_examples: int, args: SEALConfig) -> list[int]:
+def optimizer_steps(examples_per_round: int, args: SEALConfig) -> list[int]:
     """Optimizer steps of each round's fit, if every example has its share of kept self-edits."""
-    kept = num_examples * (args.keep_best or args.num_generations)
+    kept = examples_per_round * (args.keep_best or args.num_generations)
     seen = [kept * (place + 1 if args.sft_on == "all" else 1) for place in range(args.num_rounds)]
     return [math.ceil(number / args.sft_batch_size) * int(args.num_train_epochs) for number in seen]
 
@@ -147,10 +153,13 @@ class _Forward(TrainerCallback):
             self._on_log({name: logs[name] for name in ("loss", "grad_norm", "learning_rate")})
 
 
-def _training_row(edit: SelectedSelfEdit) -> dict[str, Any]:
-    if isinstance(edit.prompt, str):
-        return {"prompt": edit.prompt, "completion": edit.completion}
-    return {"prompt": edit.prompt, "completion": [{"role": "assistant", "content": edit.completion}]}
+def _training_row(
+    edit: SelectedSelfEdit, processing_class: PreTrainedTokenizerBase, args: SEALConfig
+) -> dict[str, list[int]]:
+    """The prompt's tokens, as when the self-edit was sampled, and those that were sampled."""
+    prompt = encode_prompt(processing_class, edit.prompt)
+    unlearned = prompt if args.completion_only_loss is False else [IGNORED_LABEL] * len(prompt)
+    return {"input_ids": prompt + edit.completion_ids, "labels": unlearned + edit.completion_ids}
 
 
 def _sft_arguments(args: SEALConfig, seed: int, output_dir: Path) -> SEALConfig:
@@ -165,6 +174,8 @@ def _sft_arguments(args: SEALConfig, seed: int, output_dir: Path) -> SEALConfig:
         "train_sampling_strategy": "sequential",
         "gradient_accumulation_steps": accumulation,
         "per_device_train_batch_size": math.ceil(args.sft_batch_size / (args.world_size * accumulation)),
+        # The rows are tokenized, cut and arranged.
+        "dataset_kwargs": {"skip_prepare_dataset": True},
         "max_length": None,
         "model_init_kwargs": None,
         "eval_on_start": False,
@@ -181,7 +192,7 @@ def _sft_arguments(args: SEALConfig, seed: int, output_dir: Path) -> SEALConfig:
     return args
 
 
-def _arranged(rows: Dataset, args: SEALConfig, seed: int, slots_per_step: int) -> Dataset:
+def _arranged(rows: Sequence[dict[str, list[int]]], args: SEALConfig, seed: int, slots_per_step: int) -> Dataset:
     """
     The rows in the order of training, `slots_per_step` for each optimizer step.
 
@@ -199,11 +210,11 @@ def _arranged(rows: Dataset, args: SEALConfig, seed: int, slots_per_step: int) -
     return Dataset.from_dict({name: [row[name] for row in slots] for name in ("input_ids", "labels")})
 
 
-def _within_length(rows: Dataset, max_length: int | None, truncation_mode: str) -> Dataset:
+def _within_length(
+    rows: Sequence[dict[str, list[int]]], max_length: int | None, truncation_mode: str
+) -> Sequence[dict[str, list[int]]]:
     """
     The rows cut to `max_length` tokens as TRL does, without those that have no label left; a warning counts both.
-
-    TRL's own cut does not tell a row that was cut from one that just fits.
     """
     if max_length is None:
         return rows
@@ -224,7 +235,7 @@ def _within_length(rows: Dataset, max_length: int | None, truncation_mode: str) 
             len(rows),
             len(rows) - len(kept),
         )
-    return Dataset.from_list(kept)
+    return kept
 
 
 @contextmanager
@@ -253,18 +264,16 @@ def _left_as_found(model: PeftModel, tokenizer: PreTrainedTokenizerBase) -> Iter
     base = unwrap(model)
     configs = [base.config, base.config.get_text_config(), base.generation_config]
     configs = [(config, _snapshot(vars(config))) for config in configs]
-    flags = [(parameter, parameter.requires_grad, parameter.dtype) for parameter in model.parameters()]
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     pad_token = tokenizer.pad_token
     try:
         yield
     finally:
         for owner, snapshot in (*modules, *configs):
             _restore(vars(owner), snapshot)
-        for parameter, requires_grad, dtype in flags:
+        for parameter, requires_grad in flags:
             parameter.grad = None
             parameter.requires_grad_(requires_grad)
-            if parameter.dtype != dtype:  # TRL casts the adapter of a quantized model to bf16
-                parameter.data = parameter.data.to(dtype)
         tokenizer.pad_token = pad_token
 
 

@@ -32,6 +32,9 @@ def prepare_policy(
     """
     A model with a policy adapter, from what a [`SEALTrainer`] is given.
 
+    The adapter's weights are held in fp32, whatever the precision of the base or of the adapter that is given: in bf16 the
+    small updates of the outer SFT are lost.
+
     Returns:
         `tuple[PeftModel, PreTrainedTokenizerBase, str]`: model, tokenizer and the base model's identity.
 
@@ -74,6 +77,9 @@ def prepare_policy(
         # PeftModel.from_pretrained freezes its adapter.
         model.set_adapter(model.active_adapter)
         model.active_peft_config.inference_mode = False
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
     return model, processing_class, base_model_id
 
 

@@ -25,7 +25,7 @@ def select_self_edits(
         scored (`Sequence[ScoredSelfEdit]`):
             A round's self-edits. Malformed ones, and those whose answers could not be graded, are never kept.
         keep_best (`int`, *optional*, defaults to `1`):
-            How many per example; the first of equals. All where it is `None`.
+            How many per example; of equal rewards those that were not cut off, then the first. All where it is `None`.
         min_reward (`float`, *optional*):
             Least reward of one that is kept, among these best.
         drop_zero_std (`bool`, *optional*, defaults to `False`):
@@ -44,7 +44,9 @@ def select_self_edits(
             continue
         best = sorted((edit for edit in edits if edit.well_formed), key=rank)[:keep_best]
         selected += [
-            SelectedSelfEdit(edit.prompt, edit.completion, edit.example_id, edit.edit, edit.reward)
+            SelectedSelfEdit(
+                edit.prompt, edit.completion, edit.example_id, edit.edit, edit.reward, edit.completion_ids
+            )
             for edit in best
             if min_reward is None or rounded(edit.reward) >= rounded(min_reward)
         ]

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 
 logger = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 RUN_FILE = "run.json"
 
 

@@ -53,6 +53,12 @@ class Proposal:
             Tokens that one inner update trains on, all epochs together.
         banks (`list[int]`):
             The bank of each repeat; empty when it is malformed.
+        finished (`bool`, *optional*):
+            Whether the policy ended it itself; `False` where it was cut off at the longest length. `None` in records of
+            schema 1, which did not note it.
+        completion_ids (`list[int]`, *optional*):
+            The tokens that were sampled, with the end token where it is finished: what the outer SFT trains on. `None` in
+            records of schema 1.
     """
 
     round: int
@@ -66,6 +72,8 @@ class Proposal:
     well_formed: bool
     tokens: int
     banks: list[int]
+    finished: bool | None = None
+    completion_ids: list[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -120,7 +128,8 @@ class ScoredSelfEdit:
     One self-edit with its reward.
 
     Parameters:
-        round, condition, example, example_id, edit, prompt, completion, completion_tokens, well_formed:
+        round, condition, example, example_id, edit, prompt, completion, completion_tokens, well_formed, finished,
+        completion_ids:
             As in [`Proposal`].
         repeats (`list[dict]`):
             For each independent inner update its `seed`, `reward`, `answers`, `verdicts` and `loss`.
@@ -148,6 +157,8 @@ class ScoredSelfEdit:
     base_reward: float | None
     tokens: int
     seconds: float
+    finished: bool | None = None
+    completion_ids: list[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -156,7 +167,7 @@ class SelectedSelfEdit:
     One self-edit that the outer SFT learns from.
 
     Parameters:
-        prompt, completion, example_id, edit, reward:
+        prompt, completion, example_id, edit, reward, completion_ids:
             As in [`ScoredSelfEdit`].
     """
 
@@ -165,11 +176,15 @@ class SelectedSelfEdit:
     example_id: str
     edit: int
     reward: float
+    completion_ids: list[int] | None = None
 
 
-def rank(edit: ScoredSelfEdit) -> tuple[float, int]:
-    """A key that sorts an example's graded self-edits, the best first; the first of equals before the others."""
-    return -rounded(edit.reward), edit.edit
+def rank(edit: ScoredSelfEdit) -> tuple[float, bool, int]:
+    """
+    A key that sorts an example's graded self-edits, the best first. Of equal rewards one that was cut off comes after those
+    that the policy ended; the first of equals comes before the others.
+    """
+    return -rounded(edit.reward), edit.finished is False, edit.edit
 
 
 def rounded(reward: float) -> float:

@@ -137,6 +137,7 @@ def round_metrics(scored: Sequence[ScoredSelfEdit], selected: Sequence[SelectedS
         "frac_reward_zero_std": [len(set(map(rounded, own))) == 1 for own in rewards],
         "reward/best": [min(own, key=rank).reward for own in graded],
         "completions/mean_length": [edit.completion_tokens for edit in scored],
+        "completions/clipped_ratio": [not edit.finished for edit in scored if edit.finished is not None],
         "self_edits/valid_ratio": [edit.well_formed for edit in scored],
         "self_edits/kept_ratio": [_key(edit) in kept for edit in scored],
         "inner/loss": [loss for loss in losses if loss is not None and math.isfinite(loss)],

@@ -212,6 +212,8 @@ class Rollout:
                     well_formed=False,
                     tokens=0,
                     banks=[],
+                    finished=generation.finished,
+                    completion_ids=list(generation.token_ids),
                 )
                 if (update := self.update_of(stage, draft)) is not None:
                     work.append(work_of(update))

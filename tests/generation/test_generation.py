@@ -15,7 +15,7 @@ from helpers.generating import generate
 from helpers.tiny_models import EOS_ID, tiny_llama, tiny_tokenizer
 from seal_hf.adapters.adapter import Adapter
 from seal_hf.adapters.layout import LoraStacks, lora_layout
-from seal_hf.generation.base import Generation, Sampling
+from seal_hf.generation.base import Sampling
 
 
 PROMPTS = ["Who keeps bees?", "Ann", "Moths like lamps and the", "Where is Vell, and who lives there?", "1, 2, 3"]
@@ -162,6 +162,11 @@ def scripted(model, tokenizer, texts, batch_size=64):
         handle.remove()
 
 
+def facts(generations):
+    assert [len(generation.token_ids) for generation in generations] == [one.num_tokens for one in generations]
+    return [(generation.text, generation.num_tokens, generation.finished) for generation in generations]
+
+
 @pytest.fixture
 def byte_model():
     return tiny_llama(vocab_size=257, eos_token_id=256, num_hidden_layers=1)
@@ -174,7 +179,9 @@ def test_new_texts_add_up(byte_model, batch_size):
         generations = generate(
             byte_model, tokenizer, PROMPTS, max_new_tokens=20, on_text=calls.append, batch_size=batch_size
         )
-    assert generations == [Generation(*row, True) for row in zip(TEXTS, NUM_TOKENS, strict=True)]
+    assert facts(generations) == [(*row, True) for row in zip(TEXTS, NUM_TOKENS, strict=True)]
+    assert [bytes(generation.token_ids[:-1]).decode() for generation in generations] == TEXTS
+    assert {generation.token_ids[-1] for generation in generations} == {256}
     assert ["".join(row) for row in zip(*calls, strict=True)] == TEXTS
     assert {text for call in calls for text in call} >= {"🐝", "蜂", "蜜", "ü", "\n"}
     if batch_size == 2:  # 13 steps for rows 0 and 1, then 7 for each other batch
@@ -212,7 +219,9 @@ def test_any_end_token_of_the_model_ends_a_text_and_is_not_in_it(byte_model):
     byte_model.generation_config.eos_token_id = [256, full_stop]
     with scripted(byte_model, tokenizer, ["Bees. Moths", "Moths"]):
         generations = generate(byte_model, tokenizer, PROMPTS[:2], max_new_tokens=20, on_text=calls.append)
-    assert generations == [Generation("Bees", 5, True), Generation("Moths", 6, True)]
+    assert facts(generations) == [("Bees", 5, True), ("Moths", 6, True)]
+    # Which of the end tokens it was, and none where there was none.
+    assert [generation.token_ids[-1] for generation in generations] == [full_stop, 256]
     assert ["".join(row) for row in zip(*calls, strict=True)] == ["Bees", "Moths"]
 
 
@@ -225,12 +234,12 @@ def test_on_text_stops(byte_model):
 
     with scripted(byte_model, tokenizer, TEXTS, batch_size=3):
         generations = generate(byte_model, tokenizer, PROMPTS, max_new_tokens=20, on_text=stop_at_third, batch_size=3)
-    assert generations == [
-        Generation("Zü", 3, False),
-        Generation("", 1, True),
-        Generation("蜂", 3, False),
-        Generation("", 0, False),
-        Generation("", 0, False),
+    assert facts(generations) == [
+        ("Zü", 3, False),
+        ("", 1, True),
+        ("蜂", 3, False),
+        ("", 0, False),
+        ("", 0, False),
     ]
     assert len(calls) == 3
 
@@ -245,11 +254,11 @@ def test_stop_event(byte_model):
 
     with scripted(byte_model, tokenizer, TEXTS[:4]):
         generations = generate(byte_model, tokenizer, PROMPTS[:4], max_new_tokens=20, on_text=set_at_fourth, stop=stop)
-    assert generations == [
-        Generation("Zür", 4, False),
-        Generation("", 1, True),
-        Generation("蜂\ufffd", 4, False),
-        Generation("plai", 4, False),
+    assert facts(generations) == [
+        ("Zür", 4, False),
+        ("", 1, True),
+        ("蜂\ufffd", 4, False),
+        ("plai", 4, False),
     ]
     assert ["".join(row) for row in zip(*calls, strict=True)] == ["Zür", "", "蜂\ufffd", "plai"]
 
@@ -259,7 +268,7 @@ def test_event_set_before_the_start(byte_model):
     stop.set()
     with scripted(byte_model, tokenizer, TEXTS[3:], batch_size=1):
         generations = generate(byte_model, tokenizer, PROMPTS[3:], max_new_tokens=20, stop=stop, batch_size=1)
-    assert generations == [Generation("p", 1, False), Generation("", 0, False)]
+    assert facts(generations) == [("p", 1, False), ("", 0, False)]
 
 
 def test_chat_prompts_use_the_template(model, tokenizer):

@@ -155,12 +155,13 @@ def hashed(answer):
 
 
 def observed(trainer):
-    """Train, and note the policy before and after each fit and the rows that the SFT gets."""
+    """Train, and note the policy before and after each fit and the token ids that the SFT gets, each row once."""
     fits, rows = [], []
 
     class ObservedSFTTrainer(SFTTrainer):
         def __init__(self, *args, train_dataset, **kwargs):
-            rows.append(train_dataset.to_list())
+            with_labels = [row["input_ids"] for row in train_dataset if set(row["labels"]) != {-100}]
+            rows.append(sorted({tuple(ids) for ids in with_labels}))
             super().__init__(*args, train_dataset=train_dataset, **kwargs)
 
     def fit_policy(model, *args, **kwargs):

@@ -193,7 +193,7 @@ def test_errors_name_what_is_missing(written, tmp_path):
     for content, message in (
         ("{", "is not a run of seal-hf .*restore it"),
         ('{"settings": {}}', "is not a run of seal-hf .*schema_version"),
-        ('{"schema_version": 2, "settings": {}}', "written by a newer seal-hf"),
+        ('{"schema_version": 3, "settings": {}}', "written by a newer seal-hf"),
     ):
         (written / RUN_FILE).write_text(content)
         with pytest.raises(ValueError, match=message):

@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from torch.backends.cuda import cudnn_sdp_enabled
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from helpers.tiny_models import tiny_llama, tiny_tokenizer
+from helpers.tiny_models import BOS_ID, EOS_ID, UNK_ID, tiny_llama, tiny_tokenizer
 from seal_hf import SEALConfig
 from seal_hf.outer_loop.outer_sft import PolicyNotFinite, fit_policy, optimizer_steps
 from seal_hf.records.journal import SelectedSelfEdit
@@ -18,11 +18,15 @@ from seal_hf.records.journal import SelectedSelfEdit
 # AdamW makes a full step of a rounding error where a gradient is close to zero: for comparisons by value, a short one.
 LOW_RATE = 1e-3
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])
-PLAIN = [SelectedSelfEdit(f"Passage {i}: ", f"fact {i} " * (i + 1), str(i), 0, 1.0) for i in range(5)]
-CHAT = [
-    SelectedSelfEdit([{"role": "user", "content": edit.prompt}], edit.completion, edit.example_id, 0, 1.0)
-    for edit in PLAIN
-]
+
+
+def written(prompt, text, finished=True):
+    ids = tiny_tokenizer()(text)["input_ids"] + [EOS_ID] * finished
+    return SelectedSelfEdit(prompt, text, "0", 0, 1.0, ids)
+
+
+PLAIN = [written(f"Passage {i}: ", f"fact {i} " * (i + 1)) for i in range(5)]
+CHAT = [written([{"role": "user", "content": edit.prompt}], edit.completion) for edit in PLAIN]
 
 
 def new_policy(dropout=0.0, **overrides):
@@ -118,12 +122,8 @@ def reference_fit(model, rows, steps, learning_rate, max_grad_norm):
 
 def tokenized(tokenizer, edit):
     """Ids of prompt and completion together, and the number of those of the prompt."""
-    if isinstance(edit.prompt, str):
-        prompt, whole = edit.prompt, edit.prompt + edit.completion + "</s>"
-    else:
-        prompt = f"[user] {edit.prompt[0]['content']}\n[assistant] "
-        whole = f"{prompt}{edit.completion}\n"
-    return tokenizer(whole)["input_ids"], len(tokenizer(prompt)["input_ids"])
+    prompt = edit.prompt if isinstance(edit.prompt, str) else f"[user] {edit.prompt[0]['content']}\n[assistant] "
+    return tokenizer(f"{prompt}{edit.completion}</s>")["input_ids"], len(tokenizer(prompt)["input_ids"])
 
 
 class RowsSeen:
@@ -331,7 +331,7 @@ def test_attention_is_kept_from_cudnn_in_a_fit_alone(fit):
 def test_too_long_ones_are_cut_with_a_warning(fit, caplog):
     model, expected = new_policy(), new_policy()
     tokenizer = tiny_tokenizer()
-    edits = [SelectedSelfEdit("p" * n, "completion", str(n), 0, 1.0) for n in (3, 9, 10, 30)]
+    edits = [written("p" * n, "completion") for n in (3, 9, 10, 30)]
     rows = [tokenized(tokenizer, edit) for edit in edits[:2]]
     rows = [(ids[:10], prompt_length) for ids, prompt_length in rows]
     seen = RowsSeen(model, rows)
@@ -370,9 +370,62 @@ def test_none_that_fits_is_an_error_and_changes_nothing(fit):
     assert same(values(model), trained)
 
 
-def test_a_tokenizer_without_an_end_token(fit):
-    with pytest.raises(ValueError, match="eos_token"):
-        fit(new_policy(), PLAIN, tokenizer=tiny_tokenizer(eos=False))
+class Trained:
+    """The labels of every row with any, by its ids, that a fit shows to the model."""
+
+    def __init__(self, model):
+        self.labels = {}
+        model.get_base_model().register_forward_pre_hook(self._note, with_kwargs=True)
+
+    def _note(self, module, args, kwargs):
+        for ids, mask, labels in zip(kwargs["input_ids"], kwargs["attention_mask"], kwargs["labels"], strict=True):
+            if (labels != -100).any():
+                self.labels[tuple(ids[mask == 1].tolist())] = labels[mask == 1].tolist()
+
+
+def test_one_that_was_cut_off_gets_no_end_token(fit):
+    model = new_policy()
+    trained = Trained(model)
+    fit(
+        model,
+        [written("ab", "cd"), written("ab", "ef", finished=False), written(CHAT[0].prompt, "gh", finished=False)],
+    )
+    prompt, chat = (tiny_tokenizer()(text)["input_ids"] for text in ("ab", "[user] Passage 0: \n[assistant] "))
+    cd, ef, gh = (tiny_tokenizer()(text)["input_ids"] for text in ("cd", "ef", "gh"))
+    assert trained.labels == {
+        (*prompt, *cd, EOS_ID): [-100, -100, *cd, EOS_ID],
+        (*prompt, *ef): [-100, -100, *ef],
+        (*chat, *gh): [-100] * len(chat) + gh,
+    }
+
+
+def test_tokens_that_the_text_would_not_give_back(fit):
+    # What a model wrote need not be what a tokenizer would, and special tokens are not in the text.
+    model, ids = new_policy(), [60, UNK_ID, 61, BOS_ID, EOS_ID]
+    trained = Trained(model)
+    fit(model, [SelectedSelfEdit("ab", "stripped", "0", 0, 1.0, ids)])
+    prompt = tiny_tokenizer()("ab")["input_ids"]
+    assert trained.labels == {(*prompt, *ids): [-100, -100, *ids]}
+
+
+def test_the_loss_on_the_prompt_too(fit):
+    model = new_policy()
+    trained = Trained(model)
+    fit(model, PLAIN[:1], completion_only_loss=False)
+    assert [list(ids) for ids in trained.labels] == list(trained.labels.values())
+
+
+def test_a_quantized_models_adapter_is_trained_in_fp32(fit, monkeypatch):
+    # TRL takes a model with this attribute to be quantized, and casts its adapter to bf16.
+    plain, quantized = new_policy(), new_policy()
+    monkeypatch.setattr(quantized, "is_loaded_in_4bit", True, raising=False)
+    start = values(plain)
+    for model in (plain, quantized):
+        fit(model, learning_rate=1e-7)
+    assert same(values(plain), values(quantized))
+    moved = [not torch.equal(values(quantized)[name], value) for name, value in start.items()]
+    assert all(moved)
+    assert not any(same({name: value.bfloat16().float()}, {name: value}) for name, value in values(quantized).items())
 
 
 @pytest.mark.parametrize(("num_examples", "steps"), [(1, 3), (10, 3), (11, 6), (25, 9)])

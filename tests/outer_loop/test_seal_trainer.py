@@ -7,6 +7,7 @@ import torch
 
 from helpers.observing import equal, policy_of, read, records, saved_policy
 from helpers.outer_loop import HashGrader, tiny_examples
+from helpers.tiny_models import EOS_ID, tiny_tokenizer
 
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
@@ -47,6 +48,7 @@ def test_logged_rewards_are_those_of_the_journal(run, round_index):
         "frac_reward_zero_std": fmean(len({round(one, 9) for one in own}) == 1 for own in rewards.values()),
         "reward/best": fmean(max(own) for own in rewards.values()),
         "completions/mean_length": fmean(edit["completion_tokens"] for edit in edits),
+        "completions/clipped_ratio": fmean(EOS_ID not in edit["completion_ids"] for edit in edits),
         "completions/min_length": min(edit["completion_tokens"] for edit in edits),
         "completions/max_length": max(edit["completion_tokens"] for edit in edits),
         "self_edits/valid_ratio": fmean(edit["well_formed"] for edit in edits),
@@ -137,23 +139,29 @@ def test_forward_pass_is_the_same_after_every_round(which, dtype, request):
         assert operations == [with_policy, without]
 
 
+def sampled(folder, round_index):
+    """The token ids of a round's kept self-edits with their prompts, as they were sampled."""
+    kept = [
+        (edit["example_id"], edit["edit"]) for edit in read(folder / "selected" / f"round_{round_index:03d}.jsonl")
+    ]
+    proposals = read(folder / "proposals" / f"round_{round_index:03d}.jsonl")
+    return sorted(
+        (*tiny_tokenizer()(edit["prompt"])["input_ids"], *edit["completion_ids"])
+        for edit in proposals
+        if (edit["example_id"], edit["edit"]) in kept
+    )
+
+
 def test_sft_sees_the_self_edits_of_the_round(run):
     for index, rows in enumerate(run.rows):
-        selected = read(run.folder / "selected" / f"round_{index:03d}.jsonl")
-        assert rows == [{name: edit[name] for name in ("prompt", "completion")} for edit in selected]
+        assert rows == sampled(run.folder, index)
     assert run.rows[0] != run.rows[1]
 
 
 def test_sft_sees_the_self_edits_of_all_rounds(bf16_run):
-    first, second = (
-        [
-            {name: edit[name] for name in ("prompt", "completion")}
-            for edit in read(bf16_run.folder / "selected" / f"round_{index:03d}.jsonl")
-        ]
-        for index in range(2)
-    )
+    first, second = (sampled(bf16_run.folder, index) for index in range(2))
     assert len(first) == len(second) == 2
-    assert bf16_run.rows == [first, first + second]
+    assert bf16_run.rows == [first, sorted(first + second)]
     # 1 step of scoring and 2 of SFT; then 1 and 4.
     assert bf16_run.trainer.state.global_step == 8
 

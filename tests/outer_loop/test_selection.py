@@ -9,7 +9,7 @@ from seal_hf.outer_loop.selection import select_self_edits
 from seal_hf.records.journal import ScoredSelfEdit, SelectedSelfEdit
 
 
-def scored(example, edit, reward, well_formed=True):
+def scored(example, edit, reward, well_formed=True, finished=True):
     return ScoredSelfEdit(
         round=0,
         condition=SELF_EDITS,
@@ -25,6 +25,8 @@ def scored(example, edit, reward, well_formed=True):
         base_reward=0.5,
         tokens=30,
         seconds=1.0,
+        finished=finished,
+        completion_ids=[example, edit],
     )
 
 
@@ -44,7 +46,7 @@ def kept(edits, **options):
 
 def test_a_selected_self_edit_has_its_prompt_text_and_reward():
     assert select_self_edits([scored(4, 2, 0.75)]) == [
-        SelectedSelfEdit([{"role": "user", "content": "prompt 4"}], "text 4.2", "id 4", 2, 0.75)
+        SelectedSelfEdit([{"role": "user", "content": "prompt 4"}], "text 4.2", "id 4", 2, 0.75, [4, 2])
     ]
 
 
@@ -64,6 +66,17 @@ def test_of_equals_the_first_is_kept_in_whatever_order_they_come():
     for order in (edits, edits[::-1], edits[2:] + edits[:2]):
         assert kept(order) == [1]
         assert kept(order, keep_best=2) == [1, 2]
+
+
+def test_of_equals_those_that_were_not_cut_off_are_kept_first():
+    edits = [
+        scored(0, edit, reward, finished=edit in (2, 3)) for edit, reward in enumerate((0.5, 0.75, 0.75, 0.5, 0.5))
+    ]
+    for order in (edits, edits[::-1]):
+        assert kept(order) == [2]
+        assert kept(order, keep_best=None) == [2, 1, 3, 0, 4]
+    # A record of the first schema does not say.
+    assert kept([scored(0, 0, 0.5, finished=False), scored(0, 1, 0.5, finished=None)]) == [1]
 
 
 @pytest.mark.parametrize(
@@ -140,7 +153,9 @@ def naive_selection(edits, keep_best, min_reward, drop_zero_std):
         while remaining and taken != keep_best:
             best = remaining[0]
             for edit in remaining[1:]:
-                if edit.reward > best.reward or (edit.reward == best.reward and edit.edit < best.edit):
+                if edit.reward > best.reward or (
+                    edit.reward == best.reward and (edit.finished, -edit.edit) > (best.finished, -best.edit)
+                ):
                     best = edit
             remaining.remove(best)
             if min_reward is None or best.reward >= min_reward:
@@ -157,7 +172,7 @@ def test_random_rounds_agree_with_a_naive_selection(seed):
         for edit in range(draw.randint(1, 6)):
             well_formed = draw.random() < 0.7
             reward = draw.choice([None, 0.0, 0.25, 0.5, 0.75, 1.0]) if well_formed else 0.0
-            edits.append(scored(example, edit, reward, well_formed))
+            edits.append(scored(example, edit, reward, well_formed, finished=draw.random() < 0.5))
     draw.shuffle(edits)
     options = {
         "keep_best": draw.choice([None, 1, 2, 3]),

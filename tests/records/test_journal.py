@@ -19,7 +19,7 @@ HARD_TEXT = 'One\u2028two\u2029three\x85four\x0bfive\x0csix\x1cseven\neight\r\nn
 CHAT = [{"role": "system", "content": HARD_TEXT}, {"role": "user", "content": "Write."}]
 REPEATS = [{"seed": 2**62, "reward": 0.1, "answers": [HARD_TEXT, ""], "verdicts": [True, None], "loss": 0.7}]
 PROPOSALS = [
-    Proposal(3, SELF_EDITS, 0, "id é", 0, CHAT, HARD_TEXT, 7, True, 120, [0, 4]),
+    Proposal(3, SELF_EDITS, 0, "id é", 0, CHAT, HARD_TEXT, 7, True, 120, [0, 4], True, [9, 2]),
     Proposal(3, SELF_EDITS, 1, "1", 2, HARD_TEXT, "", 0, False, 0, []),
 ]
 RESULTS = [
@@ -81,6 +81,18 @@ def test_a_record_is_readable_as_it_is_and_not_escaped(kind):
     assert "世" in kind.file.read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize(
+    ("kind", "record"), [("proposals", PROPOSALS[1]), ("scored", SCORED[1]), ("selected", SELECTED[1])]
+)
+def test_records_of_the_first_schema_are_read(tmp_path, kind, record):
+    own = Kind(kind, tmp_path)
+    known = {name: value for name, value in vars(record).items() if name not in ("finished", "completion_ids")}
+    own.file.parent.mkdir(parents=True)
+    own.file.write_text(json.dumps({"schema_version": 1, **known}) + "\n")
+    assert own.read() == [record]
+    assert own.read()[0].completion_ids is None
+
+
 def test_no_records_are_not_the_same_as_no_file(kind):
     kind.write([])
     assert kind.file.read_bytes() == b""
@@ -119,13 +131,15 @@ def test_not_a_number_survives(tmp_path):
 
 def test_a_newer_schema_is_refused_and_left_alone(kind):
     kind.write()
-    content = kind.file.read_text().replace('"schema_version": 1', '"schema_version": 2', 1)
+    content = kind.file.read_text().replace(
+        f'"schema_version": {SCHEMA_VERSION}', f'"schema_version": {SCHEMA_VERSION + 1}', 1
+    )
     kind.file.write_text(content)
     with pytest.raises(ValueError) as refusal:
         kind.read()
     assert str(refusal.value) == (
-        f"{kind.file} was written by a newer seal-hf (schema 2, this one reads up to 1); upgrade with `pip install "
-        "--upgrade seal-hf`, or give another output_dir."
+        f"{kind.file} was written by a newer seal-hf (schema {SCHEMA_VERSION + 1}, this one reads up to {SCHEMA_VERSION}); upgrade "
+        "with `pip install --upgrade seal-hf`, or give another output_dir."
     )
     assert kind.file.read_text() == content
 

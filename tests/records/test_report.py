@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import matplotlib
 import pyarrow.parquet
@@ -125,6 +126,11 @@ def test_round_metrics():
         "inner/tokens_per_second": 100.0,
         "num_examples": 3,
     }
+
+
+def test_the_share_of_completions_that_were_cut_off():
+    edits = [replace(scored(0, i, 0.5), finished=finished) for i, finished in enumerate((True, False, True, True))]
+    assert round_metrics(edits, [])["completions/clipped_ratio"] == 0.25
 
 
 def test_round_metrics_leave_out_what_has_no_value():

@@ -16,6 +16,7 @@ from seal_hf import SelfAdaptingLM
 from seal_hf.domains import KnowledgeDomain
 from seal_hf.domains.base import SELF_EDITS
 from seal_hf.outer_loop.run_settings import run_settings
+from seal_hf.records.files import SCHEMA_VERSION
 from seal_hf.records.journal import Proposal
 from seal_hf.records.run_folder import RunFolder
 
@@ -83,7 +84,7 @@ def refusal(run, settings, resume=True):
 
 def test_settings_are_written_down_and_read_back(run, settings):
     record = json.loads((run.path / "run.json").read_text())
-    assert record == {"schema_version": 1, "settings": settings()}
+    assert record == {"schema_version": SCHEMA_VERSION, "settings": settings()}
 
 
 def test_settings_are_flat_and_say_what_they_are(settings):
@@ -223,8 +224,10 @@ def test_a_damaged_run_file_is_refused(run, settings, content):
 
 
 def test_a_run_of_a_newer_version_is_refused(run, settings):
-    (run.path / "run.json").write_text(json.dumps({"schema_version": 2, "settings": settings(), "more": 1}))
-    assert "was written by a newer seal-hf (schema 2, this one reads up to 1); upgrade" in refusal(run, settings())
+    (run.path / "run.json").write_text(
+        json.dumps({"schema_version": SCHEMA_VERSION + 1, "settings": settings(), "more": 1})
+    )
+    assert f"(schema {SCHEMA_VERSION + 1}, this one reads up to {SCHEMA_VERSION}); upgrade" in refusal(run, settings())
 
 
 def test_a_folder_below_a_file_cannot_be_written(tmp_path, settings):

@@ -1,0 +1,57 @@
+"""The outer SFT trains on the very tokens that were sampled, for every prompt style in both forms."""
+
+import pytest
+from transformers import AutoTokenizer
+
+from helpers.observing import observed, read
+from helpers.outer_loop import HashGrader, tiny_config, tiny_examples
+from helpers.tiny_models import tiny_llama
+from seal_hf import SEALTrainer
+from seal_hf.domains import KnowledgeDomain
+from seal_hf.domains.knowledge.templates import PROMPT_STYLES
+from seal_hf.generation.transformers_generation import TransformersGenerator
+
+
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(embedded_path):
+    return AutoTokenizer.from_pretrained(embedded_path)
+
+
+@pytest.mark.parametrize("chat", [False, True], ids=["plain", "chat"])
+@pytest.mark.parametrize("style", PROMPT_STYLES)
+def test_sampled_and_trained_tokens_are_equal(tokenizer, style, chat, tmp_path, monkeypatch):
+    model = tiny_llama(vocab_size=len(tokenizer))
+    end_ids = set(range(0, len(tokenizer), 5))  # so that a random model ends some of its texts, and not all
+    model.generation_config.eos_token_id = sorted(end_ids)
+    options = {"num_rounds": 1, "num_generations": 6, "max_completion_length": 5, "inner_num_train_epochs": 1}
+    trainer = SEALTrainer(
+        model=model,
+        args=tiny_config(tmp_path, num_repeats=1, keep_best=None, adapters_per_bank=12, **options),
+        domain=KnowledgeDomain(style, grader=HashGrader(), chat=chat),
+        train_dataset=tiny_examples(2),
+        processing_class=tokenizer,
+    )
+    sampled, generate_batch = {}, TransformersGenerator._generate_batch
+
+    def noted(self, prompts, limits, sampler, *args):
+        written = generate_batch(self, prompts, limits, sampler, *args)
+        if sampler is not None:
+            sampled.update({(*ids, *one.token_ids): one for ids, one in zip(prompts, written, strict=True)})
+        return written
+
+    monkeypatch.setattr(TransformersGenerator, "_generate_batch", noted)
+    _, (rows,), _ = observed(trainer)
+    kept = {edit["completion"] for edit in read(tmp_path / "selected" / "round_000.jsonl")}
+    assert rows == sorted(ids for ids, one in sampled.items() if one.text in kept)
+    assert len(rows) >= 10
+    for ids, one in sampled.items():
+        assert [token in end_ids for token in one.token_ids] == [False] * (one.num_tokens - 1) + [one.finished]
+        assert ids[-1] == one.token_ids[-1]
+    assert {one.finished for one in sampled.values()} == {True, False}
+    proposals = read(tmp_path / "proposals" / "round_000.jsonl")
+    assert {(one["completion"], one["finished"], *one["completion_ids"]) for one in proposals} == {
+        (one.text, one.finished, *one.token_ids) for one in sampled.values()
+    }
