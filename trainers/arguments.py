@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from peft import LoraConfig
 
 from seal_hf import InnerLoopConfig, SelfAdaptingLM
-from seal_hf.domains import KnowledgeDomain, load_demo_passages, load_passages
+from seal_hf.domains import KnowledgeDomain, load_demo_passages, load_passages, shuffle_passages
 from seal_hf.grading import JudgeGrader
 
 
@@ -93,9 +93,9 @@ class JudgeArguments:
         )
 
 
-def load_dataset_argument(name: str, split: str | None, num_passages: int | None) -> list[dict]:
+def load_dataset_argument(name: str, split: str | None, num_passages: int | None, shuffle_seed: int) -> list[dict]:
     """
-    The passages of `"demo"`, a file or a dataset on the Hub, or the first of them.
+    The passages of `"demo"`, a file or a dataset on the Hub, or the first of them: shuffled, unless the seed is -1.
 
     Raises:
         ValueError: `num_passages` below 1, or passages that are not in the right form.
@@ -104,4 +104,6 @@ def load_dataset_argument(name: str, split: str | None, num_passages: int | None
     if num_passages is not None and num_passages < 1:
         raise ValueError(f"The number of passages, {num_passages}, must be at least 1.")
     passages = load_demo_passages(split or "train") if name == "demo" else load_passages(name, split)
+    if shuffle_seed >= 0:
+        passages = shuffle_passages(passages, shuffle_seed)
     return passages[:num_passages]

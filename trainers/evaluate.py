@@ -33,6 +33,13 @@ class EvaluationArguments(JudgeArguments, AdaptationArguments):
     )
     split: str | None = field(default=None, metadata={"help": "Split of the dataset."})
     num_passages: int | None = field(default=None, metadata={"help": "Take only the first so many passages."})
+    shuffle_seed: int = field(
+        default=42,
+        metadata={
+            "help": "Seed of the passages' order, of which the first so many are taken (42: the paper's); -1 keeps the "
+            "dataset's own order."
+        },
+    )
     max_answer_length: int = field(default=64, metadata={"help": "Longest answer, in tokens."})
     adapters_per_bank: int | None = field(
         default=None, metadata={"help": "Most adapters trained together; chosen from the free memory where absent."}
@@ -41,7 +48,7 @@ class EvaluationArguments(JudgeArguments, AdaptationArguments):
 
 
 def main(args: EvaluationArguments) -> None:
-    examples = load_dataset_argument(args.dataset, args.split, args.num_passages)
+    examples = load_dataset_argument(args.dataset, args.split, args.num_passages, args.shuffle_seed)
     config = RolloutConfig(
         temperature=args.temperature,
         top_p=args.top_p,

@@ -46,6 +46,13 @@ class KnowledgeArguments(JudgeArguments):
     split_newlines: bool = field(default=True, metadata={"help": "Make every line a training example of its own."})
     num_train_passages: int | None = field(default=None, metadata={"help": "Take only the first so many."})
     num_eval_passages: int | None = field(default=None, metadata={"help": "Take only the first so many."})
+    shuffle_seed: int = field(
+        default=42,
+        metadata={
+            "help": "Seed of the passages' order, of which the first so many are taken (42: the paper's); -1 keeps the "
+            "dataset's own order."
+        },
+    )
     chat: bool | None = field(
         default=None,
         metadata={"help": "Ask in chat form or in plain text. Default: in chat form if the tokenizer has a template."},
@@ -74,6 +81,7 @@ def main(script_args: KnowledgeArguments, training_args: SEALConfig, model_args:
             script_args.eval_dataset_name or script_args.dataset_name,
             script_args.dataset_test_split,
             script_args.num_eval_passages,
+            script_args.shuffle_seed,
         )
     options = {
         "dtype": model_args.dtype,
@@ -96,7 +104,10 @@ def main(script_args: KnowledgeArguments, training_args: SEALConfig, model_args:
             chat=script_args.chat,
         ),
         train_dataset=load_dataset_argument(
-            script_args.dataset_name, script_args.dataset_train_split, script_args.num_train_passages
+            script_args.dataset_name,
+            script_args.dataset_train_split,
+            script_args.num_train_passages,
+            script_args.shuffle_seed,
         ),
         eval_dataset=eval_dataset,
         peft_config=get_peft_config(model_args),

@@ -2,7 +2,7 @@
 
 from .base import Condition, Domain
 from .knowledge.domain import KnowledgeDomain
-from .knowledge.passages import group_squad_rows, load_demo_passages, load_passages
+from .knowledge.passages import group_squad_rows, load_demo_passages, load_passages, shuffle_passages
 from .knowledge.templates import PROMPT_STYLES
 
 
@@ -14,4 +14,5 @@ __all__ = [
     "group_squad_rows",
     "load_demo_passages",
     "load_passages",
+    "shuffle_passages",
 ]

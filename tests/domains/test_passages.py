@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from helpers.folders import SHARED_DATA
-from seal_hf.domains import KnowledgeDomain, group_squad_rows, load_demo_passages, load_passages
+from seal_hf.domains import KnowledgeDomain, group_squad_rows, load_demo_passages, load_passages, shuffle_passages
 from seal_hf.self_edit import TrainingExample
 
 
@@ -288,3 +288,24 @@ def test_stored_passages():
     assert len(passages) == 2067
     assert sum(len(passage["questions"]) for passage in passages) == 10570
     assert {len(load_passages(SHARED_DATA / f"{name}.json")) for name in ("base_val", "gpt4_1_val")} == {200}
+
+
+def test_shuffled_passages_are_drawn_from_the_seed():
+    passages = [{"title": f"Article {i // 5}", "context": f"Passage {i}."} for i in range(50)]
+    before = list(passages)
+    shuffled = shuffle_passages(passages, 42)
+    assert passages == before
+    assert shuffled != passages and sorted(shuffled, key=str) == sorted(passages, key=str)
+    assert shuffle_passages(passages, 42) == shuffled != shuffle_passages(passages, 43)
+    # The first few of a file are of one article, not so after shuffling.
+    assert len({row["title"] for row in passages[:5]}) == 1 < len({row["title"] for row in shuffled[:5]})
+
+
+@pytest.mark.shared_data
+@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the paper authors' stored runs are absent")
+def test_the_papers_evaluation_passages_are_the_first_of_the_shuffled_split():
+    passages = shuffle_passages(load_passages(SHARED_DATA / "squad_val.json"), 42)[:200]
+    stored = load_passages(SHARED_DATA / "base_val.json")
+    for name in ("title", "context", "questions"):
+        assert [row[name] for row in passages] == [row[name] for row in stored]
+    assert len({row["title"] for row in passages}) == 47

@@ -11,7 +11,8 @@ from transformers import HfArgumentParser
 from helpers.folders import ROOT, TRAINERS
 from helpers.scripts import run_main
 from helpers.tiny_models import save_tiny_model
-from seal_hf.domains import load_demo_passages
+from seal_hf.domains import load_demo_passages, shuffle_passages
+from trainers.arguments import load_dataset_argument
 
 
 PASSAGES = [
@@ -91,6 +92,15 @@ def test_evaluate_keeps_foreign_files(evaluation, loaded_script, tmp_path, conte
     with pytest.raises(ValueError, match="run.json is not a run of seal-hf .* give another output_dir"):
         script.main(parse(*evaluation))
     assert (tmp_path / "results" / "run.json").read_text() == content
+
+
+def test_the_first_passages_are_taken_of_the_shuffled_ones(tmp_path):
+    file = tmp_path / "passages.json"
+    passages = [{**PASSAGES[0], "title": str(number)} for number in range(20)]
+    file.write_text(json.dumps(passages))
+    assert load_dataset_argument(str(file), None, 5, -1) == passages[:5]
+    assert load_dataset_argument(str(file), None, 5, 42) == shuffle_passages(passages, 42)[:5]
+    assert load_dataset_argument("demo", "test", None, 7) == shuffle_passages(load_demo_passages("test"), 7)
 
 
 @pytest.mark.slow
