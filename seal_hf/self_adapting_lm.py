@@ -210,7 +210,7 @@ class SelfAdaptingLM:
         *,
         temperature: float,
         top_p: float,
-        max_completion_length: int,
+        max_completion_length: int | Sequence[int],
         seed: int,
         numbers: Sequence[int] | None = None,
         on_text: Callable[[list[str]], bool | None] | None = None,
@@ -224,8 +224,10 @@ class SelfAdaptingLM:
                 Examples of the domain.
             num_generations (`int`):
                 Completions for each.
-            temperature, top_p, max_completion_length, on_text, stop:
+            temperature, top_p, on_text, stop:
                 As in [`~SelfAdaptingLM.propose`].
+            max_completion_length (`int` or `Sequence[int]`):
+                Longest completion, in tokens: of all examples, or of each.
             seed (`int`):
                 Completion `i` of the example with the number `e` is drawn from the stream of `(seed, e, i)`.
             numbers (`Sequence[int]`, *optional*):
@@ -239,8 +241,10 @@ class SelfAdaptingLM:
         """
         if num_generations < 1:
             raise ValueError(f"num_generations={num_generations} must be at least 1.")
-        if max_completion_length < 1:
-            raise ValueError(f"max_completion_length={max_completion_length} must be at least 1.")
+        is_one = isinstance(max_completion_length, int)
+        limits = [max_completion_length] * len(examples) if is_one else max_completion_length
+        if limits and min(limits) < 1:
+            raise ValueError(f"max_completion_length={min(limits)} must be at least 1.")
         numbers = range(len(examples)) if numbers is None else numbers
         generations = iter(
             self.generator.sample(
@@ -248,7 +252,7 @@ class SelfAdaptingLM:
                 [(seed, e, i) for e in numbers for i in range(num_generations)],
                 temperature=temperature,
                 top_p=top_p,
-                max_new_tokens=max_completion_length,
+                max_new_tokens=[limit for limit in limits for _ in range(num_generations)],
                 on_text=on_text,
                 stop=stop,
             )

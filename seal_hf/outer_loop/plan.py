@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from ..adapters.layout import lora_layout
 from ..domains.base import Condition
@@ -44,7 +45,8 @@ class RunPlan:
         optimizer_steps (`list[int]`):
             Steps of each round's outer SFT, if every example has its share of kept self-edits.
         seconds (`float`, *optional*):
-            Expected time of the inner updates, the writing and the answers; without the outer SFT.
+            Expected time of the inner updates, the writing and the answers, with self-edits of that length; without the
+            outer SFT.
     """
 
     num_rounds: int
@@ -112,7 +114,8 @@ def plan_run(
             num_answers += _num_questions(lm, evaluation.examples) * num_conditions
         num_written = num_self_edits * args.num_rounds + num_eval * args.num_eval_generations * num_evaluations
         tokens_per_second, prompt_seconds, token_seconds = _probe(lm, trained[-1], train, per_bank)
-        generated = num_written * args.max_completion_length + num_answers * args.max_answer_length
+        written_length = min(args.max_completion_length, _mean_length(list(chain.from_iterable(baselines))))
+        generated = num_written * written_length + num_answers * args.max_answer_length
         seconds = tokens / tokens_per_second + (num_written + num_answers) * prompt_seconds + generated * token_seconds
         seconds /= num_processes
     return RunPlan(
@@ -145,6 +148,11 @@ def _num_questions(lm: SelfAdaptingLM, examples: Sequence[Mapping]) -> int:
 def _num_tokens(updates: Sequence[InnerUpdate]) -> int:
     """Tokens of all updates, all epochs."""
     return sum(work_of(update).num_tokens for update in updates)
+
+
+def _mean_length(updates: Sequence[InnerUpdate]) -> float:
+    """Mean length of what an update trains on, in tokens."""
+    return sum(len(one.input_ids) for update in updates for one in update.sequences) / len(updates)
 
 
 def _adapters_per_bank(

@@ -14,6 +14,9 @@ from ..self_adapting_lm import SelfAdaptingLM
 
 logger = logging.getLogger(__name__)
 
+# Tokens that a prompt must leave of the context for a self-edit, where it may be so long: most are shorter.
+_LEAST_ROOM = 256
+
 
 @dataclass(frozen=True)
 class ExampleSet:
@@ -72,6 +75,14 @@ class ExampleSet:
             )
 
 
+def completion_room(lm: SelfAdaptingLM, example: Mapping, max_completion_length: int) -> int:
+    """Most tokens of a self-edit about an example: no more than the model's context leaves after the prompt."""
+    context = context_length(lm.model)
+    if context is None:
+        return max_completion_length
+    return min(max_completion_length, context - len(encode_prompt(lm.processing_class, lm.domain.prompt(example))))
+
+
 def check_examples(
     lm: SelfAdaptingLM,
     data: ExampleSet,
@@ -114,13 +125,18 @@ def check_examples(
         if context is None:
             continue
         questions = [question for condition in lm.domain.conditions for question in condition.questions(example)]
-        for prompts, new_tokens, option in (
-            ([prompt], max_completion_length, "max_completion_length"),
-            (questions, max_answer_length, "max_answer_length"),
+        if max_completion_length > _LEAST_ROOM and prompt_length + _LEAST_ROOM > context:
+            raise ValueError(
+                f"{name}: example {example_id} has a prompt of {prompt_length} tokens, which leaves fewer than "
+                f"{_LEAST_ROOM} of the model's context of {context} for a self-edit; shorten or drop the example."
+            )
+        longest_question = max(len(encode_prompt(lm.processing_class, one)) for one in questions)
+        for length, new_tokens, option in (
+            (prompt_length, min(max_completion_length, _LEAST_ROOM), "max_completion_length"),
+            (longest_question, max_answer_length, "max_answer_length"),
         ):
-            longest = max(len(encode_prompt(lm.processing_class, one)) for one in prompts)
-            if longest + new_tokens > context:
+            if length + new_tokens > context:
                 raise ValueError(
-                    f"{name}: example {example_id} has a prompt of {longest} tokens, which with {option}={new_tokens} "
+                    f"{name}: example {example_id} has a prompt of {length} tokens, which with {option}={new_tokens} "
                     f"exceeds the model's context of {context}; shorten or drop the example, or lower {option}."
                 )

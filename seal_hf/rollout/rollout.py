@@ -23,6 +23,7 @@ from ..models.access import policy_in_activation_dtype
 from ..records.journal import Proposal, ScoredSelfEdit, TrialResult
 from ..self_adapting_lm import SelfAdaptingLM
 from .bank_schedule import adapters_per_bank, compose_banks, share_banks, work_of
+from .examples import completion_room
 from .processes import Processes
 from .rewards import grade_answers, mean, scored_self_edits
 from .stage import RolloutConfig, Stage, Trial, stage_banks
@@ -179,12 +180,14 @@ class Rollout:
         with policy_in_activation_dtype(self.lm.model):
             for first in starts[self.processes.index :: self.processes.count]:
                 places = stage.places[first : first + per_batch]
+                examples = [stage.data.examples[place] for place in places]
+                longest = self.config.max_completion_length
                 own[first] = self.lm.write_batch(
-                    [stage.data.examples[place] for place in places],
+                    examples,
                     stage.num_generations,
                     temperature=self.config.temperature,
                     top_p=self.config.top_p,
-                    max_completion_length=self.config.max_completion_length,
+                    max_completion_length=[completion_room(self.lm, example, longest) for example in examples],
                     seed=stage.seed,
                     numbers=places,
                 )

@@ -29,8 +29,8 @@ class RolloutConfig:
             Sampling temperature of the self-edits.
         top_p (`float`, *optional*, defaults to `0.95`):
             Nucleus of the sampling.
-        max_completion_length (`int`, *optional*, defaults to `512`):
-            Longest self-edit, in tokens.
+        max_completion_length (`int`, *optional*, defaults to `2048`):
+            Longest self-edit, in tokens; shorter where the model's context leaves less room after a prompt.
         max_answer_length (`int`, *optional*, defaults to `64`):
             Longest answer, in tokens. Answers are greedy.
         adapters_per_bank (`int`, *optional*):
@@ -45,7 +45,7 @@ class RolloutConfig:
 
     temperature: float = 1.0
     top_p: float = 0.95
-    max_completion_length: int = 512
+    max_completion_length: int = 2048
     max_answer_length: int = 64
     adapters_per_bank: int | None = None
     disable_tqdm: bool = False

@@ -9,6 +9,7 @@ from datasets import Dataset, DatasetDict, IterableDataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import BitsAndBytesConfig
 
+from helpers.observing import equal, saved_policy
 from helpers.outer_loop import HashGrader, tiny_config, tiny_examples
 from helpers.tiny_models import randomize_lora, tiny_llama, tiny_policy_model, tiny_tokenizer
 from seal_hf import SEALTrainer
@@ -84,6 +85,22 @@ def test_peft_model_is_trained_on(tmp_path):
     after = policy_of(model)
     assert start.keys() == after.keys()
     assert not any(torch.equal(start[name], after[name]) for name in start)
+
+
+def test_a_policy_in_bf16_is_trained_in_fp32(tmp_path):
+    model = tiny_policy_model(dtype=torch.bfloat16).bfloat16()
+    start = policy_of(model)
+    assert {value.dtype for value in start.values()} == {torch.bfloat16}
+    # Steps that bf16, with its 8 bits, would round away.
+    trainer_of(tmp_path, model=model, args={"learning_rate": 1e-6, "bf16": True}).train()
+    after = policy_of(model)
+    for name, value in after.items():
+        assert value.dtype == torch.float32
+        assert 0 < (value - start[name].float()).abs().max() < 1e-5
+        assert (value.bfloat16() == start[name]).float().mean() > 0.9
+    assert {value.dtype for value in saved_policy(tmp_path / "policy" / "round_000").values()} == {torch.float32}
+    assert equal(saved_policy(tmp_path / "policy" / "round_000"), after)
+    assert all(value.dtype == torch.bfloat16 for name, value in model.named_parameters() if "lora_" not in name)
 
 
 def test_loaded_peft_model_is_trained_on(tmp_path):

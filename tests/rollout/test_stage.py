@@ -6,14 +6,14 @@ import pytest
 from peft import LoraConfig
 
 from helpers.outer_loop import HashGrader, tiny_examples
-from helpers.tiny_models import tiny_llama, tiny_tokenizer
+from helpers.tiny_models import EOS_ID, tiny_llama, tiny_tokenizer
 from seal_hf import SelfAdaptingLM
 from seal_hf.domains import KnowledgeDomain
 from seal_hf.domains.base import BASE, SELF_EDITS
 from seal_hf.domains.knowledge.domain import PASSAGE_ONLY
 from seal_hf.inner_loop.update import InnerUpdate, TrainingSequence
 from seal_hf.records.journal import Journal, Proposal, TrialResult
-from seal_hf.rollout.examples import ExampleSet
+from seal_hf.rollout.examples import ExampleSet, check_examples
 from seal_hf.rollout.processes import Processes
 from seal_hf.rollout.rewards import scored_self_edits
 from seal_hf.rollout.rollout import Rollout
@@ -155,6 +155,34 @@ def test_what_is_trained_is_apart_from_who_is_asked(lm, tmp_path):
         assert rollout.run(own, {0: trials}) == results
     finally:
         lm.adapt = lm_adapt
+
+
+def test_self_edits_are_no_longer_than_the_context_allows(tmp_path):
+    model = tiny_llama(max_position_embeddings=290)
+    lm = SelfAdaptingLM(model, tiny_tokenizer(), domain=KnowledgeDomain("{context}", chat=False))
+    own = stage(2, tmp_path, num_generations=2)
+    check_examples(lm, own.data, "data", 2048, 6)
+    config = RolloutConfig(adapters_per_bank=3, disable_tqdm=True)
+    assert config.max_completion_length == 2048
+    for one in Rollout(lm, config, Processes(tmp_path)).propose(own):
+        room = 290 - len(one.prompt)  # a token a character
+        assert one.completion_tokens == len(one.completion_ids) <= room
+        assert one.finished or one.completion_tokens == room
+        assert one.finished == (one.completion_ids[-1] == EOS_ID)
+
+
+def test_a_prompt_that_leaves_little_of_the_context_is_refused():
+    lm = SelfAdaptingLM(
+        tiny_llama(max_position_embeddings=290), tiny_tokenizer(), domain=KnowledgeDomain("{context}", chat=False)
+    )
+    long = [{**tiny_examples(1)[0], "context": "a" * 35}]
+    with pytest.raises(ValueError) as raised:
+        check_examples(lm, ExampleSet.of(long, "data"), "data", 2048, 6)
+    assert str(raised.value) == (
+        "data: example 0 has a prompt of 35 tokens, which leaves fewer than 256 of the model's context of 290 for a "
+        "self-edit; shorten or drop the example."
+    )
+    check_examples(lm, ExampleSet.of(long, "data"), "data", 255, 6)
 
 
 @pytest.mark.parametrize(
