@@ -79,8 +79,8 @@ class TestAdapt:
         assert [row["num_train_epochs"] for row in training] == [4, 5, 4]
         assert [row["learning_rate"] for row in training] == [2e-2, 2e-2, 1e-2]
         assert [row["batch_size"] for row in training] == [1, 1, 2]
-        # Characters, and the end of the completion behind a prompt.
-        assert [row["num_tokens"] for row in training] == [4 * (28 + 23 + 4), 5 * (19 + 31 + 1), 4 * (17 + 5)]
+        # Characters, and the end of every text.
+        assert [row["num_tokens"] for row in training] == [4 * (29 + 24 + 5), 5 * (19 + 31 + 1), 4 * (18 + 6)]
         assert all(len(row["losses"]) == row["num_steps"] for row in training)
         assert all(row["seed"] == 0 and row["stopped"] is None for row in training)
         assert {"lr_scheduler_type", "warmup_ratio", "max_grad_norm", "max_length"} <= set(training[0])
@@ -95,7 +95,7 @@ class TestAdapt:
         losses = adapter.training["losses"]
         assert losses[-1] < 0.1 * losses[0]
 
-        inputs = lm.processing_class("Ann keeps bees.", return_tensors="pt", return_token_type_ids=False)
+        inputs = lm.processing_class("Ann keeps bees.</s>", return_tensors="pt", return_token_type_ids=False)
         labels = inputs["input_ids"]
         with torch.no_grad():
             before = lm.model(**inputs, labels=labels).loss
@@ -174,7 +174,7 @@ class TestAdapt:
                 SelfEdit("", "", (TrainingExample("", "bees"),), {"lr": 1.0}),
                 "sets 'lr', which is not one of learning_rate",
             ),
-            (SelfEdit("", "", (TrainingExample("", "bees " * 820),)), "4100 tokens .* context of 4096 tokens"),
+            (SelfEdit("", "", (TrainingExample("", "bees " * 820),)), "4101 tokens .* context of 4096 tokens"),
         ],
     )
     def test_refused_before_training(self, edits, message):

@@ -39,6 +39,9 @@ class InnerLoopConfig:
             Greatest gradient norm of one adapter; 0 turns clipping off.
         max_length (`int`, *optional*, defaults to `2048`):
             Longest training sequence, in tokens. Longer ones are cut, with a warning.
+        add_eos_token (`bool`, *optional*, defaults to `True`):
+            Whether a text without a prompt ends in the end-of-sequence token too, so that the adapted model learns to
+            stop. A completion of a prompt always does.
 
     Raises:
         ValueError: A value out of its range.
@@ -51,6 +54,7 @@ class InnerLoopConfig:
     warmup_ratio: float = 0.0
     max_grad_norm: float = 1.0
     max_length: int = 2048
+    add_eos_token: bool = True
 
     def __post_init__(self):
         for name, least in (("num_train_epochs", 1), ("batch_size", 1), ("max_length", 2)):
@@ -63,6 +67,8 @@ class InnerLoopConfig:
             raise ValueError(f"warmup_ratio={self.warmup_ratio!r} must be a number from 0 to 1.")
         if not (_is_number(self.max_grad_norm) and self.max_grad_norm >= 0):
             raise ValueError(f"max_grad_norm={self.max_grad_norm!r} must be 0 (no clipping) or more.")
+        if not isinstance(self.add_eos_token, bool):
+            raise ValueError(f"add_eos_token={self.add_eos_token!r} must be True or False.")
         if self.lr_scheduler_type not in SCHEDULES:
             raise ValueError(f"lr_scheduler_type={self.lr_scheduler_type!r} must be one of {', '.join(SCHEDULES)}.")
 
@@ -132,9 +138,9 @@ def tokenize_self_edit(
     """
     Tokenize a self-edit's examples and apply its overrides, which cannot raise `max_length`.
 
-    An example with an empty prompt is trained on as it is, every token. One with a prompt gets the end-of-sequence token
-    after its completion, so that the model learns where to stop. Prompt and completion are tokenized apart, as when the
-    model is asked, and begin with one beginning-of-sequence token at most.
+    An example with an empty prompt is trained on every token. The end-of-sequence token follows every completion, so that
+    the model learns where to stop; a text without a prompt only where `add_eos_token` is set, and none that is cut. Prompt
+    and completion are tokenized apart, as when the model is asked, and begin with one beginning-of-sequence token at most.
 
     Raises:
         ValueError: An invalid override, no example of at least two tokens, or a chat prompt for a tokenizer without a
@@ -149,9 +155,12 @@ def tokenize_self_edit(
         if example.prompt:
             prompt_ids = encode_prompt(tokenizer, example.prompt)
             ids = prompt_ids + tokenizer(example.completion, add_special_tokens=False)["input_ids"]
-            ids += [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
         else:
             prompt_ids, ids = [], tokenizer(example.completion)["input_ids"]
+        # A text of one token teaches nothing, with or without an end.
+        ends = bool(example.prompt) or (config.add_eos_token and len(ids) > 1)
+        if ends and tokenizer.eos_token_id is not None:
+            ids = [*ids, tokenizer.eos_token_id]
         num_cut += len(ids) > config.max_length
         sequence = TrainingSequence(tuple(ids[: config.max_length]), len(prompt_ids))
         if sequence.first_label < len(sequence.input_ids):

@@ -67,9 +67,9 @@ class RunPlan:
         least, most = min(self.optimizer_steps), max(self.optimizer_steps)
         steps = f"{least}" if least == most else f"{least} to {most}"
         is_new = self.examples_per_round < self.num_examples
-        own = f"{self.examples_per_round} new" if is_new else "all"
+        own = f", {self.examples_per_round} new ones in each round" if is_new else ""
         lines = [
-            f"rounds: {self.num_rounds}, examples: {self.num_examples}, {own} in each round, evaluated on: "
+            f"rounds: {self.num_rounds}, examples: {self.num_examples}{own}, evaluated on: "
             f"{self.num_eval_examples}, processes: {self.num_processes}",
             f"each round: {self.self_edits_per_round} self-edits, {self.adapters_per_round} adapters{banks}, "
             f"{steps} steps of outer SFT",

@@ -31,8 +31,11 @@ class SEALConfig(SFTConfig):
             Sampling temperature.
         top_p (`float`, *optional*, defaults to `0.95`):
             Nucleus of the sampling.
-        max_completion_length (`int`, *optional*, defaults to `512`):
-            Longest self-edit, in tokens.
+        max_completion_length (`int`, *optional*, defaults to `2048`):
+            Longest self-edit, in tokens; shorter where the model's context leaves less room after a prompt. The paper's
+            scripts allow 8192, but the longest self-edits that the authors published end at about 2048, of 1000 about
+            five; neither the inner loop nor the outer SFT reads further (`inner_max_length`, `max_length`), and batches
+            are cut by this length, so that four times as much makes writing several times slower.
 
         > Parameters that control the inner update
 
@@ -51,6 +54,8 @@ class SEALConfig(SFTConfig):
             projections.
         inner_max_length (`int`, *optional*, defaults to `2048`):
             Longest training sequence, in tokens.
+        inner_add_eos_token (`bool`, *optional*, defaults to `True`):
+            Whether every training text ends in the end-of-sequence token, so that the adapted model learns to stop.
         inner_lr_scheduler_type (`str`, *optional*, defaults to `"linear"`):
             `"linear"`, `"cosine"` or `"constant"`.
         inner_warmup_ratio (`float`, *optional*, defaults to `0.0`):
@@ -118,7 +123,9 @@ class SEALConfig(SFTConfig):
     num_generations: int = field(default=5, metadata={"help": "Self-edits sampled per example."})
     temperature: float = field(default=1.0, metadata={"help": "Sampling temperature of the self-edits."})
     top_p: float = field(default=0.95, metadata={"help": "Nucleus of the sampling."})
-    max_completion_length: int = field(default=512, metadata={"help": "Longest self-edit, in tokens."})
+    max_completion_length: int = field(
+        default=2048, metadata={"help": "Longest self-edit, in tokens, where the model's context leaves so much."}
+    )
 
     inner_learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the inner update."})
     inner_num_train_epochs: int = field(default=10, metadata={"help": "Epochs of the inner update."})
@@ -129,6 +136,9 @@ class SEALConfig(SFTConfig):
         default=None, metadata={"help": "Adapted modules, or 'all-linear'; PEFT's choice where absent."}
     )
     inner_max_length: int = field(default=2048, metadata={"help": "Longest training sequence, in tokens."})
+    inner_add_eos_token: bool = field(
+        default=True, metadata={"help": "End every training text in the end-of-sequence token."}
+    )
     inner_lr_scheduler_type: str = field(default="linear", metadata={"help": "linear, cosine or constant."})
     inner_warmup_ratio: float = field(default=0.0, metadata={"help": "Share of the steps with a rising rate."})
     inner_max_grad_norm: float = field(default=1.0, metadata={"help": "Greatest gradient norm of one adapter."})

@@ -8,6 +8,8 @@ Deviations from the paper and its reference implementation:
 - Answers are graded without a key, by the domain's grader.
 - A completion without any text is malformed and never learned from; its reward is 0.
 - The order of the outer SFT is drawn per round and does not depend on the number of processes.
+- It trains on the tokens that were sampled: a self-edit that was cut off is learned without an end token. The longest has
+  2048 tokens, or what the model's context leaves.
 """
 
 import logging

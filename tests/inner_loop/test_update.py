@@ -81,6 +81,8 @@ def test_learning_rate_by_hand():
         ("max_grad_norm", math.nan),
         ("lr_scheduler_type", "polynomial"),
         ("lr_scheduler_type", None),
+        ("add_eos_token", None),
+        ("add_eos_token", 1),
     ],
 )
 def test_invalid_options_are_named(option, value):
@@ -136,26 +138,35 @@ def test_a_self_edit_lowers_max_length_alone():
 
 @pytest.mark.parametrize("bos", [False, True])
 @pytest.mark.parametrize("eos", [False, True])
-def test_prompt_mask_and_special_tokens(bos, eos):
+@pytest.mark.parametrize("add_eos_token", [False, True])
+def test_prompt_mask_and_special_tokens(bos, eos, add_eos_token):
     tokenizer = tiny_tokenizer(bos=bos, eos=eos)
     plain = tiny_tokenizer()
     start, end = [BOS_ID] * bos, [EOS_ID] * eos
-    update = tokenize_self_edit(self_edit(("", "fact"), ("Who?", " Ann")), tokenizer, InnerLoopConfig())
+    config = InnerLoopConfig(add_eos_token=add_eos_token)
+    update = tokenize_self_edit(self_edit(("", "fact"), ("Who?", " Ann")), tokenizer, config)
     whole, with_prompt = update.sequences
-    assert list(whole.input_ids) == start + plain("fact")["input_ids"]
+    assert list(whole.input_ids) == start + plain("fact")["input_ids"] + end * add_eos_token
     assert (whole.prompt_length, whole.first_label) == (0, 1)
     assert list(with_prompt.input_ids) == start + plain("Who? Ann")["input_ids"] + end
     assert with_prompt.prompt_length == with_prompt.first_label == 4 + bos
 
 
+def test_a_self_edit_chooses_whether_its_texts_end():
+    for chosen, end in ((False, ""), (True, "</s>")):
+        edit = self_edit(("", "fact"), add_eos_token=chosen)
+        (sequence,) = tokenize_self_edit(edit, tiny_tokenizer(), InnerLoopConfig(add_eos_token=not chosen)).sequences
+        assert tiny_tokenizer().decode(sequence.input_ids) == f"fact{end}"
+
+
 def test_cut_to_max_length(caplog):
-    edit = self_edit(("", "0123456789"), ("", "abcdef"), ("0123", "456789"), ("", "abcdefg"))
+    edit = self_edit(("", "0123456789"), ("", "abcde"), ("0123", "456789"), ("", "abcdefg"))
     with caplog.at_level(logging.WARNING, logger="seal_hf.inner_loop.update"):
         update = tokenize_self_edit(edit, tiny_tokenizer(), InnerLoopConfig(max_length=6))
     tokens = tiny_tokenizer()
     assert [tokens.decode(sequence.input_ids) for sequence in update.sequences] == [
         "012345",
-        "abcdef",
+        "abcde</s>",
         "012345",
         "abcdef",
     ]
@@ -166,14 +177,14 @@ def test_cut_to_max_length(caplog):
 
 def test_nothing_cut_is_silent(caplog):
     with caplog.at_level(logging.WARNING, logger="seal_hf.inner_loop.update"):
-        tokenize_self_edit(self_edit(("", "abcdef")), tiny_tokenizer(), InnerLoopConfig(max_length=6))
+        tokenize_self_edit(self_edit(("", "abcde")), tiny_tokenizer(), InnerLoopConfig(max_length=6))
     assert caplog.records == []
 
 
 def test_sequences_without_a_label_are_left_out(caplog):
     edit = self_edit(("", "a"), ("", ""), ("0123456789", "cut away"), ("", "ab"))
     update = tokenize_self_edit(edit, tiny_tokenizer(), InnerLoopConfig(max_length=8))
-    assert [len(sequence.input_ids) for sequence in update.sequences] == [2]
+    assert [list(sequence.input_ids) for sequence in update.sequences] == [tiny_tokenizer()("ab</s>")["input_ids"]]
 
 
 @pytest.mark.parametrize("sequences", [(), (("", ""),), (("", "a"), ("", "b"))])
@@ -184,7 +195,7 @@ def test_empty_self_edit(sequences):
 
 def test_unknown_characters_are_kept_as_tokens():
     (sequence,) = tokenize_self_edit(self_edit(("", "é\u4e16")), tiny_tokenizer(), InnerLoopConfig()).sequences
-    assert sequence.input_ids == (UNK_ID, UNK_ID)
+    assert sequence.input_ids == (UNK_ID, UNK_ID, EOS_ID)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 9])

@@ -80,10 +80,10 @@ def test_the_plan_counts_the_examples_of_a_round(tmp_path):
     assert plan.adapters_per_round == 4 and plan.optimizer_steps == [2, 2]
     places = [place for index in range(2) for place in round_places(tiny_config(tmp_path, **_args()), 5, index)]
     examples = tiny_examples(5)
-    own = [len(f"{examples[place]['title']}\n{examples[place]['context']}") for place in places]
-    # A token a character, 2 epochs, 2 self-edits of twice the passage.
+    own = [len(f"{examples[place]['title']}\n{examples[place]['context']}") + 1 for place in places]
+    # A token a character and an end, 2 epochs, 2 self-edits of twice the passage.
     assert plan.inner_tokens == 2 * 2 * 2 * sum(own)
-    assert str(plan).startswith("rounds: 2, examples: 5, 2 new in each round, evaluated on: 0, processes: 1\n")
+    assert str(plan).startswith("rounds: 2, examples: 5, 2 new ones in each round, evaluated on: 0, processes: 1\n")
 
 
 def _args():

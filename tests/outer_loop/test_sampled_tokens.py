@@ -46,7 +46,7 @@ def test_sampled_and_trained_tokens_are_equal(tokenizer, style, chat, tmp_path, 
     _, (rows,), _ = observed(trainer)
     kept = {edit["completion"] for edit in read(tmp_path / "selected" / "round_000.jsonl")}
     assert rows == sorted(ids for ids, one in sampled.items() if one.text in kept)
-    assert len(rows) >= 10
+    assert len(rows) >= 4
     for ids, one in sampled.items():
         assert [token in end_ids for token in one.token_ids] == [False] * (one.num_tokens - 1) + [one.finished]
         assert ids[-1] == one.token_ids[-1]

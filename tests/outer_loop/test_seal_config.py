@@ -19,7 +19,7 @@ DEFAULTS = {
     "num_generations": 5,
     "temperature": 1.0,
     "top_p": 0.95,
-    "max_completion_length": 512,
+    "max_completion_length": 2048,  # not the paper's 8192: see the field
     "inner_learning_rate": 1e-3,
     "inner_num_train_epochs": 10,
     "inner_batch_size": 1,
@@ -27,6 +27,7 @@ DEFAULTS = {
     "inner_lora_alpha": 64,
     "inner_target_modules": None,
     "inner_max_length": 2048,
+    "inner_add_eos_token": True,
     "inner_lr_scheduler_type": "linear",
     "inner_warmup_ratio": 0.0,
     "inner_max_grad_norm": 1.0,
@@ -170,6 +171,7 @@ def test_inner_config_has_every_field(config):
         "warmup_ratio": 0.25,
         "max_grad_norm": 0.5,
         "max_length": 99,
+        "add_eos_token": False,
     }
     assert set(values) == {field.name for field in dataclasses.fields(InnerLoopConfig)}
     made = config(**{f"inner_{name}": value for name, value in values.items()}).inner_config()

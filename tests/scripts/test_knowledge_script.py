@@ -114,7 +114,7 @@ def test_script_prints_its_plan(config, tmp_path):
     )
     assert planned.returncode == 0, planned.stderr
     lines = planned.stdout.splitlines()
-    assert "rounds: 3, examples: 2, all in each round, evaluated on: 1, processes: 1" in lines
+    assert "rounds: 3, examples: 2, evaluated on: 1, processes: 1" in lines
     assert "each round: 6 self-edits, 6 adapters in banks of 6, 2 steps of outer SFT" in lines
     assert "all evaluations: 5 adapters" in lines
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
