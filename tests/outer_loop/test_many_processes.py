@@ -1,5 +1,6 @@
 """Two processes come to what one comes to, whichever of them begins, and lose nothing when one dies."""
 
+import json
 import os
 import signal
 from types import SimpleNamespace
@@ -29,6 +30,15 @@ def test_two_processes_come_to_what_one_comes_to(single, tmp_path):
     assert_shared(record)
     assert sorted(noted_trials(record)) == sorted(single.trials)
     assert_same_results(output_dir, single.results)
+
+
+@pytest.mark.slow
+def test_two_processes_draw_the_same_examples_for_a_round(tmp_path):
+    options = {"num_train": 5, "num_eval": 0, "num_repeats": 1, "examples_per_round": 2}
+    assert in_child(tmp_path / "log", run, tmp_path / "one", options=options) == 0, (tmp_path / "log").read_text()
+    done = launch(TORCHRUN, tmp_path / "two", "--options", json.dumps(options))
+    assert done.returncode == 0, done.stderr
+    assert_same_results(tmp_path / "two", results(tmp_path / "one"))
 
 
 @pytest.mark.slow
