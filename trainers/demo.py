@@ -116,7 +116,9 @@ def show_answers(lm: SelfAdaptingLM, example: dict, adapters: list[Adapter]) -> 
     """Ask the base and every adapter the same questions, and print the answers of the base and of the best adapter."""
     questions = example["questions"]
     models = [None, *adapters]
-    answers = lm.answer_groups([lm.domain.questions(example)] * len(models), models)
+    prompts = [*lm.domain.questions(example), lm.domain.recitation_prompt(example)]
+    texts = lm.answer_groups([prompts] * len(models), models)
+    answers, recitations = [own[:-1] for own in texts], [own[-1] for own in texts]
     graded = all("answer" in item for item in questions)
     best = 1
     verdicts = None
@@ -137,6 +139,10 @@ def show_answers(lm: SelfAdaptingLM, example: dict, adapters: list[Adapter]) -> 
     if graded:
         after = ", ".join(map(str, rewards[1:]))
         print(f"\nRight of {len(questions)} questions: base model {rewards[0]}; after each self-edit: {after}.")
+        (verdicts,) = lm.domain.grade([example], [[recitations[best]] * len(questions)])
+        print(
+            f'One text for all questions, what it says to "Tell me about" the topic, would be right for {sum(verdicts)}.'
+        )
         tied = ", the first of several," if rewards[1:].count(rewards[best]) > 1 else ""
         print(
             f"Self-edit {best}{tied} has the greatest reward; SEAL's outer loop would teach the model to write such ones."

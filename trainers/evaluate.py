@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from seal_hf.evaluation.single_passage import single_passage
 from seal_hf.grading import GradingIncomplete, JudgeRefused
-from seal_hf.records.report import results_table
+from seal_hf.records.tables import results_table
 from seal_hf.rollout.stage import RolloutConfig
 from trainers.arguments import AdaptationArguments, JudgeArguments, load_dataset_argument
 

@@ -20,7 +20,7 @@ from seal_hf import SEALConfig, SEALTrainer
 from seal_hf.domains import KnowledgeDomain
 from seal_hf.grading import GradingIncomplete, JudgeRefused
 from seal_hf.hub import HubError
-from seal_hf.records.report import results_table
+from seal_hf.records.tables import results_table
 from seal_hf.rollout.processes import ProcessEnded
 from trainers.arguments import JudgeArguments, load_dataset_argument
 

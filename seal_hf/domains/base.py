@@ -140,6 +140,32 @@ class Domain:
         """
         return json.dumps({key: value for key, value in example.items() if key != "id"}, sort_keys=True, default=str)
 
+    def recitation_prompt(self, example: Mapping[str, Any]) -> Prompt | None:
+        """
+        Return a prompt that asks for the whole of what was learned and nothing in particular, such as "Tell me about ...".
+
+        An evaluation grades the adapted model's answer to it as if it were the answer to every question of the example: what
+        it earns so, a model that only recites would earn. `None`, the default, where a domain has no such prompt.
+
+        Args:
+            example (`Mapping[str, Any]`):
+                One row of the dataset.
+        """
+        return None
+
+    def recited(self, example: Mapping[str, Any], answers: Sequence[str]) -> list[bool] | None:
+        """
+        Tell which answers recite what was learned in place of answering (see [`seal_hf.grading.recitation`]); `None`, the
+        default, where a domain does not tell.
+
+        Args:
+            example (`Mapping[str, Any]`):
+                One row of the dataset.
+            answers (`Sequence[str]`):
+                The answers to its [`~Domain.questions`].
+        """
+        return None
+
     def for_model(self, has_chat_template: bool) -> "Domain":
         """
         Return the domain in the form that suits a model; the domain itself where it has one form alone.

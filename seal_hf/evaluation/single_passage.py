@@ -48,7 +48,7 @@ def single_passage(
             Seed of sampling, initial weights and order.
 
     Returns:
-        [`Evaluation`]: accuracies and differences; [`seal_hf.records.report.results_table`] shows them.
+        [`Evaluation`]: accuracies and differences; [`seal_hf.records.tables.results_table`] shows them.
 
     Raises:
         GradingIncomplete: The grader could not grade an answer.

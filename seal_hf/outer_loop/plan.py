@@ -107,10 +107,11 @@ def plan_run(
         num_answers = sum(_num_questions(lm, examples) for examples in rounds) * (per_example + 1)
         if evaluation is not None:
             own = sum(_num_tokens(_updates(lm, condition, evaluation.examples)) for condition in trained)
-            tokens += own + 2 * _num_tokens(_updates(lm, trained[-1], evaluation.examples)) * (
-                args.num_eval_generations * num_evaluations
+            tokens += num_evaluations * (
+                own + 2 * _num_tokens(_updates(lm, trained[-1], evaluation.examples)) * args.num_eval_generations
             )
-            num_conditions = args.num_eval_generations * num_evaluations + len(lm.domain.conditions)
+            num_conditions = (args.num_eval_generations + len(trained)) * num_evaluations
+            num_conditions += len(lm.domain.conditions) - len(trained)
             num_answers += _num_questions(lm, evaluation.examples) * num_conditions
         num_written = num_self_edits * args.num_rounds + num_eval * args.num_eval_generations * num_evaluations
         tokens_per_second, prompt_seconds, token_seconds = _probe(lm, trained[-1], train, per_bank)
@@ -127,7 +128,7 @@ def plan_run(
         self_edits_per_round=num_self_edits,
         adapters_per_round=per_round * per_example,
         adapters_per_bank=per_bank,
-        evaluation_adapters=num_eval * (args.num_eval_generations * num_evaluations + len(trained)),
+        evaluation_adapters=num_eval * (args.num_eval_generations + len(trained)) * num_evaluations,
         inner_tokens=tokens,
         optimizer_steps=optimizer_steps(per_round, args),
         seconds=seconds,

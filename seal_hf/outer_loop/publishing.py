@@ -19,8 +19,10 @@ from ..hub.model_card import AdapterCard, with_base_license, write_model_card
 from ..hub.transfer import download, hub_api, made_repo, upload
 from ..models.loading import base_facts
 from ..records.files import RUN_FILE
-from ..records.report import evaluations, results_table, save_samples
+from ..records.report import evaluations
 from ..records.run_folder import LAST_CHECKPOINT, RUN_FILES, STAGED_PREFIX, RunFolder, link_tree
+from ..records.samples import save_samples
+from ..records.tables import results_table
 from .policy import write_policy
 from .seal_config import SEALConfig
 

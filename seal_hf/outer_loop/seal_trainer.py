@@ -38,8 +38,9 @@ from ..domains import Domain, KnowledgeDomain
 from ..models.access import context_length
 from ..records.journal import Journal, Proposal, ScoredSelfEdit, SelectedSelfEdit
 from ..records.plot import save_plot
-from ..records.report import Evaluation, evaluations, metrics, round_metrics, save_samples
+from ..records.report import Evaluation, evaluations, metrics, round_metrics
 from ..records.run_folder import LAST_CHECKPOINT, RunFolder
+from ..records.samples import save_samples
 from ..rollout.examples import ExampleSet, check_examples
 from ..rollout.processes import Processes
 from ..rollout.rollout import Rollout

@@ -61,7 +61,7 @@ def training_stage(args: SEALConfig, domain: Domain, journal: Journal, data: Exa
 def evaluation_stage(args: SEALConfig, domain: Domain, journal: Journal, data: ExampleSet, num_rounds: int) -> Stage:
     """
     The evaluation of a policy that was trained for `num_rounds`. All have the same draws, so that rounds differ by their
-    policies alone; the first measures the domain's other conditions too.
+    policies alone. Conditions that train an adapter are measured with every policy, those that do not with the first.
     """
     seed = draw_seed(args.seed, _EVALUATION)
     return Stage(
@@ -72,7 +72,7 @@ def evaluation_stage(args: SEALConfig, domain: Domain, journal: Journal, data: E
         seed=seed,
         inner_seeds=(draw_seed(seed, 0),),
         num_generations=args.num_eval_generations,
-        baselines=domain.conditions if num_rounds == 0 else (),
+        baselines=tuple(one for one in domain.conditions if num_rounds == 0 or one.self_edit is not None),
         is_evaluation=True,
     )
 

@@ -102,6 +102,11 @@ class TrialResult:
             Tokens trained on.
         seconds (`float`):
             This adapter's share of its bank's training time, by tokens.
+        recited (`list[bool]`, *optional*):
+            Whether each answer recites what was learned (see [`Domain.recited`]); `None` where the domain does not tell.
+        recitation (`dict`, *optional*):
+            What was said to [`Domain.recitation_prompt`] and how it was graded as the answer to every question: `answer` and
+            `verdicts`; `None` where it was not asked.
     """
 
     condition: str
@@ -115,6 +120,8 @@ class TrialResult:
     loss: float | None
     tokens: int
     seconds: float
+    recited: list[bool] | None = None
+    recitation: dict | None = None
 
     @property
     def key(self) -> tuple[str, int, int, int]:
@@ -132,7 +139,8 @@ class ScoredSelfEdit:
         completion_ids:
             As in [`Proposal`].
         repeats (`list[dict]`):
-            For each independent inner update its `seed`, `reward`, `answers`, `verdicts` and `loss`.
+            For each independent inner update its `seed`, `reward`, `answers`, `verdicts` and `loss`; in an evaluation
+            also `recited` and `recitation`, as in [`TrialResult`].
         reward (`float`, *optional*):
             Mean reward of the repeats, `None` when no answer could be graded. 0 when it is malformed.
         base_reward (`float`, *optional*):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 # After Okabe and Ito's palette, which the colour-blind can tell apart; darker where it is text.
-_COLORS = {BASE: "#555555", SELF_EDITS: "#0072b2", "best": "#a3457f"}
+_COLORS = {BASE: "#555555", SELF_EDITS: "#0072b2", "best": "#a3457f", "recitation": "#8a8a8a"}
 _BASELINE_COLORS = ("#007a59", "#c24e00", "#7a5c00", "#5b4a9e")  # of the other baselines, in their order
 _STYLE = {
     "axes.axisbelow": True,
@@ -101,7 +101,12 @@ def _draw_accuracies(axes: "Axes", results: Sequence[Evaluation]) -> None:
         axes.axhspan(value.low, value.high, color=colors[name], alpha=0.08, linewidth=0)
     axes.vlines(numbers, [one.low for one in own], [one.high for one in own], color=_COLORS[SELF_EDITS])
     axes.plot(numbers, [one.value for one in own], "o-", color=_COLORS[SELF_EDITS])
-    everything = [*own, *baselines.values()]
+    # What the same adapters earn with one text for all questions.
+    recitations = [one.recitations[SELF_EDITS] for one in results if SELF_EDITS in one.recitations]
+    if len(recitations) == len(results):
+        axes.plot(numbers, [one.value for one in recitations], "x:", color=_COLORS["recitation"])
+        baselines["recitation"] = recitations[-1]
+    everything = [*own, *recitations, *baselines.values()]
     low = min(0.8, math.floor(10 * min(one.low for one in everything)) / 10)
     high = max(low + 0.2, math.ceil(10 * max(one.high for one in everything)) / 10)
     axes.set(

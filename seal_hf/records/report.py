@@ -1,41 +1,16 @@
-"""What a run's records say: metrics of a round, accuracy per evaluation, a table and sample tables."""
+"""What a run's records say: metrics of a round, and accuracy per evaluation."""
 
-import io
-import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean, pstdev
 
 import numpy as np
-import pyarrow as pa
-from pyarrow import parquet
 
 from ..domains.base import BASE, SELF_EDITS
 from ..grading.intervals import Accuracy, Difference, accuracy, paired_difference
-from .files import write_bytes
-from .journal import Journal, ScoredSelfEdit, SelectedSelfEdit, rank, rounded
-
-
-_SAMPLE_SCHEMA = pa.schema(
-    [
-        ("round", pa.int64()),
-        ("example_id", pa.string()),
-        ("edit", pa.int64()),
-        ("prompt", pa.string()),
-        ("self_edit", pa.string()),
-        ("well_formed", pa.bool_()),
-        ("reward", pa.float64()),
-        ("base_reward", pa.float64()),
-        ("gain", pa.float64()),
-        ("kept", pa.bool_()),
-        ("tokens", pa.int64()),
-        ("answers", pa.list_(pa.string())),
-        ("verdicts", pa.list_(pa.bool_())),
-    ]
-)
+from .journal import Journal, ScoredSelfEdit, SelectedSelfEdit, rounded
 
 
 @dataclass(frozen=True)
@@ -49,16 +24,24 @@ class Evaluation:
         accuracies (`dict[str, Accuracy]`):
             The accuracy of each condition that this round measured.
         gains (`dict[str, Difference]`):
-            The self-edits minus each baseline of round 0, and minus the self-edits of round 0 and of the round before
-            (as `"self-edits, round 0"`), paired by passage.
+            The self-edits minus each baseline, and minus the self-edits of round 0 and of the round before (as
+            `"self-edits, round 0"`), paired by passage. A baseline that trains an adapter is that of the same policy, one
+            that does not that of round 0.
         reference (`str`):
             The baseline that matters most: the last that trains an adapter without a self-edit, else the base model.
+        recitations (`dict[str, Accuracy]`):
+            For conditions that train an adapter, what one text earns that the adapted model gives to "Tell me about ..." and
+            that is graded as the answer to every question. Empty where the domain has no such prompt.
+        recited (`dict[str, Accuracy]`):
+            Share of each condition's answers that recite (see [`Domain.recited`]). Empty where the domain does not tell.
     """
 
     round: int
     accuracies: dict[str, Accuracy]
     gains: dict[str, Difference]
     reference: str
+    recitations: dict[str, Accuracy]
+    recited: dict[str, Accuracy]
 
 
 def evaluations(journal: Journal) -> list[Evaluation]:
@@ -83,16 +66,21 @@ def evaluations(journal: Journal) -> list[Evaluation]:
     untrained, trained = _baselines(rounds[0])
     baselines = (*untrained, *trained)
     results = []
-    for number, measured in enumerate(shares):
-        references = {name: shares[0][name] for name in baselines}
+    for number, (scored, measured) in enumerate(zip(rounds, shares, strict=True)):
+        references = {name: measured.get(name, shares[0][name]) for name in baselines}
         for earlier in sorted({0, number - 1}) if number else ():
             references[f"{SELF_EDITS}, round {earlier}"] = shares[earlier][SELF_EDITS]
+        names = [name for name in (*baselines, SELF_EDITS) if name in measured]
+        recitations = _means(scored, lambda repeat: (repeat.get("recitation") or {}).get("verdicts"))
+        recited = _means(scored, lambda repeat: repeat.get("recited"))
         results.append(
             Evaluation(
                 round=number,
-                accuracies={name: accuracy(measured[name]) for name in (*baselines, SELF_EDITS) if name in measured},
+                accuracies={name: accuracy(measured[name]) for name in names},
                 gains={name: paired_difference(other, measured[SELF_EDITS]) for name, other in references.items()},
                 reference=trained[-1] if trained else BASE,
+                recitations={name: accuracy(recitations[name]) for name in names if name in recitations},
+                recited={name: accuracy(recited[name]) for name in names if name in recited},
             )
         )
     return results
@@ -100,10 +88,13 @@ def evaluations(journal: Journal) -> list[Evaluation]:
 
 def metrics(evaluation: Evaluation) -> dict[str, float]:
     """
-    An evaluation as flat numbers to log: `base_accuracy`, `self_edits_accuracy`, `gain_over_passage_only`,
-    `gain_over_round_0` and so on, each with its `_low` and `_high`, and the counts.
+    An evaluation as flat numbers to log: `base_accuracy`, `self_edits_accuracy`, `self_edits_recitation`,
+    `self_edits_recited`, `gain_over_passage_only`, `gain_over_round_0` and so on, each with its `_low` and `_high`, and the
+    counts.
     """
     estimates = {f"{_slug(name)}_accuracy": value for name, value in evaluation.accuracies.items()}
+    estimates |= {f"{_slug(name)}_recitation": value for name, value in evaluation.recitations.items()}
+    estimates |= {f"{_slug(name)}_recited": value for name, value in evaluation.recited.items()}
     for name, value in evaluation.gains.items():
         estimates[f"gain_over_{_slug(name.removeprefix(f'{SELF_EDITS}, '))}"] = value
     flat: dict[str, float] = {}
@@ -124,24 +115,23 @@ def round_metrics(scored: Sequence[ScoredSelfEdit], selected: Sequence[SelectedS
             The self-edits of the round that are kept.
 
     Returns:
-        `dict[str, float]`: without the names that there is no value for. `reward/best` is the mean over examples of the
-            reward of the self-edit that [`rank`] puts first.
+        `dict[str, float]`: without the names that there is no value for. `reward/best` is what choosing is worth (see
+            [`best_of_k`]).
     """
-    kept = _kept(selected)
-    graded = list(_graded(scored).values())
-    rewards = [[edit.reward for edit in own] for own in graded]
+    rewards = [[edit.reward for edit in own] for own in _graded(scored).values()]
+    best = best_of_k(scored)
     losses = [repeat["loss"] for edit in scored for repeat in edit.repeats]
     values = {
         "reward": [reward for own in rewards for reward in own],
         "reward_std": [pstdev(own) for own in rewards],
         "frac_reward_zero_std": [len(set(map(rounded, own))) == 1 for own in rewards],
-        "reward/best": [min(own, key=rank).reward for own in graded],
+        "reward/best": [] if best is None else [best.value],
         "completions/mean_length": [edit.completion_tokens for edit in scored],
         "completions/clipped_ratio": [not edit.finished for edit in scored if edit.finished is not None],
         "self_edits/valid_ratio": [edit.well_formed for edit in scored],
-        "self_edits/kept_ratio": [_key(edit) in kept for edit in scored],
+        "self_edits/kept_ratio": kept_flags(scored, selected),
         "inner/loss": [loss for loss in losses if loss is not None and math.isfinite(loss)],
-        "inner/gain": [gain for gain in map(_gain, scored) if gain is not None],
+        "inner/gain": [gain for gain in map(gain_of, scored) if gain is not None],
     }
     result = {name: fmean(numbers) for name, numbers in values.items() if numbers}
     if scored:
@@ -152,59 +142,45 @@ def round_metrics(scored: Sequence[ScoredSelfEdit], selected: Sequence[SelectedS
     return result | {"num_examples": len({edit.example for edit in scored})}
 
 
-def results_table(output_dir: str | Path) -> str:
-    """The results of a run, as Markdown: a table of its training rounds and one of its evaluations."""
-    journal = Journal(output_dir)
-    rows = []
-    for index, scored in enumerate(journal.scored_rounds()):
-        selected = journal.selected(index)
-        values = round_metrics(scored, selected or ())
-        kept = _kept(selected or ())
-        rows.append(
-            [
-                str(index + 1),
-                str(len(scored)),
-                str(sum(edit.well_formed for edit in scored)),
-                "–" if selected is None else str(sum(_key(edit) in kept for edit in scored)),
-                percent(values.get("reward")),
-                percent(values.get("reward/best")),
-                percent(base_reward(scored)),
-            ]
-        )
-    parts = []
-    if rows:
-        header = ["round", "self-edits", "well-formed", "kept", "mean reward", "best-of-k reward", "base reward"]
-        parts.append(_markdown(header, rows))
-    if results := evaluations(Journal(Path(output_dir) / "evaluation")):
-        parts += _evaluation_table(results)
-    return "\n\n".join(parts or ["No round is scored yet."]) + "\n"
+def mean_reward(scored: Iterable[ScoredSelfEdit]) -> Accuracy | None:
+    """The mean over a round's examples of the mean reward of their self-edits, with its interval over the examples."""
+    rewards = [[edit.reward for edit in own] for own in _graded(scored).values()]
+    return accuracy(rewards) if rewards else None
 
 
-def save_samples(output_dir: str | Path, round_index: int) -> Path:
+def best_of_k(scored: Iterable[ScoredSelfEdit]) -> Accuracy | None:
     """
-    Write a training round's self-edits as a table, `self_edits/round_000.parquet`, one a row. `answers` and `verdicts`
-    are those of the first repeat; `kept` is empty while the selection is not on disk.
+    The reward of each example's best self-edit, scored by repeats that did not choose it.
 
-    Raises:
-        OSError: The disk is full, or the folder cannot be written.
-        ValueError: The round is not scored yet.
+    Each repeat in turn scores what the mean of all others chooses. Choosing and scoring by the same noisy rewards would find
+    a gain where there is none.
+
+    Returns:
+        `Accuracy`: the mean over examples; `None` where no example has two repeats of every well-formed self-edit.
     """
-    journal = Journal(output_dir)
-    scored, selected = journal.scored(round_index), journal.selected(round_index)
-    if scored is None:
-        raise ValueError(f"round_index={round_index} is not scored in {output_dir}; give a round that is.")
-    rows = []
-    for edit, kept in zip(scored, kept_flags(scored, selected), strict=True):
-        first = edit.repeats[0] if edit.repeats else {}
-        text = edit.prompt if isinstance(edit.prompt, str) else json.dumps(edit.prompt, ensure_ascii=False)
-        row = vars(edit) | {"prompt": text, "self_edit": edit.completion, "gain": _gain(edit)}
-        rows.append(row | {"kept": kept, "answers": first.get("answers"), "verdicts": first.get("verdicts")})
-    table = pa.Table.from_pylist(rows, schema=_SAMPLE_SCHEMA)
-    file = io.BytesIO()
-    parquet.write_table(table, file)
-    path = Path(output_dir) / "self_edits" / f"round_{round_index:03d}.parquet"
-    write_bytes(path, file.getvalue())
-    return path
+    values = []
+    for own in _graded(scored).values():
+        # (edits, repeats); a malformed self-edit earns nothing in every repeat
+        rewards = [[repeat["reward"] for repeat in edit.repeats] for edit in own]
+        num_repeats = min((len(one) for one in rewards if one), default=0)
+        if num_repeats < 2 or any(reward is None for one in rewards for reward in one):
+            continue
+        table = np.array([one[:num_repeats] or [0.0] * num_repeats for one in rewards])
+        others = (table.sum(1, keepdims=True) - table).round(9)
+        values.append([float(table[others[:, repeat].argmax(), repeat]) for repeat in range(num_repeats)])
+    return accuracy(values) if values else None
+
+
+def _means(
+    scored: Iterable[ScoredSelfEdit], flags: Callable[[dict], Sequence[bool] | None]
+) -> dict[str, list[list[float]]]:
+    """For each condition the mean of some flags of its answers, per passage and question; of those that have them."""
+    runs = defaultdict(lambda: defaultdict(list))
+    for edit in scored:
+        for repeat in edit.repeats:
+            if (own := flags(repeat)) is not None:
+                runs[edit.condition][edit.example].append(own)
+    return {name: [np.mean(own[place], axis=0).tolist() for place in sorted(own)] for name, own in runs.items()}
 
 
 def _shares(scored: Iterable[ScoredSelfEdit], base: Mapping[int, Sequence[bool]]) -> dict[str, list[list[float]]]:
@@ -239,22 +215,16 @@ def base_reward(scored: Iterable[ScoredSelfEdit]) -> float | None:
     return fmean(known.values()) if known else None
 
 
-def _gain(edit: ScoredSelfEdit) -> float | None:
+def gain_of(edit: ScoredSelfEdit) -> float | None:
     return None if edit.reward is None or edit.base_reward is None else edit.reward - edit.base_reward
-
-
-def _key(edit: ScoredSelfEdit | SelectedSelfEdit) -> tuple:
-    return edit.example_id, edit.edit
-
-
-def _kept(selected: Iterable[SelectedSelfEdit]) -> set[tuple]:
-    return set(map(_key, selected))
 
 
 def kept_flags(scored: Iterable[ScoredSelfEdit], selected: Iterable[SelectedSelfEdit] | None) -> list[bool | None]:
     """Whether each of a round's self-edits was selected; `None` while the selection is not on disk."""
-    kept = None if selected is None else _kept(selected)
-    return [None if kept is None else _key(edit) in kept for edit in scored]
+    if selected is None:
+        return [None for _ in scored]
+    kept = {(edit.example_id, edit.edit) for edit in selected}
+    return [(edit.example_id, edit.edit) in kept for edit in scored]
 
 
 def _slug(name: str) -> str:
@@ -263,34 +233,3 @@ def _slug(name: str) -> str:
 
 def percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f} %"
-
-
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table whose columns line up as plain text too; the first is left-aligned."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    sides = "<" + ">" * (len(widths) - 1)
-    lines = [
-        " | ".join(f"{cell:{side}{width}}" for cell, side, width in zip(cells, sides, widths, strict=True))
-        for cells in (header, rule, *rows)
-    ]
-    return "\n".join(f"| {line} |" for line in lines)
-
-
-def _evaluation_table(results: Sequence[Evaluation]) -> list[str]:
-    start = results[0]
-    columns = {start.reference: f"minus {start.reference}"}
-    if len(results) > 1:
-        columns[f"{SELF_EDITS}, round 0"] = "minus before round 1"
-    blank = [""] * len(columns)
-    rows = [[name, str(value), *blank] for name, value in start.accuracies.items() if name != SELF_EDITS]
-    for one in results:
-        when = f" after round {one.round}" if one.round else " before round 1" if len(results) > 1 else ""
-        gains = [str(one.gains[name]) if name in one.gains else "" for name in columns]
-        rows.append([f"{SELF_EDITS}{when}", str(one.accuracies[SELF_EDITS]), *gains])
-    size = start.accuracies[SELF_EDITS]
-    note = (
-        f"Evaluation on {size.num_passages} passages with {size.num_questions} questions: mean over passages of the "
-        "share of right answers, with 95 % intervals over passages; differences are paired by passage."
-    )
-    return [note, _markdown(["condition", "accuracy", *columns.values()], rows)]

@@ -75,6 +75,8 @@ def scored_self_edits(
     by_edit = defaultdict(list)
     for result in results:
         by_edit[result.condition, result.example, result.edit].append(result)
+    names = ["seed", "reward", "answers", "verdicts", "loss"]
+    names += ["recited", "recitation"] if stage.is_evaluation else []
     scored = []
     for proposal in (*proposals, *stage.untrained_proposals()):
         own = by_edit[proposal.condition, proposal.example, proposal.edit]
@@ -84,10 +86,7 @@ def scored_self_edits(
         scored.append(
             ScoredSelfEdit(
                 **{name: value for name, value in vars(proposal).items() if name not in ("tokens", "banks")},
-                repeats=[
-                    {name: getattr(result, name) for name in ("seed", "reward", "answers", "verdicts", "loss")}
-                    for result in repeats
-                ],
+                repeats=[{name: getattr(result, name) for name in names} for result in repeats],
                 reward=mean(rewards) if proposal.well_formed else 0.0,
                 base_reward=base[0].reward if base else None,
                 tokens=sum(result.tokens for result in repeats),

@@ -209,6 +209,7 @@ def _described(current: Session, adapter_id: str) -> dict:
         "name": kept.name,
         "reward": kept.reward,
         "base_reward": kept.base_reward,
+        "recitation": kept.recitation,
         "num_questions": kept.num_questions,
         "own_questions": kept.own_questions,
         "bytes": kept.num_bytes,

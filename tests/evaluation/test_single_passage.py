@@ -9,6 +9,7 @@ from seal_hf.domains import Domain, KnowledgeDomain
 from seal_hf.domains.base import BASE, SELF_EDITS
 from seal_hf.domains.knowledge.domain import IN_CONTEXT, PASSAGE_ONLY
 from seal_hf.evaluation.single_passage import single_passage
+from seal_hf.generation.base import Generation
 from seal_hf.grading import GradingIncomplete
 from seal_hf.records.journal import Journal
 from seal_hf.records.report import evaluations
@@ -97,6 +98,69 @@ def test_answers_are_those_of_the_named_model(lm, folder):
     assert answers_of(folder, 1, SELF_EDITS) == [answers(closed_book, adapter) for adapter in adapters]
     everything = [str(own) for condition in CONDITIONS for own in answers_of(folder, 1, condition)]
     assert len(set(everything)) == len(everything)
+
+
+def test_adapters_are_asked_for_a_recitation_too(lm, folder):
+    """What each adapter says to "Tell me about ..." is graded as the answer to every question."""
+    domain, example = lm.domain, EXAMPLES[1]
+    prompt = domain.recitation_prompt(example)
+    assert "Moths" in str(prompt) and "Bob" not in str(prompt)
+    scored = [edit for edit in Journal(folder / "evaluation").scored(0) if edit.example == 1]
+    by_condition = {edit.condition: edit.repeats[0] for edit in scored if edit.edit == 0}
+    assert by_condition[BASE]["recitation"] is None and by_condition[IN_CONTEXT]["recitation"] is None
+    proposals = Journal(folder / "evaluation").proposals(0)
+    (completion,) = (
+        one.completion for one in proposals if (one.example, one.condition, one.edit) == (1, SELF_EDITS, 0)
+    )
+    trained = {PASSAGE_ONLY: domain.passage_only(example), SELF_EDITS: domain.parse(completion, example)}
+    for condition, self_edit in trained.items():
+        (text,) = lm.answer_prompts([prompt], [lm.adapt(self_edit)], max_answer_length=8)
+        assert by_condition[condition]["recitation"] == {"answer": text, "verdicts": [True, True]}
+    for repeat in by_condition.values():
+        assert repeat["recited"] == domain.recited(example, repeat["answers"])
+
+
+def test_a_recitation_is_graded_by_the_questions_it_would_be_right_for(tmp_path):
+    lm = tiny_lm(ContainsGrader())
+    lm.generator = Reciter(lm.generator, "It is said that moths are moths.")
+    single_passage(lm, EXAMPLES[:2], tmp_path, config=CONFIG)
+    (evaluation,) = evaluations(Journal(tmp_path / "evaluation"))
+    # Nothing of the first passage, one of two questions of the second; the same text answers every question.
+    assert {name: value.value for name, value in evaluation.recitations.items()} == {
+        PASSAGE_ONLY: 0.25,
+        SELF_EDITS: 0.25,
+    }
+    assert evaluation.accuracies[SELF_EDITS].value == 0.25
+    assert evaluation.recited[SELF_EDITS].value == 0.5  # the first passage has one question alone
+
+
+class ContainsGrader:
+    def grade(self, questions, golds, answers):
+        return [gold in answer for gold, answer in zip(golds, answers, strict=True)]
+
+
+class Reciter:
+    """Writes self-edits as a generator does, and gives one answer to all that is asked."""
+
+    def __init__(self, generator, text):
+        self.generator, self.text = generator, text
+
+    def sample(self, *args, **kwargs):
+        return self.generator.sample(*args, **kwargs)
+
+    def generate(self, prompts, adapters=None, **options):
+        return [Generation(self.text, 8, True) for _ in prompts]
+
+
+def test_a_domain_without_recitations_has_none(tmp_path):
+    class Plain(KnowledgeDomain):
+        recitation_prompt = Domain.recitation_prompt
+        recited = Domain.recited
+
+    lm = tiny_lm(None, Plain("rewrite", grader=SameVerdictGrader()))
+    single_passage(lm, EXAMPLES[:1], tmp_path, config=CONFIG)
+    (evaluation,) = evaluations(Journal(tmp_path / "evaluation"))
+    assert evaluation.recitations == {} and evaluation.recited == {}
 
 
 @pytest.mark.parametrize("num_banks", [1, 2, 3])

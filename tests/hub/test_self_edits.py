@@ -124,7 +124,7 @@ def test_card(run, tmp_path):
     text = saved.text
     assert "[someone/tiny-llama](https://huggingface.co/someone/tiny-llama)" in text
     assert "24 self-edits" in text and "finetuned on 8 of them." in text and "2 rounds" in text
-    assert "| best-of-k reward |" in text and "Evaluation on 3 passages" in text
+    assert "best of k | base reward |" in text and "Evaluation on 3 passages" in text
     assert 'load_dataset("me/edits", split="train")' in text
     assert "licence" in text and "held-out" not in text
     settings = json.loads(text.partition("```json\n")[2].partition("```")[0])

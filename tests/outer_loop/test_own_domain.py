@@ -11,7 +11,7 @@ from helpers.outer_loop import tiny_config
 from helpers.tiny_models import tiny_llama, tiny_tokenizer
 from seal_hf import SEALTrainer, SelfEdit
 from seal_hf.domains import Domain
-from seal_hf.records.report import results_table
+from seal_hf.records.tables import results_table
 from seal_hf.self_edit import TrainingExample
 
 

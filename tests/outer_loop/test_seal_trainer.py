@@ -1,5 +1,6 @@
 """SEALTrainer's rounds on tiny random models: what it learns, logs, evaluates and calls."""
 
+import re
 from statistics import fmean, pstdev
 
 import pytest
@@ -30,9 +31,10 @@ def test_logged_rewards_are_those_of_the_journal(run, round_index):
     kept = read(run.folder / "selected" / f"round_{round_index:03d}.jsonl")
     assert len(edits) == 12 and len(kept) == 4
 
-    rewards = {}
+    rewards, by_repeat = {}, {}
     for edit in edits:
         assert len(edit["repeats"]) == 2
+        by_repeat.setdefault(edit["example_id"], []).append([repeat["reward"] for repeat in edit["repeats"]])
         own = fmean(fmean(repeat["verdicts"]) for repeat in edit["repeats"])
         assert all(
             repeat["verdicts"] == HashGrader().grade(None, None, repeat["answers"]) for repeat in edit["repeats"]
@@ -46,7 +48,10 @@ def test_logged_rewards_are_those_of_the_journal(run, round_index):
         "reward": fmean(everything),
         "reward_std": fmean(pstdev(own) for own in rewards.values()),
         "frac_reward_zero_std": fmean(len({round(one, 9) for one in own}) == 1 for own in rewards.values()),
-        "reward/best": fmean(max(own) for own in rewards.values()),
+        # one repeat chooses, the other scores
+        "reward/best": fmean(
+            max(own, key=lambda edit: edit[chooser])[1 - chooser] for own in by_repeat.values() for chooser in (0, 1)
+        ),
         "completions/mean_length": fmean(edit["completion_tokens"] for edit in edits),
         "completions/clipped_ratio": fmean(EOS_ID not in edit["completion_ids"] for edit in edits),
         "completions/min_length": min(edit["completion_tokens"] for edit in edits),
@@ -83,19 +88,28 @@ def test_learning_rate_starts_afresh_in_every_round(run):
 def test_logged_accuracies_are_those_of_the_journal(run, number):
     logged = next(entry for entry in run.log if "eval_self_edits_accuracy" in entry and entry["round"] == number)
 
-    def accuracy(which, condition):
+    def repeats(which, condition):
         edits = read(run.folder / "evaluation" / "journal" / f"round_{which:03d}.jsonl")
-        own = [fmean(edit["repeats"][0]["verdicts"]) for edit in edits if edit["condition"] == condition]
+        own = [edit["repeats"][0] for edit in edits if edit["condition"] == condition]
         assert len(own) == 3
-        return fmean(own)
+        return own
+
+    def accuracy(which, condition):
+        return fmean(fmean(repeat["verdicts"]) for repeat in repeats(which, condition))
 
     own = accuracy(number, "self-edits")
     expected = {"eval_self_edits_accuracy": own, "eval_num_passages": 3, "eval_num_questions": 9}
     for condition in ("base", "passage in context", "passage only"):
-        name, baseline = condition.replace(" ", "_"), accuracy(0, condition)
+        is_trained = condition == "passage only"  # and so measured with every policy
+        name, baseline = condition.replace(" ", "_"), accuracy(number if is_trained else 0, condition)
         expected[f"eval_gain_over_{name}"] = own - baseline
-        if number == 0:
+        if number == 0 or is_trained:
             expected[f"eval_{name}_accuracy"] = baseline
+            expected[f"eval_{name}_recited"] = fmean(fmean(one["recited"]) for one in repeats(number, condition))
+    for condition in ("passage only", "self-edits"):
+        name, found = re.sub("[ -]", "_", condition), repeats(number, condition)
+        expected[f"eval_{name}_recitation"] = fmean(fmean(one["recitation"]["verdicts"]) for one in found)
+        expected[f"eval_{name}_recited"] = fmean(fmean(one["recited"]) for one in found)
     for earlier in {0, number - 1} if number else ():
         expected[f"eval_gain_over_round_{earlier}"] = own - accuracy(earlier, "self-edits")
     assert {name: logged[name] for name in expected} == pytest.approx(expected)
@@ -170,13 +184,13 @@ def test_callbacks_see_every_bank_step_save_and_evaluation(run):
     def banks(number, step):
         return [("substep_end", step)] * number
 
-    # Banks of 4. First evaluation: 3 self-edits and 3 passages, and one bank without adapters; later ones: 3 self-edits.
+    # Banks of 4. First evaluation: 3 self-edits and 3 passages, and one bank without adapters; later ones without the last.
     # A round: 4 examples x 3 self-edits x 2 repeats, and one bank without adapters.
     expected = [("train_begin", 0), *banks(3, 0), ("evaluate", 0)]
     for first in (0, 5):
         expected += [("epoch_begin", first), *banks(7, first)]
         expected += [("step_end", first + i) for i in range(1, 6)]
-        expected += [("save", first + 5), ("epoch_end", first + 5), *banks(1, first + 5), ("evaluate", first + 5)]
+        expected += [("save", first + 5), ("epoch_end", first + 5), *banks(2, first + 5), ("evaluate", first + 5)]
     assert run.events == [*expected, ("train_end", 10)]
 
 

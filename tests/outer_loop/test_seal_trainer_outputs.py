@@ -19,7 +19,7 @@ from helpers.folders import TESTS
 from helpers.observing import BASE_ID, PROMPT, equal, policy_of, records, saved_policy, small_trainer
 from helpers.outer_loop import tiny_examples, tiny_trainer
 from helpers.tiny_models import tiny_llama
-from seal_hf.records.report import results_table
+from seal_hf.records.tables import results_table
 
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
@@ -48,7 +48,7 @@ def test_card_of_the_saved_policy(run, tmp_path):
     assert card.data.pipeline_tag == "text-generation"
     assert {"seal", "trl", "lora", f"base_model:adapter:{BASE_ID}"} == set(card.data.tags)
     assert results_table(run.folder).strip() in card.text
-    assert "| self-edits after round 2  |" in card.text and "- num_generations: 3\n" in card.text
+    assert "| self-edits after round 2 " in card.text and "- num_generations: 3\n" in card.text
 
     run.trainer.save_model()  # beside the run's records
     try:
@@ -83,8 +83,8 @@ def test_plan_counts_the_work(tmp_path):
     assert (plan.num_rounds, plan.num_examples, plan.num_eval_examples, plan.num_processes) == (2, 4, 3, 1)
     assert plan.self_edits_per_round == 4 * 3
     assert plan.adapters_per_round == 4 * 3 * 2 and plan.adapters_per_bank == 4
-    # 3 passages: 2 self-edits each before, between and after the rounds, and the passage alone once.
-    assert plan.evaluation_adapters == 3 * (2 * 3 + 1)
+    # 3 passages: 2 self-edits and the passage alone, before, between and after the rounds.
+    assert plan.evaluation_adapters == 3 * (2 + 1) * 3
     # 4 kept self-edits, 2 a step, 2 epochs.
     assert plan.optimizer_steps == [4, 4]
     # A token a character, 2 epochs: title, line break, passage, end.
@@ -92,12 +92,12 @@ def test_plan_counts_the_work(tmp_path):
         2 * sum(len(f"{example['title']}\n{example['context']}") + 1 for example in examples)
         for examples in (tiny_examples(4), tiny_examples(3, first=100))
     )
-    assert plan.inner_tokens == 2 * train * 3 * 2 * 2 + evaluation * (2 * 2 * 3 + 1)
+    assert plan.inner_tokens == 2 * train * 3 * 2 * 2 + evaluation * (2 * 2 + 1) * 3
     assert plan.seconds > 0
     lines = str(plan).splitlines()
     assert lines[0] == "rounds: 2, examples: 4, evaluated on: 3, processes: 1"
     assert lines[1] == "each round: 12 self-edits, 24 adapters in banks of 4, 4 steps of outer SFT"
-    assert lines[2] == "all evaluations: 21 adapters"
+    assert lines[2] == "all evaluations: 27 adapters"
     assert tiny_trainer(folder, keep_best=None, num_eval=0).plan().optimizer_steps == [12, 12]
     growing = tiny_trainer(folder, num_eval=0, sft_on="all").plan()
     assert growing.optimizer_steps == [4, 8] and "4 to 8 steps of outer SFT" in str(growing)

@@ -3,10 +3,12 @@ A small run gives the records, rewards, choices and adapters that it gave before
 
 `small_run.json` is what a run with the same seeds gave then, on another machine and another version of the code: texts,
 rewards and choices are equal, and weights are up to rounding. A change that is meant to alter them says so, and writes the
-file anew from the run below.
+file anew: `PYTHONPATH=.:tests python tests/outer_loop/test_small_run.py`.
 """
 
 import json
+import re
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -22,12 +24,16 @@ from seal_hf.records.journal import Journal
 from seal_hf.rollout.stage import RolloutConfig
 
 
-EXPECTED = json.loads((Path(__file__).parent / "small_run.json").read_text(encoding="utf-8"))
+FILE = Path(__file__).parent / "small_run.json"
+EXPECTED = json.loads(FILE.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("small run")
+    return small_run(tmp_path_factory.mktemp("small run"))
+
+
+def small_run(folder):
     tiny_trainer(folder, **SMALLEST).train()
     return folder
 
@@ -75,6 +81,10 @@ def test_its_policies_are_the_same(folder, round_index):
 
 @pytest.fixture(scope="module")
 def lm():
+    return tiny_lm()
+
+
+def tiny_lm():
     return SelfAdaptingLM(
         tiny_llama(),
         tiny_tokenizer(),
@@ -85,22 +95,83 @@ def lm():
 
 
 def test_adapters_are_the_same(lm):
+    for (norm, first), (expected_norm, expected) in zip(trained_adapters(lm), EXPECTED["adapters"], strict=True):
+        assert norm == pytest.approx(expected_norm, rel=1e-2)
+        assert first == pytest.approx(expected, abs=5e-3)
+
+
+def trained_adapters(lm):
+    """Norm of all weights, and the first values of the first module's B, of two adapters."""
     edits = lm.propose(tiny_examples(1)[0], 2, temperature=1.5, max_completion_length=12)
-    for adapter, (norm, first) in zip(lm.adapt(edits), EXPECTED["adapters"], strict=True):
+    for adapter in lm.adapt(edits):
         (_, lora_b), *_ = adapter.layout.views(adapter.weights).values()
-        assert adapter.weights.norm().item() == pytest.approx(norm, rel=1e-2)
-        assert lora_b.flatten()[:4].tolist() == pytest.approx(first, abs=5e-3)
+        yield adapter.weights.norm().item(), lora_b.flatten()[:4].tolist()
 
 
 def test_the_single_passage_protocol_is_the_same(lm, tmp_path):
+    for own, expected in zip(single_passage_answers(lm, tmp_path), EXPECTED["single_passage"], strict=True):
+        assert own == expected
+
+
+def single_passage_answers(lm, folder):
+    """For each example the self-edits, and by condition the answers and verdicts."""
     config = RolloutConfig(temperature=1.5, max_completion_length=12, max_answer_length=6, disable_tqdm=True)
-    single_passage(lm, tiny_examples(3), tmp_path, num_generations=2, config=config)
-    scored = Journal(tmp_path / "evaluation").scored(0)
-    for place, expected in enumerate(EXPECTED["single_passage"]):
+    single_passage(lm, tiny_examples(3), folder, num_generations=2, config=config)
+    scored = Journal(folder / "evaluation").scored(0)
+    for place in range(3):
         own = [edit for edit in scored if edit.example == place]
+        answers, verdicts = {}, {}
+        for edit in own:
+            answers.setdefault(edit.condition, []).append(edit.repeats[0]["answers"])
+            verdicts.setdefault(edit.condition, []).append(edit.repeats[0]["verdicts"])
         completions = [edit.completion for edit in own if edit.condition == "self-edits"]
-        assert completions == expected["completions"]
-        for condition, answers in expected["answers"].items():
-            repeats = [edit.repeats[0] for edit in own if edit.condition == condition]
-            assert [one["answers"] for one in repeats] == answers
-            assert [one["verdicts"] for one in repeats] == expected["verdicts"][condition]
+        yield {"completions": completions, "answers": answers, "verdicts": verdicts}
+
+
+# The fields that are compared.
+_FIELDS = {
+    "proposals": ("condition", "example", "edit", "completion", "well_formed", "tokens", "banks", "finished"),
+    "journal": ("condition", "example", "edit", "reward", "base_reward"),
+    "selected": ("completion", "example_id", "edit", "reward"),
+}
+_REPEAT_FIELDS = ("seed", "reward", "answers", "verdicts")
+
+
+def write_expected():
+    with tempfile.TemporaryDirectory() as directory:
+        folder = small_run(Path(directory) / "run")
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        found = {"files": [str(path.relative_to(folder)) for path in files]}
+        for path in files:
+            kind = path.parent.name
+            if kind not in _FIELDS or not (number := re.fullmatch(r"round_(\d+)\.jsonl", path.name)):
+                continue
+            found[f"{path.parent.relative_to(folder)}/{int(number[1])}"] = [
+                fields(row, _FIELDS[kind])
+                | (
+                    {
+                        "repeats": [fields(one, _REPEAT_FIELDS) for one in row["repeats"]],
+                        "losses": [one["loss"] and round(one["loss"], 4) for one in row["repeats"]],
+                    }
+                    if kind == "journal"
+                    else {}
+                )
+                for row in rows(path)
+            ]
+        for number in range(2):
+            weights = load_file(folder / f"policy/round_{number:03d}" / "adapter_model.safetensors")
+            found[f"policy/{number}"] = {
+                name: [round(value.norm().item(), 5), [round(one, 5) for one in value.flatten()[:3].tolist()]]
+                for name, value in sorted(weights.items())
+            }
+        lm = tiny_lm()
+        found["single_passage"] = list(single_passage_answers(lm, Path(directory) / "single"))
+        found["adapters"] = [
+            [round(norm, 5), [round(one, 5) for one in first]] for norm, first in trained_adapters(lm)
+        ]
+    lines = [f" {json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}" for name, value in found.items()]
+    FILE.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_expected()

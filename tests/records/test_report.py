@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 
 import matplotlib
+import numpy as np
 import pyarrow.parquet
 import pytest
 from datasets import load_dataset
@@ -16,7 +17,9 @@ from seal_hf.grading.intervals import accuracy, paired_difference
 from seal_hf.records import plot as run_plot
 from seal_hf.records.journal import Journal, ScoredSelfEdit, SelectedSelfEdit
 from seal_hf.records.plot import save_plot
-from seal_hf.records.report import evaluations, metrics, results_table, round_metrics, save_samples
+from seal_hf.records.report import best_of_k, evaluations, metrics, round_metrics
+from seal_hf.records.samples import save_samples
+from seal_hf.records.tables import results_table
 
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -49,10 +52,14 @@ def selected(edit, completion=None):
     return SelectedSelfEdit(edit.prompt, completion or edit.completion, edit.example_id, edit.edit, edit.reward)
 
 
-def answered(round_index, condition, example, *runs, edit=0):
-    """An evaluation's record from the verdicts of its repeats; without any it is malformed."""
+def answered(round_index, condition, example, *runs, edit=0, recited=None, recitation=None):
+    """
+    An evaluation's record from the verdicts of its repeats; without any it is malformed. All repeats recite alike: flags of
+    the answers, and verdicts on the recitation.
+    """
     repeats = [
         {"seed": i, "reward": sum(run) / len(run), "answers": ["?"] * len(run), "verdicts": run, "loss": None}
+        | {"recited": recited, "recitation": recitation and {"answer": "It is said.", "verdicts": recitation}}
         for i, run in enumerate(runs)
     ]
     reward = sum(repeat["reward"] for repeat in repeats) / len(repeats) if repeats else 0.0
@@ -66,7 +73,7 @@ TRAINING = [
     scored(0, 0, 0.5, base_reward=0.25, losses=[1.0, 2.0], length=30, tokens=300, seconds=2.0),
     scored(0, 1, 0.0, base_reward=0.25, well_formed=False, length=2),
     scored(1, 0, 0.75, base_reward=0.5, losses=[6.0, None], length=20, tokens=100, seconds=2.0),
-    scored(1, 1, 0.75, base_reward=None, losses=[math.nan], length=40),
+    scored(1, 1, 0.75, base_reward=None, losses=[math.nan, math.nan], length=40),
     scored(2, 0, None, base_reward=None, length=8),
 ]
 # Passage 0 has two questions, passage 1 has one. The base answers one of passage 0's.
@@ -147,6 +154,40 @@ def test_round_metrics_leave_out_what_has_no_value():
     assert round_metrics([], []) == {"num_examples": 0}
 
 
+def repeated(example, edit, *rewards, well_formed=True):
+    """A self-edit with these rewards of its repeats."""
+    known = [reward for reward in rewards if reward is not None]
+    record = scored(example, edit, sum(known) / len(known) if known else 0.0, well_formed=well_formed)
+    repeats = [{"seed": i, "reward": reward, "loss": 1.0} for i, reward in enumerate(rewards)]
+    return ScoredSelfEdit(**vars(record) | {"repeats": repeats})
+
+
+def test_best_of_k_is_scored_by_repeats_that_did_not_choose():
+    # Repeat 0 chooses edit 0, which repeat 1 scores with 0; repeat 1 chooses edit 1, which repeat 0 scores with 0.
+    noise = [repeated(0, 0, 1.0, 0.0), repeated(0, 1, 0.0, 1.0)]
+    assert best_of_k(noise).value == 0.0
+    # The better edit is chosen by any two of the repeats.
+    better = [repeated(1, 0, 0.2, 0.4, 0.2), repeated(1, 1, 0.6, 0.8, 0.4), repeated(1, 2, well_formed=False)]
+    assert best_of_k(better).value == pytest.approx(0.6)
+    both = best_of_k([*noise, *better])
+    assert (both.value, both.num_passages) == (pytest.approx(0.3), 2)
+
+
+def test_best_of_k_needs_two_repeats():
+    once = [repeated(0, 0, 1.0), repeated(0, 1, 0.0)]
+    assert best_of_k(once) is None
+    assert "reward/best" not in round_metrics(once, [])
+    assert best_of_k([repeated(0, 0, well_formed=False)]) is None
+    assert best_of_k([repeated(0, 0, 1.0, None), repeated(0, 1, 0.0, 0.5)]) is None
+
+
+def test_noise_alone_gains_nothing_by_choosing():
+    draws = np.random.default_rng(0)
+    edits = [repeated(passage, edit, *draws.random(3)) for passage in range(400) for edit in range(5)]
+    assert best_of_k(edits).value == pytest.approx(0.5, abs=0.03)
+    assert np.mean([max(own.reward for own in edits[i : i + 5]) for i in range(0, 2000, 5)]) > 0.65
+
+
 def test_rewards_that_differ_by_rounding_are_equal():
     rewards = [(0.1 + 0.2 + 0.3) / 3, (0.3 + 0.2 + 0.1) / 3]
     assert rewards[0] != rewards[1]
@@ -187,6 +228,55 @@ def test_evaluations(run):
     assert (first.accuracies[SELF_EDITS].num_passages, first.accuracies[SELF_EDITS].num_questions) == (2, 3)
 
 
+def test_recitations_and_recited_answers(tmp_path):
+    write_evaluations(
+        tmp_path,
+        [
+            [
+                answered(0, BASE, 0, [WRONG, WRONG], recited=[False, False]),
+                answered(0, PASSAGE_ONLY, 0, [RIGHT, WRONG], recited=[True, True], recitation=[RIGHT, WRONG]),
+                answered(0, SELF_EDITS, 0, [RIGHT, RIGHT], recited=[True, False], recitation=[RIGHT, WRONG]),
+                answered(0, SELF_EDITS, 0, [RIGHT, RIGHT], edit=1, recited=[False, False], recitation=[WRONG, WRONG]),
+                answered(0, SELF_EDITS, 0, edit=2),
+            ],
+            [
+                answered(1, PASSAGE_ONLY, 0, [WRONG, WRONG], recited=[True, True], recitation=[WRONG, WRONG]),
+                answered(1, SELF_EDITS, 0, [RIGHT, WRONG], recited=[False, False], recitation=[RIGHT, RIGHT]),
+            ],
+        ],
+    )
+    first, second = evaluations(Journal(tmp_path / "evaluation"))
+    assert {name: value.value for name, value in first.recitations.items()} == {PASSAGE_ONLY: 0.5, SELF_EDITS: 0.25}
+    assert {name: value.value for name, value in first.recited.items()} == {
+        BASE: 0.0,
+        PASSAGE_ONLY: 1.0,
+        SELF_EDITS: 0.25,
+    }
+    # The passage alone was measured again with the policy of round 1.
+    assert second.accuracies[PASSAGE_ONLY].value == 0.0
+    assert (first.gains[PASSAGE_ONLY].value, second.gains[PASSAGE_ONLY].value) == (pytest.approx(1 / 6), 0.5)
+    flat = metrics(first)
+    assert (flat["self_edits_recitation"], flat["self_edits_recited"], flat["base_recited"]) == (0.25, 0.25, 0.0)
+    rows = {
+        cells[1].strip(): cells for cells in (line.split("|") for line in results_table(tmp_path).splitlines()[4:])
+    }
+    assert list(rows) == [
+        "condition",
+        "-" * 39,
+        "base",
+        "passage only before round 1",
+        "recitation, passage only before round 1",
+        "self-edits before round 1",
+        "recitation, self-edits before round 1",
+        "passage only after round 1",
+        "recitation, passage only after round 1",
+        "self-edits after round 1",
+        "recitation, self-edits after round 1",
+    ]
+    assert rows["recitation, self-edits before round 1"][2].strip().startswith("25.0 %")
+    assert rows["self-edits before round 1"][3].strip() == "25.0 %"
+
+
 def test_gains_are_paired_by_passage_whatever_the_order_of_the_records(run, tmp_path):
     write_evaluations(tmp_path / "other", [EVALUATIONS[0][::-1], *EVALUATIONS[1:]])
     other = evaluations(Journal(tmp_path / "other" / "evaluation"))
@@ -224,9 +314,12 @@ def test_metrics_of_an_evaluation(run):
 
 def test_results_table(run):
     assert results_table(run) == (
-        "| round | self-edits | well-formed | kept | mean reward | best-of-k reward | base reward |\n"
-        "| ----- | ---------: | ----------: | ---: | ----------: | ---------------: | ----------: |\n"
-        "| 1     |          5 |           4 |    2 |      50.0 % |           62.5 % |      37.5 % |\n"
+        "Training: rewards on the passages that each round trains on, with 95 % intervals over them. The best of k is scored "
+        "by repeats that did not choose it, so it needs two of them.\n"
+        "\n"
+        "| round | passages | self-edits | well-formed | kept |        mean reward |          best of k | base reward |\n"
+        "| ----- | -------: | ---------: | ----------: | ---: | -----------------: | -----------------: | ----------: |\n"
+        "| 1     |        3 |          5 |           4 |    2 | 50.0 % [0.6, 99.4] | 62.5 % [1.1, 99.6] |      37.5 % |\n"
         "\n"
         "Evaluation on 2 passages with 3 questions: mean over passages of the share of right answers, with 95 % "
         "intervals over passages; differences are paired by passage.\n"
@@ -246,7 +339,7 @@ def test_results_table_of_a_run_that_has_just_begun(tmp_path):
     assert results_table(tmp_path) == "No round is scored yet.\n"
     Journal(tmp_path).write_scored(0, [scored(0, 0, None)])
     cells = [cell.strip() for cell in results_table(tmp_path).splitlines()[-1].split("|")]
-    assert cells[1:-1] == ["1", "1", "1", "–", "–", "–", "–"]
+    assert cells[1:-1] == ["1", "1", "1", "1", "–", "–", "–", "–"]
 
 
 def test_results_table_without_passages_compares_with_the_base(tmp_path):

@@ -72,14 +72,14 @@ def test_preview_is_what_is_trained_on(bench, session):
 
 def test_rewards_are_shares_of_right_answers_and_the_best_is_chosen(bench, session, lm, monkeypatch):
     written(bench, session)
-    monkeypatch.setattr(
-        "seal_hf.grading.LexicalGrader.grade",
-        lambda self, questions, golds, answers: [False, False, True, False, True, True][: len(answers)],
-    )
+    verdicts = [False, False, True, False, True, True]  # of the base model and two adapters
+    verdicts += [True, False, False, False]  # of what the two say to "Tell me about Lighthouse."
+    monkeypatch.setattr("seal_hf.grading.LexicalGrader.grade", lambda self, questions, golds, answers: verdicts)
     event = learned(bench, session)
     assert event["verdicts"] == [[False, False], [True, False], [True, True]] and event["best"] == 1
     first, second = session.adapters.values()
     assert (first.reward, second.reward, first.base_reward) == (0.5, 1.0, 0.0)
+    assert (first.recitation, second.recitation) == (0.5, 0.0)
     assert session.adapter() is second and not second.own_questions and second.num_questions == 2
     adapter = lm.load_adapter(second.folder)
     assert adapter.training["num_train_epochs"] == 2 and adapter.layout.r == 4

@@ -11,6 +11,7 @@ from copy import copy
 from typing import Any, Protocol
 
 from ...grading import LexicalGrader, gold_answers
+from ...grading.recitation import recited
 from ...self_edit import Prompt, SelfEdit, TrainingExample
 from ..base import BASE, Condition, Domain
 from .passages import is_question, is_text
@@ -256,6 +257,16 @@ class KnowledgeDomain(Domain):
         """
         template = self._answer_in_context_template
         return [self._fill(template, example, question=item["question"]) for item in example["questions"]]
+
+    def recitation_prompt(self, example: Mapping[str, Any]) -> Prompt:
+        """Return the closed-book prompt of "Tell me about TITLE.", to which a recitation is the right answer."""
+        title = example.get("title") or ""
+        (prompt,) = self.ask([f"Tell me about {title or 'what you have learned'}."], title)
+        return prompt
+
+    def recited(self, example: Mapping[str, Any], answers: Sequence[str]) -> list[bool]:
+        """Tell which answers are the same to two or more questions, or copy 12 or more words of the passage in a row."""
+        return recited(example["context"], answers)
 
     def grade(
         self, examples: Sequence[Mapping[str, Any]], answers: Sequence[Sequence[str]]

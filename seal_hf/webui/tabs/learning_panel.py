@@ -260,7 +260,8 @@ def learned_text(current: Session, event: dict | None) -> str:
     origin = "the model's own questions" if kept.own_questions else "your questions"
     return (
         f"Learned in {duration(kept.seconds)}. Without the passage, the best adapter answers **{percent(kept.reward)}** of "
-        f"{origin} right, the base model {percent(kept.base_reward)}. **Ask it something** under Ask."
+        f"{origin} right, the base model {percent(kept.base_reward)}. One text for all of them, what it says to “Tell me about” "
+        f"the topic, would be right for {percent(kept.recitation)}. **Ask it something** under Ask."
     )
 
 

@@ -89,7 +89,7 @@ def build_train_tab(runs: TrainingRuns, session: gr.BrowserState) -> Callable[[g
             )  # fmt: skip
             means = read_only_table(
                 ["Round", "Scored", "Mean", "Best", "Kept"], [24, 24, 18, 17, 17],
-                label="Rewards by round. Best: the mean over passages of the best reward", elem_id="train-rounds",
+                label="Rewards by round. Best: chosen and scored by the same answers, so partly luck", elem_id="train-rounds",
                 visible=False,
             )  # fmt: skip
             held_out = read_only_table(

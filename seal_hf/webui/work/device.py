@@ -173,8 +173,9 @@ def learn(
 
     Returns:
         `dict`: `"seconds"` of the training and `"has_adapters"`, which is false after a stop before the first step. Without
-        a stop also `"questions"`, `"own"` (whether the model wrote them), and `"answers"` and `"verdicts"` of the base
-        model and of each adapter.
+        a stop also `"questions"`, `"own"` (whether the model wrote them), `"answers"` and `"verdicts"` of the base
+        model and of each adapter, and `"recitations"`, of each adapter the share of the questions that its answer to "Tell me
+        about ..." would be right for.
     """
     lm = settings.lm(base)
     trained = {"seconds": 0.0}
@@ -206,13 +207,22 @@ def learn(
     job.emit("questions", questions=example["questions"], own=is_own)
     if job.stop.is_set() or not example["questions"]:
         return result
-    prompts = lm.domain.questions(example)
+    prompts = [*lm.domain.questions(example), lm.domain.recitation_prompt(example)]
     askers = [None, *adapters]
-    answers = lm.answer_groups([prompts] * len(askers), askers, max_answer_length=LONGEST_ANSWER, stop=job.stop)
+    texts = lm.answer_groups([prompts] * len(askers), askers, max_answer_length=LONGEST_ANSWER, stop=job.stop)
     if job.stop.is_set():
         return result
-    verdicts = lm.domain.grade([example] * len(askers), answers)
-    return {**result, "questions": example["questions"], "own": is_own, "answers": answers, "verdicts": verdicts}
+    answers = [own[:-1] for own in texts]
+    recitations = [[own[-1]] * len(own[:-1]) for own in texts[1:]]
+    verdicts = lm.domain.grade([example] * (len(askers) + len(adapters)), answers + recitations)
+    return {
+        **result,
+        "questions": example["questions"],
+        "own": is_own,
+        "answers": answers,
+        "verdicts": verdicts[: len(askers)],
+        "recitations": [sum(map(bool, own)) / len(own) for own in verdicts[len(askers) :]],
+    }
 
 
 def answer(base: SelfAdaptingLM, job: Job, example: dict, folder: Path) -> tuple[list[str], list[str]]:

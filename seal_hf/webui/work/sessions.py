@@ -47,6 +47,8 @@ class KeptAdapter:
             The share of the questions that it answered right.
         base_reward (`float`, *optional*):
             The share that the base model answered right.
+        recitation (`float`, *optional*):
+            The share for which its answer to "Tell me about ..." would be right.
         num_questions (`int`, *optional*, defaults to `0`):
             The number of these questions.
         own_questions (`bool`, *optional*, defaults to `False`):
@@ -64,6 +66,7 @@ class KeptAdapter:
     passage: str = ""
     reward: float | None = None
     base_reward: float | None = None
+    recitation: float | None = None
     num_questions: int = 0
     own_questions: bool = False
     seconds: float | None = None

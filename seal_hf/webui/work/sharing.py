@@ -154,7 +154,8 @@ def push(
 def _card(kept: KeptAdapter, publish_passage: bool) -> AdapterCard:
     accuracies = {}
     if kept.reward is not None and not kept.own_questions:
-        for condition, reward in (("base", kept.base_reward), ("adapted", kept.reward)):
+        rewards = {"base": kept.base_reward, "adapted": kept.reward, "recitation": kept.recitation}
+        for condition, reward in rewards.items():
             right = round(reward * kept.num_questions)
             # Of one passage only the questions can be the sample.
             accuracies[condition] = replace(
