@@ -263,7 +263,7 @@ class SelfAdaptingLM:
         self,
         self_edits: SelfEdit | InnerUpdate | Sequence[SelfEdit | InnerUpdate],
         *,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         on_step: Callable[[InnerStep], None] | None = None,
         stop: threading.Event | None = None,
     ) -> Adapter | list[Adapter]:
@@ -279,8 +279,8 @@ class SelfAdaptingLM:
             self_edits (`SelfEdit`, `InnerUpdate`, or a sequence of them):
                 One self-edit or many. An [`InnerUpdate`] is a self-edit that is tokenized already, with its own
                 hyperparameters.
-            seed (`int`, *optional*, defaults to `0`):
-                Seed of the initial weights and the order. All adapters share it, so that a self-edit gives the same
+            seed (`int` or `Sequence[int]`, *optional*, defaults to `0`):
+                Seed of the initial weights and the order: of all adapters, or of each. A self-edit with a seed gives the same
                 adapter, up to rounding, alone and among others.
             on_step (`Callable[[InnerStep], None]`, *optional*):
                 Called after every optimizer step with losses, tokens and time, counted over all parts that are trained. Where
@@ -293,15 +293,18 @@ class SelfAdaptingLM:
             `"stopped"` whether it ended early.
 
         Raises:
-            ValueError: No self-edits, one without any text, one longer than the context, an invalid override, or a
-                negative seed.
+            ValueError: No self-edits, one without any text, one longer than the context, an invalid override, a negative
+                seed, or seeds that are not one for each.
             torch.OutOfMemoryError: One adapter alone does not fit into the device's memory.
         """
         is_one = isinstance(self_edits, SelfEdit | InnerUpdate)
         edits = [self_edits] if is_one else list(self_edits)
         if not edits:
             raise ValueError("adapt() got no self-edits; give at least one, for example from propose().")
-        if seed < 0:
+        seeds = [seed] * len(edits) if isinstance(seed, int) else list(seed)
+        if len(seeds) != len(edits):
+            raise ValueError(f"{len(seeds)} seeds were given for {len(edits)} self-edits; give one, or one for each.")
+        if min(seeds) < 0:
             raise ValueError(f"seed={seed} must be 0 or more.")
         updates = [
             edit
@@ -321,7 +324,7 @@ class SelfAdaptingLM:
             self.model,
             self.peft_config,
             updates,
-            seed=seed,
+            seed=seeds,
             on_step=on_step,
             stop=stop,
             gradient_checkpointing=self.inner_gradient_checkpointing,
@@ -335,14 +338,14 @@ class SelfAdaptingLM:
                 training={
                     **asdict(update.config),
                     **base_facts(self.model),
-                    "seed": seed,
+                    "seed": own_seed,
                     "num_steps": len(result.losses),
                     "num_tokens": result.num_tokens,
                     "losses": tuple(result.losses),
                     "stopped": result.stopped,
                 },
             )
-            for update, (layout, weights, result) in zip(updates, trained, strict=True)
+            for update, own_seed, (layout, weights, result) in zip(updates, seeds, trained, strict=True)
         ]
         return adapters[0] if is_one else adapters
 

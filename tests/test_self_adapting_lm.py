@@ -207,6 +207,17 @@ class TestAdapt:
             assert torch.equal(adapter.weights, weights) and adapter.weights is adapter.device_weights
             assert lm.answer(QUESTIONS, adapter=adapter, max_answer_length=16) == expected
 
+    def test_each_adapter_may_have_a_seed_of_its_own(self, lm):
+        first, second = lm.adapt(EDITS[:2], seed=[4, 9])
+        for edit, seed, adapter in ((EDITS[0], 4, first), (EDITS[1], 9, second)):
+            alone = lm.adapt(edit, seed=seed)
+            torch.testing.assert_close(adapter.weights, alone.weights, atol=1e-5, rtol=0)
+            assert adapter.training["seed"] == seed
+        with pytest.raises(ValueError, match="3 seeds were given for 2 self-edits"):
+            lm.adapt(EDITS[:2], seed=[1, 2, 3])
+        with pytest.raises(ValueError, match="must be 0 or more"):
+            lm.adapt(EDITS[:2], seed=[1, -1])
+
     def test_negative_seed(self, lm):
         with pytest.raises(ValueError, match="seed=-1 must be 0 or more"):
             lm.adapt(EDITS[0], seed=-1)

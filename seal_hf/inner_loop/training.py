@@ -82,7 +82,7 @@ def train(
     bank: AdapterBank,
     updates: Sequence[InnerUpdate],
     *,
-    order_seed: int = 0,
+    order_seed: int | Sequence[int] = 0,
     on_step: Callable[[InnerStep], None] | None = None,
     stop: threading.Event | None = None,
     gradient_checkpointing: bool = False,
@@ -95,8 +95,9 @@ def train(
             The adapters, with their initial weights.
         updates (`Sequence[InnerUpdate]`):
             One per adapter.
-        order_seed (`int`, *optional*, defaults to `0`):
-            Seed of the order of sequences (see [`training_order`]).
+        order_seed (`int` or `Sequence[int]`, *optional*, defaults to `0`):
+            Seed of the order of sequences (see [`training_order`]): of all adapters, or of each. Adapters of different seeds
+            meet in less equal lengths, which costs some padding.
         on_step (`Callable[[InnerStep], None]`, *optional*):
             Called after every optimizer step.
         stop (`threading.Event`, *optional*):
@@ -123,7 +124,8 @@ def train(
             "bitsandbytes packed this model's 4-bit weights for CPU inference, and that form has no backward pass; load "
             "the model again and call keep_trainable(model) before the first forward pass."
         )
-    orders = [training_order(update, order_seed) for update in updates]
+    seeds = [order_seed] * len(updates) if isinstance(order_seed, int) else order_seed
+    orders = [training_order(update, seed) for update, seed in zip(updates, seeds, strict=True)]
     results = [InnerResult() for _ in updates]
     num_steps = max(update.num_steps for update in updates)
     start = time.perf_counter()

@@ -45,7 +45,7 @@ def train_within_memory(
     peft_config: LoraConfig,
     updates: Sequence[InnerUpdate],
     *,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     on_step: Callable[[InnerStep], None] | None = None,
     stop: threading.Event | None = None,
     gradient_checkpointing: bool = False,
@@ -61,8 +61,8 @@ def train_within_memory(
             Shape of the adapters.
         updates (`Sequence[InnerUpdate]`):
             What they train on; at least one.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of the initial weights and of the order, the same for all.
+        seed (`int` or `Sequence[int]`, *optional*, defaults to `0`):
+            Seed of the initial weights and of the order: of all, or of each.
         on_step (`Callable[[InnerStep], None]`, *optional*):
             Called after every optimizer step. Adapters, steps, tokens and time are counted over all parts; the steps of a
             bank that did not fit are lost, and counted again.
@@ -78,12 +78,13 @@ def train_within_memory(
     """
     trained: list[TrainedAdapter] = []
     done = _Done()
-    waiting = [list(updates)]  # the next part is the last one
+    seeds = [seed] * len(updates) if isinstance(seed, int) else seed
+    waiting = [list(zip(updates, seeds, strict=True))]  # the next part is the last one
     while waiting:
         part = waiting.pop()
         report = on_step and partial(_report, on_step, done, sum(map(_num_steps, waiting)))
         start = time.perf_counter()
-        own, cause = _train(model, peft_config, part, seed, report, stop, gradient_checkpointing)
+        own, cause = _train(model, peft_config, part, report, stop, gradient_checkpointing)
         done.seconds += time.perf_counter() - start
         if cause is None:
             if waiting:  # the next part needs the memory
@@ -95,7 +96,7 @@ def train_within_memory(
             continue
         release_memory(model.get_input_embeddings().weight.device)
         if len(part) == 1:
-            raise torch.OutOfMemoryError(_remedy(model, peft_config, part[0], gradient_checkpointing, cause))
+            raise torch.OutOfMemoryError(_remedy(model, peft_config, part[0][0], gradient_checkpointing, cause))
         logger.warning("A bank of %d adapters is too large for the memory; it is trained in halves.", len(part))
         half = len(part) // 2
         waiting += [part[half:], part[:half]]
@@ -125,26 +126,26 @@ def _report(on_step: Callable[[InnerStep], None], done: _Done, num_steps_left: i
     )
 
 
-def _num_steps(part: Sequence[InnerUpdate]) -> int:
-    return max(update.num_steps for update in part)
+def _num_steps(part: Sequence[tuple[InnerUpdate, int]]) -> int:
+    return max(update.num_steps for update, _ in part)
 
 
 def _train(
     model: nn.Module,
     peft_config: LoraConfig,
-    updates: Sequence[InnerUpdate],
-    seed: int,
+    part: Sequence[tuple[InnerUpdate, int]],
     on_step: Callable[[InnerStep], None] | None,
     stop: threading.Event | None,
     gradient_checkpointing: bool,
 ) -> tuple[list[TrainedAdapter], str | None]:
     """The adapters of one bank, or none and the error's first line where the memory does not hold them."""
+    updates, seeds = zip(*part, strict=True)
     try:
-        bank = AdapterBank.initialize(model, peft_config, [seed] * len(updates))
+        bank = AdapterBank.initialize(model, peft_config, seeds)
         results = train(
             bank,
             updates,
-            order_seed=seed,
+            order_seed=seeds,
             on_step=on_step,
             stop=stop,
             gradient_checkpointing=gradient_checkpointing,

@@ -244,22 +244,22 @@ class Rollout:
         return scored
 
     def _run_bank(self, stage: Stage, trials: Sequence[Trial], bar: tqdm) -> list[TrialResult]:
-        seed = stage.inner_seeds[trials[0].repeat]
         before, start = bar.n, time.perf_counter()
 
         def on_step(step: InnerStep) -> None:
             bar.update(max(0, before + step.num_tokens - bar.n))
 
-        updates = [trial.update for trial in trials if trial.update is not None]
-        trained = iter(self.lm.adapt(updates, seed=seed, on_step=on_step) if updates else [])
+        work = [(trial.update, stage.inner_seed(trial)) for trial in trials if trial.update is not None]
+        updates, seeds = zip(*work, strict=True) if work else ((), ())
+        trained = iter(self.lm.adapt(updates, seed=seeds, on_step=on_step) if updates else [])
         adapters = [next(trained) if trial.update is not None else None for trial in trials]
         seconds = time.perf_counter() - start
-        results = self._examine(stage, trials, adapters, seed, seconds)
+        results = self._examine(stage, trials, adapters, seconds)
         bar.update(before + sum(trial.cost(self.config.max_answer_length) for trial in trials) - bar.n)
         return results
 
     def _examine(
-        self, stage: Stage, trials: Sequence[Trial], adapters: Sequence[Adapter | None], seed: int, seconds: float
+        self, stage: Stage, trials: Sequence[Trial], adapters: Sequence[Adapter | None], seconds: float
     ) -> list[TrialResult]:
         """Ask the adapters of a bank, which took `seconds` to train, and grade what they answer."""
         asked = [
@@ -278,7 +278,7 @@ class Rollout:
                     example=place,
                     edit=trial.edit,
                     repeat=trial.repeat,
-                    seed=seed,
+                    seed=stage.inner_seed(trial),
                     reward=own.reward,
                     answers=own.answers,
                     verdicts=own.verdicts,

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..domains.base import Condition
-from ..generation.base import Sampling
+from ..generation.base import Sampling, draw_seed
 from ..inner_loop.update import InnerUpdate, is_whole
 from ..records.journal import Journal, Proposal
 from ..self_edit import Prompt
@@ -122,6 +122,16 @@ class Stage:
     def untrained_baselines(self) -> tuple[Condition, ...]:
         """The baselines that are answered without an inner adapter."""
         return tuple(condition for condition in self.baselines if condition.self_edit is None)
+
+    def inner_seed(self, trial: "Trial") -> int:
+        """
+        The seed of a trial's initial weights and order.
+
+        Those of one repeat share theirs in training, where self-edits of one example are compared. In an evaluation each
+        example has one of its own, so that what a seed happens to give is part of the variation between examples.
+        """
+        seed = self.inner_seeds[trial.repeat]
+        return draw_seed(seed, trial.asked[0]) if self.is_evaluation else seed
 
     def untrained_proposals(self) -> list[Proposal]:
         """The records of the untrained baselines; none in a training round, where they only give the base reward."""

@@ -9,7 +9,7 @@ from seal_hf.domains import Domain, KnowledgeDomain
 from seal_hf.domains.base import BASE, SELF_EDITS
 from seal_hf.domains.knowledge.domain import IN_CONTEXT, PASSAGE_ONLY
 from seal_hf.evaluation.single_passage import single_passage
-from seal_hf.generation.base import Generation
+from seal_hf.generation.base import Generation, draw_seed
 from seal_hf.grading import GradingIncomplete
 from seal_hf.records.journal import Journal
 from seal_hf.records.report import evaluations
@@ -27,6 +27,7 @@ EXAMPLES = [
     {"title": "Owls", "context": "Cleo paints owls.", "questions": [{"question": "Who?", "answer": "Cleo"}]},
 ]
 CONDITIONS = (BASE, IN_CONTEXT, PASSAGE_ONLY, SELF_EDITS)
+SEED_OF_1 = draw_seed(0, 1)  # of all adapters of the second example
 CONFIG = RolloutConfig(max_completion_length=12, max_answer_length=8, adapters_per_bank=4, disable_tqdm=True)
 
 
@@ -93,8 +94,10 @@ def test_answers_are_those_of_the_named_model(lm, folder):
 
     assert answers_of(folder, 1, BASE) == [answers(closed_book)]
     assert answers_of(folder, 1, IN_CONTEXT) == [answers(domain.questions_in_context(example))]
-    assert answers_of(folder, 1, PASSAGE_ONLY) == [answers(closed_book, lm.adapt(domain.passage_only(example)))]
-    adapters = [lm.adapt(domain.parse(completion, example)) for completion in completions]
+    assert answers_of(folder, 1, PASSAGE_ONLY) == [
+        answers(closed_book, lm.adapt(domain.passage_only(example), seed=SEED_OF_1))
+    ]
+    adapters = [lm.adapt(domain.parse(completion, example), seed=SEED_OF_1) for completion in completions]
     assert answers_of(folder, 1, SELF_EDITS) == [answers(closed_book, adapter) for adapter in adapters]
     everything = [str(own) for condition in CONDITIONS for own in answers_of(folder, 1, condition)]
     assert len(set(everything)) == len(everything)
@@ -114,7 +117,7 @@ def test_adapters_are_asked_for_a_recitation_too(lm, folder):
     )
     trained = {PASSAGE_ONLY: domain.passage_only(example), SELF_EDITS: domain.parse(completion, example)}
     for condition, self_edit in trained.items():
-        (text,) = lm.answer_prompts([prompt], [lm.adapt(self_edit)], max_answer_length=8)
+        (text,) = lm.answer_prompts([prompt], [lm.adapt(self_edit, seed=SEED_OF_1)], max_answer_length=8)
         assert by_condition[condition]["recitation"] == {"answer": text, "verdicts": [True, True]}
     for repeat in by_condition.values():
         assert repeat["recited"] == domain.recited(example, repeat["answers"])

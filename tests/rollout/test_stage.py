@@ -76,6 +76,14 @@ def test_banks_of_a_stage(lm):
     assert banks[4][0].cost(max_answer_length=6) == 6
 
 
+def test_an_evaluation_has_a_seed_for_each_example_and_repeat():
+    trials = [Trial(SELF_EDITS, edit, repeat, UPDATE, (example,), None) for edit, repeat, example in
+              ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))]  # fmt: skip
+    seeds = list(map(stage(is_evaluation=True).inner_seed, trials))
+    assert seeds[0] == seeds[1] and len(set(seeds)) == 3  # self-edits of one example share theirs
+    assert list(map(stage().inner_seed, trials)) == [5, 5, 6, 5]
+
+
 def test_a_stage_of_malformed_self_edits_asks_the_base_alone(lm):
     own = [proposal(0, edit, []) for edit in range(4)]
     assert keys(stage_banks(stage(1), own, [None] * 4, lm.domain.questions)) == {0: [(0, 0, 0)]}
