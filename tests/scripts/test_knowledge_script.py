@@ -80,10 +80,12 @@ def test_script_trains(done, config):
     *_, table, end = done.stdout.split("\n\n")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
     assert rows[0][:2] == ["condition", "accuracy"]
+    measured = [f"{name} {when} round 1" for when in ("before", "after") for name in ("passage only", "self-edits")]
     assert [row[0] for row in rows[2:]] == [
-        *("base", "passage in context", "passage only", "self-edits before round 1", "self-edits after round 1")
+        *("base", "passage in context"),
+        *(row for name in measured for row in (name, f"recitation, {name}")),
     ]
-    assert "| 1     |          4 |" in done.stdout
+    assert "| 1     |        2 |          4 |" in done.stdout
     assert end == f"The policy adapter, the journal and rewards.png are in {folder}.\n"
 
     assert (folder / "rewards.png").read_bytes().startswith(b"\x89PNG")
@@ -116,7 +118,7 @@ def test_script_prints_its_plan(config, tmp_path):
     lines = planned.stdout.splitlines()
     assert "rounds: 3, examples: 2, evaluated on: 1, processes: 1" in lines
     assert "each round: 6 self-edits, 6 adapters in banks of 6, 2 steps of outer SFT" in lines
-    assert "all evaluations: 5 adapters" in lines
+    assert "all evaluations: 8 adapters" in lines
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
