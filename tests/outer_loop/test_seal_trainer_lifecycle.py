@@ -123,8 +123,8 @@ def test_stop_after_a_bank(reference, tmp_path):
     other, resumed = finish_both(trainer, folder, tmp_path)
     assert records(folder) == reference.records == records(tmp_path / "copy")
     assert equal(policy_of(trainer.model), reference.policy) and equal(policy_of(other.model), reference.policy)
-    # 2 of the 3 banks of round 1, all 3 of round 2, and 1 for each evaluation after them.
-    assert resumed.count("substep_end") == 2 + 1 + 3 + 1
+    # 2 of the 3 banks of round 1, all 3 of round 2, and 2 for each evaluation after them.
+    assert resumed.count("substep_end") == 2 + 2 + 3 + 2
 
 
 def test_a_bank_that_is_not_the_one_asked_for_is_run_again(reference, tmp_path):
@@ -181,7 +181,7 @@ def test_stop_in_the_middle_of_a_fit(reference, tmp_path):
     other, resumed = finish_both(trainer, folder, tmp_path)
     assert records(folder) == reference.records == records(tmp_path / "copy")
     assert equal(policy_of(trainer.model), reference.policy) and equal(policy_of(other.model), reference.policy)
-    assert resumed.count("substep_end") == 1  # the last evaluation's
+    assert resumed.count("substep_end") == 2  # the last evaluation's
     assert resumed.count("step_end") == 2 and resumed.count("save") == 1
 
 
