@@ -180,7 +180,7 @@ def test_new_texts_add_up(byte_model, batch_size):
             byte_model, tokenizer, PROMPTS, max_new_tokens=20, on_text=calls.append, batch_size=batch_size
         )
     assert facts(generations) == [(*row, True) for row in zip(TEXTS, NUM_TOKENS, strict=True)]
-    assert [bytes(generation.token_ids[:-1]).decode() for generation in generations] == TEXTS
+    assert [tokenizer.decode(generation.token_ids[:-1]) for generation in generations] == TEXTS
     assert {generation.token_ids[-1] for generation in generations} == {256}
     assert ["".join(row) for row in zip(*calls, strict=True)] == TEXTS
     assert {text for call in calls for text in call} >= {"🐝", "蜂", "蜜", "ü", "\n"}
