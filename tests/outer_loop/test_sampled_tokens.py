@@ -34,15 +34,15 @@ def test_sampled_and_trained_tokens_are_equal(tokenizer, style, chat, tmp_path, 
         train_dataset=tiny_examples(2),
         processing_class=tokenizer,
     )
-    sampled, generate_batch = {}, TransformersGenerator._generate_batch
+    sampled, write = {}, TransformersGenerator._write
 
-    def noted(self, prompts, limits, sampler, *args):
-        written = generate_batch(self, prompts, limits, sampler, *args)
-        if sampler is not None:
-            sampled.update({(*ids, *one.token_ids): one for ids, one in zip(prompts, written, strict=True)})
-        return written
+    def noted(self, prompts, adapters, stacked, sampling, pad_id, writing, batch):
+        yield from write(self, prompts, adapters, stacked, sampling, pad_id, writing, batch)
+        if sampling is not None:
+            texts = writing.finish()
+            sampled.update({(*prompts[place], *texts[place].token_ids): texts[place] for place in batch})
 
-    monkeypatch.setattr(TransformersGenerator, "_generate_batch", noted)
+    monkeypatch.setattr(TransformersGenerator, "_write", noted)
     _, (rows,), _ = observed(trainer)
     kept = {edit["completion"] for edit in read(tmp_path / "selected" / "round_000.jsonl")}
     assert rows == sorted(ids for ids, one in sampled.items() if one.text in kept)
