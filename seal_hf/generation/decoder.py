@@ -17,6 +17,8 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.modeling_outputs import ModelOutput
 
 from ..adapters.bank import StackedAdapters
+from ..inner_loop.norm import frozen_norms
+from ..inner_loop.rotary import written_out_rotary
 from ..models.access import head_input_changed, unwrap
 from ..models.attention_kernels import without_cudnn
 from ..models.transfers import to_device
@@ -70,6 +72,9 @@ class Decoder:
         self._context.enter_context(torch.no_grad())
         self._context.enter_context(without_cudnn())
         self._context.enter_context(grouped_attention(self.base))
+        if self.device.type == "cuda":  # where a token takes as long as its operations take to launch
+            self._context.enter_context(frozen_norms(self.base))
+            self._context.enter_context(written_out_rotary(self.base))
         # The last token's hidden states have gaps between them, and torch multiplies frozen weights with such states row
         # by row, each with a copy of the weights of its own.
         self._context.enter_context(head_input_changed(self.base, torch.Tensor.contiguous))

@@ -8,6 +8,7 @@ keeps them; written out it is a third of that. On CUDA torch has a kernel for ei
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -38,14 +39,21 @@ class _RMSNorm(torch.autograd.Function):
         return grad_normed.addcmul(normed, mean, value=-1).mul_(scale).to(hidden.dtype), None, None
 
 
+# Of each norm that was looked at: for which dtype, and whether it computes what the written-out one does.
+_known: WeakKeyDictionary[nn.Module, tuple[torch.dtype, bool]] = WeakKeyDictionary()
+
+
 @contextmanager
 def frozen_norms(model: nn.Module) -> Iterator[None]:
     """
-    Let a model's RMSNorm modules use the written-out backward pass inside the block.
+    Let a model's RMSNorm modules use the written-out backward pass, on CUDA torch's kernels, inside the block.
 
-    Only those that compute exactly the same on random input are changed; there are variants.
+    Only those that compute exactly the same on random input are changed; there are variants. Where gradients are kept, those
+    whose weights are trained are left alone.
     """
-    changed = _plain_norms(model)
+    changed = [
+        module for module in _plain_norms(model) if not (torch.is_grad_enabled() and module.weight.requires_grad)
+    ]
     for module in changed:
         module.forward = partial(_forward, module)
     try:
@@ -68,20 +76,24 @@ def _written_out(module: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor
 
 
 def _plain_norms(model: nn.Module) -> list[nn.Module]:
-    """The norms that compute what the written-out one does; the host waits for the device once for all of them."""
+    """
+    The norms that compute what the written-out one does.
+
+    Each is looked at once; the host waits for the device once for all that are new.
+    """
     candidates = [module for module in model.modules() if _may_be_plain(module)]
-    if not candidates:
-        return []
-    with torch.no_grad():
-        equal = [_equals_written_out(module) for module in candidates]
-    found = to_host(torch.stack([flag.to(equal[0].device, non_blocking=True) for flag in equal]))
-    return [module for module, is_equal in zip(candidates, found, strict=True) if is_equal]
+    new = [module for module in candidates if _known.get(module, (None,))[0] != module.weight.dtype]
+    if new:
+        with torch.no_grad():
+            equal = [_equals_written_out(module) for module in new]
+        found = to_host(torch.stack([flag.to(equal[0].device, non_blocking=True) for flag in equal]))
+        _known.update({module: (module.weight.dtype, flag) for module, flag in zip(new, found, strict=True)})
+    return [module for module in candidates if _known[module][1]]
 
 
 def _may_be_plain(module: nn.Module) -> bool:
-    if not (type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon")):
-        return False
-    return "forward" not in vars(module) and not module.weight.requires_grad
+    is_named = type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon")
+    return is_named and "forward" not in vars(module)
 
 
 def _equals_written_out(module: nn.Module) -> torch.Tensor:

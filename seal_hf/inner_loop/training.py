@@ -27,6 +27,7 @@ from .forward import TrainingForward
 from .lora import LoraParameters
 from .norm import frozen_norms
 from .optimizer import BankOptimizer, StepSize
+from .rotary import written_out_rotary
 from .update import InnerUpdate, learning_rate, training_order
 
 
@@ -129,7 +130,7 @@ def train(
     results = [InnerResult() for _ in updates]
     num_steps = max(update.num_steps for update in updates)
     start = time.perf_counter()
-    with _frozen(bank.model), frozen_norms(bank.model):
+    with _frozen(bank.model), frozen_norms(bank.model), written_out_rotary(bank.model):
         parameters = LoraParameters(bank.layout, activation_dtype(bank.model), bank.weights.device, len(bank))
         optimizer = BankOptimizer(bank.weights, parameters.grads)
         forward = TrainingForward(bank.model, bank.layout, gradient_checkpointing)

@@ -11,6 +11,7 @@ from helpers.tiny_models import KINDS, tiny_model, tiny_tokenizer
 from seal_hf.adapters.adapter import Adapter
 from seal_hf.generation.base import Sampling
 from seal_hf.generation.transformers_generation import TransformersGenerator
+from seal_hf.inner_loop.norm import frozen_norms
 
 
 PROMPTS = ["Who keeps bees?", "Ann", "Moths like lamps and the", "Where is Vell, and who lives there?", "1, 2, 3"]
@@ -19,8 +20,10 @@ NUM_TOKENS = 9
 
 
 def on_gpu(kind: str = "llama", **overrides) -> tuple[TransformersGenerator, list[Adapter]]:
-    """A model and the adapters of a bank, to be used as on a GPU."""
+    """A model and the adapters of a bank, to be used as on a GPU; its norms were looked at before, which waits once."""
     model = tiny_model(kind, **overrides)
+    with frozen_norms(model):
+        pass
     bank = random_bank(model)
     weights = bank.weights.to("meta")
     adapters = [Adapter(bank.layout, own, BASE_ID) for own in weights]
@@ -87,6 +90,15 @@ def test_launches_of_a_step_do_not_grow_with_the_rows():
             launches.append(gpu.launches.total())
         steps.append(launches[1] - launches[0])
     assert steps[0] == steps[1] > 0
+
+
+def test_a_step_uses_the_kernels_for_norms_and_the_short_form_of_positions():
+    generator, _ = on_gpu()
+    with fake_gpu() as gpu:
+        gpu.values = torch.zeros
+        generator.generate(PROMPTS, max_new_tokens=3)
+    assert gpu.launches["rsqrt"] == 0 and gpu.launches["_fused_rms_norm"] == 3 * 5  # of 2 layers, and the last
+    assert gpu.launches["addcmul_"] == 3 * 2 * 4
 
 
 def test_a_likelihood_pass_is_waited_for_once(monkeypatch):

@@ -29,10 +29,12 @@ def test_frozen_norms(kind, changed):
     torch.testing.assert_close(grad, expected_grad)
 
 
-def test_norms_with_trained_weights_are_left_alone():
+def test_norms_with_trained_weights_are_left_alone_where_gradients_are_kept():
     model = tiny_llama()
     with frozen_norms(model):
         assert not any("forward" in vars(module) for module in model.modules())
+    with torch.no_grad(), frozen_norms(model):
+        assert "forward" in vars(model.model.norm)
 
 
 class OtherDtypeRMSNorm(nn.Module):
@@ -67,6 +69,10 @@ def test_the_host_waits_once_for_all_norms(monkeypatch):
     with Operators() as operators, frozen_norms(model):
         pass
     assert [values.tolist() for values in read] == [[True] * 7]
+    with frozen_norms(model):
+        assert len(read) == 1
+    with frozen_norms(model.bfloat16()):
+        assert len(read) == 2
     assert not {"equal", "_local_scalar_dense"} & set(operators.names)
 
 
