@@ -260,18 +260,30 @@ def test_a_hub_that_fails_to_the_end(pushing, hub, caplog, token, tmp_path, shor
 
 def test_ctrl_c_ends_the_wait_for_the_last_push(pushing, hub, tmp_path):
     hub.fall_silent("/commit/")
+    is_over = threading.Event()
 
     class Interrupt(TrainerCallback):
+        """Presses Ctrl+C, and again a second later where the first was taken as a wish to stop after the step."""
+
+        presser = None
+
         def on_push_begin(self, args, state, control, **kwargs):
-            threading.Thread(target=self.press, daemon=True).start()
+            if self.presser is None:
+                self.presser = threading.Thread(target=self.press, daemon=True)
+                self.presser.start()
 
         def press(self):
             wait_for(lambda: hub.requests("/commit/"))
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            if not is_over.wait(1):
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
     trainer = pushing(num_rounds=1, num_eval=0, callbacks=[Interrupt()])
     with pytest.raises(KeyboardInterrupt):
-        trainer.train()
+        try:
+            trainer.train()
+        finally:
+            is_over.set()
     assert (tmp_path / "run" / "policy" / "round_000").is_dir()
     hub.reset_faults()
     again = pushing(num_rounds=1, num_eval=0)

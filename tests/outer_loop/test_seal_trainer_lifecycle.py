@@ -245,7 +245,7 @@ def test_rounds_can_be_added(reference, tmp_path):
     trainer = small_trainer(folder, num_rounds=2, callbacks=[recorder])
     trainer.train(resume_from_checkpoint=True)
     assert records(folder) == reference.records
-    assert recorder.count("substep_end") == 3 + 1 and recorder.count("save") == 1
+    assert recorder.count("substep_end") == 3 + 2 and recorder.count("save") == 1
     assert trainer.state.max_steps == 6 == trainer.state.global_step
 
     kept = {path: path.stat().st_mtime_ns for path in folder.rglob("*.jsonl")}
