@@ -62,26 +62,27 @@ def _evaluation_table(results: Sequence[Evaluation]) -> list[str]:
     if len(results) > 1:
         columns[f"{SELF_EDITS}, round 0"] = "minus before round 1"
     of_every_policy = {SELF_EDITS, *(name for one in results[1:] for name in one.accuracies)}
+    is_told = any(one.recited for one in results)
     rows = []
     for one in results:
         when = f" after round {one.round}" if one.round else " before round 1" if len(results) > 1 else ""
         for name, value in one.accuracies.items():
             gains = [str(one.gains.get(column, "")) if name == SELF_EDITS else "" for column in columns]
             label = f"{name}{when if name in of_every_policy else ''}"
-            rows.append([label, str(value), *(percent(rate[name].value) for rate in [one.recited] if rate), *gains])
+            # Where every self-edit is malformed, no adapter has answered.
+            recited = percent(one.recited[name].value) if name in one.recited else "–"
+            rows.append([label, str(value), *[recited] * is_told, *gains])
             if name in one.recitations:
-                rows.append(
-                    [f"recitation, {label}", str(one.recitations[name]), *[""] * (bool(one.recited) + len(columns))]
-                )
+                rows.append([f"recitation, {label}", str(one.recitations[name]), *[""] * (is_told + len(columns))])
     size = start.accuracies[SELF_EDITS]
     notes = [
         f"Evaluation on {size.num_passages} passages with {size.num_questions} questions: mean over passages of the "
         "share of right answers, with 95 % intervals over passages; differences are paired by passage."
     ]
-    if start.recitations:
+    if any(one.recitations for one in results):
         notes.append(
             'A recitation is what the adapted model says to "Tell me about" the passage\'s topic, graded as the answer to every '
             "question: what it earns is earned without answering. Recited is the share of answers that are given to two or more "
             "questions or copy 12 words of the passage in a row."
         )
-    return [*notes, _markdown(["condition", "accuracy", *["recited"] * bool(start.recited), *columns.values()], rows)]
+    return [*notes, _markdown(["condition", "accuracy", *["recited"] * is_told, *columns.values()], rows)]

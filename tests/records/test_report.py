@@ -277,6 +277,25 @@ def test_recitations_and_recited_answers(tmp_path):
     assert rows["self-edits before round 1"][3].strip() == "25.0 %"
 
 
+def test_results_table_where_no_self_edit_is_well_formed(tmp_path):
+    """Then no adapter was asked for a recitation, and nobody's answers were."""
+    write_evaluations(
+        tmp_path,
+        [
+            [answered(0, BASE, 0, [RIGHT], recited=[False]), answered(0, SELF_EDITS, 0)],
+            [answered(1, SELF_EDITS, 0, [RIGHT], recited=[True], recitation=[WRONG])],
+        ],
+    )
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in results_table(tmp_path).splitlines()[4:]]
+    assert len({len(row) for row in table}) == 1
+    assert [row[:3:2] for row in table[2:]] == [
+        ["base", "0.0 %"],
+        ["self-edits before round 1", "–"],
+        ["self-edits after round 1", "100.0 %"],
+        ["recitation, self-edits after round 1", ""],
+    ]
+
+
 def test_gains_are_paired_by_passage_whatever_the_order_of_the_records(run, tmp_path):
     write_evaluations(tmp_path / "other", [EVALUATIONS[0][::-1], *EVALUATIONS[1:]])
     other = evaluations(Journal(tmp_path / "other" / "evaluation"))
