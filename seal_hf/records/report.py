@@ -3,14 +3,14 @@
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, pstdev
 
 import numpy as np
 
 from ..domains.base import BASE, SELF_EDITS
 from ..grading.intervals import Accuracy, Difference, accuracy, paired_difference
-from .journal import Journal, ScoredSelfEdit, SelectedSelfEdit, rounded
+from .journal import Journal, ScoredSelfEdit, SelectedSelfEdit, rank, rounded
 
 
 @dataclass(frozen=True)
@@ -152,23 +152,30 @@ def best_of_k(scored: Iterable[ScoredSelfEdit]) -> Accuracy | None:
     """
     The reward of each example's best self-edit, scored by repeats that did not choose it.
 
-    Each repeat in turn scores what the mean of all others chooses. Choosing and scoring by the same noisy rewards would find
-    a gain where there is none.
+    Each repeat in turn scores the self-edit that [`rank`] puts first by the mean of all others. Choosing and scoring by the
+    same noisy rewards would find a gain where there is none. An example without a well-formed self-edit earns nothing.
 
     Returns:
-        `Accuracy`: the mean over examples; `None` where no example has two repeats of every well-formed self-edit.
+        `Accuracy`: the mean over the examples whose repeats are all graded; `None` where there are none, or not two repeats.
     """
+    by_example = _graded(scored).values()
+    num_repeats = max((len(edit.repeats) for own in by_example for edit in own), default=0)
     values = []
-    for own in _graded(scored).values():
-        # (edits, repeats); a malformed self-edit earns nothing in every repeat
-        rewards = [[repeat["reward"] for repeat in edit.repeats] for edit in own]
-        num_repeats = min((len(one) for one in rewards if one), default=0)
-        if num_repeats < 2 or any(reward is None for one in rewards for reward in one):
-            continue
-        table = np.array([one[:num_repeats] or [0.0] * num_repeats for one in rewards])
-        others = (table.sum(1, keepdims=True) - table).round(9)
-        values.append([float(table[others[:, repeat].argmax(), repeat]) for repeat in range(num_repeats)])
+    for own in by_example if num_repeats > 1 else ():
+        edits = [edit for edit in own if edit.well_formed]
+        if all(repeat["reward"] is not None for edit in edits for repeat in edit.repeats):
+            values.append([_scored_apart(edits, place) for place in range(num_repeats)])
     return accuracy(values) if values else None
+
+
+def _scored_apart(edits: Sequence[ScoredSelfEdit], place: int) -> float:
+    """The reward that one repeat gives to the self-edit that the other repeats choose; 0 where there is none to choose."""
+
+    def by_others(edit: ScoredSelfEdit) -> ScoredSelfEdit:
+        others = [repeat["reward"] for number, repeat in enumerate(edit.repeats) if number != place]
+        return replace(edit, reward=fmean(others))
+
+    return min(map(by_others, edits), key=rank).repeats[place]["reward"] if edits else 0.0
 
 
 def _means(

@@ -169,8 +169,20 @@ def test_best_of_k_is_scored_by_repeats_that_did_not_choose():
     # The better edit is chosen by any two of the repeats.
     better = [repeated(1, 0, 0.2, 0.4, 0.2), repeated(1, 1, 0.6, 0.8, 0.4), repeated(1, 2, well_formed=False)]
     assert best_of_k(better).value == pytest.approx(0.6)
-    both = best_of_k([*noise, *better])
-    assert (both.value, both.num_passages) == (pytest.approx(0.3), 2)
+    both = best_of_k([*noise, repeated(1, 0, 0.2, 0.4), repeated(1, 1, 0.6, 0.8)])
+    assert (both.value, both.num_passages) == (pytest.approx(0.35), 2)
+
+
+def test_best_of_k_chooses_as_the_selection_does():
+    # By repeat 1 both earn nothing; the selection never takes the malformed one.
+    assert best_of_k([repeated(0, 0, well_formed=False), repeated(0, 1, 1.0, 0.0)]).value == 0.5
+    # Of equals it takes the first that was not cut off.
+    cut_off, finished = repeated(0, 0, 0.2, 0.2), replace(repeated(0, 1, 1.0, 0.2), finished=True)
+    assert best_of_k([replace(cut_off, finished=False), finished]).value == pytest.approx(0.6)
+    assert best_of_k([replace(cut_off, finished=True), finished]).value == pytest.approx(0.2)
+    # Where it can take nothing, nothing is earned, as in the mean reward.
+    nothing = best_of_k([repeated(0, 0, well_formed=False), repeated(1, 0, 1.0, 1.0)])
+    assert (nothing.value, nothing.num_passages) == (0.5, 2)
 
 
 def test_best_of_k_needs_two_repeats():
