@@ -13,13 +13,12 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import HubStrategy
 
-from ..domains.base import SELF_EDITS
 from ..hub.errors import HubError, explaining_hub_errors
 from ..hub.model_card import AdapterCard, with_base_license, write_model_card
 from ..hub.transfer import download, hub_api, made_repo, upload
 from ..models.loading import base_facts
 from ..records.files import RUN_FILE
-from ..records.report import evaluations
+from ..records.report import evaluations, of_every_policy
 from ..records.run_folder import LAST_CHECKPOINT, RUN_FILES, STAGED_PREFIX, RunFolder, link_tree
 from ..records.samples import save_samples
 from ..records.tables import results_table
@@ -85,11 +84,11 @@ class Publisher:
     ) -> None:
         """Write the policy's model card, with the run's settings and results."""
         measured = evaluations(self.run.evaluation)
-        accuracies = dict(measured[0].accuracies) if measured else {}
-        if len(measured) > 1:
-            accuracies.pop(SELF_EDITS)
-            accuracies[f"{SELF_EDITS} before training"] = measured[0].accuracies[SELF_EDITS]
-            accuracies[f"{SELF_EDITS} after round {measured[-1].round}"] = measured[-1].accuracies[SELF_EDITS]
+        measured_again = of_every_policy(measured) if len(measured) > 1 else ()
+        accuracies = {}
+        for one in (*measured[:1], *measured[1:][-1:]):
+            when = f" after round {one.round}" if one.round else " before training"
+            accuracies |= {f"{name}{when * (name in measured_again)}": own for name, own in one.accuracies.items()}
         card = AdapterCard(
             accuracies=accuracies, dataset=dataset_name, tags=[tags] if isinstance(tags, str) else tags or ()
         )

@@ -96,9 +96,16 @@ def _draw_accuracies(axes: "Axes", results: Sequence[Evaluation]) -> None:
     numbers, own = range(len(results)), [one.accuracies[SELF_EDITS] for one in results]
     baselines = {name: value for name, value in results[0].accuracies.items() if name != SELF_EDITS}
     colors = _COLORS | dict(zip((name for name in baselines if name != BASE), cycle(_BASELINE_COLORS), strict=False))
-    for name, value in baselines.items():
-        axes.axhline(value.value, color=colors[name], linestyle="--")
-        axes.axhspan(value.low, value.high, color=colors[name], alpha=0.08, linewidth=0)
+    for name, value in list(baselines.items()):
+        measured = [one.accuracies[name] for one in results if name in one.accuracies]
+        if 1 < len(measured) == len(results):  # with the policy of every round
+            axes.plot(numbers, [one.value for one in measured], "o--", color=colors[name])
+            bounds = [one.low for one in measured], [one.high for one in measured]
+            axes.fill_between(numbers, *bounds, color=colors[name], alpha=0.08, linewidth=0)
+            baselines[name] = measured[-1]
+        else:
+            axes.axhline(value.value, color=colors[name], linestyle="--")
+            axes.axhspan(value.low, value.high, color=colors[name], alpha=0.08, linewidth=0)
     axes.vlines(numbers, [one.low for one in own], [one.high for one in own], color=_COLORS[SELF_EDITS])
     axes.plot(numbers, [one.value for one in own], "o-", color=_COLORS[SELF_EDITS])
     # What the same adapters earn with one text for all questions.

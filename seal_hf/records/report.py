@@ -86,6 +86,11 @@ def evaluations(journal: Journal) -> list[Evaluation]:
     return results
 
 
+def of_every_policy(results: Sequence[Evaluation]) -> set[str]:
+    """The names of the conditions that are measured again with the policy of every round."""
+    return {SELF_EDITS, *(name for one in results[1:] for name in one.accuracies)}
+
+
 def metrics(evaluation: Evaluation) -> dict[str, float]:
     """
     An evaluation as flat numbers to log: `base_accuracy`, `self_edits_accuracy`, `self_edits_recitation`,

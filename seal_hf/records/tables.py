@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..domains.base import SELF_EDITS
 from .journal import Journal, ScoredSelfEdit
-from .report import Evaluation, base_reward, best_of_k, evaluations, kept_flags, mean_reward, percent
+from .report import Evaluation, base_reward, best_of_k, evaluations, kept_flags, mean_reward, of_every_policy, percent
 
 
 def results_table(output_dir: str | Path) -> str:
@@ -61,14 +61,14 @@ def _evaluation_table(results: Sequence[Evaluation]) -> list[str]:
     columns = {start.reference: f"minus {start.reference}"}
     if len(results) > 1:
         columns[f"{SELF_EDITS}, round 0"] = "minus before round 1"
-    of_every_policy = {SELF_EDITS, *(name for one in results[1:] for name in one.accuracies)}
+    measured_again = of_every_policy(results)
     is_told = any(one.recited for one in results)
     rows = []
     for one in results:
         when = f" after round {one.round}" if one.round else " before round 1" if len(results) > 1 else ""
         for name, value in one.accuracies.items():
             gains = [str(one.gains.get(column, "")) if name == SELF_EDITS else "" for column in columns]
-            label = f"{name}{when if name in of_every_policy else ''}"
+            label = f"{name}{when if name in measured_again else ''}"
             # Where every self-edit is malformed, no adapter has answered.
             recited = percent(one.recited[name].value) if name in one.recited else "–"
             rows.append([label, str(value), *[recited] * is_told, *gains])

@@ -19,6 +19,7 @@ from helpers.folders import TESTS
 from helpers.observing import BASE_ID, PROMPT, equal, policy_of, records, saved_policy, small_trainer
 from helpers.outer_loop import tiny_examples, tiny_trainer
 from helpers.tiny_models import tiny_llama
+from seal_hf.records.report import evaluations
 from seal_hf.records.tables import results_table
 
 
@@ -49,6 +50,17 @@ def test_card_of_the_saved_policy(run, tmp_path):
     assert {"seal", "trl", "lora", f"base_model:adapter:{BASE_ID}"} == set(card.data.tags)
     assert results_table(run.folder).strip() in card.text
     assert "| self-edits after round 2 " in card.text and "- num_generations: 3\n" in card.text
+    first, last = (evaluations(run.trainer._folder.evaluation)[index].accuracies for index in (0, -1))
+    measured = {
+        "base": first["base"],
+        "passage in context": first["passage in context"],
+        "passage only before training": first["passage only"],
+        "self-edits before training": first["self-edits"],
+        "passage only after round 2": last["passage only"],
+        "self-edits after round 2": last["self-edits"],
+    }
+    named = {f"accuracy, {name} (n = {one.num_questions})": round(one.value, 4) for name, one in measured.items()}
+    assert {result.metric_name: result.metric_value for result in card.data.eval_results} == named
 
     run.trainer.save_model()  # beside the run's records
     try:

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 from datasets import load_dataset
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from seal_hf.domains.base import BASE, SELF_EDITS
@@ -411,6 +412,22 @@ def test_plot_of_what_there_is(tmp_path, training, evaluation):
     picture = imread(save_plot(tmp_path))
     assert picture.shape == (800, 1800, 4)
     assert picture[..., :3].std() > 0
+
+
+def test_plot_shows_a_baseline_that_each_policy_was_measured_on(tmp_path):
+    rounds = [
+        [answered(index, name, place, [verdict]) for name in names for place in range(2)]
+        for index, (names, verdict) in enumerate(
+            [((BASE, PASSAGE_ONLY, SELF_EDITS), WRONG), ((PASSAGE_ONLY, SELF_EDITS), RIGHT)]
+        )
+    ]
+    write_evaluations(tmp_path, rounds)
+    axes = Figure().subplots()
+    run_plot._draw_accuracies(axes, evaluations(Journal(tmp_path / "evaluation")))
+    rising = [line for line in axes.lines if list(line.get_ydata()) == [0.0, 1.0]]
+    assert [line.get_linestyle() for line in rising] == ["--", "-"]
+    names = [text.get_text() for text in axes.texts]
+    assert sorted(names) == ["base: 0.0 %", "passage only: 100.0 %", "self-edits: 100.0 %"]
 
 
 def test_plot_of_nothing_is_refused(tmp_path):
