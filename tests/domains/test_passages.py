@@ -97,6 +97,12 @@ def test_group_squad_rows():
     assert group_squad_rows([]) == []
 
 
+def test_blank_reference_answers_are_left_out():
+    row = {"title": "Bees", "context": "Bees hum.", "question": "What hums?"}
+    (only,) = group_squad_rows([row | {"answers": {"text": texts}} for texts in (["", " "], ["bees", "", "Bees"])])
+    assert only["questions"] == [{"question": "What hums?", "answer": ["bees", "Bees"]}]
+
+
 def test_examples_may_come_from_a_dataset():
     [first, second] = datasets.Dataset.from_list(ROWS)
     assert KnowledgeDomain().questions(first) == KnowledgeDomain().questions(ROWS[0])

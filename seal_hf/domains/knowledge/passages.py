@@ -85,7 +85,7 @@ def group_squad_rows(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     Group rows in the form of `rajpurkar/squad`, one question each, by passage.
 
     Passages keep the order of their first appearance. Several different reference answers become a list; a question
-    without any, as in SQuAD 2.0, is left out. Underscores in titles become spaces.
+    without any, as in SQuAD 2.0, or with blank ones alone is left out. Underscores in titles become spaces.
 
     Args:
         rows (`Iterable[Mapping[str, Any]]`):
@@ -105,14 +105,15 @@ def group_squad_rows(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """
     examples = {}
     for row in rows:
-        if not row["answers"]["text"]:
+        accepted = gold_answers([text for text in row["answers"]["text"] if is_text(text)])
+        if accepted is None:
             continue
         title = (row.get("title") or "").replace("_", " ")
         example = examples.setdefault(
             (title, row["context"]), {"title": title, "context": row["context"], "questions": []}
         )
-        first, *others = gold_answers(row["answers"]["text"])
-        example["questions"].append({"question": row["question"], "answer": [first, *others] if others else first})
+        answer = list(accepted) if len(accepted) > 1 else accepted[0]
+        example["questions"].append({"question": row["question"], "answer": answer})
     return list(examples.values())
 
 
