@@ -73,7 +73,7 @@ class RunFolder:
     def check(self, resume: bool, free_bytes_needed: int) -> None:
         """
         Raises:
-            ValueError: The folder holds a run with other settings, one of a newer version, or, where it is not to be
+            ValueError: The folder holds a run with other settings, one of another version, or, where it is not to be
                 resumed, any run.
             OSError: The folder cannot be written, or the disk has too little room.
         """
@@ -159,6 +159,11 @@ class RunFolder:
                 f"{run_file} is not a run of seal-hf ({error!r}); give another output_dir, so that nothing is lost."
             ) from error
         check_schema_version(version, run_file)
+        if version < SCHEMA_VERSION:
+            raise ValueError(
+                f"{run_file} was written by an older seal-hf (schema {version}, this one writes {SCHEMA_VERSION}), whose "
+                "rewards mean something else; finish the run with that version, or give another output_dir."
+            )
         different = sorted(name for name in {*found, *self._settings} if found.get(name) != self._settings.get(name))
         if different and not (self._fit_failed() and self._fit_settings.issuperset(different)):
             shown = ", ".join(

@@ -230,6 +230,15 @@ def test_a_run_of_a_newer_version_is_refused(run, settings):
     assert f"(schema {SCHEMA_VERSION + 1}, this one reads up to {SCHEMA_VERSION}); upgrade" in refusal(run, settings())
 
 
+def test_a_run_of_an_older_version_is_not_gone_on_with(run, settings):
+    """Its proposals lack the tokens that the outer SFT trains on, and its rewards are by another grader."""
+    (run.path / "run.json").write_text(json.dumps({"schema_version": 1, "settings": settings()}))
+    assert refusal(run, settings()).endswith(
+        f"run.json was written by an older seal-hf (schema 1, this one writes {SCHEMA_VERSION}), whose rewards mean "
+        "something else; finish the run with that version, or give another output_dir."
+    )
+
+
 def test_a_folder_below_a_file_cannot_be_written(tmp_path, settings):
     (tmp_path / "file").write_text("mine")
     for path in (tmp_path / "file", tmp_path / "file" / "run"):
