@@ -77,7 +77,8 @@ def said_polarity(question: str, answer: str) -> bool | None:
         return True
     if _NEGATORS.intersection(words):
         return False
-    asked = {word.text for word in read_words(question) if len(word.text) > 3}
+    asked = {word.text for word in read_words(question)}
+    asked = {word for word in asked if len(word) > 3} or asked
     is_bare = bool(words) and _BARE.issuperset(words)
     return True if is_bare or (asked and asked <= set(words)) else None
 

@@ -62,6 +62,8 @@ PAIRS = {
         ("Does it bite?", "no", "It never bites.", True),
         ("Does it bite?", "yes", "It does not bite.", False),
         ("Did it sink?", "yes", "It did.", True),
+        ("Is Eva a spy?", "yes", "Eva is a spy.", True),
+        ("Is Eva a spy?", "yes", "Eva is a nun.", False),
         ("Did it sink?", "no", "The short answer is no.", True),
     ],
     "near names": [
