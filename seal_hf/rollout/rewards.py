@@ -4,10 +4,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from ..adapters.adapter import Adapter
 from ..domains.base import BASE, Domain
 from ..grading import require_verdicts
 from ..records.journal import Proposal, ScoredSelfEdit, TrialResult
-from .stage import Stage
+from ..self_adapting_lm import SelfAdaptingLM
+from .stage import Stage, Trial
 
 
 @dataclass(frozen=True)
@@ -29,26 +31,61 @@ class Graded:
     reward: float | None
 
 
-def grade_answers(
-    domain: Domain, examples: Sequence[Mapping], answers: Sequence[list[str]], require_all: bool
-) -> list[Graded]:
+def ask_and_grade(
+    lm: SelfAdaptingLM, stage: Stage, asked: Sequence[tuple[Trial, Adapter | None, int]], max_answer_length: int
+) -> tuple[list[Graded], dict[int, dict]]:
     """
-    Let a domain judge the answers to many examples.
+    Ask adapters about their examples and grade the answers.
 
     Args:
-        domain ([`Domain`]):
-            The judge.
-        examples (`Sequence[Mapping]`):
-            The examples.
-        answers (`Sequence[list[str]]`):
-            The answers to each.
-        require_all (`bool`):
-            Whether a verdict of `None` is an error.
+        lm ([`SelfAdaptingLM`]):
+            The model and the domain.
+        stage ([`Stage`]):
+            The stage of the trials.
+        asked (`Sequence[tuple[Trial, Adapter | None, int]]`):
+            Each adapter, or `None` for the model alone, with its trial and the place of the example that it is asked about.
+        max_answer_length (`int`):
+            Longest answer, in tokens.
+
+    Returns:
+        `tuple[list[Graded], dict[int, dict]]`: the graded answers, and by place in `asked` the recitation of each trained
+        adapter of an evaluation (see [`TrialResult`]), where the domain has a prompt for one.
 
     Raises:
-        GradingIncomplete: An answer could not be graded, and `require_all` is set.
+        GradingIncomplete: An answer could not be graded, and `stage.is_evaluation` is set.
         ValueError: The domain does not return verdicts for every example.
     """
+    examples = [stage.data.examples[place] for *_, place in asked]
+    prompts = [trial.questions(example) for (trial, *_), example in zip(asked, examples, strict=True)]
+    reciting = {
+        index: prompt
+        for index, (trial, *_) in enumerate(asked)
+        if stage.is_evaluation
+        and trial.update is not None
+        and (prompt := lm.domain.recitation_prompt(examples[index])) is not None
+    }
+    texts = lm.answer_groups(
+        [*prompts, *([prompt] for prompt in reciting.values())],
+        [asked[index][1] for index in (*range(len(asked)), *reciting)],
+        max_answer_length=max_answer_length,
+    )
+    answers, recitations = texts[: len(asked)], [text for (text,) in texts[len(asked) :]]
+    graded = _grade_answers(
+        lm.domain,
+        [examples[index] for index in (*range(len(asked)), *reciting)],
+        answers + [[text] * len(answers[index]) for index, text in zip(reciting, recitations, strict=True)],
+        require_all=stage.is_evaluation,
+    )
+    return graded[: len(asked)], {
+        index: {"answer": text, "verdicts": own.verdicts}
+        for index, text, own in zip(reciting, recitations, graded[len(asked) :], strict=True)
+    }
+
+
+def _grade_answers(
+    domain: Domain, examples: Sequence[Mapping], answers: Sequence[list[str]], require_all: bool
+) -> list[Graded]:
+    """Let a domain judge the answers to many examples; with `require_all` a verdict of `None` is an error."""
     verdicts = domain.grade(examples, answers)
     if len(verdicts) != len(examples) or not all(isinstance(own, Sequence) and own for own in verdicts):
         raise ValueError(

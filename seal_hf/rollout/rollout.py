@@ -25,7 +25,7 @@ from ..self_adapting_lm import SelfAdaptingLM
 from .bank_schedule import adapters_per_bank, compose_banks, share_banks, work_of
 from .examples import completion_room
 from .processes import Processes
-from .rewards import Graded, grade_answers, mean, scored_self_edits
+from .rewards import ask_and_grade, mean, scored_self_edits
 from .stage import RolloutConfig, Stage, Trial, stage_banks
 
 
@@ -265,11 +265,11 @@ class Rollout:
         asked = [
             (trial, adapter, place) for trial, adapter in zip(trials, adapters, strict=True) for place in trial.asked
         ]
-        examples = [stage.data.examples[place] for *_, place in asked]
-        graded, recitations = self._ask(stage, asked, examples)
+        graded, recitations = ask_and_grade(self.lm, stage, asked, self.config.max_answer_length)
         bank_tokens = sum(adapter.training["num_tokens"] for adapter in adapters if adapter is not None)
         results = []
         for index, ((trial, adapter, place), own) in enumerate(zip(asked, graded, strict=True)):
+            example = stage.data.examples[place]
             training = adapter.training if adapter is not None else {"num_tokens": 0, "losses": ()}
             steps = len(training["losses"]) // training.get("num_train_epochs", 1)
             results.append(
@@ -285,46 +285,11 @@ class Rollout:
                     loss=mean(training["losses"][-steps:] if steps else ()),
                     tokens=training["num_tokens"],
                     seconds=seconds * training["num_tokens"] / bank_tokens if bank_tokens else 0.0,
-                    recited=self.lm.domain.recited(examples[index], own.answers) if stage.is_evaluation else None,
+                    recited=self.lm.domain.recited(example, own.answers) if stage.is_evaluation else None,
                     recitation=recitations.get(index),
                 )
             )
         return results
-
-    def _ask(
-        self, stage: Stage, asked: Sequence[tuple[Trial, Adapter | None, int]], examples: Sequence[Mapping]
-    ) -> tuple[list[Graded], dict[int, dict]]:
-        """
-        Ask adapters about their examples and grade the answers.
-
-        Returns:
-            `tuple[list[Graded], dict[int, dict]]`: the graded answers, and by place the recitation of each trained adapter of
-            an evaluation (see [`TrialResult`]), where the domain has a prompt for one.
-        """
-        prompts = [trial.questions(example) for (trial, *_), example in zip(asked, examples, strict=True)]
-        reciting = {
-            index: prompt
-            for index, (trial, *_) in enumerate(asked)
-            if stage.is_evaluation
-            and trial.update is not None
-            and (prompt := self.lm.domain.recitation_prompt(examples[index])) is not None
-        }
-        texts = self.lm.answer_groups(
-            [*prompts, *([prompt] for prompt in reciting.values())],
-            [asked[index][1] for index in (*range(len(asked)), *reciting)],
-            max_answer_length=self.config.max_answer_length,
-        )
-        answers, recitations = texts[: len(asked)], [text for (text,) in texts[len(asked) :]]
-        graded = grade_answers(
-            self.lm.domain,
-            [examples[index] for index in (*range(len(asked)), *reciting)],
-            answers + [[text] * len(answers[index]) for index, text in zip(reciting, recitations, strict=True)],
-            require_all=stage.is_evaluation,
-        )
-        return graded[: len(asked)], {
-            index: {"answer": text, "verdicts": own.verdicts}
-            for index, text, own in zip(reciting, recitations, graded[len(asked) :], strict=True)
-        }
 
     def _bar(self, stage: Stage, total: int) -> tqdm:
         hidden = self.config.disable_tqdm or not self.processes.is_main or not total
