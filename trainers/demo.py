@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 from seal_hf import Adapter, SelfAdaptingLM, SelfEdit
 from seal_hf.domains import load_demo_passages
 from seal_hf.domains.knowledge.own_questions import own_questions
+from seal_hf.grading import show_gold_answers
 from seal_hf.inner_loop.training import InnerStep
 from trainers.arguments import AdaptationArguments
 
@@ -128,7 +129,7 @@ def show_answers(lm: SelfAdaptingLM, example: dict, adapters: list[Adapter]) -> 
         best = 1 + max(range(len(adapters)), key=lambda i: rewards[i + 1])
     print("\n--- answers, the passage not in view ---")
     for i, item in enumerate(questions):
-        print(f"\n{item['question']}" + (f"  [{item['answer']}]" if graded else ""))
+        print(f"\n{item['question']}" + (f"  [{show_gold_answers(item['answer'])}]" if graded else ""))
         for model, name in ((0, "base model"), (best, f"after self-edit {best}")):
             verdict = "" if verdicts is None else ("right: " if verdicts[model][i] else "wrong: ")
             print(

@@ -11,7 +11,7 @@ from transformers import HfArgumentParser
 from helpers.folders import ROOT, TRAINERS
 from helpers.scripts import run_main
 from helpers.tiny_models import save_tiny_model
-from seal_hf.domains import load_demo_passages, shuffle_passages
+from seal_hf.domains import KnowledgeDomain, load_demo_passages, shuffle_passages
 from trainers.arguments import load_dataset_argument
 
 
@@ -152,6 +152,20 @@ def test_options_that_cannot_be_are_named(loaded_script, script, options, messag
     with pytest.raises(ValueError) as raised:
         module.main(parse(*options))
     assert str(raised.value).startswith(message)
+
+
+def test_the_demo_shows_gold_answers_as_they_are_read(loaded_script, capsys):
+    demo, _ = loaded_script("demo")
+
+    class Model:
+        domain = KnowledgeDomain(chat=False)
+
+        def answer_groups(self, prompts, models):
+            return [["Ann", "a bee"]] * len(models)
+
+    example = {"context": "Ann hums.", "questions": [{"question": "Who?", "answer": ["the keeper", "Ann"]}]}
+    demo.show_answers(Model(), example, [object()])
+    assert "\nWho?  [the keeper | Ann]\n" in capsys.readouterr().out
 
 
 def test_own_questions_about_a_demo_passage(loaded_script):
