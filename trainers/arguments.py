@@ -44,6 +44,9 @@ class AdaptationArguments:
     lora_alpha: int = field(default=64, metadata={"help": "Alpha of the adapters."})
     learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the inner loop."})
     num_train_epochs: int = field(default=20, metadata={"help": "Epochs of the inner loop."})
+    add_eos_token: bool = field(
+        default=True, metadata={"help": "End every training text of the inner loop in the end-of-sequence token."}
+    )
     seed: int = field(default=0, metadata={"help": "Seed of sampling, initialization and order."})
 
     def load(self, grader: JudgeGrader | None = None) -> SelfAdaptingLM:
@@ -54,7 +57,9 @@ class AdaptationArguments:
             lora_alpha=self.lora_alpha,
             target_modules="all-linear" if names == ["all-linear"] else names,
         )
-        inner_config = InnerLoopConfig(learning_rate=self.learning_rate, num_train_epochs=self.num_train_epochs)
+        inner_config = InnerLoopConfig(
+            learning_rate=self.learning_rate, num_train_epochs=self.num_train_epochs, add_eos_token=self.add_eos_token
+        )
         domain = KnowledgeDomain(self.prompt_style, split_newlines=self.split_newlines, grader=grader, chat=self.chat)
         return SelfAdaptingLM.from_pretrained(
             self.model_name_or_path,

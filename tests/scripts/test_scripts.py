@@ -154,6 +154,13 @@ def test_options_that_cannot_be_are_named(loaded_script, script, options, messag
     assert str(raised.value).startswith(message)
 
 
+def test_the_end_token_of_training_texts_is_an_option(loaded_script, model):
+    _, parse = loaded_script("evaluate")
+    given = ["--model_name_or_path", model]
+    assert parse(*given).load().inner_config.add_eos_token
+    assert not parse(*given, "--add_eos_token", "false").load().inner_config.add_eos_token
+
+
 def test_the_demo_shows_gold_answers_as_they_are_read(loaded_script, capsys):
     demo, _ = loaded_script("demo")
 
