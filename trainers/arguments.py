@@ -30,6 +30,9 @@ class AdaptationArguments:
         default=None,
         metadata={"help": "Ask in chat form or in plain text; in chat form where absent and the tokenizer can."},
     )
+    answer_prompt: str = field(
+        default="default", metadata={"help": "How questions are asked: 'default', or 'paper' for the paper's prompt."}
+    )
     num_generations: int = field(default=4, metadata={"help": "Self-edits per passage."})
     temperature: float = field(default=0.3, metadata={"help": "Sampling temperature of the self-edits."})
     top_p: float = field(
@@ -60,7 +63,13 @@ class AdaptationArguments:
         inner_config = InnerLoopConfig(
             learning_rate=self.learning_rate, num_train_epochs=self.num_train_epochs, add_eos_token=self.add_eos_token
         )
-        domain = KnowledgeDomain(self.prompt_style, split_newlines=self.split_newlines, grader=grader, chat=self.chat)
+        domain = KnowledgeDomain(
+            self.prompt_style,
+            split_newlines=self.split_newlines,
+            grader=grader,
+            chat=self.chat,
+            answer_prompt=self.answer_prompt,
+        )
         return SelfAdaptingLM.from_pretrained(
             self.model_name_or_path,
             load_in_4bit=self.load_in_4bit,
@@ -85,13 +94,24 @@ class JudgeArguments:
     judge_base_url: str | None = field(
         default=None, metadata={"help": "OpenAI-compatible endpoint of the judge, in place of a provider."}
     )
+    judge_prompt: str = field(
+        default="default", metadata={"help": "What the judge is asked: 'default', or 'paper' for the paper's prompt."}
+    )
 
     def judge_grader(self) -> JudgeGrader | None:
-        """The judge, or `None` for the domain's own grader."""
+        """
+        The judge, or `None` for the domain's own grader.
+
+        Raises:
+            ValueError: A prompt for a judge, but no judge.
+        """
         if self.judge_model is None:
+            if self.judge_prompt != "default":
+                raise ValueError(f"--judge_prompt {self.judge_prompt} is for a judge; name one with --judge_model.")
             return None
         return JudgeGrader(
             self.judge_model,
+            prompt=self.judge_prompt,
             provider=self.judge_provider,
             base_url=self.judge_base_url,
             api_key=os.environ.get("JUDGE_API_KEY"),

@@ -57,6 +57,9 @@ class KnowledgeArguments(JudgeArguments):
         default=None,
         metadata={"help": "Ask in chat form or in plain text. Default: in chat form if the tokenizer has a template."},
     )
+    answer_prompt: str = field(
+        default="default", metadata={"help": "How questions are asked: 'default', or 'paper' for the paper's prompt."}
+    )
     dry_run: bool = field(default=False, metadata={"help": "Check everything and print the plan, no more."})
 
 
@@ -102,6 +105,7 @@ def main(script_args: KnowledgeArguments, training_args: SEALConfig, model_args:
             script_args.split_newlines,
             grader=script_args.judge_grader(),
             chat=script_args.chat,
+            answer_prompt=script_args.answer_prompt,
         ),
         train_dataset=load_dataset_argument(
             script_args.dataset_name,

@@ -28,8 +28,25 @@ further details are fine as long as nothing contradicts the reference; an answer
 in substance is not. Reply with one word, yes or no."""
 
 
-def _judge_prompt(question: str, golds: Sequence[str], answer: str) -> str:
-    """The prompt that asks about one answer; several gold answers are named together."""
+# Quoted from the code of the paper's authors, since verdicts can be compared with theirs only where the same is asked:
+# https://github.com/Continual-Intelligence/SEAL, knowledge-incorporation/src/utils.py, MIT licence, Copyright (c) 2025 Adam
+# Zweiger. The places have this project's names.
+PAPER_JUDGE_PROMPT = """\
+You are a grading assistant. Your job is to determine whether a student's answer correctly answers the question based solely \
+on the provided gold answer. Do not use any outside knowledge. The student answer can include additional information, but it \
+must at least fully convey the gold answer and must not contradict it. Ignore style, phrasing, or extra details that do not \
+affect correctness. Respond ONLY with 'yes' or 'no'.
+
+Question: {question}
+Gold answer: {gold}
+Student answer: {answer}
+Is the student answer correct based solely on the gold answer? Respond 'yes' or 'no'."""
+
+
+def _judge_prompt(prompt: str, question: str, golds: Sequence[str], answer: str) -> str:
+    """The prompt that asks about one answer. Several gold answers are named together; the paper's has place for one."""
+    if prompt == "paper":
+        return PAPER_JUDGE_PROMPT.format(question=question, gold=golds[0], answer=answer.strip())
     if len(golds) == 1:
         references = f"Reference answer: {golds[0]}"
     else:
@@ -125,6 +142,9 @@ class JudgeGrader:
     Parameters:
         model (`str`):
             Name of the judge, as the provider or the endpoint knows it.
+        prompt (`str`, *optional*, defaults to `"default"`):
+            What the judge is asked: `"default"`, or `"paper"` for the grading prompt of the paper's code, which names the
+            first gold answer only, as the paper's data do. The paper's judge is GPT-4.1.
         provider (`str`, *optional*):
             Inference provider of the Hub, chosen automatically when absent; not used with `base_url`.
         base_url (`str`, *optional*):
@@ -143,13 +163,15 @@ class JudgeGrader:
 
     Raises:
         ImportError: The extra `judge` is not installed.
-        ValueError: `max_workers` or `max_attempts` is below 1, or `base_url` is not a plain http(s) address.
+        ValueError: There is no such `prompt`, `max_workers` or `max_attempts` is below 1, or `base_url` is not a plain
+            http(s) address.
     """
 
     def __init__(
         self,
         model: str,
         *,
+        prompt: str = "default",
         provider: str | None = None,
         base_url: str | None = None,
         api_key: str | None = None,
@@ -164,6 +186,8 @@ class JudgeGrader:
             raise ImportError(
                 "`JudgeGrader` needs tenacity; install it with `pip install 'seal-hf[judge]'`."
             ) from error
+        if prompt not in ("default", "paper"):
+            raise ValueError(f"`prompt` must be 'default' or 'paper', but is {prompt!r}.")
         for name, value in (("max_workers", max_workers), ("max_attempts", max_attempts)):
             if value < 1:
                 raise ValueError(f"`{name}` must be at least 1, but is {value}.")
@@ -171,6 +195,7 @@ class JudgeGrader:
         if address.scheme not in ("http", "https") or "@" in address.netloc:
             raise ValueError("`base_url` must be an http(s) address without user or password; pass keys as `api_key`.")
         self.model = model
+        self.prompt = prompt
         self.max_workers = max_workers
         self._endpoint = base_url or f"provider {provider or 'auto'}"
         self._secret = api_key or (None if base_url else get_token())
@@ -191,7 +216,7 @@ class JudgeGrader:
     ) -> list[bool | None]:
         """
         Grade answers; the arguments are those of [`LexicalGrader.grade`]. The judge is asked once about an answer, with all
-        gold answers of its question.
+        gold answers of its question that its prompt has place for.
 
         Returns:
             `list[bool | None]`: One verdict per answer; `None` where all attempts failed or the reply is neither yes
@@ -214,7 +239,7 @@ class JudgeGrader:
 
     def _ask(self, row: tuple[str, tuple[str, ...], str]) -> bool | str:
         """Return the verdict on one answer, or why there is none."""
-        messages = [{"role": "user", "content": _judge_prompt(*row)}]
+        messages = [{"role": "user", "content": _judge_prompt(self.prompt, *row)}]
         try:
             output = self._retrying()(self._client.chat_completion, messages, model=self.model, temperature=0.0)
         except (HTTPError, json.JSONDecodeError) as error:

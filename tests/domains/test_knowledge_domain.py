@@ -8,7 +8,7 @@ import pytest
 from helpers.folders import SHARED_DATA
 from seal_hf.domains import PROMPT_STYLES, Condition, Domain, KnowledgeDomain
 from seal_hf.domains.base import check_conditions
-from seal_hf.grading import LexicalGrader
+from seal_hf.grading import JudgeGrader, LexicalGrader
 from seal_hf.self_edit import TrainingExample
 
 
@@ -230,6 +230,42 @@ def test_questions_in_context_show_the_passage():
     assert second == first.replace("Who keeps bees?", "Where are the bees?")
     [message] = KnowledgeDomain(chat=True).questions_in_context(BEES)[0]
     assert message == {"role": "user", "content": first.removesuffix("\nAnswer:\n")}
+
+
+def test_the_papers_questions():
+    domain = KnowledgeDomain(answer_prompt="paper")
+    first, second = domain.questions(BEES)
+    assert first == (
+        "Let's answer a question directly and concisely.\nQuestion: Topic: Ann's bees\nWho keeps bees?\nAnswer:\n"
+    )
+    assert second == first.replace("Who keeps bees?", "Where are the bees?")
+    assert domain.ask(["Who keeps bees?"], "Ann's bees") == [first]
+    [untitled] = domain.questions(MOTHS)
+    assert untitled.endswith("concisely.\nQuestion: What is liked?\nAnswer:\n")
+    [message] = domain.for_model(has_chat_template=True).questions(BEES)[0]
+    assert message == {"role": "user", "content": first.removesuffix("\nAnswer:\n")}
+    # The paper has no prompt with the passage in view.
+    assert domain.questions_in_context(BEES) == KnowledgeDomain().questions_in_context(BEES)
+    with pytest.raises(ValueError, match="Unknown answer_prompt 'papers': choose one of default, paper"):
+        KnowledgeDomain(answer_prompt="papers")
+
+
+class RecordingJudge(RecordingGrader, JudgeGrader):
+    def __init__(self, prompt):
+        JudgeGrader.__init__(self, "judge-model", prompt=prompt)
+        RecordingGrader.__init__(self)
+
+
+@pytest.mark.parametrize("answer_prompt", ["default", "paper"])
+@pytest.mark.parametrize(
+    ("grader", "prefix"),
+    [(RecordingGrader(), ""), (RecordingJudge("default"), ""), (RecordingJudge("paper"), "Topic: Ann's bees\n")],
+    ids=["no judge", "judge", "the paper's judge"],
+)
+def test_the_papers_judge_is_told_the_topic(grader, prefix, answer_prompt):
+    KnowledgeDomain(grader=grader, answer_prompt=answer_prompt).grade([BEES, MOTHS], [["Ann", "Vell"], ["lamps"]])
+    questions, _, _ = grader.calls[-1]
+    assert questions == [f"{prefix}Who keeps bees?", f"{prefix}Where are the bees?", "What is liked?"]
 
 
 def test_grade_calls_the_grader_once_and_regroups():

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import logging
 import sys
@@ -129,6 +130,17 @@ def test_judge_is_asked_once_with_all_gold_answers(serve):
         judge(server).grade(["Who?"], [[]], ["Ann"])
 
 
+def test_the_papers_judge_is_asked_in_the_papers_words(serve):
+    server = serve(lambda prompt, attempt: (200, "yes"))
+    question = "Topic: Ann's {bees}\nWho keeps bees?"
+    assert judge(server, prompt="paper").grade([question], [["Ann", "Anna"]], [" It is Ann. "]) == [True]
+    ((_, _, request),) = server.requests
+    (message,) = request["messages"]
+    # Of what the paper's code makes of this question, "Ann" and the answer.
+    digest = "14dc40324e0257b17588e13f429b40921a134ccc7b4b2addb65095c9384599fd"
+    assert hashlib.sha256(message["content"].encode()).hexdigest() == digest
+
+
 def test_judge_keeps_order_under_concurrency(serve):
     def respond(prompt, attempt):
         number = int(prompt.split("Student's answer: ")[1].split()[0])
@@ -238,6 +250,7 @@ def test_judge_sends_no_saved_token_to_an_endpoint(serve, monkeypatch):
     [
         ({"max_workers": 0}, "`max_workers` must be at least 1, but is 0"),
         ({"max_attempts": 0}, "`max_attempts` must be at least 1, but is 0"),
+        ({"prompt": "papers"}, "`prompt` must be 'default' or 'paper', but is 'papers'"),
         ({"base_url": "localhost:8000/v1"}, "`base_url` must be an http"),
         ({"base_url": "http://me:secret@localhost/v1"}, "pass keys as `api_key`"),
     ],

@@ -161,6 +161,20 @@ def test_the_end_token_of_training_texts_is_an_option(loaded_script, model):
     assert not parse(*given, "--add_eos_token", "false").load().inner_config.add_eos_token
 
 
+def test_the_papers_prompts_are_options(loaded_script, model):
+    module, parse = loaded_script("evaluate")
+    options = ["--model_name_or_path", model, "--answer_prompt", "paper"]
+    judge = ["--judge_model", "gpt-4.1", "--judge_base_url", "http://localhost:1/v1", "--judge_prompt", "paper"]
+    args = parse(*options, *judge)
+    lm = args.load(args.judge_grader())
+    assert lm.domain.answer_prompt == lm.domain.grader.prompt == "paper"
+    args = parse("--model_name_or_path", model)
+    lm = args.load(args.judge_grader())
+    assert lm.domain.answer_prompt == "default"
+    with pytest.raises(ValueError, match="--judge_prompt paper is for a judge; name one with --judge_model"):
+        module.main(parse("--judge_prompt", "paper"))
+
+
 def test_the_demo_shows_gold_answers_as_they_are_read(loaded_script, capsys):
     demo, _ = loaded_script("demo")
 

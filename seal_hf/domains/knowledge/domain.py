@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from copy import copy
 from typing import Any, Protocol
 
-from ...grading import LexicalGrader, gold_answers
+from ...grading import JudgeGrader, LexicalGrader, gold_answers
 from ...grading.recitation import recited
 from ...self_edit import Prompt, SelfEdit, TrainingExample
 from ..base import BASE, Condition, Domain
 from .passages import is_question, is_text
-from .templates import fill_template, load_prompt_template, read_prompt_file
+from .templates import fill_template, load_answer_template, load_prompt_template, read_prompt_file
 
 
 # What an evaluation compares self-edits with, beside the base model: the same model with the passage in view, and an
@@ -91,9 +91,13 @@ class KnowledgeDomain(Domain):
             Where it is not set, [`~KnowledgeDomain.for_model`] decides by the tokenizer's chat template.
             The chat form is one user message, without the last line of the template if that ends in a colon: such a
             line is the beginning of the answer, which a base model continues.
+        answer_prompt (`str`, *optional*, defaults to `"default"`):
+            How questions are asked closed-book: `"default"`, or `"paper"` for the prompt of the paper's code, to compare
+            accuracies with the paper's. With the passage in view the prompt is always this project's: the paper has none.
 
     Raises:
-        ValueError: If `prompt_style` is neither one of the styles nor a template with a place for the passage.
+        ValueError: If `prompt_style` is neither one of the styles nor a template with a place for the passage, or if
+            there is no such `answer_prompt`.
         FileNotFoundError: If `prompt_style` is the path of a file that does not exist.
     """
 
@@ -103,13 +107,15 @@ class KnowledgeDomain(Domain):
         split_newlines: bool = True,
         grader: Grader | None = None,
         chat: bool | None = None,
+        answer_prompt: str = "default",
     ):
         self.prompt_style = prompt_style
         self.split_newlines = split_newlines
         self.grader = LexicalGrader() if grader is None else grader
         self.chat = chat
+        self.answer_prompt = answer_prompt
         self._prompt_template = load_prompt_template(prompt_style)
-        self._answer_template = read_prompt_file("answer")
+        self._answer_template = load_answer_template(answer_prompt)
         self._answer_in_context_template = read_prompt_file("answer-in-context")
 
     def prompt(self, example: Mapping[str, Any]) -> Prompt:
@@ -242,7 +248,9 @@ class KnowledgeDomain(Domain):
         Returns:
             `list[str | list[dict]]`: A prompt for each question.
         """
-        return [self._fill(self._answer_template, example, question=item["question"]) for item in example["questions"]]
+        about = _question_about if self.answer_prompt == "paper" else _question
+        template = self._answer_template
+        return [self._fill(template, example, question=about(example, item)) for item in example["questions"]]
 
     def questions_in_context(self, example: Mapping[str, Any]) -> list[Prompt]:
         """
@@ -273,7 +281,7 @@ class KnowledgeDomain(Domain):
     ) -> list[list[bool | None]]:
         """
         Judge the answers to the questions of many passages with one call of the grader. Where a question has several
-        gold answers, the grader gets them as a list.
+        gold answers, the grader gets them as a list. A judge with the paper's prompt is told the topic with the question.
 
         Args:
             examples (`Sequence[Mapping[str, Any]]`):
@@ -287,8 +295,10 @@ class KnowledgeDomain(Domain):
         Raises:
             ValueError: The number of answers differs from the number of questions.
         """
+        is_papers = isinstance(self.grader, JudgeGrader) and self.grader.prompt == "paper"
+        about = _question_about if is_papers else _question
         rows = [
-            (item["question"], _gold(item["answer"]), answer)
+            (about(example, item), _gold(item["answer"]), answer)
             for example, example_answers in zip(examples, answers, strict=True)
             for item, answer in zip(example["questions"], example_answers, strict=True)
         ]
@@ -308,6 +318,16 @@ class KnowledgeDomain(Domain):
         body, _, last_line = template.rstrip().rpartition("\n")
         is_cue = last_line.endswith(":") and "{" not in last_line
         return [{"role": "user", "content": fill_template(body if is_cue else template, values).strip()}]
+
+
+def _question(example: Mapping[str, Any], item: Mapping[str, Any]) -> str:
+    return item["question"]
+
+
+def _question_about(example: Mapping[str, Any], item: Mapping[str, Any]) -> str:
+    """The question as the paper's code asks and grades it, behind the topic."""
+    title = example.get("title")
+    return f"Topic: {title}\n{item['question']}" if title else item["question"]
 
 
 def _gold(answer: Any) -> Any:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 
 PROMPT_STYLES = ("implications", "implications-long", "implications-very-long", "rewrite", "self-qa", "none")
+# The closed-book prompt of this project, and the paper's (quoted; prompts/README.md names the source).
+ANSWER_PROMPTS = {"default": "answer", "paper": "answer-paper"}
 
 
 def fill_template(template: str, values: Mapping[str, str]) -> str:
@@ -48,6 +50,12 @@ def fill_template(template: str, values: Mapping[str, str]) -> str:
 def read_prompt_file(name: str) -> str:
     """The text of a prompt of this package, by its name."""
     return (resources.files(__package__) / "prompts" / f"{name}.txt").read_text(encoding="utf-8")
+
+
+def load_answer_template(answer_prompt: str) -> str:
+    if answer_prompt not in ANSWER_PROMPTS:
+        raise ValueError(f"Unknown answer_prompt {answer_prompt!r}: choose one of {', '.join(ANSWER_PROMPTS)}.")
+    return read_prompt_file(ANSWER_PROMPTS[answer_prompt])
 
 
 def load_prompt_template(prompt_style: str) -> str:
