@@ -1,5 +1,6 @@
 """trainers/knowledge.py as a user runs it, on a tiny model in a folder."""
 
+import hashlib
 import importlib
 import json
 import subprocess
@@ -16,6 +17,7 @@ from helpers.hub_server import Repo
 from helpers.scripts import run_main
 from helpers.tiny_models import save_tiny_model
 from seal_hf import SEALConfig
+from seal_hf.domains import shuffle_passages
 
 
 CONFIGS = sorted((TRAINERS / "configs").glob("*.yaml"))
@@ -192,12 +194,56 @@ def test_configuration_parses(path, knowledge):
     assert {name: parsed[name] for name in options} == options
 
 
-def test_paper_configuration_is_the_paper_s(knowledge):
+def test_configuration_in_4_bits(knowledge):
     _, args, model = parse(knowledge, "--config", TRAINERS / "configs" / "qwen2.5-7b.yaml")
     assert (args.num_generations, args.num_repeats, args.num_rounds, args.keep_best) == (5, 3, 2, 1)
     quantization = get_quantization_config(model)
     assert quantization.load_in_4bit and quantization.bnb_4bit_quant_type == "nf4"
     assert get_peft_config(model) is None  # the trainer's own default: rank 64 on all linear layers
+
+
+def test_paper_configuration_is_the_paper_s(knowledge, tmp_path, monkeypatch):
+    config = TRAINERS / "configs" / "paper.yaml"
+    _, args, model = parse(knowledge, "--config", config)
+    assert (args.num_generations, args.temperature, args.top_p, args.max_completion_length) == (5, 1.0, 0.95, 8192)
+    inner, shape = args.inner_config(), args.inner_peft_config()
+    assert (inner.learning_rate, inner.num_train_epochs, inner.batch_size, inner.max_length) == (1e-3, 10, 1, 2048)
+    assert (inner.lr_scheduler_type, inner.warmup_ratio, inner.max_grad_norm) == ("linear", 0.0, 1.0)
+    assert (shape.r, shape.lora_alpha, shape.target_modules) == (32, 64, {"q_proj", "v_proj"})
+    assert (args.num_repeats, args.num_eval_generations, args.max_answer_length, args.keep_best) == (3, 1, 64, 1)
+    assert (args.num_rounds, args.examples_per_round, args.sft_on) == (2, 50, "round")
+    assert (args.learning_rate, args.num_train_epochs, args.sft_batch_size) == (3e-4, 2, 10)
+    policy = get_peft_config(model)
+    assert (policy.r, policy.lora_alpha, policy.lora_dropout, len(policy.target_modules)) == (64, 128, 0.0, 7)
+    assert get_quantization_config(model) is None and model.model_name_or_path == "Qwen/Qwen2.5-7B"
+
+    def trainer(**options):
+        raise _Seen(options)
+
+    rows = [
+        {
+            "title": f"Bee {number}",
+            "context": "Bees hum.",
+            "questions": [{"question": "Who?", "answer": "Bees"}],
+            "split": "train" if number < 150 else "validation",
+        }
+        for number in range(400)
+    ]
+    data = tmp_path / "squad.json"
+    data.write_text(json.dumps(rows))
+    monkeypatch.setattr(knowledge, "SEALTrainer", trainer)
+    with pytest.raises(_Seen) as seen:
+        knowledge.main(*parse(knowledge, "--config", config, "--dataset_name", data, "--output_dir", tmp_path))
+    (options,) = seen.value.args
+    assert options["train_dataset"] == shuffle_passages(rows[:150], 42)[:100]
+    assert options["eval_dataset"] == shuffle_passages(rows[150:], 42)[:200]
+    domain = options["domain"]
+    assert (domain.chat, domain.split_newlines, domain.answer_prompt) == (False, True, "paper")
+    assert (domain.grader.model, domain.grader.prompt) == ("gpt-4.1", "paper")
+    # Of what the paper's code makes of this passage.
+    prompt = domain.prompt({"title": "{title}", "context": "{context}"})
+    digest = "fb6da5330c54363125b3239eb33eb5c435634f9b5745a5fa5bf1d56a90b9c27b"
+    assert hashlib.sha256(prompt.encode()).hexdigest() == digest
 
 
 class _Seen(Exception):
@@ -230,11 +276,13 @@ def test_model_options_reach_the_trainer(knowledge, config, monkeypatch):
         raise _Seen(options)
 
     monkeypatch.setattr(knowledge, "SEALTrainer", trainer)
+    given = ["--model_revision", "v2", "--split_newlines", "false", "--answer_prompt", "paper"]
     with pytest.raises(_Seen) as seen:
-        knowledge.main(*parse(knowledge, "--config", config, "--model_revision", "v2", "--split_newlines", "false"))
+        knowledge.main(*parse(knowledge, "--config", config, *given))
     (options,) = seen.value.args
     assert options["args"].model_init_kwargs == {"dtype": "float32", "revision": "v2"}
     assert options["model"] == str(config.parent / "model")
     assert options["peft_config"].r == 4 and options["quantization_config"] is None
     assert options["domain"].prompt_style == "rewrite" and not options["domain"].split_newlines
+    assert options["domain"].answer_prompt == "paper"
     assert [len(options[name]) for name in ("train_dataset", "eval_dataset")] == [2, 1]
