@@ -249,8 +249,7 @@ def _report(result: Comparison) -> str:
         choice = result.choice
         lines += [
             f"choosing a self-edit by {choice.num_repeats - 1} of {choice.num_repeats} repeats, scored by the other one: "
-            f"mean reward of all "
-            f"{choice.mean_reward:.3f}, stored choice {choice.stored:.3f}, local choice {choice.local:.3f}",
+            f"mean reward over passages of all {choice.mean_reward:.3f}, stored choice {choice.stored:.3f}, local choice {choice.local:.3f}",
             f"chosen and scored by the same repeats, which looks better by chance: stored choice {choice.stored_same_draws:.3f}",
         ]
     return "".join(f"  {line}\n" for line in lines)

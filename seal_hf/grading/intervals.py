@@ -49,8 +49,18 @@ class Estimate:
     num_passages: int
 
 
+@dataclass(frozen=True)
 class Accuracy(Estimate):
-    """Share of right answers; formats as `41.7 % [33.3, 50.0]`."""
+    """
+    Share of right answers; formats as `41.7 % [33.3, 50.0]`, the mean over passages and its interval.
+
+    Parameters:
+        per_question (`float`):
+            The mean over all questions, in which passages with more questions count for more. The paper states its
+            figures for continued pretraining so, and those for one passage at a time as means over passages.
+    """
+
+    per_question: float
 
     def __str__(self) -> str:
         return f"{100 * self.value:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
@@ -65,8 +75,8 @@ class Difference(Estimate):
 
 def accuracy(verdicts_per_passage: Sequence[Sequence[float | None]], confidence: float = 0.95) -> Accuracy:
     """
-    Accuracy as the paper states it, the mean over passages of the share of right answers, each passage with the same
-    weight whatever its number of questions.
+    Accuracy as the paper states it for one passage at a time, the mean over passages of the share of right answers, each
+    passage with the same weight whatever its number of questions; and besides the mean per question, without an interval.
 
     Args:
         verdicts_per_passage (`Sequence[Sequence[float | None]]`):
@@ -95,7 +105,9 @@ def accuracy(verdicts_per_passage: Sequence[Sequence[float | None]], confidence:
     """
     shares = _shares("verdicts_per_passage", verdicts_per_passage)
     low, high = _interval(shares, _supposed_variation(verdicts_per_passage), confidence)
-    return Accuracy(float(shares.mean()), low, high, sum(map(len, verdicts_per_passage)), len(shares))
+    num_questions = sum(map(len, verdicts_per_passage))
+    right = float(sum(map(sum, verdicts_per_passage)))
+    return Accuracy(float(shares.mean()), low, high, num_questions, len(shares), right / num_questions)
 
 
 def paired_difference(

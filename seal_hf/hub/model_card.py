@@ -137,6 +137,8 @@ def _eval_result(condition: str, accuracy: Accuracy, dataset: str | None) -> Eva
         metric_args={
             "num_questions": accuracy.num_questions,
             "num_passages": accuracy.num_passages,
+            "mean_over": "passages",
+            "per_question": round(accuracy.per_question, 4),
             "confidence_interval_95": [round(accuracy.low, 4), round(accuracy.high, 4)],
         },
     )

@@ -120,7 +120,7 @@ def _draw_accuracies(axes: "Axes", results: Sequence[Evaluation]) -> None:
         xlim=(-0.35, len(results) - 0.65),
         ylim=(low - 0.03 * (high - low), high + 0.03 * (high - low)),
         xlabel="rounds of training",
-        title=f"Accuracy on {own[0].num_passages} passages, 95 % intervals",
+        title=f"Mean accuracy over {own[0].num_passages} passages, 95 % intervals",
     )
     shown = {**baselines, SELF_EDITS: own[-1]}
     _finish(axes, [(name, one.value, colors[name]) for name, one in shown.items()])

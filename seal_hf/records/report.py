@@ -22,9 +22,10 @@ class Evaluation:
         round (`int`):
             Outer rounds that the policy has been trained for.
         accuracies (`dict[str, Accuracy]`):
-            The accuracy of each condition that this round measured.
+            The accuracy of each condition that this round measured; its `value` is the mean over passages, `per_question`
+            that over questions.
         gains (`dict[str, Difference]`):
-            The self-edits minus each baseline, and minus the self-edits of round 0 and of the round before (as
+            Differences of means over passages: the self-edits minus each baseline, and minus the self-edits of round 0 and of the round before (as
             `"self-edits, round 0"`), paired by passage. A baseline that trains an adapter is that of the same policy, one
             that does not that of round 0.
         reference (`str`):
@@ -94,8 +95,8 @@ def of_every_policy(results: Sequence[Evaluation]) -> set[str]:
 def metrics(evaluation: Evaluation) -> dict[str, float]:
     """
     An evaluation as flat numbers to log: `base_accuracy`, `self_edits_accuracy`, `self_edits_recitation`,
-    `self_edits_recited`, `gain_over_passage_only`, `gain_over_round_0` and so on, each with its `_low` and `_high`, and the
-    counts.
+    `self_edits_recited`, `gain_over_passage_only`, `gain_over_round_0` and so on, which are means over passages, each with
+    its `_low` and `_high`; `self_edits_accuracy_per_question` and so on; and the counts.
     """
     estimates = {f"{_slug(name)}_accuracy": value for name, value in evaluation.accuracies.items()}
     estimates |= {f"{_slug(name)}_recitation": value for name, value in evaluation.recitations.items()}
@@ -105,6 +106,7 @@ def metrics(evaluation: Evaluation) -> dict[str, float]:
     flat: dict[str, float] = {}
     for name, estimate in estimates.items():
         flat |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+    flat |= {f"{_slug(name)}_accuracy_per_question": one.per_question for name, one in evaluation.accuracies.items()}
     own = evaluation.accuracies[SELF_EDITS]
     return flat | {"num_passages": own.num_passages, "num_questions": own.num_questions}
 

@@ -37,8 +37,8 @@ def _training_table(output_dir: str | Path, rounds: Sequence[Sequence[ScoredSelf
             ]
         )
     note = (
-        "Training: rewards on the passages that each round trains on, with 95 % intervals over them. The best of k is scored "
-        "by repeats that did not choose it, so it needs two of them."
+        "Training: rewards on the passages that each round trains on, means over these passages with 95 % intervals. The best "
+        "of k is scored by repeats that did not choose it, so it needs two of them."
     )
     header = ["round", "passages", "self-edits", "well-formed", "kept", "mean reward", "best of k", "base reward"]
     return [note, _markdown(header, rows)]
@@ -71,13 +71,15 @@ def _evaluation_table(results: Sequence[Evaluation]) -> list[str]:
             label = f"{name}{when if name in measured_again else ''}"
             # Where every self-edit is malformed, no adapter has answered.
             recited = percent(one.recited[name].value) if name in one.recited else "–"
-            rows.append([label, str(value), *[recited] * is_told, *gains])
-            if name in one.recitations:
-                rows.append([f"recitation, {label}", str(one.recitations[name]), *[""] * (is_told + len(columns))])
+            rows.append([label, str(value), percent(value.per_question), *[recited] * is_told, *gains])
+            if recitation := one.recitations.get(name):
+                empty = [""] * (is_told + len(columns))
+                rows.append([f"recitation, {label}", str(recitation), percent(recitation.per_question), *empty])
     size = start.accuracies[SELF_EDITS]
     notes = [
-        f"Evaluation on {size.num_passages} passages with {size.num_questions} questions: mean over passages of the "
-        "share of right answers, with 95 % intervals over passages; differences are paired by passage."
+        f"Evaluation on {size.num_passages} passages with {size.num_questions} questions. Accuracy: the mean over passages of "
+        "the share of right answers, with 95 % intervals over passages; differences are of it, paired by passage. Per "
+        "question: the mean over all questions."
     ]
     if any(one.recitations for one in results):
         notes.append(
@@ -85,4 +87,5 @@ def _evaluation_table(results: Sequence[Evaluation]) -> list[str]:
             "question: what it earns is earned without answering. Recited is the share of answers that are given to two or more "
             "questions or copy 12 words of the passage in a row."
         )
-    return [*notes, _markdown(["condition", "accuracy", *["recited"] * is_told, *columns.values()], rows)]
+    header = ["condition", "accuracy", "per question", *["recited"] * is_told, *columns.values()]
+    return [*notes, _markdown(header, rows)]

@@ -103,6 +103,12 @@ def test_card(base, adapter, hub, token):
         ("accuracy, base (n = 3)", 0.0),
         ("accuracy, adapted (n = 3)", 0.6667),
     ]
+    assert [
+        (result.metric_args["mean_over"], result.metric_args["per_question"]) for result in card.data.eval_results
+    ] == [
+        ("passages", 0.0),
+        ("passages", 0.6667),
+    ]
     assert "| adapted | 66.7 % [0.0, 100.0] | 3 |" in card.text
     assert "- seed: 7\n" in card.text and "- last loss: 0.1250\n" in card.text and "quantization" not in card.text
     assert "Halda" not in card.content

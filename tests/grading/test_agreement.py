@@ -82,7 +82,7 @@ def test_report(run_file, capsys):
         "    base answers     0.500  n = 2",
         "  right by the stored verdict alone 0, by the local grader alone 3",
         "  gold answer mentioned later, which counts as wrong: 0, of them right by the stored verdict 0",
-        "  choosing a self-edit by 1 of 2 repeats, scored by the other one: mean reward of all 0.500, stored choice 0.500, "
+        "  choosing a self-edit by 1 of 2 repeats, scored by the other one: mean reward over passages of all 0.500, stored choice 0.500, "
         "local choice 0.250",
         "  chosen and scored by the same repeats, which looks better by chance: stored choice 0.750",
     ]

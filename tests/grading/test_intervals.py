@@ -84,7 +84,8 @@ def test_paired_interval_covers_what_it_claims(passages, questions, correlation,
 
 def test_accuracy_weighs_passages_alike():
     result = accuracy([[True], [True, False, False, False]])
-    assert result.value == 0.625  # (1 + 1/4) / 2; pooled questions would give 2/5
+    assert result.value == 0.625  # (1 + 1/4) / 2
+    assert result.per_question == 0.4  # 2/5
     assert (result.num_questions, result.num_passages) == (5, 2)
 
 

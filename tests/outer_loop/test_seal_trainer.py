@@ -115,7 +115,10 @@ def test_logged_accuracies_are_those_of_the_journal(run, number):
     assert {name: logged[name] for name in expected} == pytest.approx(expected)
     estimates = [name for name in expected if "_num_" not in name]
     intervals = {f"{name}_{end}" for name in estimates for end in ("low", "high")}
-    assert set(logged) == {*expected, *intervals, "round", "step", "epoch"}
+    # The passages have as many questions each, so that both means are the same.
+    per_question = {f"{name}_per_question": expected[name] for name in expected if name.endswith("_accuracy")}
+    assert {name: logged[name] for name in per_question} == pytest.approx(per_question)
+    assert set(logged) == {*expected, *intervals, *per_question, "round", "step", "epoch"}
     assert all(logged[f"{name}_low"] <= logged[name] <= logged[f"{name}_high"] for name in estimates)
     assert run.metrics[number] == {name: value for name, value in logged.items() if name.startswith("eval_")}
 

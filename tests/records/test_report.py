@@ -218,6 +218,12 @@ def test_evaluations(run):
     values = {name: estimate.value for name, estimate in first.accuracies.items()}
     assert values == {BASE: 0.25, IN_CONTEXT: 1.0, PASSAGE_ONLY: 0.5, SELF_EDITS: 0.5}
     assert first.accuracies[BASE] == accuracy([[1.0, 0.0], [0.0]])
+    assert {name: round(one.per_question, 4) for name, one in first.accuracies.items()} == {
+        BASE: 0.3333,
+        IN_CONTEXT: 1.0,
+        PASSAGE_ONLY: 0.3333,
+        SELF_EDITS: 0.5,
+    }
     assert {name: gain.value for name, gain in first.gains.items()} == {
         BASE: 0.25,
         IN_CONTEXT: -0.5,
@@ -287,7 +293,8 @@ def test_recitations_and_recited_answers(tmp_path):
         "recitation, self-edits after round 1",
     ]
     assert rows["recitation, self-edits before round 1"][2].strip().startswith("25.0 %")
-    assert rows["self-edits before round 1"][3].strip() == "25.0 %"
+    assert [cell.strip() for cell in rows["self-edits before round 1"][3:5]] == ["66.7 %", "25.0 %"]
+    assert [cell.strip() for cell in rows["recitation, self-edits before round 1"][3:5]] == ["25.0 %", ""]
 
 
 def test_results_table_where_no_self_edit_is_well_formed(tmp_path):
@@ -332,7 +339,9 @@ def test_metrics_of_an_evaluation(run):
     estimates = [f"{name}_accuracy" for name in ("base", "passage_in_context", "passage_only", "self_edits")]
     estimates += [f"gain_over_{name}" for name in ("base", "passage_in_context", "passage_only")]
     bounds = [f"{name}_{bound}" for name in estimates for bound in ("low", "high")]
-    assert set(flat) == {*estimates, *bounds, "num_passages", "num_questions"}
+    per_question = {f"{name}_per_question" for name in estimates if name.endswith("accuracy")}
+    assert set(flat) == {*estimates, *bounds, *per_question, "num_passages", "num_questions"}
+    assert (flat["base_accuracy"], flat["base_accuracy_per_question"]) == (0.25, pytest.approx(1 / 3))
     base = first.accuracies[BASE]
     bounds = (flat["base_accuracy_low"], flat["base_accuracy"], flat["base_accuracy_high"])
     assert bounds == (base.low, 0.25, base.high)
@@ -346,24 +355,24 @@ def test_metrics_of_an_evaluation(run):
 
 def test_results_table(run):
     assert results_table(run) == (
-        "Training: rewards on the passages that each round trains on, with 95 % intervals over them. The best of k is scored "
-        "by repeats that did not choose it, so it needs two of them.\n"
+        "Training: rewards on the passages that each round trains on, means over these passages with 95 % intervals. The best "
+        "of k is scored by repeats that did not choose it, so it needs two of them.\n"
         "\n"
         "| round | passages | self-edits | well-formed | kept |        mean reward |          best of k | base reward |\n"
         "| ----- | -------: | ---------: | ----------: | ---: | -----------------: | -----------------: | ----------: |\n"
         "| 1     |        3 |          5 |           4 |    2 | 50.0 % [0.6, 99.4] | 62.5 % [1.1, 99.6] |      37.5 % |\n"
         "\n"
-        "Evaluation on 2 passages with 3 questions: mean over passages of the share of right answers, with 95 % "
-        "intervals over passages; differences are paired by passage.\n"
+        "Evaluation on 2 passages with 3 questions. Accuracy: the mean over passages of the share of right answers, with 95 % "
+        "intervals over passages; differences are of it, paired by passage. Per question: the mean over all questions.\n"
         "\n"
-        "| condition                 |             accuracy |          minus passage only |        minus before round 1 |\n"
-        "| ------------------------- | -------------------: | --------------------------: | --------------------------: |\n"
-        "| base                      |   25.0 % [0.1, 98.9] |                             |                             |\n"
-        "| passage in context        | 100.0 % [1.4, 100.0] |                             |                             |\n"
-        "| passage only              |   50.0 % [0.3, 99.7] |                             |                             |\n"
-        "| self-edits before round 1 |   50.0 % [0.7, 99.3] |  +0.0 points [-98.2, +98.2] |                             |\n"
-        "| self-edits after round 1  |   62.5 % [1.0, 99.6] | +12.5 points [-98.2, +98.9] | +12.5 points [-96.7, +98.0] |\n"
-        "| self-edits after round 2  | 100.0 % [1.4, 100.0] | +50.0 points [-96.6, +99.6] | +50.0 points [-94.7, +99.4] |\n"
+        "| condition                 |             accuracy | per question |          minus passage only |        minus before round 1 |\n"
+        "| ------------------------- | -------------------: | -----------: | --------------------------: | --------------------------: |\n"
+        "| base                      |   25.0 % [0.1, 98.9] |       33.3 % |                             |                             |\n"
+        "| passage in context        | 100.0 % [1.4, 100.0] |      100.0 % |                             |                             |\n"
+        "| passage only              |   50.0 % [0.3, 99.7] |       33.3 % |                             |                             |\n"
+        "| self-edits before round 1 |   50.0 % [0.7, 99.3] |       50.0 % |  +0.0 points [-98.2, +98.2] |                             |\n"
+        "| self-edits after round 1  |   62.5 % [1.0, 99.6] |       66.7 % | +12.5 points [-98.2, +98.9] | +12.5 points [-96.7, +98.0] |\n"
+        "| self-edits after round 2  | 100.0 % [1.4, 100.0] |      100.0 % | +50.0 points [-96.6, +99.6] | +50.0 points [-94.7, +99.4] |\n"
     )
 
 
@@ -377,7 +386,14 @@ def test_results_table_of_a_run_that_has_just_begun(tmp_path):
 def test_results_table_without_passages_compares_with_the_base(tmp_path):
     write_evaluations(tmp_path, [[answered(0, BASE, 0, [WRONG]), answered(0, SELF_EDITS, 0, [RIGHT])]])
     header, _, base, own = results_table(tmp_path).splitlines()[2:]
-    assert [cell.strip() for cell in header.split("|")] == ["", "condition", "accuracy", "minus base", ""]
+    assert [cell.strip() for cell in header.split("|")] == [
+        "",
+        "condition",
+        "accuracy",
+        "per question",
+        "minus base",
+        "",
+    ]
     assert "+100.0 points" in own and "points" not in base
 
 

@@ -81,7 +81,7 @@ def test_script_trains(done, config):
     assert len((folder / "journal" / "round_000.jsonl").read_text(encoding="utf-8").split("\n")) == 2 * 2 + 1
     *_, table, end = done.stdout.split("\n\n")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
-    assert rows[0][:2] == ["condition", "accuracy"]
+    assert rows[0][:3] == ["condition", "accuracy", "per question"]
     measured = [f"{name} {when} round 1" for when in ("before", "after") for name in ("passage only", "self-edits")]
     assert [row[0] for row in rows[2:]] == [
         *("base", "passage in context"),
