@@ -25,7 +25,7 @@ def test_settings_out_of_range_are_named(values, message):
     ("values", "message"),
     [
         ({"num_rounds": 0}, "Rounds: 0 is out of range; choose from 1 to 10"),
-        ({"num_train_passages": 2.5}, "Passages to learn from: 2.5 is not a whole number"),
+        ({"num_train_passages": 2.5}, "Passages to learn from, all rounds: 2.5 is not a whole number"),
         ({"temperature": None}, "Temperature: None is out of range"),
         ({"prompt_style": "haiku"}, "no prompt style 'haiku'"),
     ],

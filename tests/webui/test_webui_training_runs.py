@@ -5,6 +5,7 @@ import json
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from seal_hf.webui.work import training_runs
 from seal_hf.webui.work.jobs import DONE, FAILED, RUNNING, STOPPED, JobRefused
 from seal_hf.webui.work.settings import TrainingSettings
 from seal_hf.webui.work.training_runs import CONFIG_NAME, TrainingRuns
+from trainers.arguments import load_dataset_argument
 
 
 SCRIPT = TRAINERS / "knowledge.py"
@@ -94,6 +96,12 @@ def test_a_run_is_shown_from_start_to_end(jobs, model, passages, tmp_path, monke
         (1, name, number) for name in ("Ann", "Bob") for number in (1, 2)
     }
     assert all(one.reward is not None and one.kept is not None and one.text for one in snapshot.candidates)
+    # The script shuffles the passages: each self-edit is shown with the one that it was written for.
+    written_for = [edit.prompt for edit in Journal(snapshot.folder / "run").proposals(0)]
+    assert all(
+        f"{one.passage} keeps bees" in str(prompt)
+        for one, prompt in zip(snapshot.candidates, written_for, strict=True)
+    )
     assert [evaluation.round for evaluation in snapshot.evaluations] == [0, 1]
     run = snapshot.folder / "run"
     assert (run / "adapter_model.safetensors").is_file() and (run / "rewards.png").is_file()
@@ -228,6 +236,28 @@ def test_a_job_that_ends_while_a_run_begins_leaves_it_going(jobs, tmp_path, monk
     wait_for(runs, "ann", STOPPED)
 
 
+def test_self_edits_are_shown_with_their_passage(jobs, passages, tmp_path):
+    runs = TrainingRuns(jobs, tmp_path / "runs", stub(tmp_path, ""), "m")
+    runs.start("ann", QUICK, passages)
+    folder = wait_for(runs, "ann", DONE).folder
+    config = yaml.safe_load((folder / CONFIG_NAME).read_text())
+    taken = load_dataset_argument(config["dataset_name"], None, config["num_train_passages"], config["shuffle_seed"])
+    proposals = [
+        Proposal(0, "self-edits", place, str(place), 0, "Write.", example["title"], 1, True, 1, [0])
+        for place, example in enumerate(taken)
+    ]
+    Journal(folder / "run").write_proposals(0, proposals)
+    assert [one.passage for one in runs.snapshot("ann").candidates] == [example["title"] for example in taken]
+    assert taken != PASSAGES[:2]
+
+
+def test_every_round_needs_passages_of_its_own(jobs, tmp_path):
+    runs = TrainingRuns(jobs, tmp_path / "runs", stub(tmp_path, ""), "m")
+    with pytest.raises(ValueError, match="3 rounds, each on passages .* but 2 are to be learned from"):
+        runs.start("ann", replace(QUICK, num_rounds=3))
+    assert runs.snapshot("ann") is None
+
+
 def test_files_that_go_while_they_are_read_are_read_again(jobs, tmp_path, monkeypatch):
     runs = TrainingRuns(jobs, tmp_path / "runs", stub(tmp_path, "import time\ntime.sleep(60)"), "m")
     runs.start("ann", QUICK)
@@ -310,7 +340,7 @@ def test_without_the_script_the_command_remains(jobs, tmp_path):
 @pytest.mark.parametrize("num_eval_passages", [0, 3])
 def test_a_page_that_is_loaded_again_has_the_settings_of_its_run(jobs, tmp_path, num_eval_passages):
     runs = TrainingRuns(jobs, tmp_path / "runs", stub(tmp_path, ""), "m")
-    settings = TrainingSettings(num_eval_passages=num_eval_passages, num_rounds=3, temperature=0.9, seed=7)
+    settings = TrainingSettings(3, num_eval_passages, num_rounds=3, temperature=0.9, seed=7)
     runs.start("ann", settings)
     wait_for(runs, "ann", DONE)
     assert TrainingRuns(jobs, tmp_path / "runs", None, "m").settings("ann") == settings

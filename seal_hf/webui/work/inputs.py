@@ -12,7 +12,7 @@ from pathlib import Path
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from ...domains import load_demo_passages, load_passages
+from ...domains import load_demo_passages, load_passages, shuffle_passages
 from ...domains.knowledge.passages import read_rows
 from ...grading import gold_answers, show_gold_answers
 from ...models.access import context_length
@@ -52,11 +52,10 @@ def name_of(example: Mapping) -> str:
     return example.get("title") or f"{passage_of(example)[:40].rstrip()} …"
 
 
-def passage_names(dataset: str) -> list[str]:
-    """The name of each passage that a training run learns from, from a file or `"demo"`."""
-    return [
-        name_of(example) for example in (load_demo_passages("train") if dataset == "demo" else load_passages(dataset))
-    ]
+def passage_names(dataset: str, shuffle_seed: int) -> list[str]:
+    """The name of each passage, from a file or `"demo"`, in the order in which a training run takes them."""
+    passages = load_demo_passages("train") if dataset == "demo" else load_passages(dataset)
+    return [name_of(example) for example in shuffle_passages(passages, shuffle_seed)]
 
 
 def count_passages(file: Path | None) -> int:

@@ -11,6 +11,7 @@ from ...self_adapting_lm import SelfAdaptingLM
 
 
 MAX_SELF_EDITS = 8
+SHUFFLE_SEED = 42
 
 
 def check_range(label: str, value: object, least: float, most: float) -> None:
@@ -154,7 +155,8 @@ class TrainingSettings:
 
     Parameters:
         num_train_passages, num_eval_passages (`int`):
-            Number of passages to learn from, and number of other passages to evaluate the policy on; 0 for no evaluation.
+            Number of passages to learn from, which all rounds share, and number of other passages to evaluate the policy on;
+            0 for no evaluation.
         num_rounds, num_generations, prompt_style, temperature, max_completion_length, inner_num_train_epochs,
         inner_learning_rate, num_train_epochs, seed:
             As the options of `trainers/knowledge.py`.
@@ -216,6 +218,8 @@ class TrainingSettings:
             **({"eval_dataset_name": "demo"} if evaluates and not is_demo else {}),
             **({"dataset_test_split": "test"} if evaluates else {}),
             **values,
+            # The order of the passages, of which the first so many are taken.
+            "shuffle_seed": SHUFFLE_SEED,
             "inner_target_modules": ["all-linear"],
             "num_repeats": 1,
             # One passage after another, so that rewards appear early.
@@ -229,7 +233,7 @@ class TrainingSettings:
 
 
 TRAINING_RANGES = {
-    "num_train_passages": ("Passages to learn from", 1, 200),
+    "num_train_passages": ("Passages to learn from, all rounds", 1, 200),
     "num_eval_passages": ("Passages to evaluate on", 0, 200),
     "num_rounds": ("Rounds", 1, 10),
     "num_generations": ("Self-edits per passage", 2, MAX_SELF_EDITS),

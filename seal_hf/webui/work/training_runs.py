@@ -25,7 +25,7 @@ from ...records.journal import Journal
 from ...records.report import evaluations
 from . import inputs
 from .jobs import DONE, FAILED, RUNNING, STOPPED, JobRefused, Jobs
-from .settings import TrainingSettings
+from .settings import SHUFFLE_SEED, TrainingSettings
 from .training_records import TrainingSnapshot, candidates, failure, phase
 
 
@@ -155,6 +155,11 @@ class TrainingRuns:
                     f"There are {num_passages} passages, but {settings.num_train_passages} are to be learned from: "
                     "lower the number or give more."
                 )
+            if settings.num_rounds > settings.num_train_passages:
+                raise ValueError(
+                    f"{settings.num_rounds} rounds, each on passages that no earlier one had, need as many passages, but "
+                    f"{settings.num_train_passages} are to be learned from: lower the rounds or raise the passages."
+                )
             # A new folder each time, so that the results of an earlier run stay.
             folder = self._folder_of(owner) / f"run_{len(self._folders(owner)) + 1:03d}"
             folder.mkdir(parents=True)
@@ -217,7 +222,7 @@ class TrainingRuns:
         state = self._state(run, output_dir)
         log = (folder / LOG_NAME).read_bytes() if (folder / LOG_NAME).is_file() else b""
         found = evaluations(Journal(output_dir / "evaluation"))
-        names = inputs.passage_names(str(config["dataset_name"]))
+        names = inputs.passage_names(str(config["dataset_name"]), int(config.get("shuffle_seed", SHUFFLE_SEED)))
         return TrainingSnapshot(
             state=state,
             is_paused=run is not None and run.is_paused,
