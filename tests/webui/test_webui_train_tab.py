@@ -3,6 +3,8 @@
 from helpers.folders import ROOT
 from helpers.scripts import run_main
 from helpers.tiny_models import save_tiny_model
+from seal_hf.grading.intervals import accuracy
+from seal_hf.records.report import Evaluation
 from seal_hf.webui.tabs import train_tab
 from seal_hf.webui.work.settings import TrainingSettings
 from seal_hf.webui.work.training_records import Candidate
@@ -19,6 +21,26 @@ def test_the_command_that_is_shown_is_accepted_by_the_script(jobs, tmp_path, mon
     script = ROOT.joinpath(*command[3].split(".")).with_suffix(".py")
     planned = run_main(script, *command[4:], "--dry_run")
     assert planned.returncode == 0 and "examples: 2, evaluated on: 1" in planned.stdout
+
+
+def test_held_out_table_says_of_which_policy_a_row_is():
+    one, other = accuracy([[True, False], [False]]), accuracy([[True, True], [True]])
+    before = Evaluation(0, {"base": one, "passage only": one, "self-edits": other}, {}, "passage only", {}, {})
+    assert [row[0] for row in train_tab.held_out_table([before])] == [
+        "base",
+        "passage only",
+        "self-edits, before training",
+    ]
+    after = Evaluation(1, {"passage only": other, "self-edits": one}, {}, "passage only", {"self-edits": other}, {})
+    assert train_tab.held_out_table([before, after]) == [
+        ["base", str(one)],
+        ["passage only, before training", str(one)],
+        ["self-edits, before training", str(other)],
+        ["passage only, after round 1", str(other)],
+        ["self-edits, after round 1", str(one)],
+        ["recitation, self-edits, after round 1", str(other)],
+    ]
+    assert train_tab.held_out_label([before]) == "Held-out passages: 2, with 3 questions. Means over the passages"
 
 
 def test_tables():

@@ -20,9 +20,9 @@ from .shared import escape, percent, read_only_table
 _LONGEST_TEXT = 300  # characters of a self-edit in the table; the run's files have the whole text
 _REFRESH = 1.0  # seconds between two updates of the page
 _EMPTY = (
-    "The model learns to **write better self-edits**. In each round it writes several for every passage, learns each one, "
-    "scores it with the passage's questions, and is then trained on the best. Press **Start**: with the demo passages a run "
-    "takes some minutes."
+    "The model learns to **write better self-edits**. Each round has passages that no earlier one had. For each of them the "
+    "model writes several self-edits, learns each one, scores it with the passage's questions, and is then trained on the "
+    "best. Press **Start**: with the demo passages a run takes some minutes."
 )
 _SHOWN = ("num_train_passages", "num_eval_passages", "num_rounds", "num_generations")
 _FOLDED = (
@@ -89,8 +89,9 @@ def build_train_tab(runs: TrainingRuns, session: gr.BrowserState) -> Callable[[g
             )  # fmt: skip
             means = read_only_table(
                 ["Round", "Scored", "Mean", "Best", "Kept"], [24, 24, 18, 17, 17],
-                label="Rewards by round. Best: chosen and scored by the same answers, so partly luck", elem_id="train-rounds",
-                visible=False,
+                label="Rewards by round, each on passages of its own. Best: since a self-edit is learned once here, the same "
+                "answers choose and score it, so it is partly luck",
+                elem_id="train-rounds", visible=False,
             )  # fmt: skip
             held_out = read_only_table(
                 ["Answered by", "Accuracy [95 %]"], [50, 50],
@@ -267,16 +268,20 @@ def held_out_label(found: list[Evaluation]) -> str:
     if not found:
         return "Held-out passages"
     size = found[0].accuracies[SELF_EDITS]
-    return f"Held-out passages: {size.num_passages}, with {size.num_questions} questions"
+    return f"Held-out passages: {size.num_passages}, with {size.num_questions} questions. Means over the passages"
 
 
 def held_out_table(found: list[Evaluation]) -> list[list[str]]:
-    """The accuracy of each condition on held-out passages."""
+    """The accuracy of each condition on held-out passages, and what one recitation earns as the answer to all questions."""
+    of_every_policy = {SELF_EDITS, *(name for evaluation in found[1:] for name in evaluation.accuracies)}
     lines = []
     for evaluation in found:
+        when = f"after round {evaluation.round}" if evaluation.round else "before training"
         for name, accuracy in evaluation.accuracies.items():
-            when = f"after round {evaluation.round}" if evaluation.round else "before training"
-            lines.append([f"{name}, {when}" if name == SELF_EDITS else name, str(accuracy)])
+            label = f"{name}, {when}" if name in of_every_policy else name
+            lines.append([label, str(accuracy)])
+            if name in evaluation.recitations:
+                lines.append([f"recitation, {label}", str(evaluation.recitations[name])])
     return lines
 
 
