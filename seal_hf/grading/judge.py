@@ -12,6 +12,7 @@ from huggingface_hub import InferenceClient, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
 from .golds import check_inputs
+from .statements import first_statement
 
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ def _judge_prompt(prompt: str, question: str, golds: Sequence[str], answer: str)
     else:
         listed = "\n".join(f"- {gold}" for gold in golds)
         references = f"Reference answers, of which any one is enough:\n{listed}"
-    return JUDGE_PROMPT.format(question=question, references=references, answer=answer)
+    return JUDGE_PROMPT.format(question=question, references=references, answer=first_statement(answer))
 
 
 class GradingIncomplete(RuntimeError):
@@ -143,7 +144,7 @@ class JudgeGrader:
         model (`str`):
             Name of the judge, as the provider or the endpoint knows it.
         prompt (`str`, *optional*, defaults to `"default"`):
-            What the judge is asked: `"default"`, or `"paper"` for the grading prompt of the paper's code, which names the
+            What the judge is asked: `"default"`, whether the answer's first statement is right, or `"paper"` for the grading prompt of the paper's code, which names the
             first gold answer only, as the paper's data do. The paper's judge is GPT-4.1.
         provider (`str`, *optional*):
             Inference provider of the Hub, chosen automatically when absent; not used with `base_url`.

@@ -5,7 +5,9 @@ import re
 
 # Chosen on the first 25 passages of the paper's stored run `rank_iter0`: from here on agreement hardly grows.
 MAX_WORDS = 40
-SHORT_ANSWER = 22  # words; judges take a text that short as a whole
+# Words. A text that short is read as a whole. On those passages agreement is the same (0.878) from 0 to 22 words, while what
+# the beginning of a passage earns as the answer to every question grows with them.
+SHORT_ANSWER = 12
 _LONGEST_ABBREVIATION = 4  # letters; "Ps. 31"
 _LONGEST_READ = 5_000  # characters that are looked at
 _WRAPPED = 60  # characters of a line that may go on in the next one

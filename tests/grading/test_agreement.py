@@ -159,8 +159,8 @@ class TestStoredRuns:
     @pytest.mark.parametrize(
         ("run", "passages", "agreement", "num_answers", "mentioned"),
         [
-            ("rank_iter0.json", slice(0, 25), 0.879, 1840, 34),
-            ("rank_iter0.json", slice(25, 50), 0.890, 1760, 18),
+            ("rank_iter0.json", slice(0, 25), 0.878, 1840, 38),
+            ("rank_iter0.json", slice(25, 50), 0.888, 1760, 21),
             ("eval_base.json", slice(None), 0.883, 1948, 25),
         ],
     )
@@ -173,4 +173,4 @@ class TestStoredRuns:
     def test_choice(self):
         choice = compare(load_run(SHARED_DATA / "rank_iter0.json"), LexicalGrader()).choice
         figures = (choice.mean_reward, choice.stored, choice.stored_same_draws, choice.local)
-        assert figures == pytest.approx((0.402, 0.427, 0.543, 0.435), abs=0.0006)
+        assert figures == pytest.approx((0.402, 0.427, 0.543, 0.438), abs=0.0006)

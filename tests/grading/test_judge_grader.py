@@ -141,6 +141,20 @@ def test_the_papers_judge_is_asked_in_the_papers_words(serve):
     assert hashlib.sha256(message["content"].encode()).hexdigest() == digest
 
 
+def test_judge_is_shown_what_an_answer_says_first(serve):
+    """By the paper's prompt all of it."""
+    first, rest = (
+        "The keeper of the light kept bees.",
+        "She sold them to a sailor from Vell in the autumn of that year.",
+    )
+    for prompt, shown in (("default", False), ("paper", True)):
+        server = serve(lambda prompt, attempt: (200, "yes"))
+        assert judge(server, prompt=prompt).grade(["Who kept bees?"], ["the keeper"], [f"{first} {rest}"]) == [True]
+        ((_, _, request),) = server.requests
+        asked = request["messages"][0]["content"]
+        assert first in asked and (rest in asked) == shown
+
+
 def test_judge_keeps_order_under_concurrency(serve):
     def respond(prompt, attempt):
         number = int(prompt.split("Student's answer: ")[1].split()[0])

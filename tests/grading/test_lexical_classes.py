@@ -181,17 +181,18 @@ def test_a_class_of_pairs(kind):
     assert [row for row, verdict in zip(PAIRS[kind], verdicts, strict=True) if verdict is not row[-1]] == []
 
 
+@pytest.mark.parametrize("num_words", [6, 10, 12, 13, 16, 22, 30, RECITED_WORDS, 64])
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_a_constant_recitation_earns_next_to_nothing(split):
+def test_a_constant_recitation_earns_next_to_nothing(split, num_words):
     rewards, mentioned = [], []
     for passage in load_demo_passages(split):
         questions = [item["question"] for item in passage["questions"]]
         golds = [item["answer"] for item in passage["questions"]]
-        recited = [" ".join(passage["context"].split()[:RECITED_WORDS])] * len(questions)
+        recited = [" ".join(passage["context"].split()[:num_words])] * len(questions)
         rewards.append(fmean(LexicalGrader().grade(questions, golds, recited)))
         mentioned.append(fmean(LexicalGrader().mentions(questions, golds, recited)))
-    assert fmean(rewards) <= 0.25
-    assert fmean(mentioned) > 0.55
+    assert fmean(rewards) <= 0.2
+    assert fmean(mentioned) > 0.55 or num_words < RECITED_WORDS
 
 
 def test_every_demo_answer_is_right():
