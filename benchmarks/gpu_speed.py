@@ -247,7 +247,7 @@ def _answer_times(bench: Bench, model: PreTrainedModel, target: str) -> Iterator
         ),
     }
     for way, answer in ways.items():
-        answer(2)  # to warm up
+        answer(sizes.new_tokens)  # to warm up, for every length
         bench.synchronize()
         found = answer(sizes.new_tokens)
         yield way, found.seconds, sum(map(len, found.answers))

@@ -3,7 +3,7 @@ Causal attention over a packed batch.
 
 torch's attention kernel for CPUs is made for long sequences; for the short ones that self-edits consist of, plain batched
 matrix products are several times faster, above all in the backward pass. On CUDA one call of flash attention over sequences
-of any lengths does the whole batch, where torch has it for the model; it was not run on a GPU.
+of any lengths does the whole batch, where torch has it for the model.
 """
 
 import logging
