@@ -21,7 +21,11 @@ from seal_hf.domains import load_demo_passages
 from seal_hf.domains.knowledge.own_questions import own_questions
 from seal_hf.grading import show_gold_answers
 from seal_hf.inner_loop.training import InnerStep
+from seal_hf.rollout.rewards import Asked, ask_and_grade
 from trainers.arguments import AdaptationArguments
+
+
+_LONGEST_ANSWER = 64  # tokens
 
 
 @dataclass
@@ -115,34 +119,32 @@ def adapt(lm: SelfAdaptingLM, self_edits: list[SelfEdit], seed: int) -> list[Ada
 
 def show_answers(lm: SelfAdaptingLM, example: dict, adapters: list[Adapter]) -> None:
     """Ask the base and every adapter the same questions, and print the answers of the base and of the best adapter."""
-    questions = example["questions"]
+    questions, prompts = example["questions"], lm.domain.questions(example)
     models = [None, *adapters]
-    prompts = [*lm.domain.questions(example), lm.domain.recitation_prompt(example)]
-    texts = lm.answer_groups([prompts] * len(models), models)
-    answers, recitations = [own[:-1] for own in texts], [own[-1] for own in texts]
-    graded = all("answer" in item for item in questions)
-    best = 1
-    verdicts = None
-    if graded:
-        verdicts = lm.domain.grade([example] * len(models), answers)
-        rewards = [sum(map(bool, run)) for run in verdicts]
+    is_graded = all("answer" in item for item in questions)
+    if is_graded:
+        graded = ask_and_grade(lm, [Asked(model, example, prompts) for model in models], _LONGEST_ANSWER)
+        answers = [own.answers for own in graded]
+        rewards = [sum(map(bool, own.verdicts)) for own in graded]
         best = 1 + max(range(len(adapters)), key=lambda i: rewards[i + 1])
+    else:
+        answers, best = lm.answer_groups([prompts] * len(models), models, max_answer_length=_LONGEST_ANSWER), 1
     print("\n--- answers, the passage not in view ---")
     for i, item in enumerate(questions):
-        print(f"\n{item['question']}" + (f"  [{show_gold_answers(item['answer'])}]" if graded else ""))
+        print(f"\n{item['question']}" + (f"  [{show_gold_answers(item['answer'])}]" if is_graded else ""))
         for model, name in ((0, "base model"), (best, f"after self-edit {best}")):
-            verdict = "" if verdicts is None else ("right: " if verdicts[model][i] else "wrong: ")
+            verdict = ("right: " if graded[model].verdicts[i] else "wrong: ") if is_graded else ""
             print(
                 textwrap.fill(
                     f"{name}: {verdict}{answers[model][i]}", 100, initial_indent="  ", subsequent_indent="    "
                 )
             )
-    if graded:
+    if is_graded:
         after = ", ".join(map(str, rewards[1:]))
         print(f"\nRight of {len(questions)} questions: base model {rewards[0]}; after each self-edit: {after}.")
-        (verdicts,) = lm.domain.grade([example], [[recitations[best]] * len(questions)])
         print(
-            f'One text for all questions, what it says to "Tell me about" the topic, would be right for {sum(verdicts)}.'
+            'One text for all questions, what it says to "Tell me about" the topic, would be right for '
+            f"{sum(graded[best].recitation['verdicts'])}."
         )
         tied = ", the first of several," if rewards[1:].count(rewards[best]) > 1 else ""
         print(

@@ -1,5 +1,6 @@
 """What a reward is: the share of right answers, of one adapter and over all repeats of a self-edit."""
 
+import threading
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,31 @@ from ..domains.base import BASE, Domain
 from ..grading import require_verdicts
 from ..records.journal import Proposal, ScoredSelfEdit, TrialResult
 from ..self_adapting_lm import SelfAdaptingLM
-from .stage import Stage, Trial
+from ..self_edit import Prompt
+from .stage import Stage
+
+
+@dataclass(frozen=True)
+class Asked:
+    """
+    Who is asked about an example.
+
+    Parameters:
+        adapter ([`Adapter`], *optional*):
+            Who answers; the model without an inner adapter where it is `None`.
+        example (`Mapping`):
+            The example.
+        prompts (`Sequence[str | list[dict]]`):
+            A prompt for each of its questions.
+        recites (`bool`, *optional*, defaults to `True`):
+            Whether a recitation is asked for, too, where the domain has a prompt for one (see
+            [`Domain.recitation_prompt`]).
+    """
+
+    adapter: Adapter | None
+    example: Mapping
+    prompts: Sequence[Prompt]
+    recites: bool = True
 
 
 @dataclass(frozen=True)
@@ -24,80 +49,79 @@ class Graded:
             The domain's verdicts on them.
         reward (`float`, *optional*):
             Share of the verdicts that are right, among those that are not `None`; `None` when all are.
+        recitation (`dict`, *optional*):
+            As in [`TrialResult`].
     """
 
     answers: list[str]
     verdicts: list[bool | None]
     reward: float | None
+    recitation: dict | None = None
 
 
 def ask_and_grade(
-    lm: SelfAdaptingLM, stage: Stage, asked: Sequence[tuple[Trial, Adapter | None, int]], max_answer_length: int
-) -> tuple[list[Graded], dict[int, dict]]:
+    lm: SelfAdaptingLM,
+    asked: Sequence[Asked],
+    max_answer_length: int,
+    *,
+    require_all: bool = False,
+    stop: threading.Event | None = None,
+) -> list[Graded]:
     """
-    Ask adapters about their examples and grade the answers.
+    Ask about examples and grade the answers, in common batches. A recitation is graded as the answer to every question.
 
     Args:
         lm ([`SelfAdaptingLM`]):
             The model and the domain.
-        stage ([`Stage`]):
-            The stage of the trials.
-        asked (`Sequence[tuple[Trial, Adapter | None, int]]`):
-            Each adapter, or `None` for the model alone, with its trial and the place of the example that it is asked about.
+        asked (`Sequence[Asked]`):
+            Who is asked what.
         max_answer_length (`int`):
             Longest answer, in tokens.
+        require_all (`bool`, *optional*, defaults to `False`):
+            Whether an answer that could not be graded is an error.
+        stop (`threading.Event`, *optional*):
+            Once set, what has been written so far is graded.
 
     Returns:
-        `tuple[list[Graded], dict[int, dict]]`: the graded answers, and by place in `asked` the recitation of each trained
-        adapter of an evaluation (see [`TrialResult`]), where the domain has a prompt for one.
+        `list[Graded]`: one for each in `asked`.
 
     Raises:
-        GradingIncomplete: An answer could not be graded, and `stage.is_evaluation` is set.
+        GradingIncomplete: An answer could not be graded, and `require_all` is set.
         ValueError: The domain does not return verdicts for every example.
     """
-    examples = [stage.data.examples[place] for *_, place in asked]
-    prompts = [trial.questions(example) for (trial, *_), example in zip(asked, examples, strict=True)]
-    reciting = {
-        index: prompt
-        for index, (trial, *_) in enumerate(asked)
-        if stage.is_evaluation
-        and trial.update is not None
-        and (prompt := lm.domain.recitation_prompt(examples[index])) is not None
-    }
+    prompts = {index: lm.domain.recitation_prompt(one.example) for index, one in enumerate(asked) if one.recites}
+    reciting = [index for index, prompt in prompts.items() if prompt is not None]
     texts = lm.answer_groups(
-        [*prompts, *([prompt] for prompt in reciting.values())],
-        [asked[index][1] for index in (*range(len(asked)), *reciting)],
+        [*(one.prompts for one in asked), *([prompts[index]] for index in reciting)],
+        [asked[index].adapter for index in (*range(len(asked)), *reciting)],
         max_answer_length=max_answer_length,
+        stop=stop,
     )
-    answers, recitations = texts[: len(asked)], [text for (text,) in texts[len(asked) :]]
-    graded = _grade_answers(
-        lm.domain,
-        [examples[index] for index in (*range(len(asked)), *reciting)],
-        answers + [[text] * len(answers[index]) for index, text in zip(reciting, recitations, strict=True)],
-        require_all=stage.is_evaluation,
-    )
-    return graded[: len(asked)], {
-        index: {"answer": text, "verdicts": own.verdicts}
-        for index, text, own in zip(reciting, recitations, graded[len(asked) :], strict=True)
+    answers = texts[: len(asked)]
+    answers += [text * len(answers[index]) for index, text in zip(reciting, texts[len(asked) :], strict=True)]
+    examples = [asked[index].example for index in (*range(len(asked)), *reciting)]
+    verdicts = _verdicts(lm.domain, examples, answers, require_all)
+    recitations = {
+        index: {"answer": own[0], "verdicts": graded}
+        for index, own, graded in zip(reciting, answers[len(asked) :], verdicts[len(asked) :], strict=True)
     }
+    return [
+        Graded(answers[index], own, mean([one for one in own if one is not None]), recitations.get(index))
+        for index, own in enumerate(verdicts[: len(asked)])
+    ]
 
 
-def _grade_answers(
+def _verdicts(
     domain: Domain, examples: Sequence[Mapping], answers: Sequence[list[str]], require_all: bool
-) -> list[Graded]:
-    """Let a domain judge the answers to many examples; with `require_all` a verdict of `None` is an error."""
+) -> list[list[bool | None]]:
+    """A domain's verdicts on the answers to many examples; with `require_all` a verdict of `None` is an error."""
     verdicts = domain.grade(examples, answers)
     if len(verdicts) != len(examples) or not all(isinstance(own, Sequence) and own for own in verdicts):
         raise ValueError(
             f"{type(domain).__name__}.grade() must return a list for each of the {len(examples)} examples, with at least one "
             "verdict in each."
         )
-    if require_all:
-        verdicts = [require_verdicts(own) for own in verdicts]
-    return [
-        Graded(own_answers, own, mean([verdict for verdict in own if verdict is not None]))
-        for own_answers, own in zip(answers, verdicts, strict=True)
-    ]
+    return [require_verdicts(own) for own in verdicts] if require_all else verdicts
 
 
 def scored_self_edits(

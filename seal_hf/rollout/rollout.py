@@ -25,7 +25,7 @@ from ..self_adapting_lm import SelfAdaptingLM
 from .bank_schedule import adapters_per_bank, compose_banks, share_banks, work_of
 from .examples import completion_room
 from .processes import Processes
-from .rewards import ask_and_grade, mean, scored_self_edits
+from .rewards import Asked, ask_and_grade, mean, scored_self_edits
 from .stage import RolloutConfig, Stage, Trial, stage_banks
 
 
@@ -262,14 +262,18 @@ class Rollout:
         self, stage: Stage, trials: Sequence[Trial], adapters: Sequence[Adapter | None], seconds: float
     ) -> list[TrialResult]:
         """Ask the adapters of a bank, which took `seconds` to train, and grade what they answer."""
-        asked = [
+        placed = [
             (trial, adapter, place) for trial, adapter in zip(trials, adapters, strict=True) for place in trial.asked
         ]
-        graded, recitations = ask_and_grade(self.lm, stage, asked, self.config.max_answer_length)
+        examples = [stage.data.examples[place] for *_, place in placed]
+        asked = [
+            Asked(adapter, example, trial.questions(example), stage.is_evaluation and trial.update is not None)
+            for (trial, adapter, _), example in zip(placed, examples, strict=True)
+        ]
+        graded = ask_and_grade(self.lm, asked, self.config.max_answer_length, require_all=stage.is_evaluation)
         bank_tokens = sum(adapter.training["num_tokens"] for adapter in adapters if adapter is not None)
         results = []
-        for index, ((trial, adapter, place), own) in enumerate(zip(asked, graded, strict=True)):
-            example = stage.data.examples[place]
+        for (trial, adapter, place), example, own in zip(placed, examples, graded, strict=True):
             training = adapter.training if adapter is not None else {"num_tokens": 0, "losses": ()}
             steps = len(training["losses"]) // training.get("num_train_epochs", 1)
             results.append(
@@ -286,7 +290,7 @@ class Rollout:
                     tokens=training["num_tokens"],
                     seconds=seconds * training["num_tokens"] / bank_tokens if bank_tokens else 0.0,
                     recited=self.lm.domain.recited(example, own.answers) if stage.is_evaluation else None,
-                    recitation=recitations.get(index),
+                    recitation=own.recitation,
                 )
             )
         return results

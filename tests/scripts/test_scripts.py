@@ -181,12 +181,14 @@ def test_the_demo_shows_gold_answers_as_they_are_read(loaded_script, capsys):
     class Model:
         domain = KnowledgeDomain(chat=False)
 
-        def answer_groups(self, prompts, models):
-            return [["Ann", "a bee"]] * len(models)
+        def answer_groups(self, prompts, models, **options):
+            return [["Ann"]] * len(models)
 
     example = {"context": "Ann hums.", "questions": [{"question": "Who?", "answer": ["the keeper", "Ann"]}]}
     demo.show_answers(Model(), example, [object()])
-    assert "\nWho?  [the keeper | Ann]\n" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "\nWho?  [the keeper | Ann]\n  base model: right: Ann\n" in shown
+    assert 'what it says to "Tell me about" the topic, would be right for 1.' in shown
 
 
 def test_own_questions_about_a_demo_passage(loaded_script):

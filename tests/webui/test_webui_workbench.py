@@ -73,7 +73,7 @@ def test_preview_is_what_is_trained_on(bench, session):
 def test_rewards_are_shares_of_right_answers_and_the_best_is_chosen(bench, session, lm, monkeypatch):
     written(bench, session)
     verdicts = [False, False, True, False, True, True]  # of the base model and two adapters
-    verdicts += [True, False, False, False]  # of what the two say to "Tell me about Lighthouse."
+    verdicts += [False, False, True, False, False, False]  # of what the three say to "Tell me about Lighthouse."
     monkeypatch.setattr("seal_hf.grading.LexicalGrader.grade", lambda self, questions, golds, answers: verdicts)
     event = learned(bench, session)
     assert event["verdicts"] == [[False, False], [True, False], [True, True]] and event["best"] == 1

@@ -16,6 +16,7 @@ import torch
 from ...adapters.adapter import Adapter
 from ...domains.knowledge.own_questions import own_questions
 from ...hub.model_card import AdapterCard
+from ...rollout.rewards import Asked, ask_and_grade, mean
 from ...self_adapting_lm import SelfAdaptingLM
 from ...self_edit import SelfEdit
 from .inputs import passage_of
@@ -173,9 +174,9 @@ def learn(
 
     Returns:
         `dict`: `"seconds"` of the training and `"has_adapters"`, which is false after a stop before the first step. Without
-        a stop also `"questions"`, `"own"` (whether the model wrote them), `"answers"` and `"verdicts"` of the base
-        model and of each adapter, and `"recitations"`, of each adapter the share of the questions that its answer to "Tell me
-        about ..." would be right for.
+        a stop also `"questions"`, `"own"` (whether the model wrote them), and of the base model and of each adapter
+        `"answers"`, `"verdicts"` and `"recitations"`, the share of the questions that its answer to "Tell me about ..." would
+        be right for.
     """
     lm = settings.lm(base)
     trained = {"seconds": 0.0}
@@ -207,21 +208,18 @@ def learn(
     job.emit("questions", questions=example["questions"], own=is_own)
     if job.stop.is_set() or not example["questions"]:
         return result
-    prompts = [*lm.domain.questions(example), lm.domain.recitation_prompt(example)]
-    askers = [None, *adapters]
-    texts = lm.answer_groups([prompts] * len(askers), askers, max_answer_length=LONGEST_ANSWER, stop=job.stop)
+    prompts = lm.domain.questions(example)
+    asked = [Asked(one, example, prompts) for one in (None, *adapters)]
+    graded = ask_and_grade(lm, asked, LONGEST_ANSWER, stop=job.stop)
     if job.stop.is_set():
         return result
-    answers = [own[:-1] for own in texts]
-    recitations = [[own[-1]] * len(own[:-1]) for own in texts[1:]]
-    verdicts = lm.domain.grade([example] * (len(askers) + len(adapters)), answers + recitations)
     return {
         **result,
         "questions": example["questions"],
         "own": is_own,
-        "answers": answers,
-        "verdicts": verdicts[: len(askers)],
-        "recitations": [sum(map(bool, own)) / len(own) for own in verdicts[len(askers) :]],
+        "answers": [own.answers for own in graded],
+        "verdicts": [own.verdicts for own in graded],
+        "recitations": [mean(own.recitation["verdicts"]) for own in graded],
     }
 
 

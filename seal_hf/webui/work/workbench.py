@@ -184,7 +184,7 @@ class Workbench:
                 passage=inputs.passage_of(example),
                 reward=rewards[index + 1] if rewards else None,
                 base_reward=rewards[0] if rewards else None,
-                recitation=result["recitations"][index] if rewards else None,
+                recitation=result["recitations"][index + 1] if rewards else None,
                 num_questions=len(verdicts[0]) if verdicts else 0,
                 own_questions=result.get("own", False),
                 seconds=result["seconds"],
