@@ -31,8 +31,8 @@ class Evaluation:
         reference (`str`):
             The baseline that matters most: the last that trains an adapter without a self-edit, else the base model.
         recitations (`dict[str, Accuracy]`):
-            For conditions that train an adapter, what one text earns that the adapted model gives to "Tell me about ..." and
-            that is graded as the answer to every question. Empty where the domain has no such prompt.
+            For the base model and for conditions that train an adapter, what one text earns that the model gives to "Tell me
+            about ..." and that is graded as the answer to every question. Empty where the domain has no such prompt.
         recited (`dict[str, Accuracy]`):
             Share of each condition's answers that recite (see [`Domain.recited`]). Empty where the domain does not tell.
     """
@@ -50,7 +50,8 @@ def evaluations(journal: Journal) -> list[Evaluation]:
     Accuracies and gains of all evaluations on disk.
 
     A passage's share of right answers is the mean over its self-edits and their repeats, so it is what one self-edit
-    gives on average. A malformed self-edit counts as answered by the base model of round 0: nothing was learned.
+    gives on average. A malformed self-edit counts, in accuracies, recitations and recited answers, as the base model of
+    round 0: nothing was learned.
 
     Args:
         journal ([`Journal`]):
@@ -62,26 +63,26 @@ def evaluations(journal: Journal) -> list[Evaluation]:
     rounds = journal.scored_rounds()
     if not rounds:
         return []
-    base = {edit.example: edit.repeats[0]["verdicts"] for edit in rounds[0] if edit.condition == BASE}
-    shares = [_shares(scored, base) for scored in rounds]
+    base = {edit.example: edit.repeats[0] for edit in rounds[0] if edit.condition == BASE}
+    shares, recitations, recited = (
+        [_shares(scored, base, flags) for scored in rounds] for flags in (_right, _right_by_recitation, _recited)
+    )
     untrained, trained = _baselines(rounds[0])
     baselines = (*untrained, *trained)
     results = []
-    for number, (scored, measured) in enumerate(zip(rounds, shares, strict=True)):
+    for number, measured in enumerate(shares):
         references = {name: measured.get(name, shares[0][name]) for name in baselines}
         for earlier in sorted({0, number - 1}) if number else ():
             references[f"{SELF_EDITS}, round {earlier}"] = shares[earlier][SELF_EDITS]
         names = [name for name in (*baselines, SELF_EDITS) if name in measured]
-        recitations = _means(scored, lambda repeat: (repeat.get("recitation") or {}).get("verdicts"))
-        recited = _means(scored, lambda repeat: repeat.get("recited"))
         results.append(
             Evaluation(
                 round=number,
-                accuracies={name: accuracy(measured[name]) for name in names},
+                accuracies=_accuracies(measured, names),
                 gains={name: paired_difference(other, measured[SELF_EDITS]) for name, other in references.items()},
                 reference=trained[-1] if trained else BASE,
-                recitations={name: accuracy(recitations[name]) for name in names if name in recitations},
-                recited={name: accuracy(recited[name]) for name in names if name in recited},
+                recitations=_accuracies(recitations[number], names),
+                recited=_accuracies(recited[number], names),
             )
         )
     return results
@@ -185,25 +186,32 @@ def _scored_apart(edits: Sequence[ScoredSelfEdit], place: int) -> float:
     return min(map(by_others, edits), key=rank).repeats[place]["reward"] if edits else 0.0
 
 
-def _means(
-    scored: Iterable[ScoredSelfEdit], flags: Callable[[dict], Sequence[bool] | None]
+def _right(repeat: Mapping) -> list[bool]:
+    return repeat["verdicts"]
+
+
+def _right_by_recitation(repeat: Mapping) -> list[bool] | None:
+    return (repeat.get("recitation") or {}).get("verdicts")
+
+
+def _recited(repeat: Mapping) -> list[bool] | None:
+    return repeat.get("recited")
+
+
+def _shares(
+    scored: Iterable[ScoredSelfEdit], base: Mapping[int, Mapping], flags: Callable[[Mapping], list[bool] | None]
 ) -> dict[str, list[list[float]]]:
     """For each condition the mean of some flags of its answers, per passage and question; of those that have them."""
     runs = defaultdict(lambda: defaultdict(list))
     for edit in scored:
-        for repeat in edit.repeats:
-            if (own := flags(repeat)) is not None:
-                runs[edit.condition][edit.example].append(own)
+        own = [flags(repeat) for repeat in edit.repeats or [base[edit.example]]]
+        if None not in own:
+            runs[edit.condition][edit.example].append(np.mean(own, axis=0))  # (Q,)
     return {name: [np.mean(own[place], axis=0).tolist() for place in sorted(own)] for name, own in runs.items()}
 
 
-def _shares(scored: Iterable[ScoredSelfEdit], base: Mapping[int, Sequence[bool]]) -> dict[str, list[list[float]]]:
-    """For each condition the share of right answers, per passage and question."""
-    runs = defaultdict(lambda: defaultdict(list))
-    for edit in scored:
-        verdicts = [repeat["verdicts"] for repeat in edit.repeats] or [base[edit.example]]
-        runs[edit.condition][edit.example].append(np.mean(verdicts, axis=0))  # (Q,)
-    return {name: [np.mean(own[place], axis=0).tolist() for place in sorted(own)] for name, own in runs.items()}
+def _accuracies(shares: Mapping[str, list[list[float]]], names: Iterable[str]) -> dict[str, Accuracy]:
+    return {name: accuracy(shares[name]) for name in names if name in shares}
 
 
 def _baselines(scored: Iterable[ScoredSelfEdit]) -> tuple[list[str], list[str]]:

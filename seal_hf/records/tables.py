@@ -69,7 +69,7 @@ def _evaluation_table(results: Sequence[Evaluation]) -> list[str]:
         for name, value in one.accuracies.items():
             gains = [str(one.gains.get(column, "")) if name == SELF_EDITS else "" for column in columns]
             label = f"{name}{when if name in measured_again else ''}"
-            # Where every self-edit is malformed, no adapter has answered.
+            # Of rounds that an earlier version measured it is not known.
             recited = percent(one.recited[name].value) if name in one.recited else "–"
             rows.append([label, str(value), percent(value.per_question), *[recited] * is_told, *gains])
             if recitation := one.recitations.get(name):
@@ -79,11 +79,17 @@ def _evaluation_table(results: Sequence[Evaluation]) -> list[str]:
     notes = [
         f"Evaluation on {size.num_passages} passages with {size.num_questions} questions. Accuracy: the mean over passages of "
         "the share of right answers, with 95 % intervals over passages; differences are of it, paired by passage. Per "
-        "question: the mean over all questions."
+        "question: the mean over all questions. A malformed self-edit counts in every column and row as what the base model "
+        "answered."
     ]
+    if len(results) > 1:
+        measured_once = ", ".join(name for name in start.accuracies if name not in measured_again)
+        notes[0] += (
+            f" Measured before round 1 alone, so that gains after later rounds are over these answers too: {measured_once}."
+        )
     if any(one.recitations for one in results):
         notes.append(
-            'A recitation is what the adapted model says to "Tell me about" the passage\'s topic, graded as the answer to every '
+            'A recitation is what the model says to "Tell me about" the passage\'s topic, graded as the answer to every '
             "question: what it earns is earned without answering. Recited is the share of answers that are given to two or more "
             "questions or copy 12 words of the passage in a row."
         )

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from ..adapters.adapter import Adapter
 from ..adapters.layout import lora_layout
-from ..domains.base import SELF_EDITS
+from ..domains.base import BASE, SELF_EDITS
 from ..generation.base import Generation
 from ..inner_loop.training import InnerStep
 from ..inner_loop.update import InnerUpdate, tokenize_self_edit
@@ -267,7 +267,13 @@ class Rollout:
         ]
         examples = [stage.data.examples[place] for *_, place in placed]
         asked = [
-            Asked(adapter, example, trial.questions(example), stage.is_evaluation and trial.update is not None)
+            # Of the conditions that train nothing the base alone, since all would say the same.
+            Asked(
+                adapter,
+                example,
+                trial.questions(example),
+                recites=stage.is_evaluation and (trial.update is not None or trial.condition == BASE),
+            )
             for (trial, adapter, _), example in zip(placed, examples, strict=True)
         ]
         graded = ask_and_grade(self.lm, asked, self.config.max_answer_length, require_all=stage.is_evaluation)

@@ -103,21 +103,22 @@ def test_answers_are_those_of_the_named_model(lm, folder):
     assert len(set(everything)) == len(everything)
 
 
-def test_adapters_are_asked_for_a_recitation_too(lm, folder):
-    """What each adapter says to "Tell me about ..." is graded as the answer to every question."""
+def test_base_and_adapters_are_asked_for_a_recitation_too(lm, folder):
+    """What each says to "Tell me about ..." is graded as the answer to every question."""
     domain, example = lm.domain, EXAMPLES[1]
     prompt = domain.recitation_prompt(example)
     assert "Moths" in str(prompt) and "Bob" not in str(prompt)
     scored = [edit for edit in Journal(folder / "evaluation").scored(0) if edit.example == 1]
     by_condition = {edit.condition: edit.repeats[0] for edit in scored if edit.edit == 0}
-    assert by_condition[BASE]["recitation"] is None and by_condition[IN_CONTEXT]["recitation"] is None
+    assert by_condition[IN_CONTEXT]["recitation"] is None
     proposals = Journal(folder / "evaluation").proposals(0)
     (completion,) = (
         one.completion for one in proposals if (one.example, one.condition, one.edit) == (1, SELF_EDITS, 0)
     )
     trained = {PASSAGE_ONLY: domain.passage_only(example), SELF_EDITS: domain.parse(completion, example)}
-    for condition, self_edit in trained.items():
-        (text,) = lm.answer_prompts([prompt], [lm.adapt(self_edit, seed=SEED_OF_1)], max_answer_length=8)
+    adapters = {name: lm.adapt(self_edit, seed=SEED_OF_1) for name, self_edit in trained.items()}
+    for condition, adapter in {BASE: None, **adapters}.items():
+        (text,) = lm.answer_prompts([prompt], [adapter], max_answer_length=8)
         assert by_condition[condition]["recitation"] == {"answer": text, "verdicts": [True, True]}
     for repeat in by_condition.values():
         assert repeat["recited"] == domain.recited(example, repeat["answers"])
@@ -130,6 +131,7 @@ def test_a_recitation_is_graded_by_the_questions_it_would_be_right_for(tmp_path)
     (evaluation,) = evaluations(Journal(tmp_path / "evaluation"))
     # Nothing of the first passage, one of two questions of the second; the same text answers every question.
     assert {name: value.value for name, value in evaluation.recitations.items()} == {
+        BASE: 0.25,
         PASSAGE_ONLY: 0.25,
         SELF_EDITS: 0.25,
     }

@@ -252,7 +252,7 @@ def test_recitations_and_recited_answers(tmp_path):
         tmp_path,
         [
             [
-                answered(0, BASE, 0, [WRONG, WRONG], recited=[False, False]),
+                answered(0, BASE, 0, [WRONG, WRONG], recited=[True, True], recitation=[WRONG, RIGHT]),
                 answered(0, PASSAGE_ONLY, 0, [RIGHT, WRONG], recited=[True, True], recitation=[RIGHT, WRONG]),
                 answered(0, SELF_EDITS, 0, [RIGHT, RIGHT], recited=[True, False], recitation=[RIGHT, WRONG]),
                 answered(0, SELF_EDITS, 0, [RIGHT, RIGHT], edit=1, recited=[False, False], recitation=[WRONG, WRONG]),
@@ -265,17 +265,22 @@ def test_recitations_and_recited_answers(tmp_path):
         ],
     )
     first, second = evaluations(Journal(tmp_path / "evaluation"))
-    assert {name: value.value for name, value in first.recitations.items()} == {PASSAGE_ONLY: 0.5, SELF_EDITS: 0.25}
+    assert {name: value.value for name, value in first.recitations.items()} == {
+        BASE: 0.5,
+        PASSAGE_ONLY: 0.5,
+        SELF_EDITS: pytest.approx(1 / 3),  # 1/2 and 0, and the base's 1/2 for the malformed one
+    }
     assert {name: value.value for name, value in first.recited.items()} == {
-        BASE: 0.0,
+        BASE: 1.0,
         PASSAGE_ONLY: 1.0,
-        SELF_EDITS: 0.25,
+        SELF_EDITS: 0.5,  # 1/2 and 0, and the base's 1 for the malformed one
     }
     # The passage alone was measured again with the policy of round 1.
     assert second.accuracies[PASSAGE_ONLY].value == 0.0
     assert (first.gains[PASSAGE_ONLY].value, second.gains[PASSAGE_ONLY].value) == (pytest.approx(1 / 6), 0.5)
     flat = metrics(first)
-    assert (flat["self_edits_recitation"], flat["self_edits_recited"], flat["base_recited"]) == (0.25, 0.25, 0.0)
+    names = ("self_edits_recitation", "self_edits_recited", "base_recitation", "base_recited")
+    assert [flat[name] for name in names] == [pytest.approx(1 / 3), 0.5, 0.5, 1.0]
     rows = {
         cells[1].strip(): cells for cells in (line.split("|") for line in results_table(tmp_path).splitlines()[4:])
     }
@@ -283,6 +288,7 @@ def test_recitations_and_recited_answers(tmp_path):
         "condition",
         "-" * 39,
         "base",
+        "recitation, base",
         "passage only before round 1",
         "recitation, passage only before round 1",
         "self-edits before round 1",
@@ -292,24 +298,46 @@ def test_recitations_and_recited_answers(tmp_path):
         "self-edits after round 1",
         "recitation, self-edits after round 1",
     ]
-    assert rows["recitation, self-edits before round 1"][2].strip().startswith("25.0 %")
-    assert [cell.strip() for cell in rows["self-edits before round 1"][3:5]] == ["66.7 %", "25.0 %"]
-    assert [cell.strip() for cell in rows["recitation, self-edits before round 1"][3:5]] == ["25.0 %", ""]
+    assert rows["recitation, self-edits before round 1"][2].strip().startswith("33.3 %")
+    assert [cell.strip() for cell in rows["self-edits before round 1"][3:5]] == ["66.7 %", "50.0 %"]
+    assert [cell.strip() for cell in rows["recitation, self-edits before round 1"][3:5]] == ["33.3 %", ""]
 
 
-def test_results_table_where_no_self_edit_is_well_formed(tmp_path):
-    """Then no adapter was asked for a recitation, and nobody's answers were."""
+def test_all_columns_cover_the_same_passages(tmp_path):
+    """Also where all self-edits about a passage are malformed: what the base answered counts."""
     write_evaluations(
         tmp_path,
         [
-            [answered(0, BASE, 0, [RIGHT], recited=[False]), answered(0, SELF_EDITS, 0)],
+            [
+                answered(0, BASE, 0, [RIGHT], recited=[True], recitation=[RIGHT]),
+                answered(0, BASE, 1, [RIGHT], recited=[False], recitation=[WRONG]),
+                answered(0, SELF_EDITS, 0),
+                answered(0, SELF_EDITS, 1, [WRONG], recited=[False], recitation=[WRONG]),
+            ],
+            [answered(1, SELF_EDITS, 0), answered(1, SELF_EDITS, 1)],
+        ],
+    )
+    for one in evaluations(Journal(tmp_path / "evaluation")):
+        own = [values[SELF_EDITS] for values in (one.accuracies, one.recitations, one.recited)]
+        assert [value.num_passages for value in own] == [2, 2, 2]
+        assert [value.value for value in own] == [1.0 if one.round else 0.5, 0.5, 0.5]
+    assert "A malformed self-edit counts in every column and row as what the base model answered." in results_table(
+        tmp_path
+    )
+
+
+def test_results_table_of_a_run_whose_first_round_did_not_tell(tmp_path):
+    write_evaluations(
+        tmp_path,
+        [
+            [answered(0, BASE, 0, [RIGHT]), answered(0, SELF_EDITS, 0)],
             [answered(1, SELF_EDITS, 0, [RIGHT], recited=[True], recitation=[WRONG])],
         ],
     )
     table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in results_table(tmp_path).splitlines()[4:]]
     assert len({len(row) for row in table}) == 1
-    assert [row[:3:2] for row in table[2:]] == [
-        ["base", "0.0 %"],
+    assert [row[:4:3] for row in table[2:]] == [
+        ["base", "–"],
         ["self-edits before round 1", "–"],
         ["self-edits after round 1", "100.0 %"],
         ["recitation, self-edits after round 1", ""],
@@ -363,7 +391,9 @@ def test_results_table(run):
         "| 1     |        3 |          5 |           4 |    2 | 50.0 % [0.6, 99.4] | 62.5 % [1.1, 99.6] |      37.5 % |\n"
         "\n"
         "Evaluation on 2 passages with 3 questions. Accuracy: the mean over passages of the share of right answers, with 95 % "
-        "intervals over passages; differences are of it, paired by passage. Per question: the mean over all questions.\n"
+        "intervals over passages; differences are of it, paired by passage. Per question: the mean over all questions. A "
+        "malformed self-edit counts in every column and row as what the base model answered. Measured before round 1 alone, so "
+        "that gains after later rounds are over these answers too: base, passage in context, passage only.\n"
         "\n"
         "| condition                 |             accuracy | per question |          minus passage only |        minus before round 1 |\n"
         "| ------------------------- | -------------------: | -----------: | --------------------------: | --------------------------: |\n"

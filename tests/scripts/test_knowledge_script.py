@@ -84,7 +84,7 @@ def test_script_trains(done, config):
     assert rows[0][:3] == ["condition", "accuracy", "per question"]
     measured = [f"{name} {when} round 1" for when in ("before", "after") for name in ("passage only", "self-edits")]
     assert [row[0] for row in rows[2:]] == [
-        *("base", "passage in context"),
+        *("base", "recitation, base", "passage in context"),
         *(row for name in measured for row in (name, f"recitation, {name}")),
     ]
     assert "| 1     |        2 |          4 |" in done.stdout
