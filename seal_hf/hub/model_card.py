@@ -33,6 +33,8 @@ class AdapterCard:
         accuracies (`Mapping[str, Accuracy]`, *optional*):
             By what answered, the base model or the adapted one, as `{"base": ..., "adapted": ...}` (see
             `seal_hf.grading.intervals`).
+        recited (`Mapping[str, Accuracy]`, *optional*):
+            For some of these, the share of the answers that recite (see [`Domain.recited`]).
         dataset (`str`, *optional*):
             Hub id of the dataset that it was measured on.
         license (`str`, *optional*):
@@ -44,6 +46,7 @@ class AdapterCard:
     passage: str | None = None
     publish_passage: bool = False
     accuracies: Mapping[str, Accuracy] = field(default_factory=dict)
+    recited: Mapping[str, Accuracy] = field(default_factory=dict)
     dataset: str | None = None
     license: str | None = None
     tags: Sequence[str] = ()
@@ -105,7 +108,11 @@ def write_model_card(
             pipeline_tag="text-generation",
             tags=sorted({"trl", "seal", "lora", *card.tags, *([f"base_model:adapter:{base_model_id}"] * on_hub)}),
             model_name=name if card.accuracies else None,
-            eval_results=[_eval_result(*item, card.dataset) for item in card.accuracies.items()] or None,
+            eval_results=[
+                _eval_result(condition, own, card.recited.get(condition), card.dataset)
+                for condition, own in card.accuracies.items()
+            ]
+            or None,
         ),
         template_path=str(_TEMPLATE),
         name=name,
@@ -114,6 +121,7 @@ def write_model_card(
         is_policy=is_policy,
         on_policy=on_policy,
         accuracies=card.accuracies,
+        recited=card.recited,
         num_passages=max((accuracy.num_passages for accuracy in card.accuracies.values()), default=0),
         results=results.strip(),
         settings={key: value for key, value in settings.items() if value is not None},
@@ -125,7 +133,7 @@ def write_model_card(
     write_text(folder / "README.md", f"{str(content).rstrip()}\n")
 
 
-def _eval_result(condition: str, accuracy: Accuracy, dataset: str | None) -> EvalResult:
+def _eval_result(condition: str, accuracy: Accuracy, recited: Accuracy | None, dataset: str | None) -> EvalResult:
     return EvalResult(
         task_type="question-answering",
         task_name="Questions about passages",
@@ -140,5 +148,6 @@ def _eval_result(condition: str, accuracy: Accuracy, dataset: str | None) -> Eva
             "mean_over": "passages",
             "per_question": round(accuracy.per_question, 4),
             "confidence_interval_95": [round(accuracy.low, 4), round(accuracy.high, 4)],
+            **({} if recited is None else {"share_of_answers_that_recite": round(recited.value, 4)}),
         },
     )

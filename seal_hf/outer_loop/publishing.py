@@ -85,12 +85,18 @@ class Publisher:
         """Write the policy's model card, with the run's settings and results."""
         measured = evaluations(self.run.evaluation)
         measured_again = of_every_policy(measured) if len(measured) > 1 else ()
-        accuracies = {}
+        accuracies, recited = {}, {}
         for one in (*measured[:1], *measured[1:][-1:]):
             when = f" after round {one.round}" if one.round else " before training"
-            accuracies |= {f"{name}{when * (name in measured_again)}": own for name, own in one.accuracies.items()}
+            names = {name: f"{name}{when * (name in measured_again)}" for name in one.accuracies}
+            accuracies |= {names[name]: own for name, own in one.accuracies.items()}
+            accuracies |= {f"recitation, {names[name]}": own for name, own in one.recitations.items()}
+            recited |= {names[name]: own for name, own in one.recited.items()}
         card = AdapterCard(
-            accuracies=accuracies, dataset=dataset_name, tags=[tags] if isinstance(tags, str) else tags or ()
+            accuracies=accuracies,
+            recited=recited,
+            dataset=dataset_name,
+            tags=[tags] if isinstance(tags, str) else tags or (),
         )
         if self.args.push_to_hub:
             card = with_base_license(card, self.base_model_id, self.args.hub_token)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 # After Okabe and Ito's palette, which the colour-blind can tell apart; darker where it is text.
-_COLORS = {BASE: "#555555", SELF_EDITS: "#0072b2", "best": "#a3457f", "recitation": "#8a8a8a"}
+_COLORS = {BASE: "#555555", SELF_EDITS: "#0072b2", "best": "#a3457f", "recitation": "#8a8a8a", "recited": "#8a8a8a"}
 _BASELINE_COLORS = ("#007a59", "#c24e00", "#7a5c00", "#5b4a9e")  # of the other baselines, in their order
 _STYLE = {
     "axes.axisbelow": True,
@@ -108,12 +108,17 @@ def _draw_accuracies(axes: "Axes", results: Sequence[Evaluation]) -> None:
             axes.axhspan(value.low, value.high, color=colors[name], alpha=0.08, linewidth=0)
     axes.vlines(numbers, [one.low for one in own], [one.high for one in own], color=_COLORS[SELF_EDITS])
     axes.plot(numbers, [one.value for one in own], "o-", color=_COLORS[SELF_EDITS])
-    # What the same adapters earn with one text for all questions.
-    recitations = [one.recitations[SELF_EDITS] for one in results if SELF_EDITS in one.recitations]
-    if len(recitations) == len(results):
-        axes.plot(numbers, [one.value for one in recitations], "x:", color=_COLORS["recitation"])
-        baselines["recitation"] = recitations[-1]
-    everything = [*own, *recitations, *baselines.values()]
+    # Of the same adapters: what they earn with one text for all questions, and the share of their answers that recite.
+    recitals = []
+    for name, mark, found in (
+        ("recitation", "x:", [one.recitations.get(SELF_EDITS) for one in results]),
+        ("recited", "+-.", [one.recited.get(SELF_EDITS) for one in results]),
+    ):
+        if None not in found:
+            axes.plot(numbers, [one.value for one in found], mark, color=_COLORS[name])
+            baselines[name] = found[-1]
+            recitals += found
+    everything = [*own, *recitals, *baselines.values()]
     low = min(0.8, math.floor(10 * min(one.low for one in everything)) / 10)
     high = max(low + 0.2, math.ceil(10 * max(one.high for one in everything)) / 10)
     axes.set(
@@ -123,7 +128,8 @@ def _draw_accuracies(axes: "Axes", results: Sequence[Evaluation]) -> None:
         title=f"Mean accuracy over {own[0].num_passages} passages, 95 % intervals",
     )
     shown = {**baselines, SELF_EDITS: own[-1]}
-    _finish(axes, [(name, one.value, colors[name]) for name, one in shown.items()])
+    names = {"recitation": "a recitation earns", "recited": "answers that recite"}
+    _finish(axes, [(names.get(name, name), one.value, colors[name]) for name, one in shown.items()])
 
 
 def _finish(axes: "Axes", ends: Sequence[tuple[str, float, str]]) -> None:

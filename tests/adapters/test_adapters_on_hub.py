@@ -109,7 +109,7 @@ def test_card(base, adapter, hub, token):
         ("passages", 0.0),
         ("passages", 0.6667),
     ]
-    assert "| adapted | 66.7 % [0.0, 100.0] | 3 |" in card.text
+    assert "| adapted | 66.7 % [0.0, 100.0] | 3 |\n" in card.text and "ecited" not in card.content
     assert "- seed: 7\n" in card.text and "- last loss: 0.1250\n" in card.text and "quantization" not in card.text
     assert "Halda" not in card.content
     assert hashlib.sha256(PASSAGE.encode()).hexdigest() in card.text
@@ -117,6 +117,22 @@ def test_card(base, adapter, hub, token):
     assert [model.id for model in list_models(filter=f"base_model:adapter:{BASE}")] == [REPO]
     assert list_adapters(BASE) == list_adapters(BASE, author="tester") == [REPO]
     assert list_adapters(BASE, author="other") == list_adapters("them/other") == []
+
+    recited = {"base": accuracy([[True, True, False]])}
+    with_recitation = {**ACCURACIES, "recitation": accuracy([[True, False, False]])}
+    adapter.push_to_hub(REPO, token=token, card=AdapterCard(accuracies=with_recitation, recited=recited))
+    card = ModelCard.load(REPO)
+    table = card.text[card.text.index("| answered by") :].split("\n\n")[0].splitlines()
+    assert table == [
+        "| answered by | accuracy | questions | recited |",
+        "|---|---|---|---|",
+        "| base | 0.0 % [0.0, 100.0] | 3 | 66.7 % |",
+        "| adapted | 66.7 % [0.0, 100.0] | 3 |  |",
+        "| recitation | 33.3 % [0.0, 100.0] | 3 |  |",
+    ]
+    assert "earned without answering. Recited is the share of answers" in card.text
+    shares = [result.metric_args.get("share_of_answers_that_recite") for result in card.data.eval_results]
+    assert shares == [0.6667, None, None]
 
     adapter.push_to_hub(REPO, token=token, card=AdapterCard(passage=PASSAGE, publish_passage=True, license="cc0-1.0"))
     card = ModelCard.load(REPO)

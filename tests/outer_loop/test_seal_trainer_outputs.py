@@ -50,17 +50,26 @@ def test_card_of_the_saved_policy(run, tmp_path):
     assert {"seal", "trl", "lora", f"base_model:adapter:{BASE_ID}"} == set(card.data.tags)
     assert results_table(run.folder).strip() in card.text
     assert "| self-edits after round 2 " in card.text and "- num_generations: 3\n" in card.text
-    first, last = (evaluations(run.trainer._folder.evaluation)[index].accuracies for index in (0, -1))
-    measured = {
-        "base": first["base"],
-        "passage in context": first["passage in context"],
-        "passage only before training": first["passage only"],
-        "self-edits before training": first["self-edits"],
-        "passage only after round 2": last["passage only"],
-        "self-edits after round 2": last["self-edits"],
+    first, last = (evaluations(run.trainer._folder.evaluation)[index] for index in (0, -1))
+    conditions = {
+        "base": (first, "base"),
+        "passage in context": (first, "passage in context"),
+        "passage only before training": (first, "passage only"),
+        "self-edits before training": (first, "self-edits"),
+        "passage only after round 2": (last, "passage only"),
+        "self-edits after round 2": (last, "self-edits"),
     }
-    named = {f"accuracy, {name} (n = {one.num_questions})": round(one.value, 4) for name, one in measured.items()}
-    assert {result.metric_name: result.metric_value for result in card.data.eval_results} == named
+    named = {}
+    for name, (one, condition) in conditions.items():
+        size = f"(n = {one.accuracies[condition].num_questions})"
+        recited = round(one.recited[condition].value, 4)
+        named[f"accuracy, {name} {size}"] = (round(one.accuracies[condition].value, 4), recited)
+        if condition != "passage in context":
+            named[f"accuracy, recitation, {name} {size}"] = (round(one.recitations[condition].value, 4), None)
+    assert {
+        one.metric_name: (one.metric_value, one.metric_args.get("share_of_answers_that_recite"))
+        for one in card.data.eval_results
+    } == named
 
     run.trainer.save_model()  # beside the run's records
     try:

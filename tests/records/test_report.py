@@ -476,6 +476,25 @@ def test_plot_shows_a_baseline_that_each_policy_was_measured_on(tmp_path):
     assert sorted(names) == ["base: 0.0 %", "passage only: 100.0 %", "self-edits: 100.0 %"]
 
 
+def test_plot_shows_how_much_is_recited(tmp_path):
+    write_evaluations(
+        tmp_path,
+        [
+            [
+                answered(0, BASE, 0, [WRONG, WRONG], recited=[False, False], recitation=[WRONG, WRONG]),
+                answered(0, SELF_EDITS, 0, [WRONG, WRONG], recited=[True, True], recitation=[WRONG, WRONG]),
+            ],
+            [answered(1, SELF_EDITS, 0, [RIGHT, RIGHT], recited=[True, False], recitation=[RIGHT, WRONG])],
+        ],
+    )
+    axes = Figure().subplots()
+    run_plot._draw_accuracies(axes, evaluations(Journal(tmp_path / "evaluation")))
+    lines = {line.get_marker(): list(line.get_ydata()) for line in axes.lines}
+    assert (lines["o"], lines["x"], lines["+"]) == ([0.0, 1.0], [0.0, 0.5], [1.0, 0.5])
+    names = sorted(text.get_text() for text in axes.texts)
+    assert names == ["a recitation earns: 50.0 %", "answers that recite: 50.0 %", "base: 0.0 %", "self-edits: 100.0 %"]
+
+
 def test_plot_of_nothing_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no scored round to draw; train for a round first"):
         save_plot(tmp_path)
