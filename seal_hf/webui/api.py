@@ -65,7 +65,9 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
                 is best; empty for questions that the model writes.
 
         Returns:
-            The adapters with their rewards (the share of right answers), which of them is best, and the questions.
+            The adapters with their rewards (the share of right answers), which of them is best, and the questions. One with a
+            "best_of" above 1 was chosen by these questions, so its reward is too high by chance. "recitation" is what one text
+            for all questions would earn, "recited" the share of answers that recite.
         """
         with _errors_for_callers():
             current = workbench.sessions.open(session)
@@ -209,7 +211,9 @@ def _described(current: Session, adapter_id: str) -> dict:
         "name": kept.name,
         "reward": kept.reward,
         "base_reward": kept.base_reward,
+        "best_of": kept.best_of,
         "recitation": kept.recitation,
+        "recited": kept.recited,
         "num_questions": kept.num_questions,
         "own_questions": kept.own_questions,
         "bytes": kept.num_bytes,

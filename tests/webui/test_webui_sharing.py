@@ -2,6 +2,7 @@
 
 import contextlib
 import zipfile
+from dataclasses import replace
 
 import httpx2
 import pytest
@@ -9,7 +10,9 @@ from huggingface_hub import HfApi, hf_hub_download
 from peft import PeftModel
 
 from helpers.tiny_models import tiny_llama
+from seal_hf.hub.model_card import write_model_card
 from seal_hf.webui.work import sharing
+from seal_hf.webui.work.sessions import KeptAdapter
 from seal_hf.webui.work.sharing import load_token, push_token
 
 
@@ -67,6 +70,26 @@ def test_a_pushed_card_keeps_the_passage_to_itself(bench, with_adapters, hub, to
     sharing.push(bench.lm, with_adapters, None, "bees", private=True, publish_passage=True, token=token)
     card = open(hf_hub_download(repo_id, "README.md", token=token), encoding="utf-8").read()
     assert "Halda Tremmery" in card
+
+
+@pytest.mark.parametrize(
+    ("best_of", "condition"),
+    [(1, "adapted"), (4, "adapted, the best of 4 by these questions, so too high by chance")],
+)
+def test_the_card_says_that_an_adapter_was_chosen_by_the_questions_that_score_it(tmp_path, best_of, condition):
+    kept = KeptAdapter("a", "Bees", tmp_path, "Bees", "Bees hum.", reward=0.75, base_reward=0.25, num_questions=4)
+    kept = replace(kept, best_of=best_of, recitation=0.5, recited=0.5, base_recited=0.0)
+    card = sharing._card(kept, False)
+    assert {name: one.value for name, one in card.accuracies.items()} == {
+        "base": 0.25,
+        condition: 0.75,
+        "recitation": 0.5,
+    }
+    assert {name: one.value for name, one in card.recited.items()} == {"base": 0.0, condition: 0.5}
+    assert sharing._card(replace(kept, own_questions=True), False).accuracies == {}
+    write_model_card(tmp_path, "bees", "tester/tiny", {}, card)
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert f"| {condition} | 75.0 % [" in text and f"name: accuracy, {condition} (n = 4)" in " ".join(text.split())
 
 
 @pytest.mark.parametrize("name", ["", None, "other/name", "../name", "a b", "<b>"])

@@ -31,16 +31,20 @@ def test_held_out_table_says_of_which_policy_a_row_is():
         "passage only",
         "self-edits, before training",
     ]
-    after = Evaluation(1, {"passage only": other, "self-edits": one}, {}, "passage only", {"self-edits": other}, {})
+    measured, recitations = {"passage only": other, "self-edits": one}, {"self-edits": other}
+    after = Evaluation(1, measured, {}, "passage only", recitations, {"passage only": one, "self-edits": other})
     assert train_tab.held_out_table([before, after]) == [
-        ["base", str(one)],
-        ["passage only, before training", str(one)],
-        ["self-edits, before training", str(other)],
-        ["passage only, after round 1", str(other)],
-        ["self-edits, after round 1", str(one)],
-        ["recitation, self-edits, after round 1", str(other)],
+        ["base", str(one), "–"],
+        ["passage only, before training", str(one), "–"],
+        ["self-edits, before training", str(other), "–"],
+        ["passage only, after round 1", str(other), "25 %"],
+        ["self-edits, after round 1", str(one), "100 %"],
+        ["recitation, self-edits, after round 1", str(other), ""],
     ]
-    assert train_tab.held_out_label([before]) == "Held-out passages: 2, with 3 questions. Means over the passages"
+    label = train_tab.held_out_label([before])
+    assert label.startswith(
+        "Held-out passages: 2, with 3 questions. Means over the passages. Recited: the share of answers"
+    )
 
 
 def test_tables():

@@ -8,6 +8,10 @@ import pytest
 import torch
 
 from helpers.web_page import PASSAGE, QUESTIONS, QUICK, finish, learned, slowed, written
+from seal_hf.domains import KnowledgeDomain
+from seal_hf.webui.tabs.adapters_tab import table_line
+from seal_hf.webui.tabs.ask_tab import accuracy_text
+from seal_hf.webui.tabs.learning_panel import learned_text
 from seal_hf.webui.work import device, workbench
 from seal_hf.webui.work.jobs import DONE, FAILED, STOPPED, JobLog, JobRefused
 from seal_hf.webui.work.sessions import Draft
@@ -75,11 +79,21 @@ def test_rewards_are_shares_of_right_answers_and_the_best_is_chosen(bench, sessi
     verdicts = [False, False, True, False, True, True]  # of the base model and two adapters
     verdicts += [False, False, True, False, False, False]  # of what the three say to "Tell me about Lighthouse."
     monkeypatch.setattr("seal_hf.grading.LexicalGrader.grade", lambda self, questions, golds, answers: verdicts)
+    flags = iter([[False, False], [True, True], [True, False]])
+    monkeypatch.setattr(KnowledgeDomain, "recited", lambda self, example, answers: next(flags))
     event = learned(bench, session)
     assert event["verdicts"] == [[False, False], [True, False], [True, True]] and event["best"] == 1
     first, second = session.adapters.values()
     assert (first.reward, second.reward, first.base_reward) == (0.5, 1.0, 0.0)
     assert (first.recitation, second.recitation) == (0.5, 0.0)
+    assert (first.recited, second.recited, second.base_recited) == (1.0, 0.5, 0.0)
+    # The questions that score it have chosen it.
+    assert (first.best_of, second.best_of) == (1, 2)
+    said = learned_text(session, event)
+    assert "the best adapter answers **100 %** of your questions right" in said
+    assert "chosen as the best of 2 by these very questions, so its share is too high by chance" in said
+    assert "100 % of 2 questions, which chose it as the best of 2" in table_line(second, None)[2]
+    assert "50 % of 2 questions, learned" in table_line(first, None)[2]
     assert session.adapter() is second and not second.own_questions and second.num_questions == 2
     adapter = lm.load_adapter(second.folder)
     assert adapter.training["num_train_epochs"] == 2 and adapter.layout.r == 4
@@ -92,7 +106,11 @@ def test_an_edited_and_a_dropped_self_edit(bench, session):
     written(bench, session)
     session.drafts[1] = Draft("Ann drew it.")
     event = learned(bench, session, [1])
-    assert [kept.name for kept in session.adapters.values()] == ["Lighthouse · self-edit 2"] and event["best"] == 0
+    (kept,) = session.adapters.values()
+    assert kept.name == "Lighthouse · self-edit 2" and event["best"] == 0
+    # There was nothing to choose from.
+    assert kept.best_of == 1
+    assert "the adapter answers" in learned_text(session, event) and "by chance" not in learned_text(session, event)
 
 
 def test_without_questions_the_model_asks_itself(bench, session, monkeypatch):
@@ -108,7 +126,7 @@ def test_without_any_question_adapters_have_no_reward(bench, session, monkeypatc
     monkeypatch.setattr(device, "own_questions", lambda *arguments, **options: [])
     written(bench, session)
     assert "verdicts" not in learned(bench, session, questions=[])
-    assert [kept.reward for kept in session.adapters.values()] == [None, None]
+    assert [(kept.reward, kept.best_of) for kept in session.adapters.values()] == [(None, 1), (None, 1)]
 
 
 def test_stop_keeps_the_adapters_as_they_are(bench, session, lm, monkeypatch):
@@ -149,10 +167,18 @@ def test_both_answer_as_the_library_does(bench, with_adapters, lm):
     assert with_adapters.asked == [("Who drew it?", answered["base"][0], answered["adapted"][0])]
 
 
-def test_score_and_probe_have_verdicts(bench, with_adapters):
-    for job, count in ((bench.score(with_adapters, QUESTIONS), 2), (bench.probe(with_adapters), 5)):
+def test_score_and_probe_have_verdicts(bench, with_adapters, monkeypatch):
+    monkeypatch.setattr(device, "answer", lambda lm, job, example, folder: [["Ann."] * 5, [*"abcd", PASSAGE]])
+    questions = [QUESTIONS[0]] * 5
+    for job in (bench.score(with_adapters, questions), bench.probe(with_adapters)):
         _, events = finish(bench, job)
-        assert [len(row) for row in events[-2]["verdicts"]] == [count, count]
+        assert [len(row) for row in events[-2]["verdicts"]] == [5, 5]
+        # One answer to all questions; and one that copies the passage.
+        assert events[-2]["recited"] == [1.0, 0.2]
+    text = accuracy_text("score", [[True], [False]], [1.0, 0.2])
+    assert text.startswith("Your questions: base model 1 of 1 (100 %)") and text.endswith(
+        "100 %, after learning 20 %."
+    )
     with pytest.raises(ValueError, match="There are no questions yet"):
         bench.score(with_adapters, [])
 

@@ -165,7 +165,8 @@ def table_line(kept: KeptAdapter, chosen: str | None) -> list[str]:
     details = []
     if kept.reward is not None:
         own = " own" if kept.own_questions else ""
-        details.append(f"reward {percent(kept.reward)} of {kept.num_questions}{own} questions")
+        chosen = f", which chose it as the best of {kept.best_of}" * (kept.best_of > 1)
+        details.append(f"reward {percent(kept.reward)} of {kept.num_questions}{own} questions{chosen}")
     if kept.seconds is not None:
         details.append(f"learned in {duration(kept.seconds)}")
     details += [f"{kept.num_bytes / 1e6:.0f} MB", datetime.fromtimestamp(kept.created).strftime("%H:%M")]

@@ -8,6 +8,7 @@ from ..work.jobs import DONE, Job
 from ..work.sessions import Session
 from ..work.workbench import Workbench
 from .shared import (
+    RECITED,
     answers_table,
     append,
     cumulative,
@@ -95,7 +96,7 @@ def build_ask_tab(
             yield {base: texts[0], adapted: texts[1], status: text, **ended}
 
     async def watch_table(job: Job) -> AsyncIterator[dict]:
-        asked, texts, verdicts, text = [], [], None, "Starting …"
+        asked, texts, verdicts, recited, text = [], [], None, None, "Starting …"
         yield {table: gr.update(visible=False), status: text}
         async for log, events in follow(job):
             for event in events:
@@ -106,9 +107,9 @@ def build_ask_tab(
                     append(texts, event["new"])
                 elif event["event"] == "answered":
                     texts = [*event["base"], *event["adapted"]]
-                    verdicts = event["verdicts"]
+                    verdicts, recited = event["verdicts"], event["recited"]
             if log.has_ended:
-                text = ended_text(log, accuracy_text(job.kind, verdicts) if verdicts else "", "Stopped.")
+                text = ended_text(log, accuracy_text(job.kind, verdicts, recited) if verdicts else "", "Stopped.")
             elif is_waiting(log):
                 text = waiting_text(workbench, job)
             else:
@@ -174,10 +175,10 @@ def build_ask_tab(
     return attach
 
 
-def accuracy_text(kind: str, verdicts: list[list[bool]]) -> str:
-    """The accuracy of both models, in a sentence."""
+def accuracy_text(kind: str, verdicts: list[list[bool]], recited: list[float]) -> str:
+    """The accuracy of both models, and how much they recite, in a sentence or two."""
     (base, adapted), count = [sum(map(bool, one)) for one in verdicts], len(verdicts[0])
     counts = f"base model {base} of {count} ({percent(base / count)}), after learning {adapted} ({percent(adapted / count)})"
     if kind == "probe":
         return f"Questions that have nothing to do with the passage: {counts}. An answer that is right only before learning shows lost knowledge."
-    return f"Your questions: {counts}."
+    return f"Your questions: {counts}. {RECITED}: {percent(recited[0])}, after learning {percent(recited[1])}."

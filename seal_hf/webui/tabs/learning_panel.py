@@ -13,6 +13,7 @@ from ..work.settings import MAX_SELF_EDITS
 from ..work.workbench import NUM_OWN_QUESTIONS, Workbench
 from .passage_panel import PassagePanel, read_settings
 from .shared import (
+    RECITED,
     answers_table,
     cumulative,
     duration,
@@ -91,7 +92,7 @@ def build_learning_panel(
             x_title="optimizer step", y_title="nats per token", elem_id="loss",
         )  # fmt: skip
         rewards = read_only_table(
-            ["Self-edit", "Right", "Reward", ""], [30, 25, 25, 20], elem_id="rewards", visible=False
+            ["Self-edit", "Right", "Reward", "Recited", ""], [24, 21, 20, 20, 15], elem_id="rewards", visible=False
         )
         ask_next = gr.Button("Ask it something →", visible=False, elem_id="ask-next")
         with gr.Accordion("The graded answers", open=False, visible=False) as answers_panel:
@@ -155,14 +156,15 @@ def build_learning_panel(
             return {}
         right = [sum(map(bool, one)) for one in event["verdicts"]]
         count = len(event["questions"])
-        lines = [["Base model", f"{right[0]} of {count}", percent(right[0] / count), ""]] + [
+        lines = [
             [
                 name,
                 f"{right[index]} of {count}",
                 percent(right[index] / count),
+                percent(event["recited"][index]),
                 "best" * (index == event["best"] + 1),
             ]
-            for index, name in enumerate(names, 1)
+            for index, name in enumerate(["Base model", *names])
         ]
         origin = (
             "The model wrote these questions itself, and answered them with the passage in view."
@@ -176,7 +178,7 @@ def build_learning_panel(
         return {
             rewards: gr.update(value=lines, visible=True),
             answers_panel: gr.update(visible=True),
-            answers_note: f"{origin} There are {count}, so one answer is {percent(1 / count)} of a reward.",
+            answers_note: f"{origin} There are {count}, so one answer is {percent(1 / count)} of a reward. {RECITED}.",
             answers: table,
         }
 
@@ -258,9 +260,13 @@ def learned_text(current: Session, event: dict | None) -> str:
     if kept.reward is None:
         return "Learned. There was no question to score it with. **Ask it something** under Ask."
     origin = "the model's own questions" if kept.own_questions else "your questions"
+    best = "best " * (kept.best_of > 1)
+    chosen = (
+        f"It was chosen as the best of {kept.best_of} by these very questions, so its share is too high by chance: ask others, too. "
+    ) * (kept.best_of > 1)
     return (
-        f"Learned in {duration(kept.seconds)}. Without the passage, the best adapter answers **{percent(kept.reward)}** of "
-        f"{origin} right, the base model {percent(kept.base_reward)}. One text for all of them, what it says to “Tell me about” "
+        f"Learned in {duration(kept.seconds)}. Without the passage, the {best}adapter answers **{percent(kept.reward)}** of "
+        f"{origin} right, the base model {percent(kept.base_reward)}. {chosen}One text for all of them, what it says to “Tell me about” "
         f"the topic, would be right for {percent(kept.recitation)}. **Ask it something** under Ask."
     )
 

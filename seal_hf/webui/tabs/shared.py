@@ -13,6 +13,9 @@ from ..work.workbench import Workbench
 
 _REFRESH = 0.25  # seconds between two updates of the page
 _FIRST = 0.03  # the same until there is something to show
+RECITED = (
+    "Recited: the share of answers that are given to two or more questions or copy 12 words of the passage in a row"
+)
 
 
 async def follow(job: Job) -> AsyncIterator[tuple[JobLog, list[dict]]]:

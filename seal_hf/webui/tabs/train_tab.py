@@ -14,7 +14,7 @@ from ..work.settings import TRAINING_RANGES, TrainingSettings, as_number
 from ..work.training_records import Candidate, TrainingSnapshot
 from ..work.training_runs import TrainingRuns
 from .passage_panel import STYLES
-from .shared import escape, percent, read_only_table
+from .shared import RECITED, escape, percent, read_only_table
 
 
 _LONGEST_TEXT = 300  # characters of a self-edit in the table; the run's files have the whole text
@@ -94,7 +94,7 @@ def build_train_tab(runs: TrainingRuns, session: gr.BrowserState) -> Callable[[g
                 elem_id="train-rounds", visible=False,
             )  # fmt: skip
             held_out = read_only_table(
-                ["Answered by", "Accuracy [95 %]"], [50, 50],
+                ["Answered by", "Accuracy [95 %]", "Recited"], [44, 38, 18],
                 label="Held-out passages", elem_id="train-held-out", visible=False,
             )  # fmt: skip
             # Few columns, so that words are not broken on a phone.
@@ -268,20 +268,24 @@ def held_out_label(found: list[Evaluation]) -> str:
     if not found:
         return "Held-out passages"
     size = found[0].accuracies[SELF_EDITS]
-    return f"Held-out passages: {size.num_passages}, with {size.num_questions} questions. Means over the passages"
+    return f"Held-out passages: {size.num_passages}, with {size.num_questions} questions. Means over the passages. {RECITED}"
 
 
 def held_out_table(found: list[Evaluation]) -> list[list[str]]:
-    """The accuracy of each condition on held-out passages, and what one recitation earns as the answer to all questions."""
+    """
+    The accuracy of each condition on held-out passages with the share of answers that recite, and what one recitation earns as
+    the answer to all questions.
+    """
     of_every_policy = {SELF_EDITS, *(name for evaluation in found[1:] for name in evaluation.accuracies)}
     lines = []
     for evaluation in found:
         when = f"after round {evaluation.round}" if evaluation.round else "before training"
         for name, accuracy in evaluation.accuracies.items():
             label = f"{name}, {when}" if name in of_every_policy else name
-            lines.append([label, str(accuracy)])
+            recited = evaluation.recited.get(name)
+            lines.append([label, str(accuracy), percent(recited and recited.value)])
             if name in evaluation.recitations:
-                lines.append([f"recitation, {label}", str(evaluation.recitations[name])])
+                lines.append([f"recitation, {label}", str(evaluation.recitations[name]), ""])
     return lines
 
 

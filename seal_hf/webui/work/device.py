@@ -175,8 +175,8 @@ def learn(
     Returns:
         `dict`: `"seconds"` of the training and `"has_adapters"`, which is false after a stop before the first step. Without
         a stop also `"questions"`, `"own"` (whether the model wrote them), and of the base model and of each adapter
-        `"answers"`, `"verdicts"` and `"recitations"`, the share of the questions that its answer to "Tell me about ..." would
-        be right for.
+        `"answers"`, `"verdicts"`, `"recitations"`, the share of the questions that its answer to "Tell me about ..." would be
+        right for, and `"recited"`, the share of its answers that recite (see [`Domain.recited`]).
     """
     lm = settings.lm(base)
     trained = {"seconds": 0.0}
@@ -220,6 +220,7 @@ def learn(
         "answers": [own.answers for own in graded],
         "verdicts": [own.verdicts for own in graded],
         "recitations": [mean(own.recitation["verdicts"]) for own in graded],
+        "recited": [mean(lm.domain.recited(example, own.answers)) for own in graded],
     }
 
 

@@ -47,8 +47,13 @@ class KeptAdapter:
             The share of the questions that it answered right.
         base_reward (`float`, *optional*):
             The share that the base model answered right.
+        best_of (`int`, *optional*, defaults to `1`):
+            Of how many adapters its reward is the greatest. Where these are several, the questions that score it have chosen
+            it, so that its reward is too high by chance.
         recitation (`float`, *optional*):
             The share for which its answer to "Tell me about ..." would be right.
+        recited, base_recited (`float`, *optional*):
+            The share of its answers, and of the base model's, that recite (see [`Domain.recited`]).
         num_questions (`int`, *optional*, defaults to `0`):
             The number of these questions.
         own_questions (`bool`, *optional*, defaults to `False`):
@@ -66,7 +71,10 @@ class KeptAdapter:
     passage: str = ""
     reward: float | None = None
     base_reward: float | None = None
+    best_of: int = 1
     recitation: float | None = None
+    recited: float | None = None
+    base_recited: float | None = None
     num_questions: int = 0
     own_questions: bool = False
     seconds: float | None = None

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from huggingface_hub import get_token
 
-from ...grading.intervals import accuracy
+from ...grading.intervals import Accuracy, accuracy
 from ...hub.errors import HubError
 from ...hub.model_card import AdapterCard
 from ...hub.transfer import is_hub_id, with_namespace
@@ -152,16 +152,23 @@ def push(
 
 
 def _card(kept: KeptAdapter, publish_passage: bool) -> AdapterCard:
-    accuracies = {}
+    def estimate(share: float) -> Accuracy:
+        right = round(share * kept.num_questions)
+        # Of one passage only the questions can be the sample.
+        return replace(accuracy([[1.0]] * right + [[0.0]] * (kept.num_questions - right)), num_passages=1)
+
+    rewards, recited = {}, {}
     if kept.reward is not None and not kept.own_questions:
-        rewards = {"base": kept.base_reward, "adapted": kept.reward, "recitation": kept.recitation}
-        for condition, reward in rewards.items():
-            right = round(reward * kept.num_questions)
-            # Of one passage only the questions can be the sample.
-            accuracies[condition] = replace(
-                accuracy([[1.0]] * right + [[0.0]] * (kept.num_questions - right)), num_passages=1
-            )
-    return AdapterCard(passage=kept.passage or None, publish_passage=publish_passage, accuracies=accuracies)
+        chosen = f", the best of {kept.best_of} by these questions, so too high by chance" * (kept.best_of > 1)
+        adapted = f"adapted{chosen}"
+        rewards = {"base": kept.base_reward, adapted: kept.reward, "recitation": kept.recitation}
+        recited = {"base": kept.base_recited, adapted: kept.recited}
+    return AdapterCard(
+        passage=kept.passage or None,
+        publish_passage=publish_passage,
+        accuracies={condition: estimate(share) for condition, share in rewards.items()},
+        recited={condition: estimate(share) for condition, share in recited.items()},
+    )
 
 
 def is_local(host: str | None) -> bool:

@@ -184,7 +184,10 @@ class Workbench:
                 passage=inputs.passage_of(example),
                 reward=rewards[index + 1] if rewards else None,
                 base_reward=rewards[0] if rewards else None,
+                best_of=len(targets) if rewards and rewards[index + 1] == max(rewards[1:]) else 1,
                 recitation=result["recitations"][index + 1] if rewards else None,
+                recited=result["recited"][index + 1] if rewards else None,
+                base_recited=result["recited"][0] if rewards else None,
                 num_questions=len(verdicts[0]) if verdicts else 0,
                 own_questions=result.get("own", False),
                 seconds=result["seconds"],
@@ -194,7 +197,9 @@ class Workbench:
             "learned",
             adapters=[adapter_id for adapter_id, _ in targets],
             best=best,
-            **({key: result[key] for key in ("questions", "own", "answers", "verdicts")} if rewards else {}),
+            **(
+                {key: result[key] for key in ("questions", "own", "answers", "verdicts", "recited")} if rewards else {}
+            ),
         )
 
     # --- ask ---
@@ -266,14 +271,18 @@ class Workbench:
                 raise ValueError(f"The adapter “{kept.name}” has been deleted: choose another one under Adapters.")
             job.emit("asked", questions=list(questions), adapter=kept.name)
             base, adapted = self._run("answer", job, inputs.example_of(title, "", questions), kept.folder)
-            verdicts = None
+            verdicts = recited = None
             if all("answer" in item for item in questions) and not job.stop.is_set():
                 grade = LexicalGrader().grade
                 texts, golds = zip(*((item["question"], item["answer"]) for item in questions), strict=True)
                 verdicts = [grade(list(texts), list(golds), answers) for answers in (base, adapted)]
+                flags = [
+                    self.lm.domain.recited(inputs.example_of(title, kept.passage), own) for own in (base, adapted)
+                ]
+                recited = [sum(own) / len(own) for own in flags]
             if kind == "ask" and not job.stop.is_set():
                 session.asked = [*session.asked, (questions[0]["question"], base[0], adapted[0])][-_LONGEST_HISTORY:]
-            job.emit("answered", base=base, adapted=adapted, verdicts=verdicts)
+            job.emit("answered", base=base, adapted=adapted, verdicts=verdicts, recited=recited)
 
         key = [list(questions), title, kept.id]
         return self._submit(session, kind, key, work, 3 + device.LONGEST_ANSWER / _WRITTEN, "answer")
