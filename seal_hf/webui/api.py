@@ -66,7 +66,7 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
 
         Returns:
             The adapters with their rewards (the share of right answers), which of them is best, and the questions. One with a
-            "best_of" above 1 was chosen by these questions, so its reward is too high by chance. "recitation" is what one text
+            "best_of" above 1 was chosen by these questions, so its reward tends to be too high by chance. "recitation" is what one text
             for all questions would earn, "recited" the share of answers that recite.
         """
         with _errors_for_callers():

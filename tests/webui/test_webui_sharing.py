@@ -74,7 +74,7 @@ def test_a_pushed_card_keeps_the_passage_to_itself(bench, with_adapters, hub, to
 
 @pytest.mark.parametrize(
     ("best_of", "condition"),
-    [(1, "adapted"), (4, "adapted, the best of 4 by these questions, so too high by chance")],
+    [(1, "adapted"), (4, "adapted, the best of 4 by these questions, so likely too high by chance")],
 )
 def test_the_card_says_that_an_adapter_was_chosen_by_the_questions_that_score_it(tmp_path, best_of, condition):
     kept = KeptAdapter("a", "Bees", tmp_path, "Bees", "Bees hum.", reward=0.75, base_reward=0.25, num_questions=4)

@@ -91,7 +91,7 @@ def test_rewards_are_shares_of_right_answers_and_the_best_is_chosen(bench, sessi
     assert (first.best_of, second.best_of) == (1, 2)
     said = learned_text(session, event)
     assert "the best adapter answers **100 %** of your questions right" in said
-    assert "chosen as the best of 2 by these very questions, so its share is too high by chance" in said
+    assert "chosen as the best of 2 by these very questions, so its share tends to be too high by chance" in said
     assert "100 % of 2 questions, which chose it as the best of 2" in table_line(second, None)[2]
     assert "50 % of 2 questions, learned" in table_line(first, None)[2]
     assert session.adapter() is second and not second.own_questions and second.num_questions == 2
@@ -175,10 +175,12 @@ def test_score_and_probe_have_verdicts(bench, with_adapters, monkeypatch):
         assert [len(row) for row in events[-2]["verdicts"]] == [5, 5]
         # One answer to all questions; and one that copies the passage.
         assert events[-2]["recited"] == [1.0, 0.2]
-    text = accuracy_text("score", [[True], [False]], [1.0, 0.2])
-    assert text.startswith("Your questions: base model 1 of 1 (100 %)") and text.endswith(
-        "100 %, after learning 20 %."
-    )
+        assert events[-2]["best_of"] == with_adapters.adapter().best_of == 2
+    text = accuracy_text("score", [[True], [False]], [1.0, 0.2], 1)
+    assert text.startswith("Your questions: base model 1 of 1 (100 %)")
+    assert text.endswith("in a row: base model 100 %, after learning 20 %.")
+    text = accuracy_text("score", [[True], [False]], [1.0, 0.2], 4)
+    assert text.endswith("If they chose this adapter as the best of 4, its share tends to be too high by chance.")
     with pytest.raises(ValueError, match="There are no questions yet"):
         bench.score(with_adapters, [])
 

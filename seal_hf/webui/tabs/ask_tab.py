@@ -96,7 +96,7 @@ def build_ask_tab(
             yield {base: texts[0], adapted: texts[1], status: text, **ended}
 
     async def watch_table(job: Job) -> AsyncIterator[dict]:
-        asked, texts, verdicts, recited, text = [], [], None, None, "Starting …"
+        asked, texts, answered, text = [], [], {}, "Starting …"
         yield {table: gr.update(visible=False), status: text}
         async for log, events in follow(job):
             for event in events:
@@ -106,10 +106,11 @@ def build_ask_tab(
                 elif event["event"] == "text":
                     append(texts, event["new"])
                 elif event["event"] == "answered":
-                    texts = [*event["base"], *event["adapted"]]
-                    verdicts, recited = event["verdicts"], event["recited"]
+                    texts, answered = [*event["base"], *event["adapted"]], event
+            verdicts = answered.get("verdicts")
             if log.has_ended:
-                text = ended_text(log, accuracy_text(job.kind, verdicts, recited) if verdicts else "", "Stopped.")
+                found = (verdicts, answered["recited"], answered["best_of"]) if verdicts else None
+                text = ended_text(log, accuracy_text(job.kind, *found) if found else "", "Stopped.")
             elif is_waiting(log):
                 text = waiting_text(workbench, job)
             else:
@@ -175,10 +176,12 @@ def build_ask_tab(
     return attach
 
 
-def accuracy_text(kind: str, verdicts: list[list[bool]], recited: list[float]) -> str:
-    """The accuracy of both models, and how much they recite, in a sentence or two."""
+def accuracy_text(kind: str, verdicts: list[list[bool]], recited: list[float], best_of: int) -> str:
+    """The accuracy of both models, how much they recite, and whether the adapter may have been chosen by these questions."""
     (base, adapted), count = [sum(map(bool, one)) for one in verdicts], len(verdicts[0])
     counts = f"base model {base} of {count} ({percent(base / count)}), after learning {adapted} ({percent(adapted / count)})"
     if kind == "probe":
         return f"Questions that have nothing to do with the passage: {counts}. An answer that is right only before learning shows lost knowledge."
-    return f"Your questions: {counts}. {RECITED}: {percent(recited[0])}, after learning {percent(recited[1])}."
+    shares = f"{RECITED}: base model {percent(recited[0])}, after learning {percent(recited[1])}."
+    chosen = f" If they chose this adapter as the best of {best_of}, its share tends to be too high by chance."
+    return f"Your questions: {counts}. {shares}{chosen * (best_of > 1)}"

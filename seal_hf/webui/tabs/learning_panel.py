@@ -262,7 +262,7 @@ def learned_text(current: Session, event: dict | None) -> str:
     origin = "the model's own questions" if kept.own_questions else "your questions"
     best = "best " * (kept.best_of > 1)
     chosen = (
-        f"It was chosen as the best of {kept.best_of} by these very questions, so its share is too high by chance: ask others, too. "
+        f"It was chosen as the best of {kept.best_of} by these very questions, so its share tends to be too high by chance: ask others, too. "
     ) * (kept.best_of > 1)
     return (
         f"Learned in {duration(kept.seconds)}. Without the passage, the {best}adapter answers **{percent(kept.reward)}** of "

@@ -49,7 +49,7 @@ class KeptAdapter:
             The share that the base model answered right.
         best_of (`int`, *optional*, defaults to `1`):
             Of how many adapters its reward is the greatest. Where these are several, the questions that score it have chosen
-            it, so that its reward is too high by chance.
+            it, so that its reward tends to be too high by chance.
         recitation (`float`, *optional*):
             The share for which its answer to "Tell me about ..." would be right.
         recited, base_recited (`float`, *optional*):

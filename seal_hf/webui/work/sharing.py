@@ -159,7 +159,7 @@ def _card(kept: KeptAdapter, publish_passage: bool) -> AdapterCard:
 
     rewards, recited = {}, {}
     if kept.reward is not None and not kept.own_questions:
-        chosen = f", the best of {kept.best_of} by these questions, so too high by chance" * (kept.best_of > 1)
+        chosen = f", the best of {kept.best_of} by these questions, so likely too high by chance" * (kept.best_of > 1)
         adapted = f"adapted{chosen}"
         rewards = {"base": kept.base_reward, adapted: kept.reward, "recitation": kept.recitation}
         recited = {"base": kept.base_recited, adapted: kept.recited}

@@ -282,7 +282,8 @@ class Workbench:
                 recited = [sum(own) / len(own) for own in flags]
             if kind == "ask" and not job.stop.is_set():
                 session.asked = [*session.asked, (questions[0]["question"], base[0], adapted[0])][-_LONGEST_HISTORY:]
-            job.emit("answered", base=base, adapted=adapted, verdicts=verdicts, recited=recited)
+            best_of = 1 if kept.own_questions else kept.best_of  # by questions of the visitor
+            job.emit("answered", base=base, adapted=adapted, verdicts=verdicts, recited=recited, best_of=best_of)
 
         key = [list(questions), title, kept.id]
         return self._submit(session, kind, key, work, 3 + device.LONGEST_ANSWER / _WRITTEN, "answer")
