@@ -16,7 +16,7 @@ from ..rollout.examples import ExampleSet
 from ..self_adapting_lm import SelfAdaptingLM
 from .outer_sft import optimizer_steps
 from .seal_config import SEALConfig
-from .stages import examples_per_round, round_places
+from .stages import examples_per_round, places_to_draw_from, round_places
 
 
 _PROBE_STEPS = 4
@@ -93,10 +93,11 @@ def plan_run(
     per_example = args.num_generations * args.num_repeats
     trained = [condition for condition in lm.domain.conditions if condition.self_edit is not None]
     tokens = seconds = None
+    places = places_to_draw_from(args, lm.domain, train)
     rounds = [
-        [train.examples[place] for place in round_places(args, len(train), index)] for index in range(args.num_rounds)
+        [train.examples[place] for place in round_places(args, places, index)] for index in range(args.num_rounds)
     ]
-    per_round = examples_per_round(args, len(train))
+    per_round = examples_per_round(args, len(places))
     num_self_edits = per_round * args.num_generations
     per_bank = None if args.adapters_per_bank is None else min(args.adapters_per_bank, num_self_edits)
     if trained:
@@ -121,7 +122,7 @@ def plan_run(
         seconds /= num_processes
     return RunPlan(
         num_rounds=args.num_rounds,
-        num_examples=len(train),
+        num_examples=len(places),
         examples_per_round=per_round,
         num_eval_examples=num_eval,
         num_processes=num_processes,

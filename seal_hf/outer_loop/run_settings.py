@@ -6,7 +6,6 @@ from typing import Any
 from ..rollout.settings import describe
 from ..self_adapting_lm import SelfAdaptingLM
 from .seal_config import SEALConfig
-from .stages import examples_per_round
 
 
 # Fields of SFTConfig that change what a fit learns. How often it logs or saves does not.
@@ -50,14 +49,15 @@ def run_settings(
     lm: SelfAdaptingLM,
     train_examples: Sequence[Mapping],
     eval_examples: Sequence[Mapping] | None,
+    num_per_round: int,
 ) -> dict[str, Any]:
     """
-    Describe a run of [`SEALTrainer`] (see [`seal_hf.rollout.settings.describe`]).
+    Describe a run of [`SEALTrainer`] with so many examples per round (see [`seal_hf.rollout.settings.describe`]).
 
     Returns:
         `dict[str, Any]`: flat and JSON-serializable.
     """
     own = [name for name in SEALConfig.__annotations__ if name not in _FREE_FIELDS]
     options = {name: getattr(args, name) for name in dict.fromkeys((*own, *_SFT_SETTINGS))}
-    options["examples_per_round"] = examples_per_round(args, len(train_examples))
+    options["examples_per_round"] = num_per_round
     return describe(lm, {"train_dataset": train_examples, "eval_dataset": eval_examples}, options)

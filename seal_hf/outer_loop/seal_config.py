@@ -95,7 +95,8 @@ class SEALConfig(SFTConfig):
             Rounds of self-edits, rewards and outer SFT.
         examples_per_round (`int`, *optional*):
             Training examples of each round, none of which an earlier round has had (the paper: 50). Defaults to an equal
-            share of the training set for every round. With `0` every round has all of them.
+            share of the training set for every round. Of examples with the same content (see [`Domain.content`]) the first
+            alone is drawn. With `0` every round has all examples.
         sft_on (`str`, *optional*, defaults to `"round"`):
             Whether a round's SFT sees the self-edits kept in this round (`"round"`) or in all rounds so far (`"all"`).
         sft_batch_size (`int`, *optional*, defaults to `10`):

@@ -22,6 +22,7 @@ from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
+from accelerate import PartialState
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from transformers import (
@@ -53,7 +54,7 @@ from .publishing import Publisher
 from .run_settings import FIT_SETTINGS, run_settings
 from .seal_config import SEALConfig
 from .selection import select_self_edits, warn_of_little
-from .stages import evaluation_stage, examples_per_round, sft_seed, training_stage
+from .stages import evaluation_stage, examples_per_round, places_to_draw_from, sft_seed, training_stage
 
 
 logger = logging.getLogger(__name__)
@@ -158,15 +159,24 @@ class SEALTrainer(_BaseTrainer):
             raise ValueError("train_dataset is required; give a list or a datasets.Dataset of examples.")
         self._train = ExampleSet.of(train_dataset, "train_dataset")
         self._eval = None if eval_dataset is None else ExampleSet.of(eval_dataset, "eval_dataset")
-        per_round = examples_per_round(args, len(self._train))  # raises where there are too few
         lengths = (args.max_completion_length, args.max_answer_length)
         check_examples(self.lm, self._train, "train_dataset", *lengths, args.max_length)
+        places = places_to_draw_from(args, self.domain, self._train)
+        num_left_out = len(self._train) - len(places)
+        if num_left_out and PartialState().is_main_process:
+            logger.warning(
+                "%d of %d training examples have the same content as an earlier one and are left out, so that no round trains "
+                "on what another one has had; put all questions about a passage into one example.",
+                num_left_out,
+                len(self._train),
+            )
+        per_round = examples_per_round(args, len(places))  # raises where there are too few
         require_end_token(processing_class, self.domain.prompt(self._train.examples[0]))
         if self._eval is not None:
             check_examples(self.lm, self._eval, "eval_dataset", *lengths)
             self._eval.warn_of_shared(self._train, self.domain.content)
         eval_examples = None if self._eval is None else self._eval.examples
-        settings = run_settings(args, self.lm, self._train.examples, eval_examples)
+        settings = run_settings(args, self.lm, self._train.examples, eval_examples, per_round)
         self._folder = RunFolder(args.output_dir, settings, FIT_SETTINGS)
         self._folder.check_writable()
         self._publisher = Publisher(

@@ -1,5 +1,7 @@
 """The stages of a run, and the seeds of its random streams."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from ..domains import Domain
@@ -16,7 +18,7 @@ _TRAINING, _EVALUATION, _SFT, _EXAMPLES = range(4)
 
 def examples_per_round(args: SEALConfig, num_examples: int) -> int:
     """
-    How many of the training examples a round takes (see [`SEALConfig`]).
+    How many of the training examples that rounds draw from a round takes (see [`SEALConfig`]).
 
     Raises:
         ValueError: There are too few examples for every round to have new ones.
@@ -26,19 +28,27 @@ def examples_per_round(args: SEALConfig, num_examples: int) -> int:
     per_round = args.examples_per_round or max(1, num_examples // args.num_rounds)
     if (needed := per_round * args.num_rounds) > num_examples:
         raise ValueError(
-            f"train_dataset has {num_examples} examples, but num_rounds={args.num_rounds} rounds of {per_round} new ones "
+            f"train_dataset has {num_examples} different examples, but num_rounds={args.num_rounds} rounds of {per_round} new ones "
             f"need {needed}; give more examples, lower examples_per_round or num_rounds, or set examples_per_round=0 to "
             "train on all examples in every round."
         )
     return per_round
 
 
-def round_places(args: SEALConfig, num_examples: int, round_index: int) -> tuple[int, ...]:
-    """The places of a round's examples in the training set, in order; drawn from the seed alone."""
-    per_round = examples_per_round(args, num_examples)
+def places_to_draw_from(args: SEALConfig, domain: Domain, data: ExampleSet) -> list[int]:
+    """
+    The places of the training examples that rounds draw from. Of several with the same content it is the first alone, since
+    the others are not new to a later round; where all rounds have all examples, it is all.
+    """
+    return list(range(len(data))) if args.examples_per_round == 0 else data.distinct(domain.content)
+
+
+def round_places(args: SEALConfig, places: Sequence[int], round_index: int) -> tuple[int, ...]:
+    """The places of a round's examples in the training set, in order; drawn from `places` and the seed alone."""
+    per_round = examples_per_round(args, len(places))
     if args.examples_per_round == 0:
-        return tuple(range(num_examples))
-    drawn = np.random.default_rng(draw_seed(args.seed, _EXAMPLES)).permutation(num_examples)
+        return tuple(places)
+    drawn = np.random.default_rng(draw_seed(args.seed, _EXAMPLES)).permutation(places)
     return tuple(sorted(drawn[round_index * per_round : (round_index + 1) * per_round].tolist()))
 
 
@@ -54,7 +64,7 @@ def training_stage(args: SEALConfig, domain: Domain, journal: Journal, data: Exa
         inner_seeds=tuple(draw_seed(seed, repeat) for repeat in range(args.num_repeats)),
         num_generations=args.num_generations,
         baselines=domain.conditions[:1],
-        places=round_places(args, len(data), round_index),
+        places=round_places(args, places_to_draw_from(args, domain, data), round_index),
     )
 
 

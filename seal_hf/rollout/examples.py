@@ -63,6 +63,13 @@ class ExampleSet:
     def __len__(self) -> int:
         return len(self.examples)
 
+    def distinct(self, content: Callable[[Mapping], str]) -> list[int]:
+        """The places of the examples without those of the same content (see [`Domain.content`]) as an earlier one."""
+        first: dict[str, int] = {}
+        for place, example in enumerate(self.examples):
+            first.setdefault(content(example), place)
+        return list(first.values())
+
     def warn_of_shared(self, train: "ExampleSet", content: Callable[[Mapping], str]) -> None:
         """Warn, in the first process, of examples with the same content (see [`Domain.content`]) as one to train on."""
         theirs = set(map(content, train.examples))

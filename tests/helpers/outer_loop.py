@@ -64,13 +64,15 @@ def tiny_config(output_dir, **overrides) -> SEALConfig:
     return SEALConfig(str(output_dir), **{**options, **overrides})
 
 
-def tiny_trainer(output_dir, *, model=None, domain=None, num_train=4, num_eval=3, callbacks=None, **overrides):
+def tiny_trainer(
+    output_dir, *, model=None, domain=None, num_train=4, num_eval=3, train_dataset=None, callbacks=None, **overrides
+):
     domain = domain or KnowledgeDomain("{title}: {context}", grader=HashGrader(), chat=False)
     return SEALTrainer(
         model=model or tiny_llama(),
         args=tiny_config(output_dir, **overrides),
         domain=domain,
-        train_dataset=tiny_examples(num_train),
+        train_dataset=train_dataset or tiny_examples(num_train),
         eval_dataset=tiny_examples(num_eval, first=100) if num_eval else None,
         processing_class=tiny_tokenizer(),
         peft_config=LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"]),

@@ -30,7 +30,7 @@ def places_of(folder, round_index):
 def test_examples_per_round(tmp_path, num_examples, num_rounds, given, expected):
     args = tiny_config(tmp_path, num_rounds=num_rounds, examples_per_round=given)
     assert examples_per_round(args, num_examples) == expected
-    rounds = [round_places(args, num_examples, index) for index in range(num_rounds)]
+    rounds = [round_places(args, range(num_examples), index) for index in range(num_rounds)]
     assert [len(places) for places in rounds] == [expected] * num_rounds
     assert rounds == [tuple(sorted(set(places))) for places in rounds]
     if given == 0:
@@ -41,7 +41,10 @@ def test_examples_per_round(tmp_path, num_examples, num_rounds, given, expected)
 
 def test_places_are_drawn_from_the_seed_and_the_round_alone(tmp_path):
     two, three, other = (
-        [round_places(tiny_config(tmp_path, num_rounds=n, examples_per_round=4, seed=seed), 20, i) for i in range(2)]
+        [
+            round_places(tiny_config(tmp_path, num_rounds=n, examples_per_round=4, seed=seed), range(20), i)
+            for i in range(2)
+        ]
         for n, seed in ((2, 3), (3, 3), (2, 4))
     )
     assert two == three and two != other
@@ -63,6 +66,32 @@ def test_two_rounds_share_no_example(unbroken):
     assert [entry["num_examples"] for entry in unbroken.state.log_history if "num_examples" in entry] == [2, 2]
 
 
+def test_no_passage_comes_in_two_rounds(tmp_path, caplog):
+    """Whatever its questions, title and id are: the passage is what is learned."""
+    first, second, third, fourth = tiny_examples(4)
+    again = {**first, "title": "Other", "context": f" {first['context']}\n"}
+    dataset = [first, again, second, third, {**third, "questions": third["questions"][:1]}, fourth]
+    with caplog.at_level("WARNING"):
+        trainer = tiny_trainer(tmp_path / "run", train_dataset=dataset, **OPTIONS)
+    (record,) = [record for record in caplog.records if record.name == "seal_hf.outer_loop.seal_trainer"]
+    assert record.getMessage().startswith(
+        "2 of 6 training examples have the same content as an earlier one and are left out"
+    )
+    assert trainer.plan().num_examples == 4
+    trainer.train()
+    rounds = [places_of(tmp_path / "run", index) for index in range(2)]
+    assert [len(places) for places in rounds] == [2, 2] and sorted(rounds[0] + rounds[1]) == [0, 2, 3, 5]
+
+    few = "train_dataset has 4 different examples, but num_rounds=2 rounds of 3 new ones need 6"
+    with pytest.raises(ValueError, match=few):
+        tiny_trainer(tmp_path / "more", train_dataset=dataset, **{**OPTIONS, "examples_per_round": 3})
+    # Where every round has all examples, none is left out.
+    caplog.clear()
+    everything = tiny_trainer(tmp_path / "all", train_dataset=dataset, **{**OPTIONS, "examples_per_round": 0})
+    assert everything.plan().num_examples == 6
+    assert not [record for record in caplog.records if record.name.startswith("seal_hf")]
+
+
 def test_an_example_is_written_about_as_in_a_round_of_all(unbroken, tmp_path):
     trainer = tiny_trainer(tmp_path, **{**OPTIONS, "num_rounds": 1, "examples_per_round": 0})
     trainer.train()
@@ -78,7 +107,7 @@ def test_the_plan_counts_the_examples_of_a_round(tmp_path):
     plan = tiny_trainer(tmp_path, **OPTIONS).plan()
     assert (plan.num_examples, plan.examples_per_round, plan.self_edits_per_round) == (5, 2, 4)
     assert plan.adapters_per_round == 4 and plan.optimizer_steps == [2, 2]
-    places = [place for index in range(2) for place in round_places(tiny_config(tmp_path, **_args()), 5, index)]
+    places = [place for index in range(2) for place in round_places(tiny_config(tmp_path, **_args()), range(5), index)]
     examples = tiny_examples(5)
     own = [len(f"{examples[place]['title']}\n{examples[place]['context']}") + 1 for place in places]
     # A token a character and an end, 2 epochs, 2 self-edits of twice the passage.
@@ -124,7 +153,7 @@ def test_too_few_examples_are_named_at_the_start(tmp_path, options, numbers):
     with pytest.raises(ValueError) as raised:
         tiny_trainer(tmp_path / "run", **{**OPTIONS, **options})
     assert str(raised.value) == (
-        f"train_dataset has 5 examples, but {numbers}; give more examples, lower examples_per_round or num_rounds, or set "
+        f"train_dataset has 5 different examples, but {numbers}; give more examples, lower examples_per_round or num_rounds, or set "
         "examples_per_round=0 to train on all examples in every round."
     )
     assert not (tmp_path / "run").exists()

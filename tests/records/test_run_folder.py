@@ -16,6 +16,7 @@ from seal_hf import SelfAdaptingLM
 from seal_hf.domains import KnowledgeDomain
 from seal_hf.domains.base import SELF_EDITS
 from seal_hf.outer_loop.run_settings import run_settings
+from seal_hf.outer_loop.stages import examples_per_round
 from seal_hf.records.files import SCHEMA_VERSION
 from seal_hf.records.journal import Proposal
 from seal_hf.records.run_folder import RunFolder
@@ -55,7 +56,8 @@ def settings(tmp_path):
             domain=domain(style, grader=options.pop("grader", HashGrader()), chat=chat),
             base_model_id=base,
         )
-        return run_settings(tiny_config(tmp_path / "any", **options), lm, train, evaluation)
+        args = tiny_config(tmp_path / "any", **options)
+        return run_settings(args, lm, train, evaluation, examples_per_round(args, len(train)))
 
     return settings
 
