@@ -16,7 +16,7 @@ from inputs import LIST_PROMPT, SELF_EDITS
 
 from seal_hf import SelfAdaptingLM
 from seal_hf.domains import KnowledgeDomain, load_demo_passages
-from seal_hf.domains.knowledge.domain import split_completion
+from seal_hf.domains.knowledge.completions import split_completion
 
 
 # Fewer lines than this are not a list; the next sample of the passage is taken in their place.
