@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
+from .choosing import scored_apart
 from .judge import require_verdicts
 from .lexical import LexicalGrader
 
@@ -149,22 +150,16 @@ def _choice(rewards: Sequence[Sequence[dict[int, tuple[float, float]]]]) -> Choi
     if all(len(own) < 2 for own in rewards):
         return None
 
+    stored, local = (
+        [[[edit[repeat][place] for repeat in repeats] for edit in own] for own in rewards] for place in (0, 1)
+    )
     return Choice(
         num_repeats=len(repeats),
-        mean_reward=fmean(fmean(edit[repeat][0] for edit in own for repeat in repeats) for own in rewards),
-        stored=fmean(_scored_apart(own, 0, repeats) for own in rewards),
-        local=fmean(_scored_apart(own, 1, repeats) for own in rewards),
-        stored_same_draws=fmean(max(fmean(edit[repeat][0] for repeat in repeats) for edit in own) for own in rewards),
+        mean_reward=fmean(fmean(map(fmean, own)) for own in stored),
+        stored=fmean(fmean(scored_apart(own, own)) for own in stored),
+        local=fmean(fmean(scored_apart(*both)) for both in zip(local, stored, strict=True)),
+        stored_same_draws=fmean(max(map(fmean, own)) for own in stored),
     )
-
-
-def _scored_apart(own: Sequence[dict[int, tuple[float, float]]], place: int, repeats: Sequence[int]) -> float:
-    """Stored reward of a repeat of the self-edit that the other repeats choose, by the stored (0) or the local verdicts."""
-
-    def chosen_without(left_out: int) -> dict[int, tuple[float, float]]:
-        return max(own, key=lambda edit: fmean(edit[repeat][place] for repeat in repeats if repeat != left_out))
-
-    return fmean(chosen_without(repeat)[repeat][0] for repeat in repeats)
 
 
 def load_run(path: str | Path, passages: slice = slice(None)) -> list[dict]:

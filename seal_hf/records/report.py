@@ -3,12 +3,13 @@
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import fmean, pstdev
 
 import numpy as np
 
 from ..domains.base import BASE, SELF_EDITS
+from ..grading.choosing import scored_apart
 from ..grading.intervals import Accuracy, Difference, accuracy, paired_difference
 from .journal import Journal, ScoredSelfEdit, SelectedSelfEdit, rank, rounded
 
@@ -160,8 +161,8 @@ def best_of_k(scored: Iterable[ScoredSelfEdit]) -> Accuracy | None:
     """
     The reward of each example's best self-edit, scored by repeats that did not choose it.
 
-    Each repeat in turn scores the self-edit that [`rank`] puts first by the mean of all others. Choosing and scoring by the
-    same noisy rewards would find a gain where there is none. An example without a well-formed self-edit earns nothing.
+    Each repeat in turn scores the self-edit that [`rank`] puts first by the mean of all others (see
+    [`seal_hf.grading.choosing`]). An example without a well-formed self-edit earns nothing.
 
     Returns:
         `Accuracy`: the mean over the examples whose repeats are all graded; `None` where there are none, or not two repeats.
@@ -170,20 +171,12 @@ def best_of_k(scored: Iterable[ScoredSelfEdit]) -> Accuracy | None:
     num_repeats = max((len(edit.repeats) for own in by_example for edit in own), default=0)
     values = []
     for own in by_example if num_repeats > 1 else ():
-        edits = [edit for edit in own if edit.well_formed]
-        if all(repeat["reward"] is not None for edit in edits for repeat in edit.repeats):
-            values.append([_scored_apart(edits, place) for place in range(num_repeats)])
+        # In the order in which equals are chosen.
+        edits = sorted((edit for edit in own if edit.well_formed), key=lambda edit: rank(edit)[1:])
+        rewards = [[repeat["reward"] for repeat in edit.repeats] for edit in edits]
+        if not any(None in one for one in rewards):
+            values.append(scored_apart(rewards, rewards) if rewards else [0.0] * num_repeats)
     return accuracy(values) if values else None
-
-
-def _scored_apart(edits: Sequence[ScoredSelfEdit], place: int) -> float:
-    """The reward that one repeat gives to the self-edit that the other repeats choose; 0 where there is none to choose."""
-
-    def by_others(edit: ScoredSelfEdit) -> ScoredSelfEdit:
-        others = [repeat["reward"] for number, repeat in enumerate(edit.repeats) if number != place]
-        return replace(edit, reward=fmean(others))
-
-    return min(map(by_others, edits), key=rank).repeats[place]["reward"] if edits else 0.0
 
 
 def _right(repeat: Mapping) -> list[bool]:
