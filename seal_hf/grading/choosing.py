@@ -12,7 +12,8 @@ def scored_apart(choosing: Sequence[Sequence[float]], scoring: Sequence[Sequence
 
     Args:
         choosing (`Sequence[Sequence[float]]`):
-            The rewards of each candidate, at least one, in two repeats or more. The greatest mean is chosen; of equals the first.
+            The rewards of each candidate, at least one, in two repeats or more. The greatest mean is chosen, of equals the
+            first.
         scoring (`Sequence[Sequence[float]]`):
             The rewards that score, for the same candidates and repeats; often the same.
 

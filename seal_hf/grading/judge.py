@@ -144,8 +144,9 @@ class JudgeGrader:
         model (`str`):
             Name of the judge, as the provider or the endpoint knows it.
         prompt (`str`, *optional*, defaults to `"default"`):
-            What the judge is asked: `"default"`, whether the answer's first statement is right, or `"paper"` for the grading prompt of the paper's code, which names the
-            first gold answer only, as the paper's data do. The paper's judge is GPT-4.1.
+            What the judge is asked: `"default"`, whether the answer's first statement is right, or `"paper"` for the
+            grading prompt of the paper's code, which shows the whole answer and names the first gold answer only, as the
+            paper's data do. The paper's judge is GPT-4.1.
         provider (`str`, *optional*):
             Inference provider of the Hub, chosen automatically when absent; not used with `base_url`.
         base_url (`str`, *optional*):
