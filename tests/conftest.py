@@ -94,7 +94,7 @@ def short_silence(monkeypatch):
 
 @contextmanager
 def no_pictures():
-    # They take a third of a small run; test_report.py and test_knowledge_script.py draw them.
+    # They take a third of a small run; test_plot.py and test_knowledge_script.py draw them.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("seal_hf.outer_loop.seal_trainer.save_plot", lambda folder: None)
         yield
