@@ -33,6 +33,16 @@ class AdaptationArguments:
     answer_prompt: str = field(
         default="default", metadata={"help": "How questions are asked: 'default', or 'paper' for the paper's prompt."}
     )
+    training_format: str = field(
+        default="language_modeling",
+        metadata={
+            "help": "How adapters are trained on self-edits: 'language_modeling', the paper's raw texts, or "
+            "'prompt_completion', questions with the loss on the answers."
+        },
+    )
+    num_passages_per_epoch: int = field(
+        default=1, metadata={"help": "How often the passage itself comes in each epoch, with 'prompt_completion'."}
+    )
     num_generations: int = field(default=4, metadata={"help": "Self-edits per passage."})
     temperature: float = field(default=0.3, metadata={"help": "Sampling temperature of the self-edits."})
     top_p: float = field(
@@ -69,6 +79,8 @@ class AdaptationArguments:
             grader=grader,
             chat=self.chat,
             answer_prompt=self.answer_prompt,
+            training_format=self.training_format,
+            num_passages=self.num_passages_per_epoch,
         )
         return SelfAdaptingLM.from_pretrained(
             self.model_name_or_path,

@@ -60,6 +60,16 @@ class KnowledgeArguments(JudgeArguments):
     answer_prompt: str = field(
         default="default", metadata={"help": "How questions are asked: 'default', or 'paper' for the paper's prompt."}
     )
+    training_format: str = field(
+        default="language_modeling",
+        metadata={
+            "help": "How adapters are trained on self-edits: 'language_modeling', the paper's raw texts, or "
+            "'prompt_completion', questions with the loss on the answers."
+        },
+    )
+    num_passages_per_epoch: int = field(
+        default=1, metadata={"help": "How often the passage itself comes in each epoch, with 'prompt_completion'."}
+    )
     dry_run: bool = field(default=False, metadata={"help": "Check everything and print the plan, no more."})
 
 
@@ -106,6 +116,8 @@ def main(script_args: KnowledgeArguments, training_args: SEALConfig, model_args:
             grader=script_args.judge_grader(),
             chat=script_args.chat,
             answer_prompt=script_args.answer_prompt,
+            training_format=script_args.training_format,
+            num_passages=script_args.num_passages_per_epoch,
         ),
         train_dataset=load_dataset_argument(
             script_args.dataset_name,

@@ -16,6 +16,7 @@ from ..base import BASE, Condition, Domain
 from .completions import split_completion
 from .passages import is_question, is_text
 from .templates import fill_template, load_answer_template, load_prompt_template, read_prompt_file
+from .training_formats import TRAINING_FORMATS, prompts_with_completions, raw_texts
 
 
 # What an evaluation compares self-edits with, beside the base model: the same model with the passage in view, and an
@@ -52,10 +53,16 @@ class KnowledgeDomain(Domain):
         answer_prompt (`str`, *optional*, defaults to `"default"`):
             How questions are asked closed-book: `"default"`, or `"paper"` for the prompt of the paper's code, to compare
             accuracies with the paper's. With the passage in view the prompt is always this project's: the paper has none.
+        training_format (`str`, *optional*, defaults to `"language_modeling"`):
+            How an adapter is trained on a self-edit: `"language_modeling"`, the paper's raw texts behind the title, or
+            `"prompt_completion"`, in which questions are closed-book prompts with the loss on the answer, and other texts
+            and the passage are answers to what is known of the topic.
+        num_passages (`int`, *optional*, defaults to `1`):
+            How often the passage itself comes in each epoch, in the format `"prompt_completion"`.
 
     Raises:
-        ValueError: If `prompt_style` is neither one of the styles nor a template with a place for the passage, or if
-            there is no such `answer_prompt`.
+        ValueError: If `prompt_style` is neither one of the styles nor a template with a place for the passage, if
+            there is no such `answer_prompt` or `training_format`, or if `num_passages` is below 0 or given for raw texts.
         FileNotFoundError: If `prompt_style` is the path of a file that does not exist.
     """
 
@@ -66,15 +73,28 @@ class KnowledgeDomain(Domain):
         grader: Grader | None = None,
         chat: bool | None = None,
         answer_prompt: str = "default",
+        training_format: str = "language_modeling",
+        num_passages: int = 1,
     ):
+        if training_format not in TRAINING_FORMATS:
+            raise ValueError(
+                f"Unknown training_format {training_format!r}: choose one of {', '.join(TRAINING_FORMATS)}."
+            )
+        if num_passages < 0 or (num_passages != 1 and training_format == "language_modeling"):
+            raise ValueError(
+                f"num_passages={num_passages} must be 0 or more, and 1 in the format language_modeling; set "
+                "training_format='prompt_completion', or leave it out."
+            )
         self.prompt_style = prompt_style
         self.split_newlines = split_newlines
         self.grader = LexicalGrader() if grader is None else grader
         self.chat = chat
         self.answer_prompt = answer_prompt
+        self.training_format, self.num_passages = training_format, num_passages
         self._prompt_template = load_prompt_template(prompt_style)
         self._answer_template = load_answer_template(answer_prompt)
         self._answer_in_context_template = read_prompt_file("answer-in-context")
+        self._known_template = read_prompt_file("known")
 
     def prompt(self, example: Mapping[str, Any]) -> Prompt:
         """
@@ -96,10 +116,10 @@ class KnowledgeDomain(Domain):
 
     def parse(self, completion: str, example: Mapping[str, Any]) -> SelfEdit | None:
         """
-        Turn a completion into training examples by the paper's rules (see [`split_completion`]).
+        Turn a completion into training examples: texts by the paper's rules (see [`split_completion`]) in the domain's
+        `training_format`, and the passage itself.
 
-        Each text is preceded by the title, and the passage itself is always the last one. The loss is taken on
-        every token. Unlike in the reference implementation, a completion without any text is malformed.
+        Unlike in the reference implementation, a completion without any text is malformed.
 
         Args:
             completion (`str`):
@@ -116,7 +136,7 @@ class KnowledgeDomain(Domain):
         return SelfEdit(
             prompt=self.prompt(example),
             completion=completion,
-            examples=(*(_training_example(example, text) for text in texts), _passage(example)),
+            examples=self._training_examples(example, texts),
         )
 
     @property
@@ -193,7 +213,19 @@ class KnowledgeDomain(Domain):
         Returns:
             [`SelfEdit`]: The passage as the only training example; prompt and completion are empty.
         """
-        return SelfEdit(prompt="", completion="", examples=(_passage(example),))
+        return SelfEdit(prompt="", completion="", examples=self._training_examples(example, ()))
+
+    def _training_examples(self, example: Mapping[str, Any], texts: Sequence[str]) -> tuple[TrainingExample, ...]:
+        if self.training_format == "language_modeling":
+            return raw_texts(example, texts)
+        # Without anything else the passage is trained on in any case.
+        num_passages = self.num_passages if texts else max(self.num_passages, 1)
+        return prompts_with_completions(example, texts, self.ask, self._known, num_passages)
+
+    def _known(self, example: Mapping[str, Any]) -> Prompt:
+        title = example.get("title")
+        question = f"What do you know about {title}?" if title else "What have you learned?"
+        return self._fill(self._known_template, example, question=question)
 
     def questions(self, example: Mapping[str, Any]) -> list[Prompt]:
         """
@@ -292,12 +324,3 @@ def _gold(answer: Any) -> Any:
     """One gold answer as a text, several as a list; what is neither is the grader's to refuse."""
     accepted = gold_answers(answer)
     return answer if accepted is None else accepted[0] if len(accepted) == 1 else list(accepted)
-
-
-def _training_example(example: Mapping[str, Any], text: str) -> TrainingExample:
-    title = example.get("title")
-    return TrainingExample("", f"{title}\n{text}" if title else text)
-
-
-def _passage(example: Mapping[str, Any]) -> TrainingExample:
-    return _training_example(example, example["context"].strip())
