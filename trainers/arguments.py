@@ -57,6 +57,7 @@ class AdaptationArguments:
     lora_alpha: int = field(default=64, metadata={"help": "Alpha of the adapters."})
     learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the inner loop."})
     num_train_epochs: int = field(default=20, metadata={"help": "Epochs of the inner loop."})
+    batch_size: int = field(default=1, metadata={"help": "Sequences of a self-edit per step of the inner loop."})
     add_eos_token: bool = field(
         default=True, metadata={"help": "End every training text of the inner loop in the end-of-sequence token."}
     )
@@ -71,7 +72,10 @@ class AdaptationArguments:
             target_modules="all-linear" if names == ["all-linear"] else names,
         )
         inner_config = InnerLoopConfig(
-            learning_rate=self.learning_rate, num_train_epochs=self.num_train_epochs, add_eos_token=self.add_eos_token
+            learning_rate=self.learning_rate,
+            num_train_epochs=self.num_train_epochs,
+            batch_size=self.batch_size,
+            add_eos_token=self.add_eos_token,
         )
         domain = KnowledgeDomain(
             self.prompt_style,
