@@ -41,7 +41,7 @@ class DemoArguments(AdaptationArguments):
         default_factory=list,
         metadata={"help": "Questions to ask. Default: those of the demo passage, or the model writes some."},
     )
-    demo_passage: int = field(default=0, metadata={"help": "Which of the 12 demo passages to learn, from 0."})
+    demo_passage: int = field(default=0, metadata={"help": "Which of the 36 demo passages to learn, from 0."})
 
 
 def read_example(args: DemoArguments) -> dict:

@@ -1,7 +1,6 @@
-"""Loading of passages, its one-sentence errors, and the demo passages."""
+"""Loading of passages and its one-sentence errors."""
 
 import json
-import re
 from pathlib import Path
 
 import datasets
@@ -224,50 +223,6 @@ def test_bad_row_in_parquet(tmp_path):
 def test_bad_squad_row(tmp_path, row):
     with pytest.raises(ValueError, match="bad.json, row 6: not a SQuAD row"):
         load_passages(write(tmp_path / "bad.json", [*SQUAD_ROWS, row]))
-
-
-DEMO_PASSAGES = [passage for split in ("train", "test", "other_languages") for passage in load_demo_passages(split)]
-
-
-def test_demo_splits():
-    train, test, others = (load_demo_passages(split) for split in ("train", "test", "other_languages"))
-    assert (len(train), len(test), len(others)) == (12, 12, 2)
-    assert {passage["language"] for passage in train + test} == {"en"}
-    assert [passage["language"] for passage in others] == ["de", "ja"]
-    for key in ("title", "context"):
-        assert len({passage[key] for passage in DEMO_PASSAGES}) == 26
-    assert load_demo_passages() == train
-    with pytest.raises(ValueError, match="no rows of split 'validation'"):
-        load_demo_passages("validation")
-
-
-@pytest.mark.parametrize("passage", DEMO_PASSAGES, ids=lambda passage: passage["title"])
-def test_demo_passage(passage):
-    context, questions = passage["context"], passage["questions"]
-    if passage["language"] == "ja":
-        assert 150 <= len(context) <= 300
-    else:
-        assert 50 <= len(context.split()) <= 110
-    assert 4 <= len(questions) <= 5
-    assert (
-        len({item["question"] for item in questions}) == len({item["answer"] for item in questions}) == len(questions)
-    )
-    for question, answer in ((item["question"], item["answer"]) for item in questions):
-        # As a whole word, and once only, so that the passage leaves no doubt.
-        boundary = "" if passage["language"] == "ja" else r"\b"
-        assert len(re.findall(f"{boundary}{re.escape(answer)}{boundary}", context)) == 1
-        assert len(answer.split()) <= 5
-        assert answer.casefold() not in question.casefold()
-        assert answer.casefold() not in passage["title"].casefold()
-
-
-def test_demo_answers_are_not_in_other_passages():
-    for passage in DEMO_PASSAGES:
-        elsewhere = " ".join(other["context"] for other in DEMO_PASSAGES if other is not passage)
-        for item in passage["questions"]:
-            # Numbers and common nouns recur; names must not.
-            if item["answer"][0].isupper():
-                assert item["answer"] not in elsewhere
 
 
 def test_other_languages_survive_prompts_and_files(tmp_path):

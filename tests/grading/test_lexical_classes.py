@@ -192,7 +192,7 @@ def test_a_constant_recitation_earns_next_to_nothing(split, num_words):
         rewards.append(fmean(LexicalGrader().grade(questions, golds, recited)))
         mentioned.append(fmean(LexicalGrader().mentions(questions, golds, recited)))
     assert fmean(rewards) <= 0.2
-    assert fmean(mentioned) > 0.55 or num_words < RECITED_WORDS
+    assert fmean(mentioned) > 0.35 or num_words < RECITED_WORDS
 
 
 def test_every_demo_answer_is_right():

@@ -136,7 +136,7 @@ def test_bad_input_is_one_sentence(script, options, message, tmp_path):
 @pytest.mark.parametrize(
     ("script", "options", "message"),
     [
-        ("demo", ["--demo_passage", "12"], "--demo_passage 12 must be from 0 to 11"),
+        ("demo", ["--demo_passage", "36"], "--demo_passage 36 must be from 0 to 35"),
         ("demo", ["--learning_rate", "-1"], "learning_rate=-1.0 must be a number above 0"),
         ("demo", ["--prompt_style", "haiku"], "Unknown prompt_style 'haiku'"),
         ("evaluate", ["--num_passages", "0"], "The number of passages, 0, must be at least 1"),
