@@ -67,7 +67,7 @@ def load_demo_passages(split: str = "train") -> list[dict[str, Any]]:
 
     Args:
         split (`str`, *optional*, defaults to `"train"`):
-            `"train"` (36 passages), `"test"` (12 others of the same kind) or `"other_languages"` (one in German, one
+            `"train"` (36 passages), `"test"` (48 others of the same kind) or `"other_languages"` (one in German, one
             in Japanese).
 
     Returns:
