@@ -21,7 +21,7 @@ with contextlib.suppress(ImportError):
 
 import seal_hf
 from seal_hf import SelfAdaptingLM
-from seal_hf.models.embedded import EMBEDDED, EMBEDDED_MODEL_ID
+from seal_hf.models.embedded import EMBEDDED, EMBEDDED_MODELS
 from seal_hf.webui.page import CSS, THEME, build_page
 from seal_hf.webui.work.training_runs import TrainingRuns
 from seal_hf.webui.work.workbench import Workbench
@@ -38,8 +38,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0].strip())
     parser.add_argument(
         "--model_name_or_path",
-        default=os.environ.get("SEAL_MODEL") or (EMBEDDED_MODEL_ID if ON_SPACE else EMBEDDED),
-        help="Hub id or folder of a causal LM, or 'embedded' for the small one. A Space takes it from SEAL_MODEL.",
+        default=os.environ.get("SEAL_MODEL") or (EMBEDDED_MODELS[EMBEDDED].model_id if ON_SPACE else EMBEDDED),
+        help="Hub id or folder of a causal LM, 'embedded' for a small one (0.5B parameters), or 'embedded-tiny' (135M). "
+        "A Space takes it from SEAL_MODEL.",
     )
     parser.add_argument(
         "--load_in_4bit",
@@ -62,10 +63,8 @@ def load(args: argparse.Namespace) -> SelfAdaptingLM:
     try:
         return SelfAdaptingLM.from_pretrained(args.model_name_or_path, load_in_4bit=args.load_in_4bit)
     except (ValueError, OSError) as error:
-        if args.model_name_or_path != EMBEDDED:
-            error.add_note(
-                "`python app.py --model_name_or_path embedded` runs on the small model, which needs no Hub."
-            )
+        if args.model_name_or_path not in EMBEDDED_MODELS:
+            error.add_note("`python app.py --model_name_or_path embedded` runs on a small model, which needs no Hub.")
         raise
 
 

@@ -1,5 +1,5 @@
 """
-Measure the web app on the embedded model: how long a person waits for the first word, and many who ask at once.
+Measure the web app on the model `embedded-tiny`: how long a person waits for the first word, and many who ask at once.
 
     python benchmarks/app_load.py                 # 16 sessions; writes app_load.json
     python benchmarks/app_load.py --sessions 4
@@ -112,7 +112,7 @@ def ask_at_once(url: str, files: list[Path], examples: list[dict]) -> list[dict]
 
 def measure(num_sessions: int, folder: Path) -> dict[str, object]:
     """All raw figures."""
-    base = SelfAdaptingLM.from_pretrained("embedded", inner_config=InnerLoopConfig(num_train_epochs=2))
+    base = SelfAdaptingLM.from_pretrained("embedded-tiny", inner_config=InnerLoopConfig(num_train_epochs=2))
     examples = [*load_demo_passages("train"), *load_demo_passages("test")][:num_sessions]
     workbench = Workbench(base, folder / "sessions")
     runs = TrainingRuns(workbench.jobs, folder / "runs", None, base.base_model_id)

@@ -32,7 +32,7 @@ from seal_hf import SelfAdaptingLM
 
 def measure(settings: Settings, progress: Callable[[str], None]) -> dict[str, object]:
     """All raw figures; `progress` is called with a line for each part."""
-    lm = SelfAdaptingLM.from_pretrained("embedded")
+    lm = SelfAdaptingLM.from_pretrained("embedded-tiny")
     work = load_work(lm.domain)
     config = lm.model.config
     shape = (720, config.hidden_size, config.intermediate_size)

@@ -1,5 +1,5 @@
 """
-What the benchmark trains on and asks: self-edits that the embedded model wrote, and the questions of their passages.
+What the benchmark trains on and asks: self-edits that `embedded-tiny` wrote, and the questions of their passages.
 """
 
 import json

@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--r", type=int, default=32)
     args = parser.parse_args()
     transformers_logging.disable_progress_bar()
-    lm = SelfAdaptingLM.from_pretrained("embedded")
+    lm = SelfAdaptingLM.from_pretrained("embedded-tiny")
     loaded = peak_bytes()
     config = lora_config(TARGETS[args.target_modules], args.r)
     bank = AdapterBank.initialize(lm.model, config, [0] * args.adapters)

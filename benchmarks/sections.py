@@ -173,7 +173,7 @@ def memory(target: str, num_adapters: Sequence[int]) -> dict[str, object]:
 
 def quantized(num_adapters: int = 16) -> dict[str, object]:
     """Tokens per second of PEFT and of a bank on an NF4 base, one epoch each after a short warm-up."""
-    lm = SelfAdaptingLM.from_pretrained("embedded", load_in_4bit=True)
+    lm = SelfAdaptingLM.from_pretrained("embedded-tiny", load_in_4bit=True)
     updates = updates_of(load_work(lm.domain)[:num_adapters], lm.processing_class)
     turn = [first_epochs(update, 1) for update in updates]
     config = lora_config(TARGETS["q,v"])

@@ -1,5 +1,5 @@
 """
-Let the embedded model write the self-edits that the benchmark trains on.
+Let the model `embedded-tiny` write the self-edits that the benchmark trains on.
 
     python benchmarks/write_self_edits.py
 
@@ -26,7 +26,7 @@ LEAST_LINES = 3
 def write_self_edits(args: argparse.Namespace) -> list[dict]:
     """`num_generations` records for each of the first `num_passages` training passages, one passage after another."""
     domain = KnowledgeDomain(LIST_PROMPT.read_text(encoding="utf-8").rstrip(), chat=False)
-    lm = SelfAdaptingLM.from_pretrained("embedded", domain=domain)
+    lm = SelfAdaptingLM.from_pretrained("embedded-tiny", domain=domain)
     records = []
     for place, passage in enumerate(load_demo_passages("train")[: args.num_passages]):
         (written,) = lm.write_batch(

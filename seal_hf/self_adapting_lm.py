@@ -126,7 +126,8 @@ class SelfAdaptingLM:
 
         Args:
             model_name_or_path (`str` or `Path`):
-                A Hub id, a folder, or `"embedded"` for the small model that needs no Hub.
+                A Hub id, a folder, or one of the small models that need no Hub: `"embedded"` (0.5B parameters) or
+                `"embedded-tiny"` (135M).
             load_in_4bit (`bool`, *optional*):
                 Whether to quantize the base to NF4 with double quantization (QLoRA); needs the extra `quantization`.
                 Where absent: on CUDA if that extra is installed.

@@ -21,7 +21,7 @@ from huggingface_hub.utils import validate_repo_id  # noqa: E402
 
 from seal_hf.hub.errors import explaining_hub_errors  # noqa: E402
 from seal_hf.hub.transfer import hub_api, is_hub_id, upload  # noqa: E402
-from seal_hf.models.embedded import EMBEDDED, EMBEDDED_MODEL_ID  # noqa: E402
+from seal_hf.models.embedded import EMBEDDED, EMBEDDED_MODELS  # noqa: E402
 
 
 # Where each file of the Space comes from. pyproject.toml stays away, since a Space installs requirements.txt alone and
@@ -44,18 +44,20 @@ def stage(folder: Path) -> list[str]:
 
 
 def with_model(card: str, model: str) -> str:
-    """The card of a Space whose model is another; the embedded one does not come from the Hub."""
+    """The card of a Space whose model is another; an embedded one is not preloaded from the Hub."""
     head, separator, text = card.partition("preload_from_hub:\n")
-    if model == EMBEDDED:
+    default = EMBEDDED_MODELS[EMBEDDED].model_id
+    if model in EMBEDDED_MODELS:
+        head = head.replace(f"  - {default}\n", f"  - {EMBEDDED_MODELS[model].model_id}\n")
         return head + text.partition("\n")[2]
     text = f"  - {model}\n" + text.partition("\n")[2]
-    return head.replace(f"  - {EMBEDDED_MODEL_ID}\n", f"  - {model}\n") + separator + text
+    return head.replace(f"  - {default}\n", f"  - {model}\n") + separator + text
 
 
 def deploy(args: argparse.Namespace) -> str:
     """Upload and configure; returns the Space's address."""
     validate_repo_id(args.repo_id)
-    if args.model is not None and args.model != EMBEDDED and not is_hub_id(args.model):
+    if args.model is not None and args.model not in EMBEDDED_MODELS and not is_hub_id(args.model):
         raise ValueError(f"--model {args.model} is not a Hub id; give one, or {EMBEDDED!r}, which needs no Hub.")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -91,7 +93,7 @@ def main() -> None:
     parser.add_argument("--repo_id", required=True, help="The Space, user/name; made where there is none.")
     parser.add_argument("--private", action="store_true", help="Make it private.")
     parser.add_argument("--hardware", help="Hardware to ask for, such as zero-a10g; paid ones cost money.")
-    parser.add_argument("--model", help="Hub id of the model that the Space serves, or 'embedded'.")
+    parser.add_argument("--model", help="Hub id of the model that the Space serves, 'embedded' or 'embedded-tiny'.")
     parser.add_argument("--token", help="Access token; the one saved by `hf auth login` where absent.")
     parser.add_argument("--dry_run", action="store_true", help="List the files and upload nothing.")
     try:

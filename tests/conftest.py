@@ -36,7 +36,7 @@ import pytest
 import torch
 from huggingface_hub import close_session, constants
 
-from seal_hf.models.embedded import embedded_model_path
+from seal_hf.models.embedded import EMBEDDED_TINY, embedded_model_path
 
 
 # Small models on a busy machine are many times slower with two threads than with one, and rounding depends on the number.
@@ -45,8 +45,8 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session")
 def embedded_path():
-    """Folder of the embedded model, prepared once in the cache of the user who runs the tests."""
-    return embedded_model_path()
+    """Folder of the smaller embedded model, prepared once in the cache of the user who runs the tests."""
+    return embedded_model_path(EMBEDDED_TINY)
 
 
 @pytest.fixture(scope="session")

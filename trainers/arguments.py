@@ -15,7 +15,11 @@ class AdaptationArguments:
     """Model, self-edits and inner loop."""
 
     model_name_or_path: str = field(
-        default="embedded", metadata={"help": "Hub id or folder of a causal LM, or 'embedded' for the small one."}
+        default="embedded",
+        metadata={
+            "help": "Hub id or folder of a causal LM, 'embedded' for a small one (0.5B parameters), or 'embedded-tiny' "
+            "(135M) where memory is short."
+        },
     )
     load_in_4bit: bool | None = field(
         default=None, metadata={"help": "Quantize the base to NF4 (QLoRA). Default: only on CUDA."}

@@ -78,7 +78,11 @@ class PolicyModelConfig(ModelConfig):
     """TRL's model options. `--use_peft` with `--lora_...` sets another policy adapter than the paper's."""
 
     model_name_or_path: str = field(
-        default="embedded", metadata={"help": "Hub id or folder of a causal LM, or 'embedded' for the small one."}
+        default="embedded",
+        metadata={
+            "help": "Hub id or folder of a causal LM, 'embedded' for a small one (0.5B parameters), or 'embedded-tiny' "
+            "(135M) where memory is short."
+        },
     )
     dtype: str | None = field(default="bfloat16", metadata={"help": "Data type of the base model."})
     lora_r: int = field(default=64, metadata={"help": "Rank of the policy adapter."})

@@ -1,4 +1,4 @@
-"""Loads base models: from the Hub, from a folder, quantized, or the embedded one."""
+"""Loads base models: from the Hub, from a folder, quantized, or an embedded one."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -20,7 +20,7 @@ from transformers import (
 from transformers.utils import is_bitsandbytes_available
 
 from .access import unwrap
-from .embedded import EMBEDDED, EMBEDDED_MODEL_ID, embedded_model_path
+from .embedded import EMBEDDED, EMBEDDED_MODELS, embedded_model_path
 
 
 def load_causal_lm(
@@ -39,7 +39,8 @@ def load_causal_lm(
 
     Args:
         model_name_or_path (`str` or `Path`):
-            A Hub id, a folder, or `"embedded"` for the small model that needs no Hub.
+            A Hub id, a folder, or one of the small models that need no Hub: `"embedded"` (0.5B parameters) or
+            `"embedded-tiny"` (135M).
         load_in_4bit (`bool`, *optional*):
             Whether to quantize the base to NF4 with double quantization (QLoRA); needs the extra `quantization`. Where
             absent: on CUDA if that extra is installed, and not elsewhere, since it is slower there than bf16.
@@ -59,7 +60,7 @@ def load_causal_lm(
 
     Returns:
         `tuple[PreTrainedModel, PreTrainedTokenizerBase, str]`: model, tokenizer, and the base model's identity for cards and
-        adapters: its name, or the Hub id of the embedded one.
+        adapters: its name, or the Hub id of an embedded one.
 
     Raises:
         ValueError: An unknown dtype.
@@ -73,7 +74,8 @@ def load_causal_lm(
             raise ValueError(f"dtype={dtype!r} is not one of torch's; use 'bfloat16' or 'float32'.")
         dtype = getattr(torch, dtype)
     model_name_or_path = str(model_name_or_path)
-    path = str(embedded_model_path()) if model_name_or_path == EMBEDDED else model_name_or_path
+    embedded = EMBEDDED_MODELS.get(model_name_or_path)
+    path = model_name_or_path if embedded is None else str(embedded_model_path(model_name_or_path))
     device = _of_this_process(torch.device(device) if device is not None else _default_device())
     shared = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
@@ -105,7 +107,7 @@ def load_causal_lm(
             f"its name and the network (a gated one needs `hf auth login`), or use {EMBEDDED!r}, which needs no Hub. "
             f"The cause was: {cause}"
         ) from error
-    return model, tokenizer, EMBEDDED_MODEL_ID if model_name_or_path == EMBEDDED else model_name_or_path
+    return model, tokenizer, model_name_or_path if embedded is None else embedded.model_id
 
 
 def base_facts(model: PreTrainedModel | PeftModel) -> dict[str, str | None]:

@@ -66,7 +66,7 @@ def prepare_policy(
         set_seed(args.seed)
         peft_config = peft_config or LoraConfig(r=64, lora_alpha=128, target_modules="all-linear")
         model = get_peft_model(model, replace(peft_config, task_type="CAUSAL_LM"))
-        # PEFT notes where the model was loaded from, which for the embedded one is a folder of this machine.
+        # PEFT notes where the model was loaded from, which for an embedded one is a folder of this machine.
         model.active_peft_config.base_model_name_or_path = base_model_id
     elif peft_config is not None:
         raise ValueError(

@@ -77,7 +77,7 @@ class SEALTrainer(_BaseTrainer):
 
     Parameters:
         model (`str`, `PreTrainedModel` or `PeftModel`):
-            The base model: a Hub id, a folder, `"embedded"`, or a loaded one. A `PeftModel` brings its policy adapter.
+            The base model: a Hub id, a folder, `"embedded"`, `"embedded-tiny"`, or a loaded one. A `PeftModel` brings its policy adapter.
         args ([`SEALConfig`], *optional*):
             The configuration. Defaults to the paper's, with an output directory named after the model.
         domain ([`Domain`], *optional*):

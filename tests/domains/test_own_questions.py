@@ -249,7 +249,7 @@ def test_a_model_that_writes_noise_has_no_questions():
 
 @pytest.mark.slow
 def test_embedded_model():
-    lm = SelfAdaptingLM.from_pretrained("embedded")
+    lm = SelfAdaptingLM.from_pretrained("embedded-tiny")
     example = load_demo_passages("train")[2]
     found = own_questions(lm, example)
     assert {"Merrin Oakhollow", "Isaura Penn"} & {item["answer"] for item in found}

@@ -218,7 +218,7 @@ def test_push_to_hub_refuses_a_local_base(adapter, folder, hub):
 @pytest.mark.slow
 def test_readme_lines_on_the_embedded_model(embedded_path, tmp_path):
     lm = SelfAdaptingLM.from_pretrained(
-        "embedded", inner_config=InnerLoopConfig(learning_rate=3e-3, num_train_epochs=3)
+        "embedded-tiny", inner_config=InnerLoopConfig(learning_rate=3e-3, num_train_epochs=3)
     )
     assert lm.base_model_id == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert lm.domain.chat

@@ -25,7 +25,7 @@ from packaging.version import Version
 from helpers.folders import ROOT
 from helpers.tiny_models import save_tiny_model
 from helpers.web_page import PASSAGE, QUESTIONS
-from seal_hf.models.embedded import EMBEDDED_MODEL_ID
+from seal_hf.models.embedded import EMBEDDED, EMBEDDED_MODELS, EMBEDDED_TINY
 
 
 def imported(path, name):
@@ -97,12 +97,14 @@ def test_card(deploy_module):
     card = front_matter(text)
     assert card["sdk"] == "gradio" and card["app_file"] == "app.py" and card["python_version"] == "3.12"
     assert card["hf_oauth"] is True and card["hf_oauth_scopes"] == ["contribute-repos"]
-    assert card["models"] == [EMBEDDED_MODEL_ID] and card["preload_from_hub"][0].split()[0] == EMBEDDED_MODEL_ID
+    default = EMBEDDED_MODELS[EMBEDDED].model_id
+    assert card["models"] == [default] and card["preload_from_hub"][0].split()[0] == default
     assert len(card["short_description"]) <= 60
     other = front_matter(deploy_module.with_model(text, "Qwen/Qwen2.5-1.5B-Instruct"))
     assert other["models"] == other["preload_from_hub"] == ["Qwen/Qwen2.5-1.5B-Instruct"]
-    without = front_matter(deploy_module.with_model(text, "embedded"))
-    assert "preload_from_hub" not in without and without["models"] == [EMBEDDED_MODEL_ID]
+    for name in (EMBEDDED, EMBEDDED_TINY):
+        without = front_matter(deploy_module.with_model(text, name))
+        assert "preload_from_hub" not in without and without["models"] == [EMBEDDED_MODELS[name].model_id]
     assert {**other, "models": 0, "preload_from_hub": 0} == {**card, "models": 0, "preload_from_hub": 0}
 
 

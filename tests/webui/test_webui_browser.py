@@ -98,7 +98,7 @@ def test_the_whole_story_with_the_embedded_model(visit, embedded_path, tmp_path,
     """From a click to an adapted answer; the screenshots are for people to look at."""
     shorter = replace(settings.SMALL_MODEL, max_completion_length=64, num_train_epochs=3)
     monkeypatch.setitem(settings.PRESETS, "Small model", shorter)
-    lm = SelfAdaptingLM.from_pretrained("embedded")
+    lm = SelfAdaptingLM.from_pretrained("embedded-tiny")
     with served_page(tmp_path, lm) as app:
         page = visit(app.url)
         page.locator("#example-0").click()

@@ -166,7 +166,7 @@ def reading_prompts(example: Mapping[str, Any], notes: list[str], questions: lis
     ]
 
 
-# Tried on demo passages with the embedded model: below this, its answers are mostly wrong.
+# Tried on demo passages with `embedded-tiny`: below this, its answers are mostly wrong.
 MIN_ANSWER_LIKELIHOOD = 0.55
 _TEMPERATURE, _TOP_P = 0.6, 0.9
 _ATTEMPTS, _DRAFTS_PER_ANSWER, _QUESTIONS_PER_SENTENCE = 2, 3, 2

@@ -16,7 +16,7 @@ from .jobs import JobRefused
 
 
 _ID = re.compile(r"[\w-]{32}", re.ASCII)
-MAX_ADAPTERS = 24  # per session; one of the embedded model with rank 32 takes 39 MB
+MAX_ADAPTERS = 24  # per session; one of the model `embedded` with rank 32 takes 70 MB
 
 
 @dataclass
