@@ -14,9 +14,10 @@ from ..models.access import activation_dtype
 from ..models.memory import activation_bytes_per_token, free_memory
 
 
-# What a bank may take of the memory that is free. The rest is for the logits of the loss, a sixteenth at most on CUDA, for
-# fragments and for the error of the estimate; the system ends a process that takes too much of a CPU's, and CUDA does not.
-_MEMORY_SHARE = {"cpu": 0.7, "cuda": 0.8}
+# What the banks of a program may take of the memory that is free. The rest is for the logits of the loss, a sixteenth at most
+# on CUDA, for fragments and for the error of the estimate. The system ends a process that takes too much of a CPU's memory,
+# which CUDA does not; so there two programs that ask at the same time, as each other's banks are not there yet, both fit.
+_MEMORY_SHARE = {"cpu": 0.4, "cuda": 0.8}
 # Tokens of one step beyond which more adapters no longer raise the throughput. On two CPU cores the matrix products are
 # saturated from 1000 to 2000 tokens on; for accelerators it is a guess, by what a chip needs to be busy.
 _STEP_TOKENS = {"cpu": 2048, "cuda": 16384}

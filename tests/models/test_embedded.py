@@ -56,7 +56,8 @@ def fresh(tmp_path_factory):
     hf_home = tmp_path_factory.mktemp("hf_home")
     killed = start_call(hf_home)
     deadline = time.monotonic() + 120
-    while not (unpacked := list(hf_home.glob("seal_hf/*.partial-*/*.gguf"))) and killed.poll() is None:
+    files = "seal_hf/*.partial-*/*.gguf"
+    while not (unpacked := any(path.stat().st_size for path in hf_home.glob(files))) and killed.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert unpacked, killed.communicate()
