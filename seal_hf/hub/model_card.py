@@ -11,6 +11,7 @@ import httpx2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..grading.intervals import Accuracy
+from ..models.embedded import EMBEDDED_MODELS
 from ..records.files import write_text
 from .transfer import LOOK_UP_SECONDS, hub_api, is_hub_id
 
@@ -53,9 +54,12 @@ class AdapterCard:
 
 
 def with_base_license(card: AdapterCard, base_model_id: str, token: str | None = None) -> AdapterCard:
-    """The card with the base model's licence, where it names none and the Hub tells it."""
+    """The card with the base model's licence, where it names none: that of an embedded model, or what the Hub tells."""
     if card.license is not None or not is_hub_id(base_model_id):
         return card
+    for model in EMBEDDED_MODELS.values():
+        if model.model_id == base_model_id:
+            return replace(card, license=model.license)
     try:
         base = hub_api(token).model_info(base_model_id, timeout=LOOK_UP_SECONDS).card_data
     # The last two: something else answers in the Hub's place.
