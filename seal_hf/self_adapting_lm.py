@@ -5,7 +5,7 @@ A language model that writes its own finetuning data, adapts to it and answers f
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -26,6 +26,7 @@ from .inner_loop.training import InnerStep
 from .inner_loop.update import InnerLoopConfig, InnerUpdate, tokenize_self_edit
 from .inner_loop.within_memory import train_within_memory
 from .models.access import context_length, keep_trainable
+from .models.encoding import encode_prompt
 from .models.loading import base_facts, load_causal_lm
 from .self_edit import Prompt, SelfEdit
 
@@ -159,7 +160,7 @@ class SelfAdaptingLM:
         stop: threading.Event | None = None,
     ) -> list[SelfEdit]:
         """
-        Let the model write self-edits, all of them in one batch.
+        Let the model write self-edits, all of them in one batch, and carry out what they ask of the domain's tool.
 
         Args:
             passage (`str` or `Mapping`):
@@ -177,7 +178,7 @@ class SelfAdaptingLM:
             on_text (`Callable[[list[str]], bool | None]`, *optional*):
                 Called with the new text of all candidates at every token; returning `True` stops the writing.
             stop (`threading.Event`, *optional*):
-                Once set, the writing stops and what is written by then becomes self-edits.
+                Once set, the writing stops and what is written by then becomes self-edits, without those that call a tool.
 
         Returns:
             `list[SelfEdit]`: the well-formed self-edits, at most `num_generations`; a warning counts those that were
@@ -198,7 +199,10 @@ class SelfAdaptingLM:
             stop=stop,
         )
         edits = [self.domain.parse(generation.text, example) for generation in written]
-        well_formed = [edit for edit in edits if edit is not None]
+        carried_out = self.carry_out(edits, [example] * len(edits), stop=stop)
+        if stop is not None and stop.is_set():  # the tool may have been cut short
+            carried_out = [edit for edit in edits if edit is None or not edit.calls]
+        well_formed = [edit for edit in carried_out if edit is not None and edit.examples]
         if len(well_formed) < num_generations:
             num_malformed = num_generations - len(well_formed)
             logger.warning("%d of %d self-edits were malformed and are left out.", num_malformed, num_generations)
@@ -260,6 +264,66 @@ class SelfAdaptingLM:
         )
         return [[next(generations) for _ in range(num_generations)] for _ in examples]
 
+    def carry_out(
+        self,
+        self_edits: Sequence[SelfEdit | None],
+        examples: Sequence[Mapping],
+        *,
+        stop: threading.Event | None = None,
+    ) -> list[SelfEdit | None]:
+        """
+        Carry out what self-edits ask of the domain's tool (see [`Domain.carry_out`]), all of them at once.
+
+        Args:
+            self_edits (`Sequence[SelfEdit | None]`):
+                What [`Domain.parse`] gave. Those without calls are returned as they are.
+            examples (`Sequence[Mapping]`):
+                For each the example that it was written for.
+            stop (`threading.Event`, *optional*):
+                Once set, the model writes no more; what comes back then is not to be used.
+
+        Returns:
+            `list[SelfEdit | None]`: one for each. One without `examples` is malformed.
+
+        Raises:
+            ValueError: The domain has not carried out all of them.
+        """
+        calling = [place for place, edit in enumerate(self_edits) if edit is not None and edit.calls]
+        if not calling:
+            return list(self_edits)
+
+        def ask(prompts: Sequence[Prompt], max_new_tokens: int) -> list[Generation]:
+            return self._answer_those_that_fit(prompts, max_new_tokens, stop)
+
+        done = self.domain.carry_out(
+            [self_edits[place] for place in calling], [examples[place] for place in calling], ask
+        )
+        if len(done) != len(calling) or any(edit.calls for edit in done):
+            raise ValueError(
+                f"{type(self.domain).__name__}.carry_out() must return a self-edit without calls for each of the "
+                f"{len(calling)} that it was given; its parse() gives self-edits with calls."
+            )
+        carried_out = list(self_edits)
+        for place, edit in zip(calling, done, strict=True):
+            # Nothing else of it is recorded by a run.
+            carried_out[place] = replace(self_edits[place], examples=edit.examples, metrics=edit.metrics, calls=())
+        return carried_out
+
+    def _answer_those_that_fit(
+        self, prompts: Sequence[Prompt], max_new_tokens: int, stop: threading.Event | None
+    ) -> list[Generation]:
+        """Greedy answers; nothing for prompts that do not fit the context, since a policy may write anything."""
+        context = context_length(self.model)
+        lengths = [len(encode_prompt(self.processing_class, prompt)) for prompt in prompts]
+        fitting = [
+            place for place, length in enumerate(lengths) if context is None or length + max_new_tokens <= context
+        ]
+        generations = self.generator.generate(
+            [prompts[place] for place in fitting], max_new_tokens=max_new_tokens, stop=stop
+        )
+        found = dict(zip(fitting, generations, strict=True))
+        return [found.get(place, Generation("", 0, False)) for place in range(len(prompts))]
+
     def adapt(
         self,
         self_edits: SelfEdit | InnerUpdate | Sequence[SelfEdit | InnerUpdate],
@@ -294,8 +358,8 @@ class SelfAdaptingLM:
             `"stopped"` whether it ended early.
 
         Raises:
-            ValueError: No self-edits, one without any text, one longer than the context, an invalid override, a negative
-                seed, or seeds that are not one for each.
+            ValueError: No self-edits, one without any text, one whose calls of a tool are not carried out, one longer than
+                the context, an invalid override, a negative seed, or seeds that are not one for each.
             torch.OutOfMemoryError: One adapter alone does not fit into the device's memory.
         """
         is_one = isinstance(self_edits, SelfEdit | InnerUpdate)

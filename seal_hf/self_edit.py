@@ -39,9 +39,16 @@ class SelfEdit:
         overrides (`Mapping[str, object]`, *optional*, defaults to an empty mapping):
             Hyperparameters of the inner update that the self-edit chose itself, by the names of
             [`InnerLoopConfig`]'s fields, such as `learning_rate` or `num_train_epochs`.
+        calls (`tuple[str, ...]`, *optional*, defaults to none):
+            What it asks of its domain's tool, such as questions to be answered. They are carried out before it is trained
+            on (see [`Domain.carry_out`]), and gone then.
+        metrics (`Mapping[str, float]`, *optional*, defaults to an empty mapping):
+            What its tool has to tell of it, such as how many questions were kept.
     """
 
     prompt: Prompt
     completion: str
     examples: tuple[TrainingExample, ...]
     overrides: Mapping[str, object] = field(default_factory=dict)
+    calls: tuple[str, ...] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)

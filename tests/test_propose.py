@@ -1,6 +1,7 @@
 """SelfAdaptingLM.propose: sampled self-edits of a passage, or of any other domain."""
 
 import threading
+from dataclasses import replace
 from unittest.mock import Mock
 
 import pytest
@@ -164,6 +165,71 @@ def test_refused_before_generating(lm, monkeypatch, passage, options, message):
     with pytest.raises(ValueError, match=message):
         lm.propose(passage, **options)
     lm.model.generate.assert_not_called()
+
+
+class AskingTopics(TopicDomain):
+    """Every self-edit asks a tool; `answered` is what the tool comes to. It says whether the model has ended its answers."""
+
+    def __init__(self, answered=lambda answers: answers):
+        super().__init__()
+        self.answered, self.asked = answered, []
+
+    def parse(self, completion, example):
+        return replace(super().parse(completion, example), calls=(f"{completion[:3]}?",))
+
+    def carry_out(self, self_edits, examples, ask):
+        self.asked.append([(edit.calls, example["topic"]) for edit, example in zip(self_edits, examples, strict=True)])
+        answers = self.answered([answer.text for answer in ask([edit.calls[0] for edit in self_edits], 6)])
+        return [
+            replace(edit, examples=(TrainingExample(edit.calls[0], answer),) if answer else (), calls=())
+            for edit, answer in zip(self_edits, answers, strict=True)
+        ]
+
+
+def test_a_tool_is_carried_out_for_all_self_edits_at_once(caplog):
+    domain = AskingTopics()
+    lm = tiny_lm(domain=domain)
+    edits = lm.propose({"topic": "bees"}, 4, max_completion_length=12)
+    questions = [f"{edit.completion[:3]}?" for edit in edits]
+    assert domain.asked == [[((question,), "bees") for question in questions]]
+    answers = [one.text for one in lm.generator.generate(questions, max_new_tokens=6)]
+    assert len(set(answers)) > 1
+    assert [edit.examples for edit in edits] == [
+        (TrainingExample(question, answer),) for question, answer in zip(questions, answers, strict=True)
+    ]
+    assert not any(edit.calls for edit in edits) and not caplog.records
+
+    domain.answered = lambda answers: ["", *answers[1:]]
+    assert lm.propose({"topic": "bees"}, 4, max_completion_length=12) == edits[1:]
+    assert [record.getMessage() for record in caplog.records] == ["1 of 4 self-edits were malformed and are left out."]
+
+
+def test_a_prompt_that_does_not_fit_is_answered_with_nothing():
+    domain = AskingTopics()
+    lm = SelfAdaptingLM(tiny_llama(max_position_embeddings=64), tiny_tokenizer(), domain=domain)
+    edits = [SelfEdit("", "", (), calls=(call,)) for call in ("Who?", "W" * 59, "W" * 58)]
+    found = lm.carry_out([edits[0], None, *edits[1:]], [{"topic": "bees"}] * 4)
+    assert found[1] is None and [bool(edit.examples) for edit in (found[0], *found[2:])] == [True, False, True]
+
+
+def test_a_stop_leaves_out_what_a_tool_has_not_done():
+    stop = threading.Event()
+    lm = tiny_lm(domain=AskingTopics(lambda answers: stop.set() or answers))
+    assert lm.propose({"topic": "bees"}, 2, max_completion_length=12, stop=stop) == []
+
+
+def test_what_no_tool_has_done_is_not_trained_on():
+    class Forgetful(AskingTopics):
+        def carry_out(self, self_edits, examples, ask):
+            return list(self_edits)
+
+    lm = tiny_lm(domain=Forgetful())
+    with pytest.raises(
+        ValueError, match=r"Forgetful.carry_out\(\) must return a self-edit without calls for each of the 2"
+    ):
+        lm.propose({"topic": "bees"}, 2, max_completion_length=12)
+    with pytest.raises(ValueError, match=r"calls a tool \('Who\?'\); let SelfAdaptingLM.carry_out\(\) do"):
+        lm.adapt(SelfEdit("", "", (TrainingExample("", "Bees hum."),), calls=("Who?",)))
 
 
 def test_another_domain():

@@ -3,13 +3,34 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from ..self_edit import Prompt, SelfEdit
 
 
 # The two conditions that every domain has: the model without an inner adapter, and with one for a self-edit.
 BASE, SELF_EDITS = "base", "self-edits"
+
+
+class Answer(Protocol):
+    """
+    What a model answers to a prompt.
+
+    Attributes:
+        text (`str`):
+            The answer.
+        finished (`bool`):
+            Whether the model ended it itself, rather than the length limit.
+    """
+
+    text: str
+    finished: bool
+
+
+class AskModel(Protocol):
+    """The model that a tool may ask: the policy as it is, without an inner adapter. Its answers are greedy."""
+
+    def __call__(self, prompts: Sequence[Prompt], max_new_tokens: int) -> Sequence[Answer]: ...
 
 
 @dataclass(frozen=True)
@@ -102,6 +123,32 @@ class Domain:
             it counts neither as right nor as wrong.
         """
         raise NotImplementedError
+
+    def carry_out(
+        self, self_edits: Sequence[SelfEdit], examples: Sequence[Mapping[str, Any]], ask: AskModel
+    ) -> list[SelfEdit]:
+        """
+        Carry out what self-edits ask of a tool (SEAL, section 1: self-edits may "invoke tools for data augmentation").
+
+        Override it in a domain whose [`~Domain.parse`] gives self-edits with `calls`. It is given many of them at once, so
+        that the model can be asked about all in common batches. What it returns is recorded with the self-edits, so that a
+        resumed run does not ask again.
+
+        Args:
+            self_edits (`Sequence[SelfEdit]`):
+                Self-edits with calls.
+            examples (`Sequence[Mapping[str, Any]]`):
+                For each the example that it was written for.
+            ask (`Callable[[Sequence[str | list[dict]], int], Sequence[Answer]]`):
+                Answers prompts with the policy, in common batches: prompts and the most tokens of an answer in, an object
+                with `text` and `finished` for each out. A prompt that does not fit the model's context is answered with
+                nothing.
+
+        Returns:
+            `list[SelfEdit]`: for each the self-edit with its `examples` and `metrics`, without `calls`; the rest of it stays as
+                it was. One without `examples` is malformed.
+        """
+        return list(self_edits)
 
     @property
     def conditions(self) -> tuple[Condition, ...]:

@@ -143,9 +143,13 @@ def tokenize_self_edit(
     and completion are tokenized apart, as when the model is asked, and begin with one beginning-of-sequence token at most.
 
     Raises:
-        ValueError: An invalid override, no example of at least two tokens, or a chat prompt for a tokenizer without a
-            chat template.
+        ValueError: An invalid override, no example of at least two tokens, calls of a tool that are not carried out, or a
+            chat prompt for a tokenizer without a chat template.
     """
+    if self_edit.calls:
+        raise ValueError(
+            f"A self-edit calls a tool ({self_edit.calls[0]!r}); let SelfAdaptingLM.carry_out() do what it asks first."
+        )
     longest = config.max_length
     config = config.override(self_edit.overrides)
     # A self-edit may shorten its sequences, but not beyond what fits the model.

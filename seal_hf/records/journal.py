@@ -59,6 +59,11 @@ class Proposal:
         completion_ids (`list[int]`, *optional*):
             The tokens that were sampled, with the end token where it is finished: what the outer SFT trains on. `None` in
             records of schema 1.
+        tool_examples (`list[dict]`, *optional*):
+            What came of the tool that it called: `prompt` and `completion` of every training example. `None` where it called
+            none, so that its training examples are read from the completion.
+        metrics (`dict[str, float]`, *optional*):
+            What its tool had to tell of it (see [`SelfEdit`]); `None` where it called none.
     """
 
     round: int
@@ -74,6 +79,8 @@ class Proposal:
     banks: list[int]
     finished: bool | None = None
     completion_ids: list[int] | None = None
+    tool_examples: list[dict] | None = None
+    metrics: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -136,7 +143,7 @@ class ScoredSelfEdit:
 
     Parameters:
         round, condition, example, example_id, edit, prompt, completion, completion_tokens, well_formed, finished,
-        completion_ids:
+        completion_ids, metrics:
             As in [`Proposal`].
         repeats (`list[dict]`):
             For each independent inner update its `seed`, `reward`, `answers`, `verdicts` and `loss`; in an evaluation
@@ -167,6 +174,7 @@ class ScoredSelfEdit:
     seconds: float
     finished: bool | None = None
     completion_ids: list[int] | None = None
+    metrics: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,10 @@ from ..self_edit import Prompt
 from .stage import Stage
 
 
+# What the records of scored self-edits leave to those of the proposals.
+_OF_PROPOSALS = ("tokens", "banks", "tool_examples")
+
+
 @dataclass(frozen=True)
 class Asked:
     """
@@ -146,7 +150,7 @@ def scored_self_edits(
         rewards = [result.reward for result in repeats if result.reward is not None]
         scored.append(
             ScoredSelfEdit(
-                **{name: value for name, value in vars(proposal).items() if name not in ("tokens", "banks")},
+                **{name: value for name, value in vars(proposal).items() if name not in _OF_PROPOSALS},
                 repeats=[{name: getattr(result, name) for name in names} for result in repeats],
                 reward=mean(rewards) if proposal.well_formed else 0.0,
                 base_reward=base[0].reward if base else None,

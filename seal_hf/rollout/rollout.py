@@ -9,7 +9,7 @@ So neither the number of processes nor an interruption changes the records (in f
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from tqdm.auto import tqdm
 
@@ -22,17 +22,15 @@ from ..inner_loop.update import InnerUpdate, tokenize_self_edit
 from ..models.access import policy_in_activation_dtype
 from ..records.journal import Proposal, ScoredSelfEdit, TrialResult
 from ..self_adapting_lm import SelfAdaptingLM
+from ..self_edit import SelfEdit, TrainingExample
 from .bank_schedule import adapters_per_bank, compose_banks, share_banks, work_of
-from .examples import completion_room
 from .processes import Processes
 from .rewards import Asked, ask_and_grade, mean, scored_self_edits
 from .stage import RolloutConfig, Stage, Trial, stage_banks
+from .writing import Written, write_self_edits
 
 
 logger = logging.getLogger(__name__)
-
-# Prompts of one batch of generation.
-_PROMPTS_PER_BATCH = 64
 
 
 class Rollout:
@@ -64,7 +62,8 @@ class Rollout:
 
     def propose(self, stage: Stage) -> list[Proposal]:
         """
-        Let the policy write the stage's self-edits, unless they are on disk, and compose its banks.
+        Let the policy write the stage's self-edits and carry out what they ask of a tool, unless they are on disk, and
+        compose its banks.
 
         Raises:
             ValueError: The file on disk does not hold the stage's proposals.
@@ -74,7 +73,7 @@ class Rollout:
             per_example = stage.num_generations + len(stage.trained_baselines)
             _require_all(stage, "proposals", len(recorded), len(stage.places) * per_example)
             return recorded
-        written = self._write(stage)
+        written = write_self_edits(self.lm, self.config, self.processes, stage)
         # They may be of an earlier run, on the disk of a machine that this run's folder was not removed from.
         stage.journal.forget_banks(stage.round)
         return self.processes.on_main(self._record_proposals, stage, written)
@@ -153,56 +152,47 @@ class Rollout:
 
     def update_of(self, stage: Stage, proposal: Proposal) -> InnerUpdate | None:
         """What a proposal trains on, parsed and tokenized once; `None` where it is malformed, which is data."""
+        updates = self._updates_of(stage)
+        if (key := _key(proposal)) not in updates:
+            updates[key] = self._tokenized(proposal, self._self_edit_of(stage, proposal))
+        return updates[key]
+
+    def _updates_of(self, stage: Stage) -> dict[tuple[str, int, int], InnerUpdate | None]:
         if self._stage is not stage:
             self._stage, self._updates = stage, {}
-        key = proposal.condition, proposal.example, proposal.edit
-        if key not in self._updates:
-            example = stage.data.examples[proposal.example]
-            if proposal.condition == SELF_EDITS:
-                self_edit = self.lm.domain.parse(proposal.completion, example)
-            else:
-                (baseline,) = (one for one in stage.trained_baselines if one.name == proposal.condition)
-                self_edit = baseline.self_edit(example)
-            update = None
-            if self_edit is not None:
-                try:
-                    update = tokenize_self_edit(self_edit, self.lm.processing_class, self.lm.inner_config)
-                except ValueError as error:  # no text, or hyperparameters that are not possible
-                    logger.debug("Self-edit %d of example %s is malformed: %s", *key[2:], proposal.example_id, error)
-            self._updates[key] = update
-        return self._updates[key]
+        return self._updates
 
-    def _write(self, stage: Stage) -> list[list[Generation]]:
-        """The completions of every example, each process writing a share of the batches."""
-        per_batch = max(1, _PROMPTS_PER_BATCH // stage.num_generations)
-        starts = range(0, len(stage.places), per_batch)
-        own = {}
-        with policy_in_activation_dtype(self.lm.model):
-            for first in starts[self.processes.index :: self.processes.count]:
-                places = stage.places[first : first + per_batch]
-                examples = [stage.data.examples[place] for place in places]
-                longest = self.config.max_completion_length
-                own[first] = self.lm.write_batch(
-                    examples,
-                    stage.num_generations,
-                    temperature=self.config.temperature,
-                    top_p=self.config.top_p,
-                    max_completion_length=[completion_room(self.lm, example, longest) for example in examples],
-                    seed=stage.seed,
-                    numbers=places,
-                )
-        batches: dict[int, list[list[Generation]]] = {}
-        for written in self.processes.gather(own):
-            batches.update(written)
-        return [generations for first in starts for generations in batches[first]]
+    def _self_edit_of(self, stage: Stage, proposal: Proposal) -> SelfEdit | None:
+        """A proposal as a self-edit, with what is recorded of its tool."""
+        example = stage.data.examples[proposal.example]
+        if proposal.condition != SELF_EDITS:
+            (baseline,) = (one for one in stage.trained_baselines if one.name == proposal.condition)
+            return baseline.self_edit(example)
+        self_edit = self.lm.domain.parse(proposal.completion, example)
+        if self_edit is None or proposal.tool_examples is None:
+            return self_edit
+        return replace(self_edit, examples=tuple(TrainingExample(**one) for one in proposal.tool_examples), calls=())
 
-    def _record_proposals(self, stage: Stage, written: Sequence[Sequence[Generation]]) -> list[Proposal]:
+    def _tokenized(self, proposal: Proposal, self_edit: SelfEdit | None) -> InnerUpdate | None:
+        if self_edit is None:
+            return None
+        try:
+            return tokenize_self_edit(self_edit, self.lm.processing_class, self.lm.inner_config)
+        except ValueError as error:  # no text, or hyperparameters that are not possible
+            name = (proposal.edit, proposal.example_id)
+            logger.debug("Self-edit %d of example %s is malformed: %s", *name, error)
+            return None
+
+    def _record_proposals(self, stage: Stage, written: Sequence[Sequence[Written]]) -> list[Proposal]:
         drafts, work = [], []
-        for place, generations in zip(stage.places, written, strict=True):
+        for place, own in zip(stage.places, written, strict=True):
             example = stage.data.examples[place]
-            candidates = [(SELF_EDITS, i, generation) for i, generation in enumerate(generations)]
-            candidates += [(baseline.name, 0, Generation("", 0, True)) for baseline in stage.trained_baselines]
-            for condition, edit, generation in candidates:
+            candidates = [(SELF_EDITS, i, one) for i, one in enumerate(own)]
+            candidates += [
+                (baseline.name, 0, Written(Generation("", 0, True), baseline.self_edit(example)))
+                for baseline in stage.trained_baselines
+            ]
+            for condition, edit, one in candidates:
                 draft = Proposal(
                     round=stage.round,
                     condition=condition,
@@ -210,15 +200,19 @@ class Rollout:
                     example_id=stage.data.ids[place],
                     edit=edit,
                     prompt=self.lm.domain.prompt(example) if condition == SELF_EDITS else "",
-                    completion=generation.text,
-                    completion_tokens=generation.num_tokens,
+                    completion=one.generation.text,
+                    completion_tokens=one.generation.num_tokens,
                     well_formed=False,
                     tokens=0,
                     banks=[],
-                    finished=generation.finished,
-                    completion_ids=list(generation.token_ids),
+                    finished=one.generation.finished,
+                    completion_ids=list(one.generation.token_ids),
+                    tool_examples=list(map(asdict, one.self_edit.examples)) if one.called else None,
+                    metrics=dict(one.self_edit.metrics) if one.called else None,
                 )
-                if (update := self.update_of(stage, draft)) is not None:
+                update = self._tokenized(draft, one.self_edit)
+                self._updates_of(stage)[_key(draft)] = update
+                if update is not None:
                     work.append(work_of(update))
                     draft = replace(draft, well_formed=True, tokens=work[-1].num_tokens)
                 drafts.append(draft)
@@ -304,6 +298,10 @@ class Rollout:
     def _bar(self, stage: Stage, total: int) -> tqdm:
         hidden = self.config.disable_tqdm or not self.processes.is_main or not total
         return tqdm(total=total, desc=stage.name, unit=" tokens", unit_scale=True, leave=False, disable=hidden)
+
+
+def _key(proposal: Proposal) -> tuple[str, int, int]:
+    return proposal.condition, proposal.example, proposal.edit
 
 
 def _require_all(stage: Stage, kind: str, found: int, expected: int) -> None:

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -21,6 +22,7 @@ from seal_hf.domains import KnowledgeDomain
 from seal_hf.records.files import read_records
 from seal_hf.records.journal import Journal
 from seal_hf.records.run_folder import STATE_FILE
+from seal_hf.self_edit import TrainingExample
 
 
 class HashGrader:
@@ -28,6 +30,43 @@ class HashGrader:
 
     def grade(self, questions, golds, answers):
         return [hashlib.sha256(answer.encode()).digest()[0] % 2 == 0 for answer in answers]
+
+
+class AskingDomain(KnowledgeDomain):
+    """
+    Every second self-edit, by its text, asks a tool, which lets the model continue its first characters.
+
+    Some of what comes back leaves nothing to train on. `asked` notes what each call of the tool was given.
+    """
+
+    def __init__(self):
+        super().__init__("{title}: {context}", grader=HashGrader(), chat=False)
+        self.asked: list[list[tuple[str, str]]] = []
+
+    def parse(self, completion, example):
+        self_edit = super().parse(completion, example)
+        return self_edit and replace(self_edit, calls=(completion[:4],) if _bit(completion, 0) else ())
+
+    def carry_out(self, self_edits, examples, ask):
+        self.asked.append(
+            [(example["title"], edit.completion) for edit, example in zip(self_edits, examples, strict=True)]
+        )
+        answers = [answer.text for answer in ask([f"{edit.calls[0]}?" for edit in self_edits], 5)]
+        return [
+            replace(
+                edit,
+                calls=(),
+                examples=(TrainingExample([{"role": "user", "content": "é"}], answer), *edit.examples)
+                if _bit(edit.completion, 1)
+                else (),
+                metrics={"answers": 1.0, "coverage": len(answer) / 5},
+            )
+            for edit, answer in zip(self_edits, answers, strict=True)
+        ]
+
+
+def _bit(text: str, place: int) -> int:
+    return hashlib.sha256(text.encode()).digest()[place] % 2
 
 
 def tiny_examples(number: int, first: int = 0) -> list[dict]:
@@ -65,9 +104,20 @@ def tiny_config(output_dir, **overrides) -> SEALConfig:
 
 
 def tiny_trainer(
-    output_dir, *, model=None, domain=None, num_train=4, num_eval=3, train_dataset=None, callbacks=None, **overrides
+    output_dir,
+    *,
+    model=None,
+    domain=None,
+    with_tool=False,
+    num_train=4,
+    num_eval=3,
+    train_dataset=None,
+    callbacks=None,
+    **overrides,
 ):
-    domain = domain or KnowledgeDomain("{title}: {context}", grader=HashGrader(), chat=False)
+    if domain is None:
+        plain = KnowledgeDomain("{title}: {context}", grader=HashGrader(), chat=False)
+        domain = AskingDomain() if with_tool else plain
     return SEALTrainer(
         model=model or tiny_llama(),
         args=tiny_config(output_dir, **overrides),

@@ -42,6 +42,26 @@ def test_two_processes_draw_the_same_examples_for_a_round(tmp_path):
 
 
 @pytest.mark.slow
+def test_two_processes_carry_out_what_self_edits_ask(tmp_path):
+    # Two batches of generation in the round.
+    options = {
+        "with_tool": True,
+        "num_train": 5,
+        "num_eval": 1,
+        "num_generations": 20,
+        "num_repeats": 1,
+        "num_rounds": 1,
+    }
+    assert in_child(tmp_path / "log", run, tmp_path / "one", options=options) == 0, (tmp_path / "log").read_text()
+    done = launch(TORCHRUN, tmp_path / "two", "--options", json.dumps(options))
+    assert done.returncode == 0, done.stderr
+    expected = results(tmp_path / "one")
+    with_tool = [one["tool_examples"] is not None for one in expected["proposals/round_000.jsonl"]]
+    assert any(with_tool[:60]) and any(with_tool[60:])
+    assert_same_results(tmp_path / "two", expected)
+
+
+@pytest.mark.slow
 def test_two_processes_go_on_with_what_one_began(single, tmp_path):
     output_dir, record, log = tmp_path / "run", tmp_path / "record", tmp_path / "log"
     # In the middle of the first round's banks.

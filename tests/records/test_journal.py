@@ -21,6 +21,11 @@ REPEATS = [{"seed": 2**62, "reward": 0.1, "answers": [HARD_TEXT, ""], "verdicts"
 PROPOSALS = [
     Proposal(3, SELF_EDITS, 0, "id é", 0, CHAT, HARD_TEXT, 7, True, 120, [0, 4], True, [9, 2]),
     Proposal(3, SELF_EDITS, 1, "1", 2, HARD_TEXT, "", 0, False, 0, []),
+    Proposal(
+        *(3, SELF_EDITS, 1, "1", 3, HARD_TEXT, HARD_TEXT, 9, True, 80, [1, 5], False, [4]),
+        tool_examples=[{"prompt": CHAT, "completion": HARD_TEXT}, {"prompt": "", "completion": "é"}],
+        metrics={"questions": 3, "coverage": 1 / 3},
+    ),
 ]
 RESULTS = [
     TrialResult(SELF_EDITS, 0, 0, 1, 2**62, 0.1 + 0.2, [HARD_TEXT, ""], [True, None], 1e-17, 60, 0.25),
@@ -29,6 +34,9 @@ RESULTS = [
 SCORED = [
     ScoredSelfEdit(3, SELF_EDITS, 0, "id é", 0, CHAT, HARD_TEXT, 7, True, REPEATS, 1 / 3, 0.25, 120, 0.5),
     ScoredSelfEdit(3, SELF_EDITS, 1, "1", 2, HARD_TEXT, "", 0, False, [], None, None, 0, 0.0),
+    ScoredSelfEdit(
+        3, SELF_EDITS, 1, "1", 3, HARD_TEXT, "", 0, False, [], 0.0, None, 0, 0.0, metrics={"coverage": 0.5}
+    ),
 ]
 SELECTED = [SelectedSelfEdit(CHAT, HARD_TEXT, "id é", 0, 1 / 3), SelectedSelfEdit(HARD_TEXT, "x", "1", 2, 1.0)]
 # Kind of record: file, writing, reading, what is there.
@@ -86,7 +94,8 @@ def test_a_record_is_readable_as_it_is_and_not_escaped(kind):
 )
 def test_records_of_the_first_schema_are_read(tmp_path, kind, record):
     own = Kind(kind, tmp_path)
-    known = {name: value for name, value in vars(record).items() if name not in ("finished", "completion_ids")}
+    later = ("finished", "completion_ids", "tool_examples", "metrics")
+    known = {name: value for name, value in vars(record).items() if name not in later}
     own.file.parent.mkdir(parents=True)
     own.file.write_text(json.dumps({"schema_version": 1, **known}) + "\n")
     assert own.read() == [record]
@@ -120,7 +129,7 @@ def test_scored_rounds_end_at_the_first_gap(tmp_path):
     assert journal.scored_rounds() == []
     for round_index in (0, 1, 3):
         journal.write_scored(round_index, SCORED[: round_index + 1])
-    assert journal.scored_rounds() == [SCORED[:1], SCORED]
+    assert journal.scored_rounds() == [SCORED[:1], SCORED[:2]]
 
 
 def test_not_a_number_survives(tmp_path):
