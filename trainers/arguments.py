@@ -47,6 +47,13 @@ class AdaptationArguments:
     num_passages_per_epoch: int = field(
         default=1, metadata={"help": "How often the passage itself comes in each epoch, with 'prompt_completion'."}
     )
+    answers_questions: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Let the model answer the questions that it writes, with the passage in view; where absent, for the "
+            "styles 'questions...'."
+        },
+    )
     num_generations: int = field(default=4, metadata={"help": "Self-edits per passage."})
     temperature: float = field(default=0.3, metadata={"help": "Sampling temperature of the self-edits."})
     top_p: float = field(
@@ -89,6 +96,7 @@ class AdaptationArguments:
             answer_prompt=self.answer_prompt,
             training_format=self.training_format,
             num_passages=self.num_passages_per_epoch,
+            answers_questions=self.answers_questions,
         )
         return SelfAdaptingLM.from_pretrained(
             self.model_name_or_path,

@@ -70,6 +70,13 @@ class KnowledgeArguments(JudgeArguments):
     num_passages_per_epoch: int = field(
         default=1, metadata={"help": "How often the passage itself comes in each epoch, with 'prompt_completion'."}
     )
+    answers_questions: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Let the model answer the questions that it writes, with the passage in view; where absent, for the "
+            "styles 'questions...'."
+        },
+    )
     dry_run: bool = field(default=False, metadata={"help": "Check everything and print the plan, no more."})
 
 
@@ -122,6 +129,7 @@ def main(script_args: KnowledgeArguments, training_args: SEALConfig, model_args:
             answer_prompt=script_args.answer_prompt,
             training_format=script_args.training_format,
             num_passages=script_args.num_passages_per_epoch,
+            answers_questions=script_args.answers_questions,
         ),
         train_dataset=load_dataset_argument(
             script_args.dataset_name,

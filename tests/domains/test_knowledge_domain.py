@@ -138,14 +138,17 @@ CUES = {
     "implications-very-long": "\n\nImplications:\n",
     "rewrite": "\n\nRewrites:\n",
     "self-qa": "\n\nQuestion 1: ",
+    "questions": "\n\nQuestions:\n",
+    "questions-by-sentence": "\n\nQuestions:\n",
+    "questions-and-rewrite": "\n\nQuestions and rewrite:\n",
     "none": "\n",
 }
 
 
 @pytest.mark.parametrize("style", PROMPT_STYLES)
 def test_prompt_styles(style):
-    plain = KnowledgeDomain(style).prompt(BEES)
-    assert plain.endswith(f"Ann's bees\nAnn keeps bees in Vell.{CUES[style]}")
+    plain, number = KnowledgeDomain(style).prompt(BEES), "1. " * (style == "questions-by-sentence")
+    assert plain.endswith(f"Ann's bees\n{number}Ann keeps bees in Vell.{CUES[style]}")
     [message] = KnowledgeDomain(style, chat=True).prompt(BEES)
     assert message == {"role": "user", "content": plain.removesuffix(CUES[style])}
     if style == "none":
@@ -153,8 +156,14 @@ def test_prompt_styles(style):
     else:
         assert "language of the passage" in plain
     assert KnowledgeDomain(style).prompt(MOTHS) == plain.replace(
-        "Ann's bees\nAnn keeps bees in Vell.", "Moths like lamps."
+        f"Ann's bees\n{number}Ann keeps bees in Vell.", f"{number}Moths like lamps."
     )
+
+
+def test_a_place_for_numbered_sentences():
+    example = {"title": "Bees", "context": " Ann keeps {sentences} bees. They hum.\n"}
+    prompt = KnowledgeDomain("About {title}\n{sentences}\nQuestions").prompt(example)
+    assert prompt == "About Bees\n1. Ann keeps {sentences} bees.\n2. They hum.\nQuestions"
 
 
 def test_prompt_styles_differ():
@@ -200,7 +209,9 @@ def test_chat_form_keeps_an_instruction_after_the_passage():
 
 
 def test_unknown_style(tmp_path):
-    with pytest.raises(ValueError, match="Unknown prompt_style 'haiku': choose one of implications, .*self-qa, none"):
+    with pytest.raises(
+        ValueError, match="Unknown prompt_style 'haiku': choose one of implications, .*self-qa, .*none"
+    ):
         KnowledgeDomain("haiku")
     with pytest.raises(FileNotFoundError, match="nowhere/style.txt' does not exist"):
         KnowledgeDomain("nowhere/style.txt")

@@ -11,13 +11,12 @@ from seal_hf import SelfAdaptingLM
 from seal_hf.domains import KnowledgeDomain, load_demo_passages
 from seal_hf.domains.knowledge.grounding import is_about, is_grounded
 from seal_hf.domains.knowledge.own_questions import (
-    likely_answers,
     own_questions,
     parse_question,
     question_prompts,
     reading_prompts,
-    split_sentences,
 )
+from seal_hf.domains.knowledge.sentences import likely_answers, split_sentences
 
 
 BEES = {

@@ -2,13 +2,17 @@
 
 import threading
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from helpers.web_page import PASSAGE, QUESTIONS, QUICK, finish, learned, slowed, written
+from seal_hf import SelfAdaptingLM
 from seal_hf.domains import KnowledgeDomain
+from seal_hf.domains.knowledge import domain
+from seal_hf.domains.knowledge.answered_questions import AnsweredQuestions
 from seal_hf.webui.tabs.adapters_tab import table_line
 from seal_hf.webui.tabs.ask_tab import accuracy_text
 from seal_hf.webui.tabs.learning_panel import learned_text
@@ -111,6 +115,47 @@ def test_an_edited_and_a_dropped_self_edit(bench, session):
     # There was nothing to choose from.
     assert kept.best_of == 1
     assert "the adapter answers" in learned_text(session, event) and "by chance" not in learned_text(session, event)
+
+
+def test_a_self_edit_of_questions_is_learned_with_its_answers(bench, session, monkeypatch):
+    asking = replace(QUICK, prompt_style="questions")
+    written(bench, session, asking)
+    question = "Who drew the Orrick Skerry Lighthouse?"
+    session.drafts = [Draft(question), Draft(f"{question}\n---\nHalda drew it.")]
+    assert bench.training_texts(session, question) == [question, f"Lighthouse\n{PASSAGE}"]
+    seen, adapt = [], SelfAdaptingLM.adapt
+    monkeypatch.setattr(
+        SelfAdaptingLM, "adapt", lambda lm, edits, **options: seen.extend(edits) or adapt(lm, edits, **options)
+    )
+    # What a random model answers is dropped.
+    log, _ = finish(bench, bench.adapt(session, [0], asking, QUESTIONS))
+    assert log.state == FAILED and f"None of the questions of a self-edit (“{question}”) can be answered" in log.error
+    assert not seen and not session.adapters
+    learned(bench, session, [1], asking)
+    assert [example.completion for example in seen.pop().examples] == [
+        "Lighthouse\nHalda drew it.",
+        f"Lighthouse\n{PASSAGE}",
+    ]
+
+    answer = AnsweredQuestions(((question, "Halda Tremmery"),), {})
+    monkeypatch.setattr(domain, "answer_questions", lambda calls, *arguments: [answer] * len(calls))
+    learned(bench, session, [0], replace(asking, prompt_style="rewrite"))  # the style that it was written in counts
+    assert seen[0].examples[0].completion == f"Lighthouse\nQuestion 1: {question}\nAnswer: Halda Tremmery"
+
+
+def test_a_stop_while_questions_are_answered_learns_nothing(bench, session, monkeypatch):
+    asking = replace(QUICK, prompt_style="questions")
+    written(bench, session, asking)
+    session.drafts = [Draft("Who drew the Orrick Skerry Lighthouse?")]
+
+    def stopped(calls, examples, ask, in_view):
+        (job,) = bench.jobs.active(session.id)
+        bench.jobs.stop(job)
+        return [AnsweredQuestions((), {}) for _ in calls]
+
+    monkeypatch.setattr(domain, "answer_questions", stopped)
+    log, _ = finish(bench, bench.adapt(session, [0], asking, QUESTIONS))
+    assert log.state == STOPPED and not session.adapters
 
 
 def test_without_questions_the_model_asks_itself(bench, session, monkeypatch):

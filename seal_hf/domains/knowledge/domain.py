@@ -7,15 +7,24 @@ be a list of several, of which each is right. The prompts are text files in `pro
 
 from collections.abc import Mapping, Sequence
 from copy import copy
+from dataclasses import replace
 from typing import Any, Protocol
 
 from ...grading import JudgeGrader, LexicalGrader, gold_answers
 from ...grading.recitation import recited
 from ...self_edit import Prompt, SelfEdit, TrainingExample
-from ..base import BASE, Condition, Domain
+from ..base import BASE, AskModel, Condition, Domain
+from .answered_questions import answer_questions, split_questions
 from .completions import split_completion
 from .passages import is_question, is_text
-from .templates import fill_template, load_answer_template, load_prompt_template, read_prompt_file
+from .sentences import split_sentences
+from .templates import (
+    QUESTION_STYLES,
+    fill_template,
+    load_answer_template,
+    load_prompt_template,
+    read_prompt_file,
+)
 from .training_formats import TRAINING_FORMATS, prompts_with_completions, raw_texts
 
 
@@ -37,9 +46,10 @@ class KnowledgeDomain(Domain):
     Parameters:
         prompt_style (`str`, *optional*, defaults to `"implications"`):
             How the policy is asked to restate a passage: `"implications"`, `"implications-long"`,
-            `"implications-very-long"`, `"rewrite"`, `"self-qa"` or `"none"` (the passage without an instruction); or a
-            template of your own, as text or as the path of a `.txt` file, with a place for the passage, `{context}`,
-            and, if wanted, one for its title, `{title}`.
+            `"implications-very-long"`, `"rewrite"`, `"self-qa"`, `"questions"`, `"questions-by-sentence"`,
+            `"questions-and-rewrite"` or `"none"` (the passage without an instruction); or a template of your own, as text or
+            as the path of a `.txt` file, with a place for the passage, `{context}`, or for its numbered sentences,
+            `{sentences}`, and, if wanted, one for its title, `{title}`.
         split_newlines (`bool`, *optional*, defaults to `True`):
             Whether lines, or questions with their answers, become training examples of their own. Otherwise a
             completion is split at `---` only.
@@ -59,6 +69,10 @@ class KnowledgeDomain(Domain):
             and the passage are answers to what is known of the topic.
         num_passages (`int`, *optional*, defaults to `1`):
             How often the passage itself comes in each epoch, in the format `"prompt_completion"`.
+        answers_questions (`bool`, *optional*):
+            Whether the policy writes questions without answers, which the model answers itself with the passage in view (see
+            [`~KnowledgeDomain.carry_out`]). Where it is not set, this is so for the styles whose names begin with
+            `"questions"`.
 
     Raises:
         ValueError: If `prompt_style` is neither one of the styles nor a template with a place for the passage, if
@@ -75,6 +89,7 @@ class KnowledgeDomain(Domain):
         answer_prompt: str = "default",
         training_format: str = "language_modeling",
         num_passages: int = 1,
+        answers_questions: bool | None = None,
     ):
         if training_format not in TRAINING_FORMATS:
             raise ValueError(
@@ -91,6 +106,8 @@ class KnowledgeDomain(Domain):
         self.chat = chat
         self.answer_prompt = answer_prompt
         self.training_format, self.num_passages = training_format, num_passages
+        self.answers_questions = answers_questions
+        self._calls_tool = prompt_style in QUESTION_STYLES if answers_questions is None else answers_questions
         self._prompt_template = load_prompt_template(prompt_style)
         self._answer_template = load_answer_template(answer_prompt)
         self._answer_in_context_template = read_prompt_file("answer-in-context")
@@ -117,7 +134,7 @@ class KnowledgeDomain(Domain):
     def parse(self, completion: str, example: Mapping[str, Any]) -> SelfEdit | None:
         """
         Turn a completion into training examples: texts by the paper's rules (see [`split_completion`]) in the domain's
-        `training_format`, and the passage itself.
+        `training_format`, and the passage itself. Questions that the model is to answer become calls of the tool.
 
         Unlike in the reference implementation, a completion without any text is malformed.
 
@@ -130,14 +147,49 @@ class KnowledgeDomain(Domain):
         Returns:
             [`SelfEdit`] or `None`: `None` when the completion has no text.
         """
-        texts = split_completion(completion, self.split_newlines)
-        if not texts:
+        questions, texts = self._split(completion)
+        if not questions and not texts:
             return None
         return SelfEdit(
             prompt=self.prompt(example),
             completion=completion,
             examples=self._training_examples(example, texts),
+            calls=tuple(questions),
         )
+
+    def carry_out(
+        self, self_edits: Sequence[SelfEdit], examples: Sequence[Mapping[str, Any]], ask: AskModel
+    ) -> list[SelfEdit]:
+        """
+        Let the model answer, with the passage in view, the questions of many self-edits, all of them with one call (see
+        [`answer_questions`]): what two readings agree on and the passage supports is trained on, as questions with answers.
+
+        Args:
+            self_edits (`Sequence[SelfEdit]`):
+                Self-edits with questions as their `calls`.
+            examples (`Sequence[Mapping[str, Any]]`):
+                For each its passage.
+            ask ([`AskModel`]):
+                The model.
+
+        Returns:
+            `list[SelfEdit]`: for each the self-edit with all of its training examples, and the counts of what was kept and
+                dropped as `metrics`. One of which nothing is left has no examples.
+        """
+        answered = answer_questions([edit.calls for edit in self_edits], examples, ask, self.questions_in_context)
+        carried_out = []
+        for edit, example, own in zip(self_edits, examples, answered, strict=True):
+            pairs = [f"Question {i}: {pair[0]}\nAnswer: {pair[1]}" for i, pair in enumerate(own.pairs, start=1)]
+            texts = [*pairs, *self._split(edit.completion)[1]]
+            trained = self._training_examples(example, texts) if texts else ()
+            carried_out.append(replace(edit, examples=trained, calls=(), metrics=own.metrics))
+        return carried_out
+
+    def _split(self, completion: str) -> tuple[list[str], list[str]]:
+        """The questions of a completion that the model is to answer, and its other texts."""
+        if self._calls_tool:
+            return split_questions(completion, self.split_newlines)
+        return [], split_completion(completion, self.split_newlines)
 
     @property
     def conditions(self) -> tuple[Condition, ...]:
@@ -303,6 +355,10 @@ class KnowledgeDomain(Domain):
         if "context" not in example:
             raise ValueError(f'An example has no "context", only {", ".join(example) or "nothing"}; give its passage.')
         values.update(title=example.get("title") or "", context=example["context"].strip())
+        if "{sentences}" in template:
+            values["sentences"] = "\n".join(
+                f"{number}. {sentence}" for number, sentence in enumerate(split_sentences(values["context"]), start=1)
+            )
         if not self.chat:
             return fill_template(template, values)
         body, _, last_line = template.rstrip().rpartition("\n")

@@ -3,7 +3,7 @@ Whether a text supports a question and its answer, as far as words can tell, in 
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ...grading.words import normalize
@@ -82,6 +82,51 @@ def is_grounded(question: str, answer: str, example: Mapping[str, Any]) -> bool:
     # Without "of" and the like, which make no difference.
     content = " ".join(word for word in words if len(word) > 2 or not word.isalpha() or _has_no_case(word))
     return is_short and says(example["context"], answer) and not says(told, content or answer)
+
+
+def news(told: str, answer: str) -> str:
+    """
+    The words of an answer that are not told before. Of one that is longer than four words, those of at most four small letters
+    are left out, such as "are" and "from", unless there are no others.
+
+    Args:
+        told (`str`):
+            The question with its topic.
+        answer (`str`):
+            Its answer.
+
+    Example:
+
+    ```python
+    >>> news("Who keeps the bees of Vell?", "The bees of Vell are kept by Ann Orr.")
+    'ann orr'
+
+    ```
+    """
+    known, words = normalize(told), normalize(answer)
+    new = [word for word in words if not _occurs(word, known)]
+    if len(words) > 4:
+        small = {word for part in answer.split() if part.islower() for word in normalize(part) if word.isalpha()}
+        new = [word for word in new if word not in small or len(word) > 4] or new
+    return " ".join(new)
+
+
+def nearest_sentence(question: str, sentences: Sequence[str]) -> int:
+    """
+    The place of the sentence that has most of a question's longer words, of which those count more that fewer sentences have.
+
+    Example:
+
+    ```python
+    >>> nearest_sentence("What do the bees make?", ["Ann keeps bees.", "The bees make honey.", "Bees hum."])
+    1
+
+    ```
+    """
+    pieces, known = list(_pieces(normalize(question))), [normalize(sentence) for sentence in sentences]
+    having = [[_occurs(piece, words) for words in known] for piece in pieces]
+    weights = [sum(found[place] / sum(found) for found in having if any(found)) for place in range(len(sentences))]
+    return max(range(len(sentences)), key=weights.__getitem__)
 
 
 def says(text: str, answer: str) -> bool:

@@ -12,7 +12,6 @@ model answers to the domain's own prompt with the passage in view.
 """
 
 import math
-import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,71 +20,12 @@ from typing import Any, Protocol
 
 from ...grading.words import normalize
 from .grounding import is_about, is_grounded, says
+from .sentences import likely_answers, split_sentences
 from .templates import fill_template, read_prompt_file
 
 
 # Prompts for each question wanted, and random draws of one prompt: most of what a small model writes is dropped.
 _PROMPTS_PER_QUESTION, _DRAWS = 8, 3
-_ANSWERS_PER_SENTENCE = 4
-# After a word of three letters, so that "Dr. Ann" stays together; scripts without spaces end sentences without one.
-_SENTENCE_END = re.compile(r"(?<=\w\w\w[.!?؟۔।])[\"'”’»)\]]*\s+|(?<=[。！？])|\n+")
-_NUMBER = re.compile(r"\d(?:[\d.,]*\d)?")
-_WORD = re.compile(r"[^\W\d_][\w'’-]*")
-
-
-def split_sentences(passage: str) -> list[str]:
-    """
-    Split a passage into sentences.
-
-    Example:
-
-    ```python
-    >>> split_sentences("Dr. Ann keeps bees. They hum.")
-    ['Dr. Ann keeps bees.', 'They hum.']
-
-    ```
-    """
-    return [sentence.strip() for sentence in _SENTENCE_END.split(passage) if re.search(r"\w", sentence)]
-
-
-def likely_answers(sentence: str, example: Mapping[str, Any]) -> list[str]:
-    """
-    Parts of a sentence that a question may ask for, without knowing its language: numbers, names, long words.
-
-    Args:
-        sentence (`str`):
-            One sentence of the passage.
-        example (`Mapping[str, Any]`):
-            The passage, whose title is no answer.
-
-    Returns:
-        `list[str]`: At most four; empty in scripts without upper case, where the sentence has no number.
-
-    Example:
-
-    ```python
-    >>> likely_answers("In 1911 the teacher Edric Molloway found one.", {"context": ""})
-    ['1911', 'Edric Molloway', 'teacher']
-
-    ```
-    """
-    words = list(_WORD.finditer(sentence))
-    names: list[str] = []
-    end = None  # of the name so far
-    for place, word in enumerate(words):
-        # The first word has a capital for another reason.
-        if not word.group()[0].isupper() or place == 0:
-            end = None
-        elif end is not None and sentence[end : word.start()] in (" ", " & "):
-            names[-1] += sentence[end : word.end()]
-            end = word.end()
-        else:
-            names.append(word.group())
-            end = word.end()
-    long_words = [word.group() for word in words[1:] if word.group()[0].islower() and len(word.group()) > 5]
-    ordered = [*_NUMBER.findall(sentence), *sorted(names, key=len, reverse=True), *sorted(long_words, key=len)[-1:]]
-    found = [text for text in ordered if not says(example.get("title") or "", text)]
-    return list(dict.fromkeys(found))[:_ANSWERS_PER_SENTENCE]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,12 @@ from importlib import resources
 from pathlib import Path
 
 
-PROMPT_STYLES = ("implications", "implications-long", "implications-very-long", "rewrite", "self-qa", "none")
+# Styles that ask for questions without answers, which the model then answers itself.
+QUESTION_STYLES = ("questions", "questions-by-sentence", "questions-and-rewrite")
+PROMPT_STYLES = (
+    *("implications", "implications-long", "implications-very-long", "rewrite", "self-qa"),
+    *(*QUESTION_STYLES, "none"),
+)
 # The closed-book prompt of this project, and the paper's (quoted; prompts/README.md names the source).
 ANSWER_PROMPTS = {"default": "answer", "paper": "answer-paper"}
 
@@ -61,7 +66,7 @@ def load_answer_template(answer_prompt: str) -> str:
 def load_prompt_template(prompt_style: str) -> str:
     if prompt_style in PROMPT_STYLES:
         return read_prompt_file(prompt_style)
-    if "{context}" in prompt_style:
+    if _has_passage(prompt_style):
         return prompt_style
     if not prompt_style.endswith(".txt"):
         raise ValueError(
@@ -72,6 +77,10 @@ def load_prompt_template(prompt_style: str) -> str:
     if not path.is_file():
         raise FileNotFoundError(f"The prompt template {prompt_style!r} does not exist; check the path.")
     template = path.read_text(encoding="utf-8")
-    if "{context}" not in template:
+    if not _has_passage(template):
         raise ValueError(f"The prompt template {prompt_style!r} has no place for the passage; add {{context}} to it.")
     return template
+
+
+def _has_passage(template: str) -> bool:
+    return "{context}" in template or "{sentences}" in template

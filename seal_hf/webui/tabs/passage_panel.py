@@ -19,6 +19,9 @@ STYLES = {
     "implications-long": "List what follows, at length",
     "implications-very-long": "List what follows, at great length",
     "self-qa": "Questions with answers",
+    "questions": "Questions that it answers from the passage",
+    "questions-by-sentence": "Questions about each sentence that it answers",
+    "questions-and-rewrite": "Questions that it answers, and a rewrite",
     "none": "No instruction",
 }
 # In the order of the page.

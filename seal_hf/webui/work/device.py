@@ -179,10 +179,10 @@ def learn(
         right for, and `"recited"`, the share of its answers that recite (see [`Domain.recited`]).
     """
     lm = settings.lm(base)
-    trained = {"seconds": 0.0}
+    clock = {"seconds": 0.0}
 
     def on_step(step) -> None:
-        trained["seconds"] = step.seconds
+        clock["seconds"] = step.seconds
         job.emit(
             "step",
             step=step.step,
@@ -192,13 +192,22 @@ def learn(
             seconds=step.seconds,
         )
 
-    adapters = lm.adapt(list(self_edits), seed=settings.seed, on_step=on_step, stop=job.stop)
+    trained = lm.carry_out(self_edits, [example] * len(self_edits), stop=job.stop)
+    if job.stop.is_set():  # before a tool had come to its end
+        return {"seconds": 0.0, "has_adapters": False}
+    for edit, one in zip(self_edits, trained, strict=True):
+        if not one.examples:
+            raise ValueError(
+                f"None of the questions of a self-edit (“{edit.calls[0]}”) can be answered from the passage: change them, or do "
+                "not use it."
+            )
+    adapters = lm.adapt(trained, seed=settings.seed, on_step=on_step, stop=job.stop)
     has_adapters = bool(adapters[0].training["num_steps"])
     if has_adapters:
         for adapter, folder in zip(adapters, folders, strict=True):
             adapter.save_pretrained(folder, AdapterCard(passage=passage_of(example)))
         job.emit("saved", count=len(adapters))
-    result = {"seconds": trained["seconds"], "has_adapters": has_adapters}
+    result = {"seconds": clock["seconds"], "has_adapters": has_adapters}
     if job.stop.is_set():
         return result
     is_own = not example["questions"]

@@ -5,7 +5,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from ...adapters.files import WEIGHTS_NAME
@@ -109,7 +109,10 @@ class Workbench:
         if session.example is None or not inputs.has_words(text):
             return []
         self_edit = Settings(**session.settings).lm(self.lm).domain.parse(inputs.clean(text), session.example)
-        return [example.prompt + example.completion for example in self_edit.examples] if self_edit else []
+        if self_edit is None:
+            return []
+        # Questions that the model will answer are shown as they are.
+        return [*self_edit.calls, *(example.prompt + example.completion for example in self_edit.examples)]
 
     # --- learn ---
 
@@ -134,6 +137,8 @@ class Workbench:
         """
         if session.example is None:
             raise JobRefused("There is no self-edit yet: let the model write some first.")
+        # How a self-edit is read follows from how it was asked for.
+        settings = replace(settings, prompt_style=session.settings["prompt_style"])
         lm = settings.lm(self.lm)
         example = {**session.example, "questions": [dict(item) for item in questions]}
         self_edits = inputs.checked_self_edits(lm, example, session.drafts, chosen)

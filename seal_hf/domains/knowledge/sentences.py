@@ -1,0 +1,112 @@
+"""The sentences of a passage, and the names and numbers in them, without knowing its language."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .grounding import says
+
+
+_ANSWERS_PER_SENTENCE = 4
+# After a word of three letters, so that "Dr. Ann" stays together; scripts without spaces end sentences without one.
+_SENTENCE_END = re.compile(r"(?<=\w\w\w[.!?؟۔।])[\"'”’»)\]]*\s+|(?<=[。！？])|\n+")
+_NUMBER = re.compile(r"\d(?:[\d.,]*\d)?")
+_WORD = re.compile(r"[^\W\d_][\w'’-]*")
+
+
+def split_sentences(passage: str) -> list[str]:
+    """
+    Split a passage into sentences.
+
+    Example:
+
+    ```python
+    >>> split_sentences("Dr. Ann keeps bees. They hum.")
+    ['Dr. Ann keeps bees.', 'They hum.']
+
+    ```
+    """
+    return [sentence.strip() for sentence in _SENTENCE_END.split(passage) if re.search(r"\w", sentence)]
+
+
+def names_in(sentence: str) -> list[str]:
+    """
+    The names in a sentence: words with a capital, as far as they stand together, without the first word, which has one for
+    another reason. None in scripts without upper case.
+    """
+    names: list[str] = []
+    end = None  # of the name so far
+    for place, word in enumerate(_WORD.finditer(sentence)):
+        if not word.group()[0].isupper() or place == 0:
+            end = None
+        elif end is not None and sentence[end : word.start()] in (" ", " & "):
+            names[-1] += sentence[end : word.end()]
+            end = word.end()
+        else:
+            names.append(word.group())
+            end = word.end()
+    return names
+
+
+def likely_answers(sentence: str, example: Mapping[str, Any]) -> list[str]:
+    """
+    Parts of a sentence that a question may ask for, without knowing its language: numbers, names, long words.
+
+    Args:
+        sentence (`str`):
+            One sentence of the passage.
+        example (`Mapping[str, Any]`):
+            The passage, whose title is no answer.
+
+    Returns:
+        `list[str]`: At most four; empty in scripts without upper case, where the sentence has no number.
+
+    Example:
+
+    ```python
+    >>> likely_answers("In 1911 the teacher Edric Molloway found one.", {"context": ""})
+    ['1911', 'Edric Molloway', 'teacher']
+
+    ```
+    """
+    words = [word.group() for word in _WORD.finditer(sentence)]
+    long_words = [word for word in words[1:] if word[0].islower() and len(word) > 5]
+    names = sorted(names_in(sentence), key=len, reverse=True)
+    ordered = [*_NUMBER.findall(sentence), *names, *sorted(long_words, key=len)[-1:]]
+    found = [text for text in ordered if not says(example.get("title") or "", text)]
+    return list(dict.fromkeys(found))[:_ANSWERS_PER_SENTENCE]
+
+
+def names_and_numbers(text: str) -> list[str]:
+    """
+    The names and numbers of a text, each once.
+
+    Example:
+
+    ```python
+    >>> names_and_numbers("In 1911 Edric Molloway came to Vell. In Vell he stayed.")
+    ['1911', 'Edric Molloway', 'Vell']
+
+    ```
+    """
+    found = (fact for one in split_sentences(text) for fact in (*_NUMBER.findall(one), *names_in(one)))
+    return list(dict.fromkeys(found))
+
+
+def coverage(example: Mapping[str, Any], answers: Sequence[str]) -> float | None:
+    """
+    The share of a passage's names and numbers, without those of its title, that some of the answers hold; `None` where it
+    has none.
+
+    Example:
+
+    ```python
+    >>> bees = {"title": "Vell", "context": "In 1911 Ann Orr came to Vell. By 1950 Bob Lee had left."}
+    >>> coverage(bees, ["Ann Orr", "in 1911"])
+    0.5
+
+    ```
+    """
+    facts = [fact for fact in names_and_numbers(example["context"]) if not says(example.get("title") or "", fact)]
+    held = [any(says(answer, fact) for answer in answers) for fact in facts]
+    return sum(held) / len(held) if held else None

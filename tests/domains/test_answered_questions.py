@@ -1,0 +1,254 @@
+"""Questions of self-edits that the model answers itself: what is kept, what is dropped and why, and what is counted."""
+
+import re
+from types import SimpleNamespace
+
+import pytest
+
+from seal_hf.domains import KnowledgeDomain
+from seal_hf.domains.knowledge.answered_questions import answer_questions, split_questions
+from seal_hf.domains.knowledge.grounding import nearest_sentence, news
+from seal_hf.domains.knowledge.sentences import coverage, names_and_numbers
+from seal_hf.self_edit import TrainingExample
+
+
+BEES = {
+    "title": "Vell bees",
+    "context": "The bees of Vell are kept by Ann Orr. They made 45 jars of honey in 1911. All of it went to Lord Hask.",
+    "questions": [{"question": "Is the zebra watching?", "answer": "xylophone"}],
+}
+KEEPER, JARS, YEAR = "Who keeps the bees of Vell?", "How many jars of honey were made?", "When was the honey made?"
+LORD = "Who got all of the honey?"
+ANSWERS = {KEEPER: "Ann Orr", JARS: "45 jars", YEAR: "1911", LORD: "Lord Hask"}
+
+
+class ScriptedModel:
+    """Answers by the question, or by the question and whether the whole passage is in view; notes what it is asked."""
+
+    def __init__(self, answers=None, whole=None, near=None, finished=True):
+        answers = ANSWERS | (answers or {})
+        self.answers = {True: answers | (whole or {}), False: answers | (near or {})}
+        self.finished, self.calls = finished, []
+
+    def __call__(self, prompts, max_new_tokens):
+        self.calls.append(list(prompts))
+        return [self.answer(prompt) for prompt in prompts]
+
+    def answer(self, prompt):
+        text = prompt if isinstance(prompt, str) else prompt[0]["content"]
+        (question,) = re.findall(r"Question: (.*)$", text.removesuffix("\nAnswer:\n"), re.MULTILINE)
+        return SimpleNamespace(
+            text=self.answers[BEES["context"] in text].get(question, "It is not said."), finished=self.finished
+        )
+
+
+def domain(style="questions", **options):
+    return KnowledgeDomain(style, **{"chat": True, "training_format": "prompt_completion", **options})
+
+
+def carried_out(completions, model=None, examples=None, own=None):
+    own, model = own or domain(), model or ScriptedModel()
+    examples = examples or [BEES] * len(completions)
+    edits = [own.parse(text, example) for text, example in zip(completions, examples, strict=True)]
+    return own.carry_out(edits, examples, model)
+
+
+def answered(questions, **options):
+    model = ScriptedModel(**options)
+    (result,) = answer_questions([questions], [BEES], model, domain().questions_in_context)
+    return result
+
+
+def dropped(result):
+    return {name.removeprefix("dropped_"): n for name, n in result.metrics.items() if "dropped" in name and n}
+
+
+@pytest.mark.parametrize(
+    ("completion", "questions", "texts"),
+    [
+        (f"1. {KEEPER}\n2. {JARS}", [KEEPER, JARS], []),
+        (f"Here are the questions:\n\n- {KEEPER}\n(2) {JARS}\nQ3: {YEAR}", [KEEPER, JARS, YEAR], []),
+        (f"Question 1: {KEEPER}\nAnswer: Bob\nQuestion 2: {JARS}\nAnswer: 44", [KEEPER, JARS], []),
+        (f"1. {KEEPER} {JARS}\n2. {LORD}", [KEEPER, JARS, LORD], []),
+        ("谁养蜜蜂？蜜蜂做什么？\n¿Quién?\nكم؟", ["谁养蜜蜂？", "蜜蜂做什么？", "¿Quién?", "كم؟"], []),
+        (f"{KEEPER}\nHow many jars of", [KEEPER], []),
+        (f"{KEEPER}\n---\nBees hum.\nThey sting.", [KEEPER], ["Bees hum.", "They sting."]),
+        (f"Bees hum.\n-----\n{KEEPER}\n---\n{JARS}", [KEEPER, JARS], ["Bees hum."]),
+        ("Bees hum.\nDo they?\nThey sting.", [], ["Bees hum.", "Do they?", "They sting."]),
+        (" \n---\n", [], []),
+    ],
+)
+def test_questions_and_other_texts(completion, questions, texts):
+    assert split_questions(completion) == (questions, texts)
+
+
+def test_texts_that_are_split_at_marks_alone():
+    assert split_questions(f"{KEEPER}\n---\nBees hum.\nThey sting.", False) == ([KEEPER], ["Bees hum.\nThey sting."])
+
+
+def test_questions_become_pairs_in_the_form_in_which_they_will_be_asked():
+    own = domain(num_passages=2)
+    (edit,) = carried_out([f"1. {KEEPER}\n2. {JARS}\n---\nAnn Orr has bees.\nThey hum."], own=own)
+    prompts = own.ask([KEEPER, JARS], "Vell bees")
+    known = [{"role": "user", "content": "What do you know about Vell bees?"}]
+    assert edit.examples == (
+        TrainingExample(prompts[0], "Ann Orr"),
+        TrainingExample(prompts[1], "45 jars"),
+        TrainingExample(known, "Ann Orr has bees.\nThey hum."),
+        *[TrainingExample(known, BEES["context"])] * 2,
+    )
+    assert edit.calls == () and edit.prompt == own.prompt(BEES)
+
+
+def test_pairs_in_the_papers_format():
+    (edit,) = carried_out([KEEPER], own=KnowledgeDomain("questions", chat=True))
+    assert edit.examples == (
+        TrainingExample("", f"Vell bees\nQuestion 1: {KEEPER}\nAnswer: Ann Orr"),
+        TrainingExample("", f"Vell bees\n{BEES['context']}"),
+    )
+
+
+def test_before_the_tool_there_are_calls():
+    edit = domain().parse(f"{KEEPER}\n{JARS}\n---\nAnn Orr has bees.", BEES)
+    assert edit.calls == (KEEPER, JARS) and not edit.metrics
+    assert [example.completion for example in edit.examples] == ["Ann Orr has bees.", BEES["context"]]
+    assert domain().parse("---", BEES) is None
+    assert domain().parse("Bees hum.", BEES).calls == ()
+
+
+@pytest.mark.parametrize("style", ["implications", "self-qa", "rewrite"])
+def test_other_styles_call_no_tool(style):
+    edit = domain(style).parse(f"{KEEPER}\n{JARS}", BEES)
+    assert edit.calls == () and edit.examples[0].completion == f"{KEEPER}\n{JARS}"
+
+
+def test_a_style_of_ones_own_may_call_it():
+    template = "Ask about {title}:\n{context}"
+    assert domain(template).parse(KEEPER, BEES).calls == ()
+    assert domain(template, answers_questions=True).parse(KEEPER, BEES).calls == (KEEPER,)
+    assert domain(answers_questions=False).parse(KEEPER, BEES).calls == ()
+
+
+def test_all_self_edits_are_answered_with_one_call_and_no_prompt_comes_twice():
+    model, moths = ScriptedModel(), {"title": "", "context": "Moths like Ann Orr. Moths hum."}
+    edits = carried_out([f"{KEEPER}\n{JARS}", f"{JARS}\n{YEAR}", "Whom do moths like?"], model, [BEES, BEES, moths])
+    (prompts,) = model.calls
+    texts = [prompt[0]["content"] for prompt in prompts]
+    # Three questions about the bees and one about the moths, each with the whole passage and with a part of it in view.
+    assert len(texts) == len(set(texts)) == 8
+    assert sum(BEES["context"] in text for text in texts) == 3
+    assert not any("zebra" in text or "xylophone" in text for text in texts)
+    assert [edit.metrics["questions_kept"] for edit in edits] == [2, 2, 0]
+
+
+def test_no_question_is_left_to_answer():
+    model = ScriptedModel()
+    (edit,) = carried_out(["What is the capital of France?"], model)
+    assert model.calls == [] and edit.examples == () and edit.calls == ()
+    assert edit.metrics["questions"] == 1 and edit.metrics["dropped_unclear"] == 1
+
+
+def test_a_rewrite_is_left_where_no_question_is_kept():
+    (edit,) = carried_out([f"{KEEPER}\n---\nAnn Orr has bees."], ScriptedModel({KEEPER: ""}))
+    assert [example.completion for example in edit.examples] == ["Ann Orr has bees.", BEES["context"]]
+    assert edit.metrics["questions_kept"] == 0
+
+
+AGAIN = "who keeps the bees of Vell ?"
+
+
+@pytest.mark.parametrize(
+    ("questions", "options", "reasons"),
+    [
+        ([KEEPER, AGAIN, JARS, KEEPER], {}, {"duplicate": 2}),
+        (["What is the capital of France?"], {}, {"unclear": 1}),
+        (["How many jars of honey were made in 1912?"], {}, {"unclear": 1}),
+        (["What does the passage say about honey?"], {}, {"unclear": 1}),
+        ([f"Who keeps the bees {'of Vell ' * 40}?"], {}, {"unclear": 1}),
+        ([KEEPER], {"whole": {KEEPER: "Lord Hask"}}, {"disagreement": 1}),
+        ([KEEPER], {"near": {KEEPER: "1911"}}, {"disagreement": 1}),
+        ([KEEPER], {"whole": {KEEPER: ""}}, {"disagreement": 1}),
+        ([KEEPER], {"answers": {KEEPER: "Bob Moll"}}, {"unsupported": 1}),
+        ([KEEPER], {"answers": {KEEPER: "The bees of Vell."}}, {"unsupported": 1}),
+        # Both say the same, and one of them more than the passage does.
+        ([KEEPER], {"whole": {KEEPER: "Ann Orr of Paris"}}, {"unsupported": 1}),
+        ([JARS], {"whole": {JARS: "45 jars in 1912"}}, {"unsupported": 1}),
+        ([KEEPER], {"finished": False}, {"long": 1}),
+        ([KEEPER], {"answers": {KEEPER: f"Ann Orr, {'who keeps the bees of Vell, ' * 4}"}}, {"long": 1}),
+    ],
+)
+def test_dropped_questions(questions, options, reasons):
+    result = answered(questions, **options)
+    assert dropped(result) == reasons
+    kept = [JARS] if len(questions) == 4 else []
+    assert [question for question, _ in result.pairs] == questions[:1] * bool(kept) + kept
+    assert result.metrics["questions"] == len(questions)
+    assert result.metrics["questions_kept"] == len(result.pairs) == len(questions) - sum(reasons.values())
+
+
+@pytest.mark.parametrize(
+    ("whole", "near", "answer"),
+    [
+        ("The bees of Vell are kept by Ann Orr.", "Ann Orr", "The bees of Vell are kept by Ann Orr."),
+        ("Ann Orr", "Ann Orr keeps the bees of Vell.", "Ann Orr"),
+        ("Ann Orr keeps them. She came from Paris.", "Ann Orr", "Ann Orr keeps them."),
+        (
+            "Ann Orr looks after the bees of Vell.",
+            "The bees of Vell are kept by Ann Orr.",
+            "Ann Orr looks after the bees of Vell.",
+        ),
+        # What is too long gives way to what the other reading says.
+        (f"Ann Orr, who keeps the bees of Vell, {'the bees of Vell, ' * 4}", "Ann Orr", "Ann Orr"),
+    ],
+)
+def test_agreement_is_on_what_the_question_does_not_say(whole, near, answer):
+    assert answered([KEEPER], whole={KEEPER: whole}, near={KEEPER: near}).pairs == ((KEEPER, answer),)
+
+
+def test_an_answer_that_goes_on_is_complete_in_its_first_sentence():
+    assert answered([KEEPER], answers={KEEPER: "Ann Orr keeps the bees. She"}, finished=False).pairs == (
+        (KEEPER, "Ann Orr keeps the bees."),
+    )
+
+
+def test_the_second_reading_sees_the_nearest_sentences():
+    model = ScriptedModel()
+    first, second, third = BEES["context"].replace(". ", ".\n").split("\n")
+    longer = {"title": "Vell bees", "context": f"{first} It rains. {second} {third} It snows."}
+    carried_out(["\n".join((KEEPER, JARS))] * 2, model, [BEES, longer])
+    shown = [prompt[0]["content"].partition("Vell bees\n")[2].partition("\n\n")[0] for prompt in model.calls[0]]
+    assert shown[:4:2] == [BEES["context"]] * 2 and shown[4::2] == [longer["context"]] * 2
+    assert shown[1::2] == [first, second, f"{first} It rains.", f"It rains. {second} {third}"]
+
+
+def test_coverage_is_the_share_of_names_and_numbers_that_kept_answers_hold():
+    # Ann Orr, 45, 1911 and Lord Hask; Vell is in the title.
+    assert names_and_numbers(BEES["context"]) == ["Vell", "Ann Orr", "45", "1911", "Lord Hask"]
+    assert answered([KEEPER, JARS, YEAR, LORD]).metrics["coverage"] == 1
+    assert answered([KEEPER, JARS, AGAIN]).metrics["coverage"] == 0.5
+    assert answered([KEEPER, JARS], near={KEEPER: "1911"}).metrics["coverage"] == 0.25
+    assert answered([]).metrics["coverage"] == 0
+    assert coverage({"context": "Bees hum at night."}, ["night"]) is None
+
+
+def test_without_names_and_numbers_there_is_no_coverage():
+    bees = {"title": "Bees", "context": "Bees hum at night."}
+    question = "When do bees hum?"
+    (edit,) = carried_out([question], ScriptedModel({question: "at night"}), [bees])
+    assert edit.metrics["questions_kept"] == 1 and "coverage" not in edit.metrics
+
+
+def test_plain_prompts_for_a_base_model():
+    own = domain(chat=False)
+    (edit,) = carried_out([KEEPER], own=own)
+    assert edit.examples[0] == TrainingExample(own.ask([KEEPER], "Vell bees")[0], "Ann Orr")
+
+
+def test_nearest_sentence_and_news():
+    sentences = ["Ann keeps the bees of Vell.", "The bees of Vell make honey.", "It is dark."]
+    assert nearest_sentence("What do the bees of Vell make?", sentences) == 1
+    assert nearest_sentence("Who?", sentences) == 0
+    assert news(f"Vell bees\n{KEEPER}", "The bees of Vell are kept by Ann Orr.") == "ann orr"
+    assert news("", "red brick") == "red brick" and news("", "red and dark") == "red and dark"
+    assert news("", "they are all of dark red brick") == "brick" and news("", "they are all of a red") != ""
+    assert news("谁养蜜蜂？", "安娜养蜜蜂") == "安娜养蜜蜂"
