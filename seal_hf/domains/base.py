@@ -128,7 +128,7 @@ class Domain:
         self, self_edits: Sequence[SelfEdit], examples: Sequence[Mapping[str, Any]], ask: AskModel
     ) -> list[SelfEdit]:
         """
-        Carry out what self-edits ask of a tool (SEAL, section 1: self-edits may "invoke tools for data augmentation").
+        Carry out what self-edits ask of a tool (SEAL, abstract: self-edits may "invoke tools for data augmentation").
 
         Override it in a domain whose [`~Domain.parse`] gives self-edits with `calls`. It is given many of them at once, so
         that the model can be asked about all in common batches. What it returns is recorded with the self-edits, so that a
