@@ -174,7 +174,7 @@ AGAIN = "who keeps the bees of Vell ?"
         ([KEEPER], {"whole": {KEEPER: "Ann Orr of Paris"}}, {"unsupported": 1}),
         ([JARS], {"whole": {JARS: "45 jars in 1912"}}, {"unsupported": 1}),
         ([KEEPER], {"finished": False}, {"long": 1}),
-        ([KEEPER], {"answers": {KEEPER: f"Ann Orr, {'who keeps the bees of Vell, ' * 4}"}}, {"long": 1}),
+        ([KEEPER], {"answers": {KEEPER: f"Ann Orr, {'who keeps the bees of Vell, ' * 9}"}}, {"long": 1}),
     ],
 )
 def test_dropped_questions(questions, options, reasons):
@@ -196,6 +196,11 @@ def test_dropped_questions(questions, options, reasons):
             "Ann Orr looks after the bees of Vell.",
             "The bees of Vell are kept by Ann Orr.",
             "Ann Orr looks after the bees of Vell.",
+        ),
+        # What repeats the question may be longer, if there is nothing shorter.
+        (
+            *[f"Ann Orr, who keeps the bees of Vell, {'the bees of Vell, ' * 4}"] * 2,
+            f"Ann Orr, who keeps the bees of Vell, {'the bees of Vell, ' * 4}".strip(),
         ),
         # What is too long gives way to what the other reading says.
         (f"Ann Orr, who keeps the bees of Vell, {'the bees of Vell, ' * 4}", "Ann Orr", "Ann Orr"),
@@ -248,6 +253,9 @@ def test_nearest_sentence_and_news():
     sentences = ["Ann keeps the bees of Vell.", "The bees of Vell make honey.", "It is dark."]
     assert nearest_sentence("What do the bees of Vell make?", sentences) == 1
     assert nearest_sentence("Who?", sentences) == 0
+    lighthouse = ["The Orrick Skerry Lighthouse stands on a reef.", "Its keeper was Jonas."]
+    question = "Who was keeper of the Orrick Skerry Lighthouse?"
+    assert [nearest_sentence(question, lighthouse, title) for title in ("", "Orrick Skerry Lighthouse")] == [0, 1]
     assert news(f"Vell bees\n{KEEPER}", "The bees of Vell are kept by Ann Orr.") == "ann orr"
     assert news("", "red brick") == "red brick" and news("", "red and dark") == "red and dark"
     assert news("", "they are all of dark red brick") == "brick" and news("", "they are all of a red") != ""

@@ -17,14 +17,14 @@ from ...grading.words import normalize
 from ...self_edit import Prompt
 from ..base import Answer, AskModel
 from .completions import split_completion
-from .grounding import MAX_ANSWER_CHARACTERS, MAX_ANSWER_WORDS, is_about, nearest_sentence, news, says
+from .grounding import MAX_ANSWER_WORDS, is_about, nearest_sentence, news, says
 from .sentences import coverage, names_and_numbers, split_sentences
 
 
 # Why a question is dropped: it was written before; it is not about the passage, or not clear where that is not in view; the two
 # readings differ; the passage does not say what they say, or the question does; or no reading is short.
 REASONS = ("duplicate", "unclear", "disagreement", "unsupported", "long")
-_MAX_QUESTION_CHARACTERS = 250
+_MAX_QUESTION_CHARACTERS, _MAX_ANSWER_CHARACTERS = 250, 200
 _MAX_ANSWER_TOKENS = 32
 _QUESTION_MARKS = "?？؟"
 # "3. ", "- ", "Question 3: "
@@ -145,7 +145,7 @@ def _prompts(
 ) -> list[Prompt]:
     """The prompts of both readings: of the whole passage, and of the nearest sentence with those beside it."""
     sentences = split_sentences(example["context"])
-    nearest = nearest_sentence(question, sentences)
+    nearest = nearest_sentence(question, sentences, example.get("title") or "")
     beside = 1 if len(sentences) > 3 else 0  # three sentences may be the whole passage
     note = " ".join(sentences[max(0, nearest - beside) : nearest + beside + 1])
     asked = [{"question": question}]
@@ -176,15 +176,17 @@ def _agreed(
     if not all(texts) or not (says(texts[0], own[1]) or says(texts[1], own[0])):
         # What only repeats the question agrees with everything.
         return "", "unsupported" if all(texts) and not any(own) else "disagreement"
-    short = [text for text, is_complete in (whole, near) if is_complete and _is_short(text)]
-    if not short:
+    readings = [
+        text
+        for (text, is_complete), new in zip((whole, near), own, strict=True)
+        if is_complete and len(new.split()) <= MAX_ANSWER_WORDS and len(text) <= _MAX_ANSWER_CHARACTERS
+    ]
+    if not readings:
         return "", "long"
+    # The first, unless the second alone is short, too, with what it repeats of the question.
+    answer = min(readings, key=lambda text: len(normalize(text)) > MAX_ANSWER_WORDS)
     known = f"{told}\n{example['context']}"
     core = min((words for words in own if words), key=len)
-    if not says(example["context"], core) or not all(says(known, fact) for fact in names_and_numbers(short[0])):
+    if not says(example["context"], core) or not all(says(known, fact) for fact in names_and_numbers(answer)):
         return "", "unsupported"
-    return short[0], None
-
-
-def _is_short(text: str) -> bool:
-    return len(normalize(text)) <= MAX_ANSWER_WORDS and len(text) <= MAX_ANSWER_CHARACTERS
+    return answer, None

@@ -111,9 +111,10 @@ def news(told: str, answer: str) -> str:
     return " ".join(new)
 
 
-def nearest_sentence(question: str, sentences: Sequence[str]) -> int:
+def nearest_sentence(question: str, sentences: Sequence[str], title: str = "") -> int:
     """
-    The place of the sentence that has most of a question's longer words, of which those count more that fewer sentences have.
+    The place of the sentence that has most of a question's longer words, of which those count more that fewer sentences have,
+    and those of the title not at all: often one sentence alone names the topic.
 
     Example:
 
@@ -123,7 +124,8 @@ def nearest_sentence(question: str, sentences: Sequence[str]) -> int:
 
     ```
     """
-    pieces, known = list(_pieces(normalize(question))), [normalize(sentence) for sentence in sentences]
+    topic, known = normalize(title), [normalize(sentence) for sentence in sentences]
+    pieces = [piece for piece in _pieces(normalize(question)) if not _occurs(piece, topic)]
     having = [[_occurs(piece, words) for words in known] for piece in pieces]
     weights = [sum(found[place] / sum(found) for found in having if any(found)) for place in range(len(sentences))]
     return max(range(len(sentences)), key=weights.__getitem__)
