@@ -83,7 +83,7 @@ class TrainingForward:
         Returns:
             `torch.Tensor` of shape `(K,)`: the loss of each adapter, the mean over its labels.
         """
-        packed = PackedBatch(batches, self.device)
+        packed = PackedBatch(batches, self.device, self.plan.prefix_cost)
         grouped = self.grouped and len(packed.blocks) > 1  # one block is fewer launches
         loras = parameters.by_module(first, packed.num_adapters, () if grouped else packed.blocks)
         with ExitStack() as stack:

@@ -240,7 +240,7 @@ def has_grouped_products(layout: LoraLayout, dtype: torch.dtype, device: torch.d
 
 def _of_block(states: torch.Tensor, block: Block) -> torch.Tensor:
     """The part of contiguous states `(N, m)` that is a block's, `(k, T, m)`: one view, since a step takes thousands."""
-    num_tokens, size = block.num_sequences * block.length, states.shape[1]
+    num_tokens, size = block.adapter_tokens, states.shape[1]
     offset = states.storage_offset() + block.start * size
     return states.as_strided((block.num_adapters, num_tokens, size), (num_tokens * size, size, 1), offset)
 

@@ -1,5 +1,6 @@
 """How the adapters of a step are shared out to forward passes and to blocks of equal sequences, by what a device is good at."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -14,6 +15,8 @@ from .packing import Batch, cut_into_blocks, padded_sizes, share_out
 
 # On a CPU: what one more block costs besides its tokens, in tokens, and one more forward and backward pass. Measured.
 _BLOCK_COST, _PASS_COST = 24, 64
+# On a CPU: what it costs a block that its sequences share a prefix, in tokens: the prefixes attend by themselves.
+_PREFIX_COST = 8
 # Tokens of one pass on a CPU; with more, the activations outgrow its caches.
 _PASS_TOKENS = 1024
 # On a GPU more tokens than these keep it no busier, and their activations get this share of the free memory. The rest is
@@ -51,6 +54,11 @@ class PassPlan:
             Whether attention goes block by block.
         checkpointed (`bool`):
             Whether the layers keep nothing but their inputs for the backward pass.
+
+    Attributes:
+        prefix_cost (`float`):
+            What it costs a block that the sequences of its adapters share a prefix, in tokens. Infinite where they cannot:
+            one call of flash attention takes sequences that lie apart, and a model that is not packed padded ones.
     """
 
     def __init__(
@@ -66,9 +74,10 @@ class PassPlan:
         self.packs = packs
         # Then more blocks than one cost nothing.
         self.by_adapter = packs and grouped and not attends_by_block
+        self.prefix_cost: float = math.inf
         device = model.get_input_embeddings().weight.device
         if device.type == "cpu":
-            self.block_cost, self.pass_cost = _BLOCK_COST, _PASS_COST
+            self.block_cost, self.pass_cost, prefix_cost = _BLOCK_COST, _PASS_COST, _PREFIX_COST
             self.most_tokens = pass_tokens(device) if packs else None
         else:
             num_layers = unwrap(model).config.get_text_config().num_hidden_layers
@@ -78,8 +87,11 @@ class PassPlan:
             self.block_cost = round((lora * (not grouped) + attention * attends_by_block) * per_launch)
             self.grouped_cost = round(_GROUPED_LAUNCHES * len(layout.modules) * per_launch)
             self.pass_cost = round((lora + _LAYER_LAUNCHES * num_layers) * per_launch)
+            prefix_cost = round(attention * per_launch)
             room = int(free_memory(device) * _MEMORY_SHARE) // activation_bytes_per_token(model, checkpointed)
             self.most_tokens = max(1, min(pass_tokens(device), room))
+        if packs and attends_by_block:
+            self.prefix_cost = prefix_cost
 
     def cut(self, batches: Mapping[int, Batch]) -> list[list[list[int]]]:
         """
@@ -97,8 +109,11 @@ class PassPlan:
             padding = _num_tokens(together, batches) - _num_tokens(apart, batches)
             blocks = together if padding <= self.grouped_cost else apart
         else:
-            blocks = cut_into_blocks(batches, self.block_cost if self.packs else self.pass_cost)
-        passes = [blocks] if self.most_tokens is None else share_out(batches, blocks, self.most_tokens)
+            block_cost = self.block_cost if self.packs else self.pass_cost
+            blocks = cut_into_blocks(batches, block_cost, self.prefix_cost)
+        passes = [blocks]
+        if self.most_tokens is not None:
+            passes = share_out(batches, blocks, self.most_tokens, self.prefix_cost)
         return passes if self.packs else [[block] for own in passes for block in own]
 
 

@@ -2,12 +2,13 @@
 The inner loop of SEAL: every self-edit finetunes a LoRA adapter of its own, all of them together.
 
 One step of a bank is one forward and one backward pass over the tokens of all adapters, so the
-frozen model is read once for all of them (see [`seal_hf.inner_loop.forward`]). Two things keep it exact and lean:
+frozen model is read once for all of them (see [`seal_hf.inner_loop.forward`]). Three things keep it exact and lean:
 
 - Adapters share the order of length ranks. One stream of uniform numbers per order seed is read by every adapter: in each
   of its epochs it takes its sequences by the ranks of that epoch's numbers, a uniformly random permutation that depends
   on nothing but the seed and the adapter's own sequences. Adapters that read the same number take sequences of about the
   same length quantile, so long meets long and little is padding.
+- What the sequences of an adapter's step begin with is computed once (see [`seal_hf.inner_loop.packing`]).
 - Each adapter has its own AdamW state, learning rate, schedule and gradient norm, and leaves the batch when it is done.
 """
 
@@ -47,7 +48,8 @@ class InnerStep:
         losses (`dict[int, float]`):
             The loss of each adapter that took part, in nats per token, before the step.
         num_tokens (`int`):
-            Real tokens trained on so far, all adapters together, padding not counted.
+            Real tokens trained on so far, all adapters together, padding not counted. Those of a prefix that is computed
+            once count for each sequence that begins with it.
         seconds (`float`):
             Time since the start.
     """
@@ -68,7 +70,7 @@ class InnerResult:
         losses (`list[float]`):
             Loss at every step, in nats per token.
         num_tokens (`int`):
-            Real tokens trained on.
+            Real tokens trained on, counted as in [`InnerStep`].
         stopped (`str`, *optional*):
             Why it ended early: `"non-finite"` (its last finite weights are kept) or `"stop"`; `None` when it was
             trained to the end.

@@ -12,6 +12,7 @@ from helpers.flash_attention import flash_attention_on_the_cpu
 from helpers.operators import Operators
 from helpers.tiny_models import tiny_model
 from seal_hf.inner_loop import attention as packed_attention
+from seal_hf.inner_loop import block_attention
 from seal_hf.inner_loop.attention import PackedAttention
 from seal_hf.inner_loop.packing import Block
 
@@ -70,7 +71,7 @@ def fresh():
 @pytest.mark.parametrize("heads", [(4, 2), (3, 3), (4, 1)])
 def test_block_attention(monkeypatch, heads, long, window):
     if long:
-        monkeypatch.setattr(packed_attention, "_LONG", 6)  # the second block stays short
+        monkeypatch.setattr(block_attention, "_LONG", 6)  # the second block stays short
     states = random_states(*heads)
     attended, *grads = with_gradients(PackedAttention(BLOCKS, ENDS), states, window)
     expected, *expected_grads = with_gradients(one_after_another, states, window)
@@ -88,7 +89,7 @@ def test_long_sequences_are_kept_from_cudnn(monkeypatch):
 
     attend = F.scaled_dot_product_attention
     monkeypatch.setattr(F, "scaled_dot_product_attention", kernel)
-    monkeypatch.setattr(packed_attention, "_LONG", 6)
+    monkeypatch.setattr(block_attention, "_LONG", 6)
     before = cudnn_sdp_enabled()
     PackedAttention(BLOCKS, ENDS)(*random_states(4, 2), scale=0.3, window=None)
     assert before and enabled == [False]
