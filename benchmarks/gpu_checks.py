@@ -23,9 +23,10 @@ from seal_hf.adapters.layout import LoraLayout, LoraModule, lora_layout
 from seal_hf.generation.decoder import Decoder
 from seal_hf.generation.transformers_generation import TransformersGenerator
 from seal_hf.inner_loop.attention import PackedAttention
+from seal_hf.inner_loop.blocks import Batch, Block
 from seal_hf.inner_loop.forward import TrainingForward
 from seal_hf.inner_loop.lora import LoraParameters, has_grouped_products, lora_added
-from seal_hf.inner_loop.packing import Batch, Block, PackedBatch
+from seal_hf.inner_loop.packing import PackedBatch
 from seal_hf.inner_loop.training import train
 from seal_hf.models.access import activation_dtype
 
@@ -121,9 +122,9 @@ def attention(bench: Bench) -> list[dict]:
     blocks, start = [], 0
     for num_adapters, num_sequences, length in ((2, 2, 37), (1, 1, 64), (2, 1, 129), (1, 1, bench.sizes.longest)):
         first = sum(block.num_adapters for block in blocks)
-        blocks.append(Block(first, num_adapters, num_sequences, length, start))
+        blocks.append(Block(first, num_adapters, (length,) * num_sequences, start))
         start = blocks[-1].tokens.stop
-    lengths = [block.length for block in blocks for _ in range(block.num_adapters * block.num_sequences)]
+    lengths = [length for block in blocks for length in block.lengths * block.num_adapters]
     ends = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32).to(bench.device)
     rows = []
     for heads, key_heads, size, window in (

@@ -14,7 +14,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..models.transfers import to_device
 from .block_attention import BlockAttention
-from .packing import Block
+from .blocks import Block
 
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class PackedAttention:
     """
 
     def __init__(self, blocks: tuple[Block, ...], sequence_ends: torch.Tensor):
-        self.sequence_ends, self.longest = sequence_ends, max(block.length for block in blocks)
+        self.sequence_ends, self.longest = sequence_ends, max(max(block.lengths) for block in blocks)
         self.windows: set[int | None] = set()
         self.by_block = False
         self._shares_prefixes = any(block.prefix for block in blocks)

@@ -8,15 +8,16 @@ Where the sequences of an adapter share a prefix, its tokens attend by themselve
 keys and values are put before those of each sequence, and their own sequence.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import groupby
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from ..models.attention_kernels import without_cudnn
-from .packing import Block
+from .blocks import Block
 
 
 # From this length on the matrix of scores costs more than torch's kernel.
@@ -28,26 +29,25 @@ class _Part(NamedTuple):
     Tokens of a block that attend in one go.
 
     Parameters:
-        num_adapters, num_sequences, length (`int`):
-            Its adapters, the sequences of each, and the tokens of each sequence.
-        prefix (`int`):
-            Tokens before the sequences of an adapter that all of them see.
+        block ([`Block`]):
+            Its block.
         start (`int`):
             Position of the first adapter's first sequence in the batch.
-        stride (`int`):
-            Tokens from one adapter to the next.
+        num_sequences, length (`int`):
+            Sequences of each adapter, and the tokens of each sequence.
+        prefix (`int`):
+            Tokens at the start of an adapter that its sequences see too.
     """
 
-    num_adapters: int
+    block: Block
+    start: int
     num_sequences: int
     length: int
     prefix: int
-    start: int
-    stride: int
 
     @property
     def of_prefix(self) -> "_Part":
-        return _Part(self.num_adapters, 1, self.prefix, 0, self.start - self.prefix, self.stride)
+        return _Part(self.block, self.block.start, 1, self.prefix, 0)
 
     def of(self, states: torch.Tensor, num_kv: int) -> torch.Tensor:
         """Its view of `(1, H, N, D)`, `(k, n, H_kv, H / H_kv, L, D)`: heads that share keys are together."""
@@ -55,8 +55,15 @@ class _Part(NamedTuple):
         _, of_head, of_token, of_feature = states.stride()
         groups = num_heads // num_kv
         return states.as_strided(
-            (self.num_adapters, self.num_sequences, num_kv, groups, self.length, dim),
-            (self.stride * of_token, self.length * of_token, groups * of_head, of_head, of_token, of_feature),
+            (self.block.num_adapters, self.num_sequences, num_kv, groups, self.length, dim),
+            (
+                self.block.adapter_tokens * of_token,
+                self.length * of_token,
+                groups * of_head,
+                of_head,
+                of_token,
+                of_feature,
+            ),
             states.storage_offset() + self.start * of_token,
         )
 
@@ -79,13 +86,7 @@ class BlockAttention:
     """
 
     def __init__(self, blocks: Sequence[Block]):
-        self._parts: list[_Part] = []  # a prefix before what sees it
-        for block in blocks:
-            start = block.start + block.prefix
-            part = _Part(
-                block.num_adapters, block.num_sequences, block.length, block.prefix, start, block.adapter_tokens
-            )
-            self._parts += [part.of_prefix, part] if block.prefix else [part]
+        self._parts = [part for block in blocks for part in _parts(block)]
         self._biases: dict[tuple[int, int, int, int | None], torch.Tensor] = {}
 
     def __call__(
@@ -107,6 +108,18 @@ class BlockAttention:
             bias = torch.zeros(seen.shape, dtype=like.dtype, device=like.device).masked_fill_(~seen, -torch.inf)
             self._biases[key] = bias.repeat(groups, 1)
         return self._biases[key]
+
+
+def _parts(block: Block) -> Iterator[_Part]:
+    """A shared prefix, and after it the sequences, those of one length together."""
+    start = block.start
+    if block.prefix:
+        yield _Part(block, start, 1, block.prefix, 0)
+        start += block.prefix
+    for length, same in groupby(block.lengths):
+        part = _Part(block, start, len(list(same)), length, block.prefix)
+        yield part
+        start += part.num_sequences * length
 
 
 def _seen(length: int, prefix: int, window: int | None, device: torch.device) -> torch.Tensor:
@@ -157,7 +170,7 @@ class _BlockAttention(torch.autograd.Function):
             part.of(grads[0], num_kv).copy_(of_query)
             for states, gradient in zip(grads[1:], of_seen, strict=True):
                 part.of(states, num_kv).copy_(gradient[..., part.prefix :, :])
-                if part.prefix:  # which has the gradient of its own attention already
+                if part.prefix:  # which has the gradients of the parts before already
                     before = gradient[..., : part.prefix, :].sum(1, keepdim=True)
                     part.of_prefix.of(states, num_kv).add_(before)
         return *grads, None, None, None, None

@@ -17,10 +17,11 @@ from torch import nn
 from ..adapters.layout import LoraLayout
 from ..models.access import activation_dtype, attention_set, head_input_changed, linear_modules, unwrap
 from .attention import PACKED_ATTENTION, PackedAttention, UnsupportedAttention
+from .blocks import Batch
 from .checkpointing import checkpointed_layers
 from .lora import LoraParameters, has_grouped_products, lora_added
 from .losses import cross_entropy
-from .packing import Batch, PackedBatch
+from .packing import PackedBatch
 from .passes import PassPlan
 from .update import TrainingSequence
 
@@ -83,7 +84,7 @@ class TrainingForward:
         Returns:
             `torch.Tensor` of shape `(K,)`: the loss of each adapter, the mean over its labels.
         """
-        packed = PackedBatch(batches, self.device, self.plan.prefix_cost)
+        packed = PackedBatch(batches, self.device, self.plan.part_costs)
         grouped = self.grouped and len(packed.blocks) > 1  # one block is fewer launches
         loras = parameters.by_module(first, packed.num_adapters, () if grouped else packed.blocks)
         with ExitStack() as stack:
@@ -117,7 +118,7 @@ class TrainingForward:
     def _logits(self, packed: PackedBatch) -> torch.Tensor:
         if self.packs:
             return self._packed_logits(packed, PackedAttention(packed.blocks, packed.sequence_ends))
-        return self.base(input_ids=packed.input_ids.view(-1, packed.blocks[0].length), use_cache=False).logits
+        return self.base(input_ids=packed.input_ids.view(-1, packed.blocks[0].lengths[0]), use_cache=False).logits
 
     def _packed_logits(self, packed: PackedBatch, attention: PackedAttention) -> torch.Tensor:
         return self.base(

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..adapters.layout import LoraLayout, LoraStacks
-from .packing import Block, PackedBatch
+from .blocks import Block
+from .packing import PackedBatch
 
 
 class LoraParameters:

@@ -1,6 +1,5 @@
 """How the adapters of a step are shared out to forward passes and to blocks of equal sequences, by what a device is good at."""
 
-import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -10,13 +9,13 @@ from torch import nn
 from ..adapters.layout import LoraLayout
 from ..models.access import linear_modules, unwrap
 from ..models.memory import activation_bytes_per_token, free_memory
-from .packing import Batch, cut_into_blocks, padded_sizes, share_out
+from .blocks import ONE_PART, Batch, PartCosts, cut_into_blocks, padded_sizes, share_out
 
 
 # On a CPU: what one more block costs besides its tokens, in tokens, and one more forward and backward pass. Measured.
 _BLOCK_COST, _PASS_COST = 24, 64
-# On a CPU: what it costs a block that its sequences share a prefix, in tokens: the prefixes attend by themselves.
-_PREFIX_COST = 8
+# On a CPU: what one more part of a block costs that attends by itself, in tokens.
+_PART_COST = 8
 # Tokens of one pass on a CPU; with more, the activations outgrow its caches.
 _PASS_TOKENS = 1024
 # On a GPU more tokens than these keep it no busier, and their activations get this share of the free memory. The rest is
@@ -56,9 +55,9 @@ class PassPlan:
             Whether the layers keep nothing but their inputs for the backward pass.
 
     Attributes:
-        prefix_cost (`float`):
-            What it costs a block that the sequences of its adapters share a prefix, in tokens. Infinite where they cannot:
-            one call of flash attention takes sequences that lie apart, and a model that is not packed padded ones.
+        part_costs ([`PartCosts`]):
+            What the parts of a block cost. One call of flash attention takes sequences of any lengths, but none that share a
+            prefix, and a model that is not packed takes sequences of one length.
     """
 
     def __init__(
@@ -74,10 +73,9 @@ class PassPlan:
         self.packs = packs
         # Then more blocks than one cost nothing.
         self.by_adapter = packs and grouped and not attends_by_block
-        self.prefix_cost: float = math.inf
         device = model.get_input_embeddings().weight.device
         if device.type == "cpu":
-            self.block_cost, self.pass_cost, prefix_cost = _BLOCK_COST, _PASS_COST, _PREFIX_COST
+            self.block_cost, self.pass_cost, part_cost = _BLOCK_COST, _PASS_COST, _PART_COST
             self.most_tokens = pass_tokens(device) if packs else None
         else:
             num_layers = unwrap(model).config.get_text_config().num_hidden_layers
@@ -87,11 +85,12 @@ class PassPlan:
             self.block_cost = round((lora * (not grouped) + attention * attends_by_block) * per_launch)
             self.grouped_cost = round(_GROUPED_LAUNCHES * len(layout.modules) * per_launch)
             self.pass_cost = round((lora + _LAYER_LAUNCHES * num_layers) * per_launch)
-            prefix_cost = round(attention * per_launch)
+            part_cost = round(attention * per_launch)
             room = int(free_memory(device) * _MEMORY_SHARE) // activation_bytes_per_token(model, checkpointed)
             self.most_tokens = max(1, min(pass_tokens(device), room))
-        if packs and attends_by_block:
-            self.prefix_cost = prefix_cost
+        self.part_costs = ONE_PART
+        if packs:
+            self.part_costs = PartCosts(part_cost, part_cost) if attends_by_block else PartCosts(length=0)
 
     def cut(self, batches: Mapping[int, Batch]) -> list[list[list[int]]]:
         """
@@ -106,20 +105,20 @@ class PassPlan:
         """
         if self.by_adapter:
             together, apart = [list(batches)], [[adapter] for adapter in batches]
-            padding = _num_tokens(together, batches) - _num_tokens(apart, batches)
+            padding = self._num_tokens(together, batches) - self._num_tokens(apart, batches)
             blocks = together if padding <= self.grouped_cost else apart
         else:
             block_cost = self.block_cost if self.packs else self.pass_cost
-            blocks = cut_into_blocks(batches, block_cost, self.prefix_cost)
+            blocks = cut_into_blocks(batches, block_cost, self.part_costs)
         passes = [blocks]
         if self.most_tokens is not None:
-            passes = share_out(batches, blocks, self.most_tokens, self.prefix_cost)
+            passes = share_out(batches, blocks, self.most_tokens, self.part_costs)
         return passes if self.packs else [[block] for own in passes for block in own]
 
-
-def _num_tokens(blocks: Sequence[Sequence[int]], batches: Mapping[int, Batch]) -> int:
-    """Tokens of blocks, padding included."""
-    return sum(len(block) * size for block, size in zip(blocks, padded_sizes(batches, blocks), strict=True))
+    def _num_tokens(self, blocks: Sequence[Sequence[int]], batches: Mapping[int, Batch]) -> int:
+        """Tokens of blocks, padding included."""
+        sizes = padded_sizes(batches, blocks, self.part_costs)
+        return sum(len(block) * size for block, size in zip(blocks, sizes, strict=True))
 
 
 def _num_weights(model: nn.Module) -> int:

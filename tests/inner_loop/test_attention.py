@@ -14,11 +14,11 @@ from helpers.tiny_models import tiny_model
 from seal_hf.inner_loop import attention as packed_attention
 from seal_hf.inner_loop import block_attention
 from seal_hf.inner_loop.attention import PackedAttention
-from seal_hf.inner_loop.packing import Block
+from seal_hf.inner_loop.blocks import Block
 
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
-BLOCKS = (Block(0, 2, 2, 7, 0), Block(2, 3, 1, 5, 28))
+BLOCKS = (Block(0, 2, (7, 7), 0), Block(2, 3, (5,), 28))
 LENGTHS = [7] * 4 + [5] * 3
 ENDS = torch.tensor([0, 7, 14, 21, 28, 33, 38, 43], dtype=torch.int32)
 

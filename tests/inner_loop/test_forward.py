@@ -25,9 +25,10 @@ from seal_hf.inner_loop import (
     forward as packed_forward,
 )
 from seal_hf.inner_loop.attention import PackedAttention
+from seal_hf.inner_loop.blocks import Block, cut_into_blocks, share_out
 from seal_hf.inner_loop.forward import TrainingForward
 from seal_hf.inner_loop.lora import LoraParameters
-from seal_hf.inner_loop.packing import Block, PackedBatch, cut_into_blocks, share_out
+from seal_hf.inner_loop.packing import PackedBatch
 from seal_hf.inner_loop.update import TrainingSequence
 
 
@@ -131,7 +132,7 @@ def test_cuts_are_a_partition_of_least_cost(seed):
 def test_packed_batch():
     first, second, third = TrainingSequence((5, 6, 7), 2), TrainingSequence((8, 9), 0), TrainingSequence((4, 3, 2, 1))
     packed = PackedBatch([[[first, second], [third]]], CPU)
-    assert packed.blocks == (Block(first=0, num_adapters=2, num_sequences=2, length=4, start=0),)
+    assert packed.blocks == (Block(first=0, num_adapters=2, lengths=(4, 4), start=0),)
     assert packed.num_adapters == 2
     assert packed.input_ids.tolist() == [5, 6, 7, 0, 8, 9, 0, 0, 4, 3, 2, 1, 0, 0, 0, 0]
     assert packed.position_ids.tolist() == [0, 1, 2, 3] * 4
@@ -143,7 +144,7 @@ def test_packed_batch():
 
 def test_second_block_of_a_packed_batch_begins_where_the_first_ends():
     packed = PackedBatch([[[sequence(5)]], [[sequence(2)], [sequence(3)]]], CPU)
-    assert packed.blocks == (Block(0, 1, 1, 5, 0), Block(1, 2, 1, 3, 5))
+    assert packed.blocks == (Block(0, 1, (5,), 0), Block(1, 2, (3,), 5))
     assert packed.blocks[1].adapters == slice(1, 3) and packed.blocks[1].tokens == slice(5, 11)
     assert packed.position_ids.tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 0, 1, 2]
 

@@ -17,9 +17,9 @@ from seal_hf.inner_loop import attention as packed_attention
 from seal_hf.inner_loop import forward as packed_forward
 from seal_hf.inner_loop import optimizer as bank_optimizer
 from seal_hf.inner_loop.attention import PackedAttention
+from seal_hf.inner_loop.blocks import Block
 from seal_hf.inner_loop.forward import TrainingForward
 from seal_hf.inner_loop.lora import LoraParameters
-from seal_hf.inner_loop.packing import Block
 from seal_hf.inner_loop.update import TrainingSequence
 from seal_hf.models import attention_kernels
 
@@ -50,7 +50,7 @@ def test_flash_attention(monkeypatch, window):
     with flash_attention_on_the_cpu():
         calls = noted(monkeypatch, torch.ops.aten._flash_attention_forward, "default")
         ends = torch.tensor([0, 7], dtype=torch.int32)
-        PackedAttention((Block(0, 1, 1, 7, 0),), ends)(query, key, value, 0.3, window)
+        PackedAttention((Block(0, 1, (7,), 0),), ends)(query, key, value, 0.3, window)
     ((args, options),) = calls
     for version in VERSIONS:
         check_call("aten::_flash_attention_forward", version, args, options)

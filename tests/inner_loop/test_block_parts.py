@@ -1,4 +1,7 @@
-"""Sequences of an adapter that begin with the same tokens: these are computed once, and all comes out as if they were not."""
+"""
+Blocks whose sequences share a prefix, which is computed once, or have several lengths: all comes out as it does from each
+sequence alone.
+"""
 
 import itertools
 import math
@@ -10,6 +13,7 @@ import torch.nn.functional as F
 from peft import LoraConfig
 
 from helpers.fake_gpu import fake_gpu
+from helpers.flash_attention import flash_attention_on_the_cpu
 from helpers.inner_updates import ORDER_SEED, greatest_difference, lora_config, train_alone
 from helpers.tiny_models import KINDS, VOCAB_SIZE, tiny_llama, tiny_model
 from seal_hf.adapters.bank import AdapterBank
@@ -17,14 +21,25 @@ from seal_hf.adapters.layout import lora_layout
 from seal_hf.inner_loop import attention as packed_attention
 from seal_hf.inner_loop import block_attention
 from seal_hf.inner_loop.attention import PackedAttention
+from seal_hf.inner_loop.blocks import (
+    ONE_PART,
+    Block,
+    Extent,
+    PartCosts,
+    common_prefix,
+    cut_into_blocks,
+    padded_sizes,
+    share_out,
+)
 from seal_hf.inner_loop.forward import TrainingForward
 from seal_hf.inner_loop.lora import LoraParameters
-from seal_hf.inner_loop.packing import Block, PackedBatch, common_prefix, cut_into_blocks, padded_sizes, share_out
+from seal_hf.inner_loop.packing import PackedBatch
 from seal_hf.inner_loop.training import train
 from seal_hf.inner_loop.update import InnerLoopConfig, InnerUpdate, TrainingSequence
 
 
 CPU = torch.device("cpu")
+FREE = PartCosts(prefix=0, length=0)
 
 
 def questions(seed: int, prefix: int, rests: tuple[int, ...], prompt: int = 0) -> list[TrainingSequence]:
@@ -61,8 +76,8 @@ def test_common_prefix(all_ids, expected):
 def test_packed_batch():
     one = [TrainingSequence((5, 6, 7, 8, 9), 3), TrainingSequence((5, 6, 4, 3), 3)]
     other = [TrainingSequence((1, 2, 3, 4), 0)]
-    packed = PackedBatch([[one, other], [other]], CPU, prefix_cost=0)
-    assert packed.blocks == (Block(0, 2, 2, 3, 0, prefix=2), Block(2, 1, 1, 4, 16))
+    packed = PackedBatch([[one, other], [other]], CPU, PartCosts(prefix=0))
+    assert packed.blocks == (Block(0, 2, (3, 3), 0, prefix=2), Block(2, 1, (4,), 16))
     assert [block.adapter_tokens for block in packed.blocks] == [8, 4]
     assert packed.blocks[0].tokens == slice(0, 16) and packed.num_tokens == 20
     assert packed.input_ids.tolist() == [5, 6, 7, 8, 9, 4, 3, 0, 1, 2, 3, 4, 0, 0, 0, 0, 1, 2, 3, 4]
@@ -75,33 +90,73 @@ def test_packed_batch():
     assert packed.sequence_ends.tolist() == [0, 2, 5, 8, 10, 13, 16, 20]
 
 
+def test_packed_batch_of_several_lengths():
+    one = [TrainingSequence((5, 6), 1), TrainingSequence((5, 7, 8, 9), 3), TrainingSequence((5, 4, 3), 1)]
+    other = [TrainingSequence((1, 2, 3), 2)]
+    packed = PackedBatch([[one, other]], CPU, FREE)
+    assert packed.blocks == (Block(0, 2, (3, 2, 1), 0, prefix=1),)
+    assert packed.input_ids.tolist() == [5, 7, 8, 9, 4, 3, 6, 1, 2, 3, 0, 0, 0, 0]
+    assert packed.position_ids.tolist() == [0, 1, 2, 3, 1, 2, 1] * 2
+    assert packed.positions.tolist() == [2, 0, 4, 0, 8]
+    assert packed.labels.tolist() == [9, 4, 3, 6, 3]
+    assert packed.owners.tolist() == [0, 0, 0, 0, 1]
+    assert packed.adapter_ends.tolist() == [7, 14]
+    assert packed.sequence_ends.tolist() == [0, 1, 4, 6, 7, 8, 11, 13, 14]
+    apart = PackedBatch([[one, other]], CPU, PartCosts(length=0))
+    assert apart.blocks == (Block(0, 2, (4, 3, 2), 0),)
+    assert PackedBatch([[one, other]], CPU).blocks == (Block(0, 2, (4, 4, 4), 0),)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_lengths_of_a_block_are_of_least_cost(seed):
+    generator = random.Random(seed)
+    lengths = tuple(sorted((generator.randint(1, 40) for _ in range(generator.randint(1, 7))), reverse=True))
+    num_adapters, cost = generator.randint(1, 3), generator.choice([0, 5, 20, 100])
+
+    def total(padded: tuple[int, ...]) -> float:
+        return num_adapters * sum(padded) + cost * (len(set(padded)) - 1)
+
+    extent = Extent(num_adapters, lengths, prefix=0)
+    found = extent.padded_lengths(PartCosts(length=cost))
+    assert extent.cost(PartCosts(length=cost)) == total(found)
+    assert all(own >= length for own, length in zip(found, lengths, strict=True))
+    for cuts in itertools.product([False, True], repeat=len(lengths) - 1):
+        padded = [lengths[0]]
+        for length, cut in zip(lengths[1:], cuts, strict=True):
+            padded.append(length if cut else padded[-1])
+        assert total(found) <= total(tuple(padded))
+    assert extent.padded_lengths(ONE_PART) == lengths[:1] * len(lengths)
+
+
 def test_labels_in_and_right_after_a_prefix_are_those_of_every_sequence():
     batch = [TrainingSequence((5, 6, 7, 8), 1), TrainingSequence((5, 6, 7, 9, 4), 3)]
-    packed = PackedBatch([[batch]], CPU, prefix_cost=0)
-    assert packed.input_ids.tolist() == [5, 6, 7, 8, 0, 9, 4]
-    assert packed.positions.tolist() == [0, 1, 2, 2, 5]
-    assert packed.labels.tolist() == [6, 7, 8, 9, 4]
+    packed = PackedBatch([[batch]], CPU, FREE)
+    assert packed.input_ids.tolist() == [5, 6, 7, 9, 4, 8]
+    assert packed.positions.tolist() == [2, 3, 0, 1, 2]
+    assert packed.labels.tolist() == [9, 4, 6, 7, 8]
 
 
 def test_prefix_is_shared_where_that_saves_more_tokens_than_it_costs():
     batch = questions(0, 4, (3, 5, 2))
     for prefix_cost, prefix in ((7, 4), (8, 0), (math.inf, 0)):
-        packed = PackedBatch([[batch]], CPU, prefix_cost)
+        costs = PartCosts(prefix=prefix_cost)
+        packed = PackedBatch([[batch]], CPU, costs)
         assert packed.blocks[0].prefix == prefix and packed.num_tokens == 27 - 2 * prefix
-        assert padded_sizes({3: batch}, [[3]], prefix_cost) == [packed.num_tokens]
+        assert padded_sizes({3: batch}, [[3]], costs) == [packed.num_tokens]
     # Two adapters save as much together, by the prefix that both have.
-    assert PackedBatch([[batch, questions(1, 6, (1, 1, 1))]], CPU, 15).blocks == (Block(0, 2, 3, 5, 0, prefix=4),)
+    two = PackedBatch([[batch, questions(1, 6, (1, 1, 1))]], CPU, PartCosts(prefix=15))
+    assert two.blocks == (Block(0, 2, (5, 5, 5), 0, prefix=4),)
     # One sequence alone has nothing to share.
-    assert PackedBatch([[questions(0, 4, (3,))]], CPU, 0).blocks == (Block(0, 1, 1, 7, 0),)
+    assert PackedBatch([[questions(0, 4, (3,))]], CPU, FREE).blocks == (Block(0, 1, (7,), 0),)
 
 
 def test_cuts_keep_adapters_apart_that_share_different_prefixes():
     batches = {k: questions(k, prefix, (30 - prefix,) * 4) for k, prefix in enumerate((20, 2, 20, 0))}
     # Apart the two are 20 + 4 * 10 tokens each, with the others they are 4 * 30.
     assert cut_into_blocks(batches, 24) == [[0, 1, 2, 3]]
-    assert sorted(map(sorted, cut_into_blocks(batches, 24, 8))) == [[0], [1], [2], [3]]
+    assert sorted(map(sorted, cut_into_blocks(batches, 24, PartCosts(8, 8)))) == [[0], [1], [2], [3]]
     batches = {k: questions(k, prefix, (30 - prefix,) * 4) for k, prefix in enumerate((20, 19, 20, 18))}
-    assert cut_into_blocks(batches, 24, 8) == [[0, 1, 2, 3]]
+    assert cut_into_blocks(batches, 24, PartCosts(8, 8)) == [[0, 1, 2, 3]]
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -113,14 +168,18 @@ def test_cuts_are_of_least_cost(seed):
         )
         for k in range(generator.randint(2, 6))
     }
-    block_cost, prefix_cost = generator.choice([0, 20, 60]), generator.choice([0, 10, 40, math.inf])
+    block_cost = generator.choice([0, 20, 60])
+    costs = PartCosts(*(generator.choice([0, 10, 40, math.inf]) for _ in range(2)))
 
     def cost(blocks: list[list[int]]) -> float:
-        packed = PackedBatch([[batches[k] for k in block] for block in blocks], CPU, prefix_cost)
-        num_shared = sum(block.prefix > 0 for block in packed.blocks)
-        return packed.num_tokens + len(blocks) * block_cost + (num_shared * prefix_cost if num_shared else 0)
+        packed = PackedBatch([[batches[k] for k in block] for block in blocks], CPU, costs)
+        total = packed.num_tokens + len(blocks) * block_cost
+        for block in packed.blocks:
+            total += costs.prefix if block.prefix else 0
+            total += costs.length * num_more if (num_more := len(set(block.lengths)) - 1) else 0
+        return total
 
-    found = cut_into_blocks(batches, block_cost, prefix_cost)
+    found = cut_into_blocks(batches, block_cost, costs)
     order = [k for block in found for k in block]
     assert sorted(order) == list(batches)
     for cuts in itertools.product([False, True], repeat=len(order) - 1):
@@ -134,12 +193,18 @@ def test_cuts_are_of_least_cost(seed):
 
 def test_passes_are_filled_by_the_tokens_that_are_computed():
     batches = {k: questions(k, 20, (5,) * 4) for k in range(4)}  # 40 tokens each, apart 100
-    assert share_out(batches, [[0, 1, 2, 3]], 80, 8) == [[[0, 1]], [[2, 3]]]
+    assert share_out(batches, [[0, 1, 2, 3]], 80, PartCosts(prefix=8)) == [[[0, 1]], [[2, 3]]]
     assert len(share_out(batches, [[0, 1, 2, 3]], 80)) == 4
 
 
-BLOCKS = (Block(0, 2, 3, 4, 0, prefix=5), Block(2, 1, 2, 6, 34), Block(3, 1, 2, 3, 46, prefix=1))
-NUM_TOKENS = 53
+BLOCKS = (
+    Block(0, 2, (4, 4, 4), 0, prefix=5),
+    Block(2, 1, (6, 6), 34),
+    Block(3, 1, (3, 3), 46, prefix=1),
+    Block(4, 2, (7, 7, 3, 1, 1), 53, prefix=2),
+    Block(6, 3, (8, 5), 95),
+)
+NUM_TOKENS = 134
 
 
 def apart(blocks: tuple[Block, ...]) -> list[torch.Tensor]:
@@ -147,7 +212,7 @@ def apart(blocks: tuple[Block, ...]) -> list[torch.Tensor]:
     positions = []
     for block in blocks:
         for own in torch.arange(block.tokens.start, block.tokens.stop).view(block.num_adapters, -1):
-            prefix, rests = own[: block.prefix], own[block.prefix :].view(block.num_sequences, -1)
+            prefix, *rests = own.split([block.prefix, *block.lengths])
             positions += [torch.cat([prefix, rest]) for rest in rests]
     return positions
 
@@ -235,18 +300,19 @@ def test_losses_and_gradients_are_those_of_sequences_apart(monkeypatch, kind, ch
     batches = CASES[case]
     weights = 0.3 * torch.randn(len(batches), layout.num_parameters, generator=torch.Generator().manual_seed(0))
     all_blocks = [[list(range(len(batches)))], [[k] for k in range(len(batches))]]
-    forward.plan.prefix_cost = math.inf
+    forward.plan.part_costs = ONE_PART
     losses, gradients, num_apart = backward(forward, weights, batches, all_blocks[1])
     assert num_apart == sum(len(batch) * max(len(one.input_ids) for one in batch) for batch in batches)
-    forward.plan.prefix_cost = 0
-    for blocks in all_blocks:
-        other_losses, other_gradients, num_shared = backward(forward, weights, batches, blocks)
-        packed = PackedBatch([[batches[k] for k in block] for block in blocks], CPU, 0)
-        assert num_shared == packed.num_tokens
+    for costs, blocks in itertools.product((PartCosts(prefix=0), PartCosts(length=0), FREE), all_blocks):
+        forward.plan.part_costs = costs
+        other_losses, other_gradients, num_tokens = backward(forward, weights, batches, blocks)
         torch.testing.assert_close(other_losses, losses, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(other_gradients, gradients, rtol=1e-3, atol=1e-4)
+        packed = PackedBatch([[batches[k] for k in block] for block in blocks], CPU, costs)
+        assert num_tokens == packed.num_tokens
+    # The last: every token once, and no padding.
     saved = sum((len(batch) - 1) * common_prefix(batch) for batch in batches)
-    assert num_shared == num_apart - saved < num_apart
+    assert num_tokens == sum(len(one.input_ids) for batch in batches for one in batch) - saved < num_apart
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -271,15 +337,42 @@ def test_trained_adapters_are_those_of_a_plain_loop(kind):
         assert results[k].losses == pytest.approx(losses, rel=1e-4)
 
 
-def test_where_prefixes_are_shared():
+def test_flash_attention_takes_sequences_of_several_lengths(monkeypatch):
+    model = tiny_llama().requires_grad_(False)
+    layout = lora_layout(model, LoraConfig(target_modules="all-linear"))
+    batches = CASES["any lengths"]
+    weights = 0.3 * torch.randn(len(batches), layout.num_parameters, generator=torch.Generator().manual_seed(0))
+    blocks = [[0], [1, 2]]
+    forward = TrainingForward(model, layout)
+    forward.plan.part_costs = ONE_PART
+    losses, gradients, num_apart = backward(forward, weights, batches, blocks)
+    monkeypatch.setattr(packed_attention, "_takes_flash", lambda *args: True)
+    with flash_attention_on_the_cpu() as calls:
+        forward = TrainingForward(model, layout)
+        calls.clear()
+        other_losses, other_gradients, num_tokens = backward(forward, weights, batches, blocks)
+    assert len(calls) == 2 * 2  # layers, forward and backward
+    assert num_tokens == PackedBatch([batches[:1], batches[1:]], CPU, PartCosts(length=0)).num_tokens < num_apart
+    torch.testing.assert_close(other_losses, losses, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(other_gradients, gradients, rtol=1e-3, atol=1e-4)
+
+
+def test_what_parts_cost():
     layout = lora_layout(tiny_llama(), LoraConfig(r=8, target_modules="all-linear"))
-    assert TrainingForward(tiny_llama().requires_grad_(False), layout).plan.prefix_cost == 8
+    assert TrainingForward(tiny_llama().requires_grad_(False), layout).plan.part_costs == PartCosts(8, 8)
     gemma = tiny_model("gemma2").requires_grad_(False)  # is not packed
-    assert TrainingForward(gemma, layout).plan.prefix_cost == math.inf
+    assert TrainingForward(gemma, layout).plan.part_costs == ONE_PART
     batches = {k: questions(k, 40, (9,) * 8) for k in range(3)}
     with fake_gpu():
-        for dtype, shares in ((torch.bfloat16, False), (torch.float32, True)):
+        plans = []
+        for dtype in (torch.bfloat16, torch.float32):
             model = tiny_llama(dtype=dtype).requires_grad_(False)
-            plan = TrainingForward(model.to("meta"), layout).plan
-            assert (plan.prefix_cost < math.inf) == shares  # flash attention takes no fp32
-            assert sorted(k for blocks in plan.cut(batches) for block in blocks for k in block) == [0, 1, 2]
+            plans.append(TrainingForward(model.to("meta"), layout).plan)
+            assert sorted(k for blocks in plans[-1].cut(batches) for block in blocks for k in block) == [0, 1, 2]
+    assert plans[0].part_costs == PartCosts(length=0)
+    # Flash attention takes no fp32. By block the attention of 2 layers takes 20 launches.
+    assert (
+        plans[1].part_costs.prefix
+        == plans[1].part_costs.length
+        == pytest.approx(plans[1].block_cost * 40 / 124, rel=1e-3)
+    )
