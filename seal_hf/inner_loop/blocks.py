@@ -145,6 +145,8 @@ def common_prefix(batch: Batch) -> int:
     """How many tokens all sequences begin with. It leaves each of them one token at least."""
     all_ids = [sequence.input_ids for sequence in batch]
     least, greatest = min(all_ids), max(all_ids)  # what these two begin with, those between them do
+    if least == greatest:
+        return len(least) - 1
     pairs = zip(least[:-1], greatest, strict=False)
     return next((place for place, (one, other) in enumerate(pairs) if one != other), len(least) - 1)
 

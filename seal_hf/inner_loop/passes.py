@@ -1,4 +1,4 @@
-"""How the adapters of a step are shared out to forward passes and to blocks of equal sequences, by what a device is good at."""
+"""How the adapters of a step are shared out to forward passes and to blocks of like sequences, by what a device is good at."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,7 +14,7 @@ from .blocks import ONE_PART, Batch, PartCosts, cut_into_blocks, padded_sizes, s
 
 # On a CPU: what one more block costs besides its tokens, in tokens, and one more forward and backward pass. Measured.
 _BLOCK_COST, _PASS_COST = 24, 64
-# On a CPU: what one more part of a block costs that attends by itself, in tokens.
+# On a CPU: what one more part of a block costs that attends by itself, in tokens. By estimate: a third of a block.
 _PART_COST = 8
 # Tokens of one pass on a CPU; with more, the activations outgrow its caches.
 _PASS_TOKENS = 1024

@@ -8,7 +8,7 @@ frozen model is read once for all of them (see [`seal_hf.inner_loop.forward`]). 
   of its epochs it takes its sequences by the ranks of that epoch's numbers, a uniformly random permutation that depends
   on nothing but the seed and the adapter's own sequences. Adapters that read the same number take sequences of about the
   same length quantile, so long meets long and little is padding.
-- What the sequences of an adapter's step begin with is computed once (see [`seal_hf.inner_loop.packing`]).
+- What the sequences of an adapter's step begin with is computed once (see [`seal_hf.inner_loop.blocks`]).
 - Each adapter has its own AdamW state, learning rate, schedule and gradient norm, and leaves the batch when it is done.
 """
 
