@@ -6,7 +6,7 @@ The paper's single-passage protocol: base, passage in context, passage only and 
 
 Answers and verdicts are written as soon as they are known, and the table over all passages is printed at the end. The
 same command again continues an interrupted one. With --judge_model a language model grades in place of the local grader;
-its key is read from JUDGE_API_KEY.
+its key is read from JUDGE_API_KEY. With --self_edits the self-edits are read from a file or dataset instead of being written.
 """
 
 import logging
@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from seal_hf.evaluation.single_passage import single_passage
 from seal_hf.grading import GradingIncomplete, JudgeRefused
+from seal_hf.hub.stored_self_edits import load_stored_self_edits
 from seal_hf.records.tables import results_table
 from seal_hf.rollout.stage import RolloutConfig
 from trainers.arguments import AdaptationArguments, JudgeArguments, load_dataset_argument
@@ -40,6 +41,13 @@ class EvaluationArguments(JudgeArguments, AdaptationArguments):
             "dataset's own order."
         },
     )
+    self_edits: str | None = field(
+        default=None,
+        metadata={
+            "help": "Self-edits that somebody else wrote, in place of the model's own: a .json, .jsonl or .parquet file, or a "
+            "dataset of self-edits in a folder or on the Hub."
+        },
+    )
     max_answer_length: int = field(default=64, metadata={"help": "Longest answer, in tokens."})
     adapters_per_bank: int | None = field(
         default=None, metadata={"help": "Most adapters trained together; chosen from the free memory where absent."}
@@ -49,6 +57,7 @@ class EvaluationArguments(JudgeArguments, AdaptationArguments):
 
 def main(args: EvaluationArguments) -> None:
     examples = load_dataset_argument(args.dataset, args.split, args.num_passages, args.shuffle_seed)
+    self_edits = None if args.self_edits is None else load_stored_self_edits(args.self_edits)
     config = RolloutConfig(
         temperature=args.temperature,
         top_p=args.top_p,
@@ -64,6 +73,7 @@ def main(args: EvaluationArguments) -> None:
         num_generations=args.num_generations,
         config=config,
         seed=args.seed,
+        self_edits=self_edits,
     )
     print(results_table(args.output_dir))
     print(

@@ -1,17 +1,19 @@
 """The paper's single-passage protocol (SEAL, section 4.2): adapt to one passage, then answer about it without seeing it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from ..adapters.layout import lora_layout
+from ..domains.stored_self_edits import stored_completions
 from ..records.report import Evaluation, evaluations
 from ..records.run_folder import RunFolder
 from ..rollout.examples import ExampleSet, check_examples
 from ..rollout.processes import Processes
 from ..rollout.rollout import Rollout
-from ..rollout.settings import describe
+from ..rollout.settings import describe, fingerprint
 from ..rollout.stage import FREE_OPTIONS, RolloutConfig, Stage
 from ..self_adapting_lm import SelfAdaptingLM
 
@@ -24,6 +26,7 @@ def single_passage(
     num_generations: int = 1,
     config: RolloutConfig | None = None,
     seed: int = 0,
+    self_edits: Iterable[Mapping[str, Any]] | None = None,
 ) -> Evaluation:
     """
     Evaluate what a model learns from each example alone, and compare with the domain's other conditions.
@@ -46,14 +49,18 @@ def single_passage(
             Sampling, lengths and bank size.
         seed (`int`, *optional*, defaults to `0`):
             Seed of sampling, initial weights and order.
+        self_edits (`Iterable[Mapping[str, Any]]`, *optional*):
+            What somebody else wrote about the examples, of which the first `num_generations` about each stand in place of what
+            the model would write: rows in a form of [`seal_hf.domains.stored_self_edits`]. What they ask of a tool is carried
+            out by this model. None is cut, and all count as ended by their writer.
 
     Returns:
         [`Evaluation`]: accuracies and differences; [`seal_hf.records.tables.results_table`] shows them.
 
     Raises:
         GradingIncomplete: The grader could not grade an answer.
-        ValueError: An example that the domain refuses or that does not fit the model, or an output directory with a run of
-            other settings, or one that another process works in.
+        ValueError: An example that the domain refuses, that does not fit the model or that `self_edits` have too few for, or an
+            output directory with a run of other settings, or one that another process works in.
         OSError: The output directory cannot be written.
     """
     config, data = config or RolloutConfig(), ExampleSet.of(examples, "examples")
@@ -61,6 +68,10 @@ def single_passage(
     options = {"protocol": "single_passage", "num_generations": num_generations, "seed": seed}
     options |= {name: value for name, value in asdict(config).items() if name not in FREE_OPTIONS}
     options |= {f"inner_{name}": value for name, value in asdict(lm.inner_config).items()}
+    completions = None
+    if self_edits is not None:
+        completions = stored_completions(lm.domain, data.examples, data.ids, self_edits, num_generations)
+        options["self_edits"] = f"stored, {fingerprint(completions)}"
     layout = lora_layout(lm.model, lm.peft_config)
     options |= {"inner_lora_r": layout.r, "inner_lora_alpha": layout.lora_alpha}
     options |= {"inner_target_modules": layout.target_modules}
@@ -76,6 +87,7 @@ def single_passage(
         num_generations=num_generations,
         baselines=lm.domain.conditions,
         is_evaluation=True,
+        completions=completions,
     )
     rollout = Rollout(lm, config, processes)
     with processes.explaining_termination(), ExitStack() as held:

@@ -142,7 +142,12 @@ def push_self_edits(
 
 
 def load_self_edits(
-    source: str | Path, *, kept: bool | None = None, revision: str | None = None, token: str | None = None
+    source: str | Path,
+    *,
+    kept: bool | None = None,
+    include_evaluation: bool = False,
+    revision: str | None = None,
+    token: str | None = None,
 ) -> "Dataset":
     """
     Load self-edits, ready as `train_dataset` of TRL's `SFTTrainer`.
@@ -152,6 +157,8 @@ def load_self_edits(
             A repository of the Hub, a folder of [`save_self_edits`], or the output directory of a run.
         kept (`bool`, *optional*):
             `True` for self-edits that the policy was finetuned on, `False` for dropped ones. Defaults to all.
+        include_evaluation (`bool`, *optional*, defaults to `False`):
+            Whether to add the self-edits about held-out passages, as far as there are some. Nothing is to be trained on them.
         revision (`str`, *optional*):
             A branch, tag or commit of the Hub. Defaults to `main`.
         token (`str`, *optional*):
@@ -168,17 +175,18 @@ def load_self_edits(
     """
     import datasets  # it takes a second
 
-    folder = Path(source)
+    folder, splits = Path(source), (TRAIN, EVALUATION) if include_evaluation else (TRAIN,)
     if not folder.exists() and is_hub_id(str(source)):
-        patterns = [f"data/{TRAIN}-*.parquet"]
+        patterns = [f"data/{split}-*.parquet" for split in splits]
         with explaining_hub_errors("The download", str(source), "A folder of this name is not here either."):
             folder, _ = download(str(source), patterns, repo_type="dataset", revision=revision, token=token)
         if not _data_files(folder):
             raise ValueError(f"{source} is not a dataset of self-edits: it has no data/{TRAIN}-*.parquet.")
     if (folder / RUN_FILE).is_file():
         _settings(folder)
-        table = _table(folder)
-    elif files := _data_files(folder):
+        there = [split for split in splits if Journal(_journal_folder(folder, split)).scored(0) is not None]
+        table = pa.concat_tables([_table(folder, split) for split in there or splits])
+    elif files := [file for split in splits for file in _data_files(folder, split)]:
         table = _read_table(files, source)
     else:
         raise FileNotFoundError(
@@ -207,6 +215,10 @@ def _settings(output_dir: Path) -> dict[str, Any]:
     return settings
 
 
+def _journal_folder(output_dir: Path, split: str) -> Path:
+    return output_dir if split == TRAIN else output_dir / split
+
+
 def _data_files(folder: Path, split: str = TRAIN) -> list[Path]:
     return sorted((folder / "data").glob(f"{split}-*.parquet"))
 
@@ -227,7 +239,7 @@ def _table(output_dir: Path, split: str = TRAIN) -> pa.Table:
     The self-edits of a run's scored rounds, about the passages of training or those of the evaluation, from which nothing
     is learned. `prompt` and `completion` are both plain text or both chat messages, as TRL wants them.
     """
-    folder, pairs = output_dir if split == TRAIN else output_dir / split, []
+    folder, pairs = _journal_folder(output_dir, split), []
     journal = Journal(folder)
     for number, edits in enumerate(journal.scored_rounds()):
         pairs += zip(edits, kept_flags(edits, journal.selected(number) if split == TRAIN else ()), strict=True)

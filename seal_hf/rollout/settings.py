@@ -52,7 +52,7 @@ def describe(
     for name, examples in datasets.items():
         if examples is not None:
             shown = [[example, lm.domain.prompt(example), lm.domain.questions(example)] for example in examples]
-            settings[name] = f"{len(examples)} examples, {_fingerprint(shown)}"
+            settings[name] = f"{len(examples)} examples, {fingerprint(shown)}"
     # As it reads when it comes back from the file.
     return json.loads(json.dumps(settings, default=str, sort_keys=True))
 
@@ -76,5 +76,6 @@ def _policy_fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def _fingerprint(value: object) -> str:
+def fingerprint(value: object) -> str:
+    """A hash of a JSON-serializable value."""
     return hashlib.sha256(json.dumps(value, default=str, sort_keys=True).encode()).hexdigest()[:16]

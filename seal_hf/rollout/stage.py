@@ -88,6 +88,9 @@ class Stage:
         is_evaluation (`bool`, *optional*, defaults to `False`):
             Whether baselines that train nothing are recorded besides the self-edits, and an answer that could not be
             graded is an error, rather than left out of the reward.
+        completions (`Sequence[Sequence[str]]`, *optional*):
+            For each example in `data` what stands in place of the self-edits that the policy would write, as many as
+            `num_generations`.
 
     Raises:
         ValueError: A number out of its range.
@@ -103,6 +106,7 @@ class Stage:
     baselines: tuple[Condition, ...]
     places: tuple[int, ...] | None = None
     is_evaluation: bool = False
+    completions: Sequence[Sequence[str]] | None = None
 
     def __post_init__(self):
         if self.places is None:

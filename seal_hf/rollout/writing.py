@@ -1,4 +1,4 @@
-"""The self-edits of a stage as the policy writes them, with what came of the tools that they call."""
+"""The self-edits of a stage as the policy or somebody else writes them, with what came of the tools that they call."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -22,7 +22,7 @@ class Written(NamedTuple):
 
     Parameters:
         generation ([`Generation`]):
-            What the policy wrote.
+            What was written.
         self_edit ([`SelfEdit`], *optional*):
             What it stands for; `None` where it is malformed.
         called (`bool`, *optional*, defaults to `False`):
@@ -38,7 +38,8 @@ def write_self_edits(
     lm: SelfAdaptingLM, config: RolloutConfig, processes: Processes, stage: Stage
 ) -> list[list[Written]]:
     """
-    Let the policy write self-edits about every example of a stage, and carry out what they ask of their domain's tool.
+    Let the policy write self-edits about every example of a stage, unless the stage brings them, and carry out what they ask
+    of their domain's tool.
 
     Batches are cut by the examples, and each process does a share of them. The tool is asked once about all self-edits of a
     batch.
@@ -53,22 +54,34 @@ def write_self_edits(
         for first in starts[processes.index :: processes.count]:
             places = stage.places[first : first + per_batch]
             examples = [stage.data.examples[place] for place in places]
-            generations = lm.write_batch(
-                examples,
-                stage.num_generations,
-                temperature=config.temperature,
-                top_p=config.top_p,
-                max_completion_length=[
-                    completion_room(lm, example, config.max_completion_length) for example in examples
-                ],
-                seed=stage.seed,
-                numbers=places,
-            )
+            if stage.completions is None:
+                generations = lm.write_batch(
+                    examples,
+                    stage.num_generations,
+                    temperature=config.temperature,
+                    top_p=config.top_p,
+                    max_completion_length=[
+                        completion_room(lm, example, config.max_completion_length) for example in examples
+                    ],
+                    seed=stage.seed,
+                    numbers=places,
+                )
+            else:
+                generations = [[_as_written(lm, text) for text in stage.completions[place]] for place in places]
             own[first] = _carried_out(lm, examples, generations)
     batches: dict[int, list[list[Written]]] = {}
     for written in processes.gather(own):
         batches.update(written)
     return [written for first in starts for written in batches[first]]
+
+
+def _as_written(lm: SelfAdaptingLM, completion: str) -> Generation:
+    """A completion that somebody else wrote as if the policy had written and ended it."""
+    tokenizer = lm.processing_class
+    token_ids = tokenizer(completion, add_special_tokens=False)["input_ids"]
+    if tokenizer.eos_token_id is not None:
+        token_ids = [*token_ids, tokenizer.eos_token_id]
+    return Generation(completion, len(token_ids), True, tuple(token_ids))
 
 
 def _carried_out(

@@ -8,6 +8,7 @@ further keys are kept. An answer may be a list of several, of which each is righ
 import json
 import random
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -141,9 +142,10 @@ def _looks_like_hub_id(name: str) -> bool:
     return name.count("/") <= 1 and not name.startswith((".", "/", "~")) and not name.endswith("/")
 
 
-def read_rows(path: Path) -> list[tuple[str, Any]]:
+def read_rows(path: Path, row_form: str = ROW_FORM) -> list[tuple[str, Any]]:
     """
-    The rows of a `.json`, `.jsonl` or `.parquet` file as they are, each with the name of its place for messages.
+    The rows of a `.json`, `.jsonl` or `.parquet` file as they are, each with the name of its place for messages, which tell
+    what a row should be by `row_form`.
 
     Raises:
         FileNotFoundError: The file does not exist.
@@ -151,18 +153,22 @@ def read_rows(path: Path) -> list[tuple[str, Any]]:
     """
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; check the path, or give the id of a dataset on the Hub.")
-    readers = {".json": _read_json, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
+    readers = {
+        ".json": partial(_read_json, row_form=row_form),
+        ".jsonl": partial(_read_jsonl, row_form=row_form),
+        ".parquet": _read_parquet,
+    }
     if path.suffix not in readers or not path.is_file():
         raise ValueError(
             f"{path} is not a passage file; give a {', '.join(FILE_TYPES[:-1])} or {FILE_TYPES[-1]} file."
         )
     located_rows = readers[path.suffix](path)
     if not located_rows:
-        raise ValueError(f"{path} is empty; it should hold rows of the form {ROW_FORM}.")
+        raise ValueError(f"{path} is empty; it should hold rows of the form {row_form}.")
     return located_rows
 
 
-def _read_json(path: Path) -> list[tuple[str, Any]]:
+def _read_json(path: Path, row_form: str) -> list[tuple[str, Any]]:
     text = _read_text(path)
     if not text.strip():
         return []
@@ -174,11 +180,11 @@ def _read_json(path: Path) -> list[tuple[str, Any]]:
             "holds a row per line."
         ) from error
     if not isinstance(rows, list):
-        raise ValueError(f"{path} holds a JSON {type(rows).__name__}; it should hold an array of rows: [{ROW_FORM}].")
+        raise ValueError(f"{path} holds a JSON {type(rows).__name__}; it should hold an array of rows: [{row_form}].")
     return [(f"{path}, row {number}", row) for number, row in enumerate(rows, start=1)]
 
 
-def _read_jsonl(path: Path) -> list[tuple[str, Any]]:
+def _read_jsonl(path: Path, row_form: str) -> list[tuple[str, Any]]:
     located_rows = []
     # Not splitlines(): JSON strings may hold other line separators, such as U+2028, unescaped.
     for number, line in enumerate(_read_text(path).split("\n"), start=1):
@@ -188,7 +194,7 @@ def _read_jsonl(path: Path) -> list[tuple[str, Any]]:
             except json.JSONDecodeError as error:
                 raise ValueError(
                     f"{path}, line {number}: malformed JSON ({error.msg}); each line should hold one row of the form "
-                    f"{ROW_FORM}."
+                    f"{row_form}."
                 ) from error
     return located_rows
 
