@@ -163,4 +163,4 @@ def test_the_tool_answers_the_questions_that_are_stored(tmp_path):
     (one,) = proposals(tmp_path)
     assert one.completion == questions and one.metrics["questions"] == 2
     assert one.metrics["questions_kept"] >= 1 and one.tool_examples
-    assert one.tool_examples[0]["completion"].startswith("Ann")
+    assert one.tool_examples[0]["completion"].endswith("?\nAnswer: Ann keeps bees in Vell.")

@@ -1,10 +1,12 @@
 """Where stored self-edits are read from."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from helpers.written_runs import expected_rows, scored, two_rounds, write_run
+from seal_hf.domains.base import BASE
 from seal_hf.hub import load_self_edits, save_self_edits
 from seal_hf.hub.stored_self_edits import load_stored_self_edits
 from seal_hf.records.journal import Journal
@@ -25,9 +27,12 @@ def test_files_of_rows(tmp_path):
 
 def test_a_run_and_its_dataset_with_those_of_the_evaluation(tmp_path):
     run = two_rounds(tmp_path / "run")
-    Journal(run / "evaluation").write_scored(0, [scored(5, 0, 1.0, prompt="Passage: moths.")])
+    held_out = [scored(5, 0, 1.0, prompt="Passage: moths."), scored(5, 0, 1.0, prompt="", condition=BASE)]
+    graded = [{**held_out[0].repeats[0], "verdicts": [True, True]}]
+    Journal(run / "evaluation").write_scored(0, [replace(one, repeats=graded) for one in held_out])
     folder = save_self_edits(run, tmp_path / "saved", include_evaluation=True)
-    expected = [*expected_rows(run), *({**row, "kept": False} for row in expected_rows(run / "evaluation"))]
+    # Nothing of the evaluation is kept, and its base model wrote nothing.
+    expected = [*expected_rows(run), {**expected_rows(run / "evaluation")[0], "kept": False}]
     assert len(expected) == 5
     for source in (run, folder):
         assert list(load_stored_self_edits(source)) == load_self_edits(source, include_evaluation=True).to_list()
