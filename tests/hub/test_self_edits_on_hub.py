@@ -68,6 +68,8 @@ def test_pushing_again_replaces(run, written, hub, token):
     assert set(hub.files("tester/edits", "dataset")) == set(before) - {"data/evaluation-00000-of-00001.parquet"}
     assert load_self_edits("tester/edits", token=token).to_list() == expected_rows(written)
     assert entries_of("tester/edits", token) == expected_rows(written)
+    both = load_self_edits("tester/edits", token=token, revision=first, include_evaluation=True)
+    assert both.to_list() == load_self_edits(run.folder, include_evaluation=True).to_list() and both.num_rows > 24
     assert load_self_edits("tester/edits", token=token, revision=first).num_rows == 24
     assert hub.titles("tester/edits", "dataset")[1:] == ["With evaluation", "Upload self-edits"]
 

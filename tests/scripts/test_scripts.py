@@ -12,12 +12,15 @@ from helpers.folders import ROOT, TRAINERS
 from helpers.scripts import run_main
 from helpers.tiny_models import save_tiny_model
 from seal_hf.domains import KnowledgeDomain, load_demo_passages, shuffle_passages
+from seal_hf.domains.base import SELF_EDITS
+from seal_hf.records.journal import Journal
 from trainers.arguments import load_dataset_argument
 
 
+NAMES = ("Ann\u2028", "Bob", "Cleo")
 PASSAGES = [
     {"title": name, "context": f"{name} keeps bees.", "questions": [{"question": "Who?", "answer": name}]}
-    for name in ("Ann\u2028", "Bob", "Cleo")
+    for name in NAMES
 ]
 TINY = ["--dtype", "float32", "--lora_r", "4", "--num_train_epochs", "2", "--max_completion_length", "12"]
 TINY += ["--num_generations", "2"]
@@ -94,6 +97,24 @@ def test_evaluate_keeps_foreign_files(evaluation, loaded_script, tmp_path, conte
     assert (tmp_path / "results" / "run.json").read_text() == content
 
 
+def test_evaluate_takes_self_edits_from_a_file(evaluation, loaded_script, tmp_path, capsys):
+    rows = [
+        {"context": one["context"], "completions": [f"{one['title']} has hives.", "Bees hum."]} for one in PASSAGES
+    ]
+    (tmp_path / "theirs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    script, parse = loaded_script("evaluate")
+    script.main(parse(*evaluation, "--self_edits", tmp_path / "theirs.jsonl"))
+    assert "\n| self-edits " in capsys.readouterr().out
+    proposals = Journal(tmp_path / "results" / "evaluation").proposals(0)
+    written = {(one.prompt, one.completion) for one in proposals if one.condition == SELF_EDITS}
+    assert {completion for _, completion in written} == {text for row in rows for text in row["completions"]}
+    # Each about its own passage.
+    assert all(f"{name} keeps bees" in str(prompt) for prompt, text in written for name in NAMES if name in text)
+    with pytest.raises(ValueError, match="no completion about example [0-2] [(]'Cleo'[)], where num_generations=2"):
+        (tmp_path / "theirs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:2]))
+        script.main(parse(*evaluation, "--self_edits", tmp_path / "theirs.jsonl"))
+
+
 def test_the_first_passages_are_taken_of_the_shuffled_ones(tmp_path):
     file = tmp_path / "passages.json"
     passages = [{**PASSAGES[0], "title": str(number)} for number in range(20)]
@@ -120,6 +141,7 @@ def test_demo(model, tmp_path):
     [
         ("demo.py", ["--passage", "nowhere.txt"], "There is no passage at nowhere.txt"),
         ("evaluate.py", ["--dataset", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
+        ("evaluate.py", ["--self_edits", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
     ],
 )
 def test_bad_input_is_one_sentence(script, options, message, tmp_path):
