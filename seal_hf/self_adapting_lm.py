@@ -306,7 +306,12 @@ class SelfAdaptingLM:
         carried_out = list(self_edits)
         for place, edit in zip(calling, done, strict=True):
             # Nothing else of it is recorded by a run.
-            carried_out[place] = replace(self_edits[place], examples=edit.examples, metrics=edit.metrics, calls=())
+            carried_out[place] = replace(
+                self_edits[place],
+                examples=edit.examples,
+                metrics={**self_edits[place].metrics, **edit.metrics},
+                calls=(),
+            )
         return carried_out
 
     def _answer_those_that_fit(

@@ -43,7 +43,7 @@ class SelfEdit:
             What it asks of its domain's tool, such as questions to be answered. They are carried out before it is trained
             on (see [`Domain.carry_out`]), and gone then.
         metrics (`Mapping[str, float]`, *optional*, defaults to an empty mapping):
-            What its tool has to tell of it, such as how many questions were kept.
+            What is to be told of it, such as the epochs that it chose, and how many questions its tool kept.
     """
 
     prompt: Prompt

@@ -145,8 +145,8 @@ class Domain:
                 nothing.
 
         Returns:
-            `list[SelfEdit]`: for each the self-edit with its `examples` and `metrics`, without `calls`; the rest of it stays as
-                it was. One without `examples` is malformed.
+            `list[SelfEdit]`: for each the self-edit with its `examples`, without `calls`, and with `metrics`, which are added to
+                those that it had; the rest of it stays as it was. One without `examples` is malformed.
         """
         return list(self_edits)
 

@@ -63,7 +63,7 @@ class Proposal:
             What came of the tool that it called: `prompt` and `completion` of every training example. `None` where it called
             none, so that its training examples are read from the completion.
         metrics (`dict[str, float]`, *optional*):
-            What its tool had to tell of it (see [`SelfEdit`]); `None` where it called none.
+            What is told of it (see [`SelfEdit`]); `None` where that is nothing.
     """
 
     round: int

@@ -36,8 +36,8 @@ class Evaluation:
             about ..." and that is graded as the answer to every question. Empty where the domain has no such prompt.
         recited (`dict[str, Accuracy]`):
             Share of each condition's answers that recite (see [`Domain.recited`]). Empty where the domain does not tell.
-        tool_metrics (`dict[str, float]`, *optional*, defaults to an empty dictionary):
-            Means of what their tool has to tell of the self-edits (see [`tool_metrics`]).
+        self_edit_metrics (`dict[str, float]`, *optional*, defaults to an empty dictionary):
+            Means of what is told of the self-edits (see [`self_edit_metrics`]).
     """
 
     round: int
@@ -46,7 +46,7 @@ class Evaluation:
     reference: str
     recitations: dict[str, Accuracy]
     recited: dict[str, Accuracy]
-    tool_metrics: dict[str, float] = field(default_factory=dict)
+    self_edit_metrics: dict[str, float] = field(default_factory=dict)
 
 
 def evaluations(journal: Journal) -> list[Evaluation]:
@@ -87,7 +87,7 @@ def evaluations(journal: Journal) -> list[Evaluation]:
                 reference=trained[-1] if trained else BASE,
                 recitations=_accuracies(recitations[number], names),
                 recited=_accuracies(recited[number], names),
-                tool_metrics=tool_metrics(rounds[number]),
+                self_edit_metrics=self_edit_metrics(rounds[number]),
             )
         )
     return results
@@ -102,7 +102,7 @@ def metrics(evaluation: Evaluation) -> dict[str, float]:
     """
     An evaluation as flat numbers to log: `base_accuracy`, `self_edits_accuracy`, `self_edits_recitation`,
     `self_edits_recited`, `gain_over_passage_only`, `gain_over_round_0` and so on, which are means over passages, each with
-    its `_low` and `_high`; `self_edits_accuracy_per_question` and so on; what a tool told of the self-edits, such as
+    its `_low` and `_high`; `self_edits_accuracy_per_question` and so on; what is told of the self-edits, such as
     `self_edits_coverage`; and the counts.
     """
     estimates = {f"{_slug(name)}_accuracy": value for name, value in evaluation.accuracies.items()}
@@ -114,7 +114,7 @@ def metrics(evaluation: Evaluation) -> dict[str, float]:
     for name, estimate in estimates.items():
         flat |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
     flat |= {f"{_slug(name)}_accuracy_per_question": one.per_question for name, one in evaluation.accuracies.items()}
-    flat |= {f"{_slug(SELF_EDITS)}_{name}": value for name, value in evaluation.tool_metrics.items()}
+    flat |= {f"{_slug(SELF_EDITS)}_{name}": value for name, value in evaluation.self_edit_metrics.items()}
     own = evaluation.accuracies[SELF_EDITS]
     return flat | {"num_passages": own.num_passages, "num_questions": own.num_questions}
 
@@ -131,7 +131,7 @@ def round_metrics(scored: Sequence[ScoredSelfEdit], selected: Sequence[SelectedS
 
     Returns:
         `dict[str, float]`: without the names that there is no value for. `reward/best` is what choosing is worth (see
-            [`best_of_k`]). What a tool told of the self-edits is there as `self_edits/coverage` and so on.
+            [`best_of_k`]). What is told of the self-edits is there as `self_edits/coverage` and so on.
     """
     rewards = [[edit.reward for edit in own] for own in _graded(scored).values()]
     best = best_of_k(scored)
@@ -154,12 +154,12 @@ def round_metrics(scored: Sequence[ScoredSelfEdit], selected: Sequence[SelectedS
         result |= {"completions/min_length": min(lengths), "completions/max_length": max(lengths)}
     if seconds := sum(edit.seconds for edit in scored):
         result["inner/tokens_per_second"] = sum(edit.tokens for edit in scored) / seconds
-    result |= {f"self_edits/{name}": value for name, value in tool_metrics(scored).items()}
+    result |= {f"self_edits/{name}": value for name, value in self_edit_metrics(scored).items()}
     return result | {"num_examples": len({edit.example for edit in scored})}
 
 
-def tool_metrics(scored: Iterable[ScoredSelfEdit]) -> dict[str, float]:
-    """What their tool has to tell of self-edits (see [`SelfEdit`]), each the mean over those that it is known of."""
+def self_edit_metrics(scored: Iterable[ScoredSelfEdit]) -> dict[str, float]:
+    """What is told of self-edits (the `metrics` of [`SelfEdit`]), each the mean over those that it is known of."""
     values = defaultdict(list)
     for edit in scored:
         for name, value in (edit.metrics or {}).items():

@@ -208,7 +208,7 @@ class Rollout:
                     finished=one.generation.finished,
                     completion_ids=list(one.generation.token_ids),
                     tool_examples=list(map(asdict, one.self_edit.examples)) if one.called else None,
-                    metrics=dict(one.self_edit.metrics) if one.called else None,
+                    metrics=dict(one.self_edit.metrics) or None if one.self_edit is not None else None,
                 )
                 update = self._tokenized(draft, one.self_edit)
                 self._updates_of(stage)[_key(draft)] = update
