@@ -54,6 +54,10 @@ class AdaptationArguments:
             "styles 'questions...'."
         },
     )
+    sets_training: bool = field(
+        default=False,
+        metadata={"help": "Let self-edits set their epochs, learning rate and batch size, within bounds."},
+    )
     num_generations: int = field(default=4, metadata={"help": "Self-edits per passage."})
     temperature: float = field(default=0.3, metadata={"help": "Sampling temperature of the self-edits."})
     top_p: float = field(
@@ -97,6 +101,7 @@ class AdaptationArguments:
             training_format=self.training_format,
             num_passages=self.num_passages_per_epoch,
             answers_questions=self.answers_questions,
+            sets_training=self.sets_training,
         )
         return SelfAdaptingLM.from_pretrained(
             self.model_name_or_path,

@@ -77,6 +77,10 @@ class KnowledgeArguments(JudgeArguments):
             "styles 'questions...'."
         },
     )
+    sets_training: bool = field(
+        default=False,
+        metadata={"help": "Let self-edits set their epochs, learning rate and batch size, within bounds."},
+    )
     dry_run: bool = field(default=False, metadata={"help": "Check everything and print the plan, no more."})
 
 
@@ -130,6 +134,7 @@ def main(script_args: KnowledgeArguments, training_args: SEALConfig, model_args:
             training_format=script_args.training_format,
             num_passages=script_args.num_passages_per_epoch,
             answers_questions=script_args.answers_questions,
+            sets_training=script_args.sets_training,
         ),
         train_dataset=load_dataset_argument(
             script_args.dataset_name,

@@ -24,8 +24,10 @@ from .templates import (
     load_answer_template,
     load_prompt_template,
     read_prompt_file,
+    split_cue,
 )
 from .training_formats import TRAINING_FORMATS, prompts_with_completions, raw_texts
+from .training_settings import ask_for_training, split_training_settings, training_metrics
 
 
 # What an evaluation compares self-edits with, beside the base model: the same model with the passage in view, and an
@@ -73,6 +75,9 @@ class KnowledgeDomain(Domain):
             Whether the policy writes questions without answers, which the model answers itself with the passage in view (see
             [`~KnowledgeDomain.carry_out`]). Where it is not set, this is so for the styles whose names begin with
             `"questions"`.
+        sets_training (`bool`, *optional*, defaults to `False`):
+            Whether the policy is asked to set epochs, learning rate and batch size of the inner update in a last line, whatever
+            the style (see [`split_training_settings`]). What it does not set is left to the run's settings.
 
     Raises:
         ValueError: If `prompt_style` is neither one of the styles nor a template with a place for the passage, if
@@ -90,6 +95,7 @@ class KnowledgeDomain(Domain):
         training_format: str = "language_modeling",
         num_passages: int = 1,
         answers_questions: bool | None = None,
+        sets_training: bool = False,
     ):
         if training_format not in TRAINING_FORMATS:
             raise ValueError(
@@ -108,7 +114,9 @@ class KnowledgeDomain(Domain):
         self.training_format, self.num_passages = training_format, num_passages
         self.answers_questions = answers_questions
         self._calls_tool = prompt_style in QUESTION_STYLES if answers_questions is None else answers_questions
-        self._prompt_template = load_prompt_template(prompt_style)
+        self.sets_training = sets_training
+        template = load_prompt_template(prompt_style)
+        self._prompt_template = ask_for_training(template) if sets_training else template
         self._answer_template = load_answer_template(answer_prompt)
         self._answer_in_context_template = read_prompt_file("answer-in-context")
         self._known_template = read_prompt_file("known")
@@ -134,7 +142,8 @@ class KnowledgeDomain(Domain):
     def parse(self, completion: str, example: Mapping[str, Any]) -> SelfEdit | None:
         """
         Turn a completion into training examples: texts by the paper's rules (see [`split_completion`]) in the domain's
-        `training_format`, and the passage itself. Questions that the model is to answer become calls of the tool.
+        `training_format`, and the passage itself. Questions that the model is to answer become calls of the tool, and what a
+        line sets of the training becomes `overrides`, where the domain is told so.
 
         Unlike in the reference implementation, a completion without any text is malformed.
 
@@ -150,11 +159,14 @@ class KnowledgeDomain(Domain):
         questions, texts = self._split(completion)
         if not questions and not texts:
             return None
+        overrides = split_training_settings(completion)[1] if self.sets_training else {}
         return SelfEdit(
             prompt=self.prompt(example),
             completion=completion,
             examples=self._training_examples(example, texts),
+            overrides=overrides,
             calls=tuple(questions),
+            metrics=training_metrics(overrides) if self.sets_training else {},
         )
 
     def carry_out(
@@ -187,6 +199,8 @@ class KnowledgeDomain(Domain):
 
     def _split(self, completion: str) -> tuple[list[str], list[str]]:
         """The questions of a completion that the model is to answer, and its other texts."""
+        if self.sets_training:
+            completion = split_training_settings(completion)[0]
         if self._calls_tool:
             return split_questions(completion, self.split_newlines)
         return [], split_completion(completion, self.split_newlines)
@@ -361,9 +375,7 @@ class KnowledgeDomain(Domain):
             )
         if not self.chat:
             return fill_template(template, values)
-        body, _, last_line = template.rstrip().rpartition("\n")
-        is_cue = last_line.endswith(":") and "{" not in last_line
-        return [{"role": "user", "content": fill_template(body if is_cue else template, values).strip()}]
+        return [{"role": "user", "content": fill_template(split_cue(template)[0], values).strip()}]
 
 
 def _question(example: Mapping[str, Any], item: Mapping[str, Any]) -> str:

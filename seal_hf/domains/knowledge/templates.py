@@ -52,6 +52,25 @@ def fill_template(template: str, values: Mapping[str, str]) -> str:
     return "".join(filled)
 
 
+def split_cue(template: str) -> tuple[str, str]:
+    """
+    Split a template before its last line if that is the beginning of the answer, such as `Answer:`.
+
+    Example:
+
+    ```python
+    >>> split_cue("List what follows.\\n\\nPassage:\\n{context}\\n\\nImplications:\\n")
+    ('List what follows.\\n\\nPassage:\\n{context}\\n', '\\nImplications:\\n')
+    >>> split_cue("{title}\\n{context}\\n")
+    ('{title}\\n{context}\\n', '')
+
+    ```
+    """
+    body, _, last_line = template.rstrip().rpartition("\n")
+    is_cue = last_line.endswith(":") and "{" not in last_line
+    return (body, template[len(body) :]) if is_cue else (template, "")
+
+
 def read_prompt_file(name: str) -> str:
     """The text of a prompt of this package, by its name."""
     return (resources.files(__package__) / "prompts" / f"{name}.txt").read_text(encoding="utf-8")
