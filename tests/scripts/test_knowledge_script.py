@@ -277,7 +277,7 @@ def test_model_options_reach_the_trainer(knowledge, config, monkeypatch):
 
     monkeypatch.setattr(knowledge, "SEALTrainer", trainer)
     given = ["--model_revision", "v2", "--split_newlines", "false", "--answer_prompt", "paper"]
-    given += ["--answers_questions", "true"]
+    given += ["--answers_questions", "true", "--sets_training", "true"]
     with pytest.raises(_Seen) as seen:
         knowledge.main(*parse(knowledge, "--config", config, *given))
     (options,) = seen.value.args
@@ -286,4 +286,5 @@ def test_model_options_reach_the_trainer(knowledge, config, monkeypatch):
     assert options["peft_config"].r == 4 and options["quantization_config"] is None
     assert options["domain"].prompt_style == "rewrite" and not options["domain"].split_newlines
     assert options["domain"].answer_prompt == "paper" and options["domain"].answers_questions is True
+    assert options["domain"].sets_training is True
     assert [len(options[name]) for name in ("train_dataset", "eval_dataset")] == [2, 1]
