@@ -13,7 +13,7 @@ from seal_hf.inner_loop.update import InnerLoopConfig
 BEES = {"title": "Ann's bees", "context": "Ann keeps bees. They hum.", "questions": []}
 LINE = "Training: 6 epochs, learning rate 5e-4, batch size 8"
 CHOSEN = {"num_train_epochs": 6, "learning_rate": 5e-4, "batch_size": 8}
-ASKED = read_prompt_file("training").strip()
+ASKED, *LINES = read_prompt_file("training").splitlines()
 
 
 def domain(style="implications", **options):
@@ -24,27 +24,39 @@ def completions(edit):
     return [example.completion for example in edit.examples]
 
 
-@pytest.mark.parametrize("style", [*PROMPT_STYLES, "About {title}:\n{context}\nSay what follows.", "{context}\nNow:"])
-def test_every_style_asks_for_the_line_behind_the_passage(style):
-    for chat in (True, False):
-        asked, plain = (domain(style, chat=chat, sets_training=on).prompt(BEES) for on in (True, False))
-        if chat:
-            asked, plain = asked[0]["content"], plain[0]["content"]
-            # In chat form it is the last thing that is read.
-            assert asked == f"{plain}\n\n{ASKED}"
-            continue
-        before, after = asked.split(ASKED)
-        assert (before + after).split() == plain.split() and before.endswith("\n\n")
-        # In plain form the beginning of the answer stays the last line.
-        cue = plain.rstrip().rpartition("\n")[2]
-        assert "They hum." in before and after.strip() == (cue if cue.endswith(":") else "")
-        assert plain.endswith(after.lstrip())
+def prompts(style, chat):
+    asked, plain = (domain(style, chat=chat, sets_training=on).prompt(BEES) for on in (True, False))
+    return (asked[0]["content"], plain[0]["content"]) if chat else (asked, plain)
+
+
+@pytest.mark.parametrize("chat", [True, False])
+@pytest.mark.parametrize("style", [style for style in PROMPT_STYLES if style != "none"])
+def test_every_style_asks_for_the_line_and_its_examples_have_it(style, chat):
+    asked, plain = prompts(style, chat)
+    instruction, *examples, passage = asked.split("\n\nPassage:\n")
+    own_instruction, *own_examples, own_passage = plain.split("\n\nPassage:\n")
+    assert instruction == f"{own_instruction}\n{ASKED}\n{LINES[0]}" and passage == own_passage
+    assert len(own_examples) == (2 if style.startswith("questions") else 0)
+    assert examples == [f"{own}\n{line}" for own, line in zip(own_examples, LINES, strict=False)]
+
+
+@pytest.mark.parametrize(
+    ("template", "cue"), [("{title}\n{context}\nSay what follows.", ""), ("{context}\nNow:\n", "Now:\n"), ("none", "")]
+)
+def test_other_templates_ask_behind_the_passage_and_keep_the_beginning_of_the_answer(template, cue):
+    asked, plain = prompts(template, chat=True)
+    assert asked == f"{plain}\n\n{ASKED}\n{LINES[0]}"
+    asked, plain = prompts(template, chat=False)
+    assert asked == f"{plain.removesuffix(cue).rstrip()}\n\n{ASKED}\n{LINES[0]}\n{cue and chr(10) + cue}"
 
 
 def test_the_policy_is_told_the_bounds_and_the_form_that_is_read():
-    told = [float(number) for number in re.findall(r"\d[\de.-]*", ASKED.split("\n")[0])]
+    told = [float(number) for number in re.findall(r"\d[\de-]*", ASKED)]
     assert told == [number for bounds in BOUNDS.values() for number in bounds]
-    assert split_training_settings(ASKED.split("\n")[1]) == ("", CHOSEN)
+    for line in LINES:
+        text, settings = split_training_settings(line)
+        assert text == "" and settings.keys() == BOUNDS.keys()
+        assert all(BOUNDS[name][0] < value < BOUNDS[name][1] for name, value in settings.items())
 
 
 def test_the_line_is_no_text_and_sets_the_training():

@@ -6,12 +6,13 @@ reward tells the policy what its choice was worth.
 """
 
 import re
+from itertools import cycle
 
 from .templates import read_prompt_file, split_cue
 
 
 # The least and the greatest value that a self-edit may set, by the names of `InnerLoopConfig`'s fields; prompts/training.txt
-# tells the policy. Some multiples of 2e-3 make training diverge. The memory of a step grows with its batch.
+# tells the policy. Not far above 2e-3 training diverges. The memory of a step grows with its batch.
 BOUNDS = {"num_train_epochs": (1, 20), "learning_rate": (1e-5, 2e-3), "batch_size": (1, 16)}
 _WORDS = {"num_train_epochs": "epochs?", "learning_rate": "learning[ _]rate", "batch_size": "batch[ _]size"}
 _METRICS = {
@@ -19,6 +20,8 @@ _METRICS = {
     "learning_rate": "training_rate",
     "batch_size": "training_batch",
 }
+# What comes before the passage, and before that of every example, in the prompts of this project.
+_HEADING = "\n\nPassage:\n"
 _NUMBER = r"(\d+(?:\.\d+)?(?:e[-+]?\d+)?)"
 # A list's marker may come first: "3. Training: 6 epochs".
 _LINE = re.compile(
@@ -30,9 +33,21 @@ _SETTINGS = {
 
 
 def ask_for_training(template: str) -> str:
-    """A prompt template that also asks for the line: behind the passage, where it is the last thing that is read."""
-    body, cue = split_cue(template)
-    return f"{body.rstrip()}\n\n{read_prompt_file('training')}{cue}"
+    """
+    A prompt template that also asks for the line.
+
+    The sentence follows the style's instruction, and examples in the template end in such a line, too: a small model that is
+    asked behind the passage, or sees no example of it, writes the line alone. A template in another form, without "Passage:" as
+    a heading, is asked behind it.
+    """
+    asked, *lines = read_prompt_file("training").splitlines()
+    asked = f"{asked}\n{lines[0]}"
+    if _HEADING not in template:
+        body, cue = split_cue(template)
+        return f"{body.rstrip()}\n\n{asked}\n{cue}"
+    instruction, *examples, passage = template.split(_HEADING)
+    examples = [f"{example}\n{line}" for example, line in zip(examples, cycle(lines), strict=False)]
+    return _HEADING.join([f"{instruction}\n{asked}", *examples, passage])
 
 
 def split_training_settings(completion: str) -> tuple[str, dict[str, float]]:
