@@ -37,7 +37,11 @@ def test_every_style_asks_for_the_line_and_its_examples_have_it(style, chat):
     own_instruction, *own_examples, own_passage = plain.split("\n\nPassage:\n")
     assert instruction == f"{own_instruction}\n{ASKED}\n{LINES[0]}" and passage == own_passage
     assert len(own_examples) == (2 if style.startswith("questions") else 0)
-    assert examples == [f"{own}\n{line}" for own, line in zip(own_examples, LINES, strict=False)]
+    for example, own, line in zip(examples, own_examples, LINES, strict=False):
+        lines = example.splitlines()
+        (place,) = [i for i, text in enumerate(lines) if text == line]
+        assert lines[place - 1] in ("Questions:", "Questions and rewrite:") and lines[place + 1].startswith("1. ")
+        assert "\n".join(lines[:place] + lines[place + 1 :]) == own
 
 
 @pytest.mark.parametrize(

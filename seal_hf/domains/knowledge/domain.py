@@ -76,7 +76,7 @@ class KnowledgeDomain(Domain):
             [`~KnowledgeDomain.carry_out`]). Where it is not set, this is so for the styles whose names begin with
             `"questions"`.
         sets_training (`bool`, *optional*, defaults to `False`):
-            Whether the policy is asked to set epochs, learning rate and batch size of the inner update in a last line, whatever
+            Whether the policy is asked to set epochs, learning rate and batch size of the inner update in a line, whatever
             the style (see [`split_training_settings`]). What it does not set is left to the run's settings.
 
     Raises:

@@ -36,17 +36,20 @@ def ask_for_training(template: str) -> str:
     """
     A prompt template that also asks for the line.
 
-    The sentence follows the style's instruction, and examples in the template end in such a line, too: a small model that is
-    asked behind the passage, or sees no example of it, writes the line alone. A template in another form, without "Passage:" as
-    a heading, is asked behind it.
+    The sentence follows the style's instruction, and in examples the line comes first: small models that are asked for it behind
+    the passage write it alone, and at the end of a long text they forget it. A template without "Passage:" as a heading asks
+    behind the passage all the same.
     """
     asked, *lines = read_prompt_file("training").splitlines()
     asked = f"{asked}\n{lines[0]}"
+    body, cue = split_cue(template)
     if _HEADING not in template:
-        body, cue = split_cue(template)
         return f"{body.rstrip()}\n\n{asked}\n{cue}"
     instruction, *examples, passage = template.split(_HEADING)
-    examples = [f"{example}\n{line}" for example, line in zip(examples, cycle(lines), strict=False)]
+    label = f"\n\n{cue.strip()}\n"  # such as "Questions:", below which the answer begins
+    examples = [
+        example.replace(label, f"{label}{line}\n", 1) for example, line in zip(examples, cycle(lines), strict=False)
+    ]
     return _HEADING.join([f"{instruction}\n{asked}", *examples, passage])
 
 
