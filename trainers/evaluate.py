@@ -75,7 +75,7 @@ def main(args: EvaluationArguments) -> None:
         seed=args.seed,
         self_edits=self_edits,
     )
-    print(results_table(args.output_dir))
+    print(results_table(args.output_dir, [example["context"] for example in examples]))
     print(
         f"{(time.perf_counter() - start) / 60:.1f} minutes; answers and verdicts are in {args.output_dir}/evaluation."
     )

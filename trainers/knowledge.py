@@ -162,7 +162,8 @@ def main(script_args: KnowledgeArguments, training_args: SEALConfig, model_args:
         except HubError as error:
             failed_push = str(error)
     if trainer.is_world_process_zero():
-        print(f"\n{results_table(training_args.output_dir)}")
+        texts = [example["context"] for example in eval_dataset or ()]
+        print(f"\n{results_table(training_args.output_dir, texts)}")
         print(f"The policy adapter, the journal and rewards.png are in {training_args.output_dir}.")
     if failed_push is not None:
         sys.exit(f"error: {failed_push}")

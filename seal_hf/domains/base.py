@@ -213,6 +213,28 @@ class Domain:
         """
         return None
 
+    def short(self, example: Mapping[str, Any], answers: Sequence[str]) -> list[bool] | None:
+        """
+        Tell which answers are short (see [`seal_hf.grading.is_short`]): those that are right besides make the strict accuracy
+        of an evaluation. `None`, the default, where a domain does not tell.
+
+        Args:
+            example (`Mapping[str, Any]`):
+                One row of the dataset.
+            answers (`Sequence[str]`):
+                The answers to its [`~Domain.questions`], with a verdict on each.
+        """
+        return None
+
+    def retention_example(self) -> Mapping[str, Any] | None:
+        """
+        Return an example whose questions have nothing to do with what is learned, such as the capital of France.
+
+        An evaluation asks them of the base model and of every adapter, to see what learning should not have changed. They are
+        asked and graded as [`~Domain.questions`] and [`~Domain.grade`] do it. `None`, the default, where a domain has none.
+        """
+        return None
+
     def for_model(self, has_chat_template: bool) -> "Domain":
         """
         Return the domain in the form that suits a model; the domain itself where it has one form alone.

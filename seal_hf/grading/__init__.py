@@ -13,6 +13,7 @@ an answer says first on this machine and needs no key, [`JudgeGrader`] asks a la
 from .golds import gold_answers, show_gold_answers
 from .judge import GradingIncomplete, JudgeGrader, JudgeRefused, require_verdicts
 from .lexical import LexicalGrader
+from .statements import is_short
 
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "JudgeRefused",
     "LexicalGrader",
     "gold_answers",
+    "is_short",
     "require_verdicts",
     "show_gold_answers",
 ]

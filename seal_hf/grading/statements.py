@@ -1,6 +1,7 @@
 """What an answer says first: its first sentence, in scripts of several kinds."""
 
 import re
+from collections.abc import Sequence
 
 
 # Chosen on the first 25 passages of the paper's stored run `rank_iter0`: from here on agreement hardly grows.
@@ -8,12 +9,14 @@ MAX_WORDS = 40
 # Words. A text that short is read as a whole. On those passages agreement is the same (0.878) from 0 to 22 words, while what
 # the beginning of a passage earns as the answer to every question grows with them.
 SHORT_ANSWER = 12
+_TIMES_GOLD = 3  # words of a short answer for each of the gold answer's, where that is more
 _LONGEST_ABBREVIATION = 4  # letters; "Ps. 31"
 _LONGEST_READ = 5_000  # characters that are looked at
 _WRAPPED = 60  # characters of a line that may go on in the next one
 # Thai to Myanmar, Khmer, kana, Han, Hangul: scripts whose words are not parted by spaces, or carry attached particles.
 UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\U00020000-\U0003ffff"
 
+_WORD = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
 # Stops that a space or a closing mark follows, and stops of scripts that put no space behind them.
 _QUESTION_MARKS = "?？؟՞፧⸮"
 _END = re.compile(
@@ -85,6 +88,43 @@ def first_statement(text: str) -> str:
     return _shortened(skipped + text[start:])
 
 
+def num_words(text: str) -> float:
+    """
+    The number of words of a text, where two letters of a script without spaces count as one.
+
+    Example:
+
+    ```python
+    >>> num_words("Ann keeps bees."), num_words("東京都")
+    (3.0, 1.5)
+
+    ```
+    """
+    return sum(1 if re.match(f"[{UNSPACED}]", match.group()) else 2 for match in _WORD.finditer(text)) / 2
+
+
+def is_short(answer: str, golds: Sequence[str]) -> bool:
+    """
+    Whether an answer is short: of at most [`SHORT_ANSWER`] words, or three times those of its longest gold answer where that
+    is more. A right answer that is short says little beside what was asked.
+
+    Args:
+        answer (`str`):
+            An answer in any language.
+        golds (`Sequence[str]`):
+            The gold answers to its question.
+
+    Example:
+
+    ```python
+    >>> is_short("Ann kept them.", ["Ann"]), is_short("It is said that " * 4, ["Ann"])
+    (True, False)
+
+    ```
+    """
+    return num_words(answer) <= max([SHORT_ANSWER, *(_TIMES_GOLD * num_words(gold) for gold in golds)])
+
+
 def _ends_sentence(text: str, start: int, match: re.Match) -> bool:
     before, after = text[start : match.start()], text[match.end() :]
     last_line = before.rpartition("\n")[2].strip()
@@ -119,7 +159,7 @@ def _says_nothing(sentence: str) -> bool:
 def _shortened(text: str, max_words: int = MAX_WORDS) -> str:
     """The first words of a text, where two letters of a script without spaces count as one."""
     room = 2 * max_words
-    for match in re.finditer(rf"[{UNSPACED}]|[^\s{UNSPACED}]+", text):
+    for match in _WORD.finditer(text):
         room -= 1 if re.match(f"[{UNSPACED}]", match.group()) else 2
         if room < 0:
             return text[: match.start()].rstrip()

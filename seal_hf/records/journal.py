@@ -114,6 +114,11 @@ class TrialResult:
         recitation (`dict`, *optional*):
             What was said to [`Domain.recitation_prompt`] and how it was graded as the answer to every question: `answer` and
             `verdicts`; `None` where it was not asked.
+        short (`list[bool]`, *optional*):
+            Whether each answer is short (see [`Domain.short`]); `None` where the domain does not tell.
+        retention (`dict`, *optional*):
+            What was said to the questions of [`Domain.retention_example`]: `answers` and `verdicts`. `None` where they were not
+            asked: without an adapter they are asked of the base model once, in the trial of the first example.
     """
 
     condition: str
@@ -129,6 +134,8 @@ class TrialResult:
     seconds: float
     recited: list[bool] | None = None
     recitation: dict | None = None
+    short: list[bool] | None = None
+    retention: dict | None = None
 
     @property
     def key(self) -> tuple[str, int, int, int]:
@@ -147,7 +154,7 @@ class ScoredSelfEdit:
             As in [`Proposal`].
         repeats (`list[dict]`):
             For each independent inner update its `seed`, `reward`, `answers`, `verdicts` and `loss`; in an evaluation
-            also `recited` and `recitation`, as in [`TrialResult`].
+            also `recited`, `recitation`, `short` and `retention`, as in [`TrialResult`].
         reward (`float`, *optional*):
             Mean reward of the repeats, `None` when no answer could be graded. 0 when it is malformed.
         base_reward (`float`, *optional*):

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, pstdev
 
@@ -26,8 +26,8 @@ class Evaluation:
             The accuracy of each condition that this round measured; its `value` is the mean over passages, `per_question`
             that over questions.
         gains (`dict[str, Difference]`):
-            Differences of means over passages: the self-edits minus each baseline, and minus the self-edits of round 0 and of the round before (as
-            `"self-edits, round 0"`), paired by passage. A baseline that trains an adapter is that of the same policy, one
+            Differences of means over passages: the self-edits minus each baseline, and minus the self-edits of round 0 and of
+            the round before (as `"self-edits, round 0"`), paired by passage. A baseline that trains an adapter is that of the same policy, one
             that does not that of round 0.
         reference (`str`):
             The baseline that matters most: the last that trains an adapter without a self-edit, else the base model.
@@ -38,6 +38,17 @@ class Evaluation:
             Share of each condition's answers that recite (see [`Domain.recited`]). Empty where the domain does not tell.
         self_edit_metrics (`dict[str, float]`, *optional*, defaults to an empty dictionary):
             Means of what is told of the self-edits (see [`self_edit_metrics`]).
+        strict_accuracies (`dict[str, Accuracy]`, *optional*, defaults to an empty dictionary):
+            The same as `accuracies` where an answer has to be right and short (see [`Domain.short`]). Empty where the domain
+            does not tell.
+        strict_gains (`dict[str, Difference]`, *optional*, defaults to an empty dictionary):
+            The same as `gains` of these.
+        retention (`dict[str, Accuracy]`, *optional*, defaults to an empty dictionary):
+            For the base model and for conditions that train an adapter, the share of right answers to the questions of
+            [`Domain.retention_example`]. The base model's count for every passage. Empty where the domain has none.
+        tokens, seconds (`dict[str, float]`, *optional*, defaults to an empty dictionary):
+            For each condition that trains, the tokens that an adapter was trained on and the seconds that this took, its share
+            of its bank's time by tokens: means over its adapters.
     """
 
     round: int
@@ -47,19 +58,26 @@ class Evaluation:
     recitations: dict[str, Accuracy]
     recited: dict[str, Accuracy]
     self_edit_metrics: dict[str, float] = field(default_factory=dict)
+    strict_accuracies: dict[str, Accuracy] = field(default_factory=dict)
+    strict_gains: dict[str, Difference] = field(default_factory=dict)
+    retention: dict[str, Accuracy] = field(default_factory=dict)
+    tokens: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
-def evaluations(journal: Journal) -> list[Evaluation]:
+def evaluations(journal: Journal, examples: Collection[int] | None = None) -> list[Evaluation]:
     """
     Accuracies and gains of all evaluations on disk.
 
     A passage's share of right answers is the mean over its self-edits and their repeats, so it is what one self-edit
-    gives on average. A malformed self-edit counts, in accuracies, recitations and recited answers, as the base model of
-    round 0: nothing was learned.
+    gives on average. A malformed self-edit counts, in accuracies, recitations, recited answers and retention, as the base
+    model of round 0: nothing was learned.
 
     Args:
         journal ([`Journal`]):
             The evaluations' journal, `Journal(output_dir / "evaluation")`.
+        examples (`Collection[int]`, *optional*):
+            Places of the examples that count. Defaults to all.
 
     Returns:
         `list[Evaluation]`: from round 0 on, up to the first that is not scored.
@@ -67,27 +85,33 @@ def evaluations(journal: Journal) -> list[Evaluation]:
     rounds = journal.scored_rounds()
     if not rounds:
         return []
+    _spread_retention(rounds[0])
     base = {edit.example: edit.repeats[0] for edit in rounds[0] if edit.condition == BASE}
-    shares, recitations, recited = (
-        [_shares(scored, base, flags) for scored in rounds] for flags in (_right, _right_by_recitation, _recited)
+    if examples is not None:
+        rounds = [[edit for edit in scored if edit.example in examples] for scored in rounds]
+    right, strict, recitations, recited, retained = (
+        [_shares(scored, base, flags) for scored in rounds]
+        for flags in (_right, _right_and_short, _right_by_recitation, _recited, _retained)
     )
     untrained, trained = _baselines(rounds[0])
     baselines = (*untrained, *trained)
     results = []
-    for number, measured in enumerate(shares):
-        references = {name: measured.get(name, shares[0][name]) for name in baselines}
-        for earlier in sorted({0, number - 1}) if number else ():
-            references[f"{SELF_EDITS}, round {earlier}"] = shares[earlier][SELF_EDITS]
+    for number, measured in enumerate(right):
         names = [name for name in (*baselines, SELF_EDITS) if name in measured]
         results.append(
             Evaluation(
                 round=number,
                 accuracies=_accuracies(measured, names),
-                gains={name: paired_difference(other, measured[SELF_EDITS]) for name, other in references.items()},
+                gains=_gains(right[: number + 1], baselines),
                 reference=trained[-1] if trained else BASE,
                 recitations=_accuracies(recitations[number], names),
                 recited=_accuracies(recited[number], names),
                 self_edit_metrics=self_edit_metrics(rounds[number]),
+                strict_accuracies=_accuracies(strict[number], names),
+                strict_gains=_gains(strict[: number + 1], baselines),
+                retention=_accuracies(retained[number], names),
+                tokens=_per_adapter(rounds[number], names, "tokens"),
+                seconds=_per_adapter(rounds[number], names, "seconds"),
             )
         )
     return results
@@ -100,20 +124,29 @@ def of_every_policy(results: Sequence[Evaluation]) -> set[str]:
 
 def metrics(evaluation: Evaluation) -> dict[str, float]:
     """
-    An evaluation as flat numbers to log: `base_accuracy`, `self_edits_accuracy`, `self_edits_recitation`,
-    `self_edits_recited`, `gain_over_passage_only`, `gain_over_round_0` and so on, which are means over passages, each with
-    its `_low` and `_high`; `self_edits_accuracy_per_question` and so on; what is told of the self-edits, such as
-    `self_edits_coverage`; and the counts.
+    An evaluation as flat numbers to log: `base_accuracy`, `self_edits_accuracy`, `self_edits_strict_accuracy`,
+    `self_edits_recitation`, `self_edits_recited`, `self_edits_retention`, `gain_over_passage_only`, `gain_over_round_0`,
+    `strict_gain_over_round_0` and so on, which are means over passages, each with its `_low` and `_high`;
+    `self_edits_accuracy_per_question` and so on; `self_edits_tokens`, those that an adapter was trained on; what is told of
+    the self-edits, such as `self_edits_coverage`; and the counts.
     """
-    estimates = {f"{_slug(name)}_accuracy": value for name, value in evaluation.accuracies.items()}
-    estimates |= {f"{_slug(name)}_recitation": value for name, value in evaluation.recitations.items()}
-    estimates |= {f"{_slug(name)}_recited": value for name, value in evaluation.recited.items()}
-    for name, value in evaluation.gains.items():
-        estimates[f"gain_over_{_slug(name.removeprefix(f'{SELF_EDITS}, '))}"] = value
+    kinds = {
+        "accuracy": evaluation.accuracies,
+        "strict_accuracy": evaluation.strict_accuracies,
+        "recitation": evaluation.recitations,
+        "recited": evaluation.recited,
+        "retention": evaluation.retention,
+    }
+    estimates = {f"{_slug(name)}_{kind}": value for kind, own in kinds.items() for name, value in own.items()}
+    for kind, gains in (("gain", evaluation.gains), ("strict_gain", evaluation.strict_gains)):
+        for name, value in gains.items():
+            estimates[f"{kind}_over_{_slug(name.removeprefix(f'{SELF_EDITS}, '))}"] = value
     flat: dict[str, float] = {}
     for name, estimate in estimates.items():
         flat |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
     flat |= {f"{_slug(name)}_accuracy_per_question": one.per_question for name, one in evaluation.accuracies.items()}
+    # Not its seconds, so that what is logged is the same for the same seeds.
+    flat |= {f"{_slug(name)}_tokens": value for name, value in evaluation.tokens.items()}
     flat |= {f"{_slug(SELF_EDITS)}_{name}": value for name, value in evaluation.self_edit_metrics.items()}
     own = evaluation.accuracies[SELF_EDITS]
     return flat | {"num_passages": own.num_passages, "num_questions": own.num_questions}
@@ -199,12 +232,29 @@ def _right(repeat: Mapping) -> list[bool]:
     return repeat["verdicts"]
 
 
+def _right_and_short(repeat: Mapping) -> list[bool] | None:
+    short = repeat.get("short")
+    return short and [right and is_short for right, is_short in zip(repeat["verdicts"], short, strict=True)]
+
+
 def _right_by_recitation(repeat: Mapping) -> list[bool] | None:
     return (repeat.get("recitation") or {}).get("verdicts")
 
 
 def _recited(repeat: Mapping) -> list[bool] | None:
     return repeat.get("recited")
+
+
+def _retained(repeat: Mapping) -> list[bool] | None:
+    return (repeat.get("retention") or {}).get("verdicts")
+
+
+def _spread_retention(scored: Iterable[ScoredSelfEdit]) -> None:
+    """Give the base model's answers that were asked for once, without a topic, to its records of all examples."""
+    repeats = [edit.repeats[0] for edit in scored if edit.condition == BASE]
+    asked = next((repeat["retention"] for repeat in repeats if repeat.get("retention")), None)
+    for repeat in repeats:
+        repeat["retention"] = asked
 
 
 def _shares(
@@ -221,6 +271,25 @@ def _shares(
 
 def _accuracies(shares: Mapping[str, list[list[float]]], names: Iterable[str]) -> dict[str, Accuracy]:
     return {name: accuracy(shares[name]) for name in names if name in shares}
+
+
+def _gains(shares: Sequence[Mapping[str, list[list[float]]]], baselines: Iterable[str]) -> dict[str, Difference]:
+    """The self-edits of the last of some rounds minus each baseline and earlier self-edits, of what is known of both."""
+    own, number = shares[-1].get(SELF_EDITS), len(shares) - 1
+    references = {name: shares[-1].get(name, shares[0].get(name)) for name in baselines}
+    for earlier in sorted({0, number - 1}) if number else ():
+        references[f"{SELF_EDITS}, round {earlier}"] = shares[earlier].get(SELF_EDITS)
+    return {name: paired_difference(other, own) for name, other in references.items() if own and other}
+
+
+def _per_adapter(scored: Iterable[ScoredSelfEdit], names: Iterable[str], field_name: str) -> dict[str, float]:
+    """For each condition that trains the mean over its adapters of a field that is a sum over them."""
+    values = {}
+    for name in names:
+        own = [edit for edit in scored if edit.condition == name and edit.tokens]
+        if own:
+            values[name] = sum(getattr(edit, field_name) for edit in own) / sum(len(edit.repeats) for edit in own)
+    return values
 
 
 def _baselines(scored: Iterable[ScoredSelfEdit]) -> tuple[list[str], list[str]]:

@@ -1,20 +1,42 @@
 """A run's results as Markdown tables."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..domains.base import SELF_EDITS
+from ..grading.intervals import Estimate
+from ..grading.statements import num_words
 from .journal import Journal, ScoredSelfEdit
 from .report import Evaluation, base_reward, best_of_k, evaluations, kept_flags, mean_reward, of_every_policy, percent
 
 
-def results_table(output_dir: str | Path) -> str:
-    """The results of a run, as Markdown: a table of its training rounds and one of its evaluations."""
+# Words of an example from which on it is long, and told apart in the results.
+LONG_WORDS = 200
+
+
+def results_table(output_dir: str | Path, texts: Sequence[str] | None = None) -> str:
+    """
+    The results of a run, as Markdown: a table of its training rounds, and of its evaluations one of the conditions and one of
+    the differences.
+
+    Args:
+        output_dir (`str` or `Path`):
+            The run's output directory.
+        texts (`Sequence[str]`, *optional*):
+            What each example of the evaluation holds to learn (see [`Domain.content`]). Where some have more than
+            [`LONG_WORDS`] words and others have not, the tables of both follow.
+    """
     parts = []
     if rounds := Journal(output_dir).scored_rounds():
         parts += _training_table(output_dir, rounds)
-    if results := evaluations(Journal(Path(output_dir) / "evaluation")):
-        parts += _evaluation_table(results)
+    journal = Journal(Path(output_dir) / "evaluation")
+    if results := evaluations(journal):
+        parts += [*_notes(results), *_evaluation_tables(results)]
+        long = {place for place, text in enumerate(texts or ()) if num_words(text) > LONG_WORDS}
+        short = set(range(len(texts or ()))) - long
+        for name, places in (("at most", short), ("more than", long)) if short and long else ():
+            parts.append(f"Passages of {name} {LONG_WORDS} words, {len(places)}:")
+            parts += _evaluation_tables(evaluations(journal, places))
     return "\n\n".join(parts or ["No round is scored yet."]) + "\n"
 
 
@@ -56,25 +78,74 @@ def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {line} |" for line in lines)
 
 
-def _evaluation_table(results: Sequence[Evaluation]) -> list[str]:
-    start = results[0]
-    columns = {start.reference: f"minus {start.reference}"}
-    if len(results) > 1:
-        columns[f"{SELF_EDITS}, round 0"] = "minus before round 1"
-    measured_again = of_every_policy(results)
-    is_told = any(one.recited for one in results)
+def _evaluation_tables(results: Sequence[Evaluation]) -> list[str]:
+    """A table of the conditions and one of the differences between them."""
+    labels = _labels(results)
     rows = []
     for one in results:
-        when = f" after round {one.round}" if one.round else " before round 1" if len(results) > 1 else ""
         for name, value in one.accuracies.items():
-            gains = [str(one.gains.get(column, "")) if name == SELF_EDITS else "" for column in columns]
-            label = f"{name}{when if name in measured_again else ''}"
-            # Of rounds that an earlier version measured it is not known.
-            recited = percent(one.recited[name].value) if name in one.recited else "–"
-            rows.append([label, str(value), percent(value.per_question), *[recited] * is_told, *gains])
+            coverage = one.self_edit_metrics.get("coverage") if name == SELF_EDITS else None
+            tokens, seconds = one.tokens.get(name), one.seconds.get(name)
+            rows.append(
+                {
+                    "condition": labels[one.round, name],
+                    "accuracy": str(value),
+                    "per question": percent(value.per_question),
+                    "strict": _shown(one.strict_accuracies.get(name)),
+                    "recited": _share(one.recited.get(name)),
+                    "retained": _share(one.retention.get(name)),
+                    "coverage": percent(coverage),
+                    "tokens": "–" if tokens is None else f"{tokens:,.0f}",
+                    "seconds": "–" if not seconds else f"{seconds:,.1f}",
+                }
+            )
             if recitation := one.recitations.get(name):
-                empty = [""] * (is_told + len(columns))
-                rows.append([f"recitation, {label}", str(recitation), percent(recitation.per_question), *empty])
+                label = f"recitation, {labels[one.round, name]}"
+                told = {
+                    "condition": label,
+                    "accuracy": str(recitation),
+                    "per question": percent(recitation.per_question),
+                }
+                rows.append(dict.fromkeys(rows[-1], "") | told)
+    differences = []
+    for one in results:
+        for name, gain in one.gains.items():
+            if name in (results[0].reference, f"{SELF_EDITS}, round 0"):
+                other = labels.get((one.round, name)) or labels.get((0, name), labels[0, SELF_EDITS])
+                label = f"{labels[one.round, SELF_EDITS]} minus {other}"
+                strict = _shown(one.strict_gains.get(name))
+                differences.append({"difference": label, "accuracy": str(gain), "strict": strict})
+    return [_known_columns(rows), _known_columns(differences)]
+
+
+def _labels(results: Sequence[Evaluation]) -> dict[tuple[int, str], str]:
+    """What a condition is called in each round in which it was measured."""
+    measured_again = of_every_policy(results) if len(results) > 1 else ()
+    when = {one.round: f" after round {one.round}" if one.round else " before round 1" for one in results}
+    return {
+        (one.round, name): f"{name}{when[one.round] if name in measured_again else ''}"
+        for one in results
+        for name in one.accuracies
+    }
+
+
+def _known_columns(rows: Sequence[Mapping[str, str]]) -> str:
+    """A table without the columns in which nothing is known, as of what a domain does not tell or a run did not record."""
+    names = [name for name in rows[0] if any(row[name] not in ("", "–") for row in rows)]
+    return _markdown(names, [[row[name] for name in names] for row in rows])
+
+
+def _shown(estimate: Estimate | None) -> str:
+    return "–" if estimate is None else str(estimate)
+
+
+def _share(estimate: Estimate | None) -> str:
+    return percent(estimate and estimate.value)
+
+
+def _notes(results: Sequence[Evaluation]) -> list[str]:
+    """What the columns and rows of an evaluation's tables mean."""
+    start = results[0]
     size = start.accuracies[SELF_EDITS]
     notes = [
         f"Evaluation on {size.num_passages} passages with {size.num_questions} questions. Accuracy: the mean over passages of "
@@ -83,6 +154,7 @@ def _evaluation_table(results: Sequence[Evaluation]) -> list[str]:
         "answered."
     ]
     if len(results) > 1:
+        measured_again = of_every_policy(results)
         measured_once = ", ".join(name for name in start.accuracies if name not in measured_again)
         notes[0] += (
             f" Measured before round 1 alone, so that gains after later rounds are over these answers too: {measured_once}."
@@ -93,5 +165,21 @@ def _evaluation_table(results: Sequence[Evaluation]) -> list[str]:
             "question: what it earns is earned without answering. Recited is the share of answers that are given to two or more "
             "questions or copy 12 words of the passage in a row."
         )
-    header = ["condition", "accuracy", "per question", *["recited"] * is_told, *columns.values()]
-    return [*notes, _markdown(header, rows)]
+    others = [
+        (
+            any(one.strict_accuracies for one in results),
+            "Strict: an answer is right and has at most 12 words, or three times the gold answer's where that is more.",
+        ),
+        (
+            any(one.retention for one in results),
+            "Retained: right answers to general questions, which learning should leave as they are.",
+        ),
+        (
+            any("coverage" in one.self_edit_metrics for one in results),
+            "Coverage: the share of a passage's names and numbers that a self-edit's answers hold.",
+        ),
+        (any(one.tokens for one in results), "Tokens and seconds of training are means per adapter."),
+    ]
+    if told := [text for is_told, text in others if is_told]:
+        notes.append(" ".join(told))
+    return notes

@@ -33,12 +33,15 @@ class Asked:
         recites (`bool`, *optional*, defaults to `True`):
             Whether a recitation is asked for, too, where the domain has a prompt for one (see
             [`Domain.recitation_prompt`]).
+        is_retention_asked (`bool`, *optional*, defaults to `False`):
+            Whether the questions of [`Domain.retention_example`] are asked, too, where the domain has them.
     """
 
     adapter: Adapter | None
     example: Mapping
     prompts: Sequence[Prompt]
     recites: bool = True
+    is_retention_asked: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Graded:
             The domain's verdicts on them.
         reward (`float`, *optional*):
             Share of the verdicts that are right, among those that are not `None`; `None` when all are.
-        recitation (`dict`, *optional*):
+        recitation, retention (`dict`, *optional*):
             As in [`TrialResult`].
     """
 
@@ -61,6 +64,7 @@ class Graded:
     verdicts: list[bool | None]
     reward: float | None
     recitation: dict | None = None
+    retention: dict | None = None
 
 
 def ask_and_grade(
@@ -72,7 +76,8 @@ def ask_and_grade(
     stop: threading.Event | None = None,
 ) -> list[Graded]:
     """
-    Ask about examples and grade the answers, in common batches. A recitation is graded as the answer to every question.
+    Ask about examples and grade the answers, in common batches. A recitation is graded as the answer to every question,
+    and what is asked for retention as the example that it is.
 
     Args:
         lm ([`SelfAdaptingLM`]):
@@ -93,25 +98,41 @@ def ask_and_grade(
         GradingIncomplete: An answer could not be graded, and `require_all` is set.
         ValueError: The domain does not return verdicts for every example.
     """
-    prompts = {index: lm.domain.recitation_prompt(one.example) for index, one in enumerate(asked) if one.recites}
-    reciting = [index for index, prompt in prompts.items() if prompt is not None]
-    texts = lm.answer_groups(
-        [*(one.prompts for one in asked), *([prompts[index]] for index in reciting)],
-        [asked[index].adapter for index in (*range(len(asked)), *reciting)],
+    domain = lm.domain
+    own = [(index, one.example, one.prompts) for index, one in enumerate(asked)]
+    prompts = {index: domain.recitation_prompt(one.example) for index, one in enumerate(asked) if one.recites}
+    told = [(index, asked[index].example, [prompt]) for index, prompt in prompts.items() if prompt is not None]
+    general = domain.retention_example() if any(one.is_retention_asked for one in asked) else None
+    general_prompts = [] if general is None else domain.questions(general)
+    kept = [(index, general, general_prompts) for index, one in enumerate(asked) if one.is_retention_asked and general]
+    groups = [*own, *told, *kept]
+    answers = lm.answer_groups(
+        [prompts for *_, prompts in groups],
+        [asked[index].adapter for index, *_ in groups],
         max_answer_length=max_answer_length,
         stop=stop,
     )
-    answers = texts[: len(asked)]
-    answers += [text * len(answers[index]) for index, text in zip(reciting, texts[len(asked) :], strict=True)]
-    examples = [asked[index].example for index in (*range(len(asked)), *reciting)]
-    verdicts = _verdicts(lm.domain, examples, answers, require_all)
+    for place, (index, *_) in enumerate(told, start=len(own)):
+        answers[place] *= len(asked[index].prompts)
+    verdicts = _verdicts(domain, [example for _, example, _ in groups], answers, require_all)
+    graded = list(zip(answers, verdicts, strict=True))
     recitations = {
-        index: {"answer": own[0], "verdicts": graded}
-        for index, own, graded in zip(reciting, answers[len(asked) :], verdicts[len(asked) :], strict=True)
+        index: {"answer": texts[0], "verdicts": right}
+        for (index, *_), (texts, right) in zip(told, graded[len(own) : len(own) + len(told)], strict=True)
+    }
+    retained = {
+        index: {"answers": texts, "verdicts": right}
+        for (index, *_), (texts, right) in zip(kept, graded[len(own) + len(told) :], strict=True)
     }
     return [
-        Graded(answers[index], own, mean([one for one in own if one is not None]), recitations.get(index))
-        for index, own in enumerate(verdicts[: len(asked)])
+        Graded(
+            answers=texts,
+            verdicts=right,
+            reward=mean([one for one in right if one is not None]),
+            recitation=recitations.get(index),
+            retention=retained.get(index),
+        )
+        for index, (texts, right) in enumerate(graded[: len(own)])
     ]
 
 
@@ -141,7 +162,7 @@ def scored_self_edits(
     for result in results:
         by_edit[result.condition, result.example, result.edit].append(result)
     names = ["seed", "reward", "answers", "verdicts", "loss"]
-    names += ["recited", "recitation"] if stage.is_evaluation else []
+    names += ["recited", "recitation", "short", "retention"] if stage.is_evaluation else []
     scored = []
     for proposal in (*proposals, *stage.untrained_proposals()):
         own = by_edit[proposal.condition, proposal.example, proposal.edit]

@@ -267,8 +267,9 @@ class Rollout:
                 example,
                 trial.questions(example),
                 recites=stage.is_evaluation and (trial.update is not None or trial.condition == BASE),
+                is_retention_asked=stage.is_evaluation and _is_asked_for_retention(stage, trial, place),
             )
-            for (trial, adapter, _), example in zip(placed, examples, strict=True)
+            for (trial, adapter, place), example in zip(placed, examples, strict=True)
         ]
         graded = ask_and_grade(self.lm, asked, self.config.max_answer_length, require_all=stage.is_evaluation)
         bank_tokens = sum(adapter.training["num_tokens"] for adapter in adapters if adapter is not None)
@@ -291,6 +292,8 @@ class Rollout:
                     seconds=seconds * training["num_tokens"] / bank_tokens if bank_tokens else 0.0,
                     recited=self.lm.domain.recited(example, own.answers) if stage.is_evaluation else None,
                     recitation=own.recitation,
+                    short=self.lm.domain.short(example, own.answers) if stage.is_evaluation else None,
+                    retention=own.retention,
                 )
             )
         return results
@@ -302,6 +305,13 @@ class Rollout:
 
 def _key(proposal: Proposal) -> tuple[str, int, int]:
     return proposal.condition, proposal.example, proposal.edit
+
+
+def _is_asked_for_retention(stage: Stage, trial: Trial, place: int) -> bool:
+    """Whether it is the one example by which its adapter, or once for all the base model, is asked what it has retained."""
+    if trial.update is None:
+        return trial.condition == BASE and place == stage.places[0]
+    return place == trial.asked[0]
 
 
 def _require_all(stage: Stage, kind: str, found: int, expected: int) -> None:

@@ -53,6 +53,9 @@ def describe(
         if examples is not None:
             shown = [[example, lm.domain.prompt(example), lm.domain.questions(example)] for example in examples]
             settings[name] = f"{len(examples)} examples, {fingerprint(shown)}"
+    if datasets.get("eval_dataset") is not None and (general := lm.domain.retention_example()) is not None:
+        questions = lm.domain.questions(general)
+        settings["retention"] = f"{len(questions)} questions, {fingerprint([general, questions])}"
     # As it reads when it comes back from the file.
     return json.loads(json.dumps(settings, default=str, sort_keys=True))
 

@@ -409,3 +409,13 @@ def test_conditions_that_cannot_be_told_apart_are_refused(names):
     with pytest.raises(ValueError, match="Other.conditions has the names .*; begin with 'base', which trains nothing"):
         check_conditions(Other())
     check_conditions(KnowledgeDomain())
+
+
+def test_short_answers_are_told_by_their_gold_answers():
+    example = {
+        "context": "?",
+        "questions": [{"question": "Who?", "answer": gold} for gold in ("Ann", ["Ann", "a b c d e f"])],
+    }
+    answer = " ".join(["so"] * 18)
+    assert KnowledgeDomain().short(example, [answer, answer]) == [False, True]
+    assert KnowledgeDomain().short(example, ["Ann", f"{answer} so"]) == [True, False]

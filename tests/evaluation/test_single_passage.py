@@ -10,7 +10,7 @@ from seal_hf.domains.base import BASE, SELF_EDITS
 from seal_hf.domains.knowledge.domain import IN_CONTEXT, PASSAGE_ONLY
 from seal_hf.evaluation.single_passage import single_passage
 from seal_hf.generation.base import Generation, draw_seed
-from seal_hf.grading import GradingIncomplete
+from seal_hf.grading import GradingIncomplete, gold_answers
 from seal_hf.records.journal import Journal
 from seal_hf.records.report import evaluations
 from seal_hf.rollout.rollout import Rollout
@@ -122,6 +122,41 @@ def test_base_and_adapters_are_asked_for_a_recitation_too(lm, folder):
         assert by_condition[condition]["recitation"] == {"answer": text, "verdicts": [True, True]}
     for repeat in by_condition.values():
         assert repeat["recited"] == domain.recited(example, repeat["answers"])
+        assert repeat["short"] == domain.short(example, repeat["answers"])
+
+
+def test_the_base_once_and_every_adapter_are_asked_what_they_retain(lm, folder):
+    domain = lm.domain
+    prompts = domain.questions(domain.retention_example())
+    scored = Journal(folder / "evaluation").scored(0)
+    found = {(edit.condition, edit.example, edit.edit): edit.repeats[0]["retention"] for edit in scored}
+    asked = [
+        (BASE, 0, 0),
+        *((PASSAGE_ONLY, i, 0) for i in range(3)),
+        *((SELF_EDITS, i, j) for i in range(3) for j in (0, 1)),
+    ]
+    assert {key for key, own in found.items() if own is not None} == set(asked)
+    adapter = lm.adapt(domain.passage_only(EXAMPLES[1]), seed=SEED_OF_1)
+    for key, own in (((BASE, 0, 0), None), ((PASSAGE_ONLY, 1, 0), adapter)):
+        answers = lm.answer_prompts(prompts, [own] * len(prompts), max_answer_length=8)
+        assert found[key] == {"answers": answers, "verdicts": [True] * 20}
+    assert found[BASE, 0, 0]["answers"] != found[PASSAGE_ONLY, 1, 0]["answers"]
+    (evaluation,) = evaluations(Journal(folder / "evaluation"))
+    assert {name: (own.value, own.num_questions) for name, own in evaluation.retention.items()} == dict.fromkeys(
+        (BASE, PASSAGE_ONLY, SELF_EDITS), (1.0, 60)
+    )
+
+
+def test_what_was_measured_without_general_questions_is_not_continued_with_them(tmp_path):
+    class Plain(KnowledgeDomain):
+        retention_example = Domain.retention_example
+
+    Plain.__qualname__ = "KnowledgeDomain"
+    single_passage(tiny_lm(None, Plain("rewrite", grader=SameVerdictGrader())), EXAMPLES[:1], tmp_path, config=CONFIG)
+    (evaluation,) = evaluations(Journal(tmp_path / "evaluation"))
+    assert evaluation.retention == {}
+    with pytest.raises(ValueError, match="holds a run with other settings: retention \\(None there, '20 questions, "):
+        single_passage(tiny_lm(SameVerdictGrader()), EXAMPLES[:1], tmp_path, config=CONFIG)
 
 
 def test_a_recitation_is_graded_by_the_questions_it_would_be_right_for(tmp_path):
@@ -141,7 +176,7 @@ def test_a_recitation_is_graded_by_the_questions_it_would_be_right_for(tmp_path)
 
 class ContainsGrader:
     def grade(self, questions, golds, answers):
-        return [gold in answer for gold, answer in zip(golds, answers, strict=True)]
+        return [any(gold in answer for gold in gold_answers(own)) for own, answer in zip(golds, answers, strict=True)]
 
 
 class Reciter:
@@ -161,11 +196,13 @@ def test_a_domain_without_recitations_has_none(tmp_path):
     class Plain(KnowledgeDomain):
         recitation_prompt = Domain.recitation_prompt
         recited = Domain.recited
+        short = Domain.short
 
     lm = tiny_lm(None, Plain("rewrite", grader=SameVerdictGrader()))
     single_passage(lm, EXAMPLES[:1], tmp_path, config=CONFIG)
     (evaluation,) = evaluations(Journal(tmp_path / "evaluation"))
     assert evaluation.recitations == {} and evaluation.recited == {}
+    assert evaluation.strict_accuracies == {} and evaluation.strict_gains == {}
 
 
 @pytest.mark.parametrize("num_banks", [1, 2, 3])

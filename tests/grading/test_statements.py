@@ -1,6 +1,6 @@
 import pytest
 
-from seal_hf.grading.statements import MAX_WORDS, first_statement
+from seal_hf.grading.statements import MAX_WORDS, first_statement, is_short, num_words
 
 
 MORE = " After that many other things were said about it, one after another, which nobody had asked for and nobody will read."
@@ -60,3 +60,17 @@ def test_a_short_answer_counts_whole():
 def test_text_without_a_stop_is_cut():
     assert first_statement("word " * 100) == ("word " * MAX_WORDS).strip()
     assert first_statement("蜂" * 200) == "蜂" * (2 * MAX_WORDS)
+
+
+def test_a_short_answer_has_twelve_words_or_three_times_those_of_the_gold_answer():
+    words = "one two three four five six seven eight nine ten eleven twelve".split()
+    assert is_short(" ".join(words), ["one"]) and not is_short(" ".join([*words, "thirteen"]), ["one"])
+    five, fifteen = " ".join(words[:5]), " ".join([*words, *words[:3]])
+    assert is_short(fifteen, ["one", five]) and is_short(fifteen, [five, "one"])
+    assert not is_short(f"{fifteen} sixteen", [five])
+    assert is_short("", ["one"])
+
+
+def test_two_letters_of_a_script_without_spaces_count_as_a_word():
+    assert num_words("東京都 Tokyo is") == 3.5
+    assert is_short("東" * 24, ["京"]) and not is_short("東" * 25, ["京"])

@@ -34,20 +34,32 @@ def selected(edit, completion=None):
     return SelectedSelfEdit(edit.prompt, completion or edit.completion, edit.example_id, edit.edit, edit.reward)
 
 
-def answered(round_index, condition, example, *runs, edit=0, recited=None, recitation=None):
+def answered(
+    round_index,
+    condition,
+    example,
+    *runs,
+    edit=0,
+    recited=None,
+    recitation=None,
+    short=None,
+    retention=None,
+    seconds=0.0,
+):
     """
-    An evaluation's record from the verdicts of its repeats; without any it is malformed. All repeats recite alike: flags of
-    the answers, and verdicts on the recitation.
+    An evaluation's record from the verdicts of its repeats; without any it is malformed. All repeats are alike in the rest:
+    flags of the answers, and verdicts on the recitation and on the general questions.
     """
     repeats = [
         {"seed": i, "reward": sum(run) / len(run), "answers": ["?"] * len(run), "verdicts": run, "loss": None}
         | {"recited": recited, "recitation": recitation and {"answer": "It is said.", "verdicts": recitation}}
+        | {"short": short, "retention": retention and {"answers": ["?"] * len(retention), "verdicts": retention}}
         for i, run in enumerate(runs)
     ]
     reward = sum(repeat["reward"] for repeat in repeats) / len(repeats) if repeats else 0.0
     kind = (round_index, condition, example, str(example), edit)
     tokens = 0 if condition in (BASE, IN_CONTEXT) else 30 * len(runs)
-    return ScoredSelfEdit(*kind, "", "", 0, bool(runs), repeats, reward, None, tokens, 0.0)
+    return ScoredSelfEdit(*kind, "", "", 0, bool(runs), repeats, reward, None, tokens, seconds)
 
 
 RIGHT, WRONG = True, False
@@ -87,6 +99,32 @@ EVALUATIONS = [
 ]
 
 
+# With what evaluations record besides: short answers, general questions and seconds.
+FURTHER = [
+    [
+        answered(0, BASE, 0, [RIGHT, WRONG], short=[False, True], retention=[RIGHT, RIGHT, RIGHT, WRONG]),
+        answered(0, BASE, 1, [RIGHT], short=[True]),
+        answered(0, PASSAGE_ONLY, 0, [RIGHT, RIGHT], short=[False, False], retention=[WRONG] * 4, seconds=1.0),
+        answered(0, PASSAGE_ONLY, 1, [RIGHT], short=[True], retention=[RIGHT] * 4, seconds=2.0),
+        answered(
+            0, SELF_EDITS, 0, [RIGHT, RIGHT], [RIGHT, WRONG], short=[True, True], retention=[RIGHT] * 4, seconds=9.0
+        ),
+        answered(0, SELF_EDITS, 1),
+    ],
+    [
+        answered(1, SELF_EDITS, 0, [RIGHT, RIGHT], short=[True, True], retention=[RIGHT, WRONG, WRONG, WRONG]),
+        answered(1, SELF_EDITS, 1, [WRONG], short=[True], retention=[RIGHT, WRONG, WRONG, WRONG]),
+    ],
+]
+
+
 def write_evaluations(output_dir, rounds):
     for number, records in enumerate(rounds):
         Journal(output_dir / "evaluation").write_scored(number, records)
+
+
+def read_table(text, first_column):
+    """The rows of the first Markdown table in a text whose first column has this name, as dictionaries."""
+    table = next(part for part in text.split("\n\n") if part.startswith(f"| {first_column} "))
+    header, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.strip().split("\n")]
+    return [dict(zip(header, row, strict=True)) for row in rows]

@@ -97,28 +97,50 @@ def test_logged_accuracies_are_those_of_the_journal(run, number):
     def accuracy(which, condition):
         return fmean(fmean(repeat["verdicts"]) for repeat in repeats(which, condition))
 
-    own = accuracy(number, "self-edits")
-    expected = {"eval_self_edits_accuracy": own, "eval_num_passages": 3, "eval_num_questions": 9}
+    def strict(which, condition):
+        return fmean(fmean(map(min, one["verdicts"], one["short"])) for one in repeats(which, condition))
+
+    own, own_strict = (of(number, "self-edits") for of in (accuracy, strict))
+    expected = {
+        "eval_self_edits_strict_accuracy": own_strict,
+        "eval_self_edits_accuracy": own,
+        "eval_num_passages": 3,
+        "eval_num_questions": 9,
+    }
     for condition in ("base", "passage in context", "passage only"):
         is_trained = condition == "passage only"  # and so measured with every policy
         name, baseline = condition.replace(" ", "_"), accuracy(number if is_trained else 0, condition)
+        strict_baseline = strict(number if is_trained else 0, condition)
         expected[f"eval_gain_over_{name}"] = own - baseline
+        expected[f"eval_strict_gain_over_{name}"] = own_strict - strict_baseline
         if number == 0 or is_trained:
-            expected[f"eval_{name}_accuracy"] = baseline
+            expected |= {f"eval_{name}_accuracy": baseline, f"eval_{name}_strict_accuracy": strict_baseline}
             expected[f"eval_{name}_recited"] = fmean(fmean(one["recited"]) for one in repeats(number, condition))
     for condition in ("base", "passage only", "self-edits")[number > 0 :]:
         name, found = re.sub("[ -]", "_", condition), repeats(number, condition)
         expected[f"eval_{name}_recitation"] = fmean(fmean(one["recitation"]["verdicts"]) for one in found)
         expected[f"eval_{name}_recited"] = fmean(fmean(one["recited"]) for one in found)
+        asked = [one["retention"]["verdicts"] for one in found if one["retention"]]
+        assert [len(verdicts) for verdicts in asked] == [20] * (1 if condition == "base" else 3)
+        expected[f"eval_{name}_retention"] = fmean(map(fmean, asked))
     for earlier in {0, number - 1} if number else ():
         expected[f"eval_gain_over_round_{earlier}"] = own - accuracy(earlier, "self-edits")
+        expected[f"eval_strict_gain_over_round_{earlier}"] = own_strict - strict(earlier, "self-edits")
     assert {name: logged[name] for name in expected} == pytest.approx(expected)
     estimates = [name for name in expected if "_num_" not in name]
     intervals = {f"{name}_{end}" for name in estimates for end in ("low", "high")}
     # The passages have as many questions each, so that both means are the same.
-    per_question = {f"{name}_per_question": expected[name] for name in expected if name.endswith("_accuracy")}
+    per_question = {
+        f"{name}_per_question": expected[name] for name in expected if re.search("(?<!strict)_accuracy$", name)
+    }
     assert {name: logged[name] for name in per_question} == pytest.approx(per_question)
-    assert set(logged) == {*expected, *intervals, *per_question, "round", "step", "epoch"}
+    edits = read(run.folder / "evaluation" / "journal" / f"round_{number:03d}.jsonl")
+    training = {
+        f"eval_{re.sub('[ -]', '_', name)}_tokens": fmean(one["tokens"] for one in edits if one["condition"] == name)
+        for name in ("passage only", "self-edits")
+    }
+    assert {name: logged[name] for name in training} == pytest.approx(training)
+    assert set(logged) == {*expected, *intervals, *per_question, *training, "round", "step", "epoch"}
     assert all(logged[f"{name}_low"] <= logged[name] <= logged[f"{name}_high"] for name in estimates)
     assert run.metrics[number] == {name: value for name, value in logged.items() if name.startswith("eval_")}
 
@@ -222,7 +244,9 @@ def test_evaluate_on_other_examples_leaves_the_run_alone(run):
     assert {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")} == before
     assert equal(policy_of(run.trainer.model), policy)
     conditions = ("base", "passage_in_context", "passage_only", "self_edits")
-    assert {name for name in values if name.endswith("accuracy")} == {f"test_{name}_accuracy" for name in conditions}
+    assert {name for name in values if name.endswith("accuracy")} == {
+        f"test_{name}_{kind}" for name in conditions for kind in ("accuracy", "strict_accuracy")
+    }
     assert values["test_num_passages"] == 2 and values["test_num_questions"] == 6
     assert run.trainer.state.log_history[-1].items() >= values.items()
     assert run.trainer.evaluate(tiny_examples(2, first=50), metric_key_prefix="test") == values

@@ -5,7 +5,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from helpers.reported_runs import EVALUATIONS, RIGHT, TRAINING, WRONG, answered, scored, selected, write_evaluations
+from helpers.reported_runs import (
+    EVALUATIONS,
+    FURTHER,
+    RIGHT,
+    TRAINING,
+    WRONG,
+    answered,
+    read_table,
+    scored,
+    selected,
+    write_evaluations,
+)
 from seal_hf.domains.base import BASE, SELF_EDITS
 from seal_hf.domains.knowledge.domain import IN_CONTEXT, PASSAGE_ONLY
 from seal_hf.grading.intervals import accuracy, paired_difference
@@ -178,12 +189,8 @@ def test_recitations_and_recited_answers(tmp_path):
     flat = metrics(first)
     names = ("self_edits_recitation", "self_edits_recited", "base_recitation", "base_recited")
     assert [flat[name] for name in names] == [pytest.approx(1 / 3), 0.5, 0.5, 1.0]
-    rows = {
-        cells[1].strip(): cells for cells in (line.split("|") for line in results_table(tmp_path).splitlines()[4:])
-    }
+    rows = {row.pop("condition"): row for row in read_table(results_table(tmp_path), "condition")}
     assert list(rows) == [
-        "condition",
-        "-" * 39,
         "base",
         "recitation, base",
         "passage only before round 1",
@@ -195,9 +202,12 @@ def test_recitations_and_recited_answers(tmp_path):
         "self-edits after round 1",
         "recitation, self-edits after round 1",
     ]
-    assert rows["recitation, self-edits before round 1"][2].strip().startswith("33.3 %")
-    assert [cell.strip() for cell in rows["self-edits before round 1"][3:5]] == ["66.7 %", "50.0 %"]
-    assert [cell.strip() for cell in rows["recitation, self-edits before round 1"][3:5]] == ["33.3 %", ""]
+    own, recitation = rows["self-edits before round 1"], rows["recitation, self-edits before round 1"]
+    assert recitation["accuracy"].startswith("33.3 %")
+    assert [[row[name] for name in ("per question", "recited")] for row in (own, recitation)] == [
+        ["66.7 %", "50.0 %"],
+        ["33.3 %", ""],
+    ]
 
 
 def test_gains_are_paired_by_passage_whatever_the_order_of_the_records(run, tmp_path):
@@ -224,7 +234,8 @@ def test_metrics_of_an_evaluation(run):
     estimates += [f"gain_over_{name}" for name in ("base", "passage_in_context", "passage_only")]
     bounds = [f"{name}_{bound}" for name in estimates for bound in ("low", "high")]
     per_question = {f"{name}_per_question" for name in estimates if name.endswith("accuracy")}
-    assert set(flat) == {*estimates, *bounds, *per_question, "num_passages", "num_questions"}
+    training = {f"{name}_tokens" for name in ("passage_only", "self_edits")}
+    assert set(flat) == {*estimates, *bounds, *per_question, *training, "num_passages", "num_questions"}
     assert (flat["base_accuracy"], flat["base_accuracy_per_question"]) == (0.25, pytest.approx(1 / 3))
     base = first.accuracies[BASE]
     bounds = (flat["base_accuracy_low"], flat["base_accuracy"], flat["base_accuracy_high"])
@@ -235,3 +246,39 @@ def test_metrics_of_an_evaluation(run):
     gain = third.gains[f"{SELF_EDITS}, round 1"]
     assert (flat["gain_over_round_1_low"], flat["gain_over_round_1_high"]) == (gain.low, gain.high)
     assert "base_accuracy" not in flat
+
+
+def test_strict_accuracy_retention_and_what_training_took(tmp_path):
+    write_evaluations(tmp_path, FURTHER)
+    first, second = evaluations(Journal(tmp_path / "evaluation"))
+    # Of passage 0 the base is right once, at length; the malformed self-edit counts as the base.
+    strict = {BASE: 0.5, PASSAGE_ONLY: 0.5, SELF_EDITS: 0.875}
+    assert {name: value.value for name, value in first.strict_accuracies.items()} == strict
+    assert {name: value.value for name, value in first.strict_gains.items()} == {BASE: 0.375, PASSAGE_ONLY: 0.375}
+    gains = {BASE: 0.0, PASSAGE_ONLY: 0.0, f"{SELF_EDITS}, round 0": -0.375}
+    assert {name: value.value for name, value in second.strict_gains.items()} == gains
+    assert first.strict_gains[PASSAGE_ONLY] == paired_difference([[0.0, 0.0], [1.0]], [[1.0, 0.5], [1.0]])
+    retention = {BASE: 0.75, PASSAGE_ONLY: 0.5, SELF_EDITS: 0.875}
+    assert {name: value.value for name, value in first.retention.items()} == retention
+    assert first.retention[BASE].num_passages == 2
+    assert second.retention[SELF_EDITS].value == 0.25
+    # Of the adapters that were trained: a malformed self-edit has none.
+    assert (first.tokens, first.seconds) == ({PASSAGE_ONLY: 30, SELF_EDITS: 30}, {PASSAGE_ONLY: 1.5, SELF_EDITS: 4.5})
+    flat = metrics(first)
+    names = ("strict_accuracy", "retention", "tokens")
+    assert [flat[f"self_edits_{name}"] for name in names] == [0.875, 0.875, 30]
+    assert (flat["strict_gain_over_base"], flat["base_retention"]) == (0.375, 0.75)
+    assert flat["self_edits_retention_low"] < 0.875 < flat["self_edits_retention_high"]
+    assert metrics(second)["strict_gain_over_round_0"] == -0.375
+
+
+def test_some_of_the_examples_alone(tmp_path):
+    write_evaluations(tmp_path, FURTHER)
+    own, _ = evaluations(Journal(tmp_path / "evaluation"), {1})
+    assert {name: value.value for name, value in own.accuracies.items()} == dict.fromkeys(
+        (BASE, PASSAGE_ONLY, SELF_EDITS), 1.0
+    )
+    assert (own.accuracies[BASE].num_passages, own.accuracies[BASE].num_questions) == (1, 1)
+    # It was asked for with example 0.
+    assert own.retention[BASE].value == own.retention[SELF_EDITS].value == 0.75
+    assert own.tokens == {PASSAGE_ONLY: 30}

@@ -1,10 +1,13 @@
 """A run's results as tables."""
 
-from helpers.reported_runs import RIGHT, WRONG, answered, scored, write_evaluations
+import re
+from dataclasses import replace
+
+from helpers.reported_runs import FURTHER, RIGHT, WRONG, answered, read_table, scored, write_evaluations
 from seal_hf.domains.base import BASE, SELF_EDITS
 from seal_hf.records.journal import Journal
 from seal_hf.records.report import evaluations
-from seal_hf.records.tables import results_table
+from seal_hf.records.tables import LONG_WORDS, results_table
 
 
 def test_all_columns_cover_the_same_passages(tmp_path):
@@ -38,9 +41,8 @@ def test_results_table_of_a_run_whose_first_round_did_not_tell(tmp_path):
             [answered(1, SELF_EDITS, 0, [RIGHT], recited=[True], recitation=[WRONG])],
         ],
     )
-    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in results_table(tmp_path).splitlines()[4:]]
-    assert len({len(row) for row in table}) == 1
-    assert [row[:4:3] for row in table[2:]] == [
+    table = read_table(results_table(tmp_path), "condition")
+    assert [[row["condition"], row["recited"]] for row in table] == [
         ["base", "–"],
         ["self-edits before round 1", "–"],
         ["self-edits after round 1", "100.0 %"],
@@ -62,14 +64,24 @@ def test_results_table(run):
         "malformed self-edit counts in every column and row as what the base model answered. Measured before round 1 alone, so "
         "that gains after later rounds are over these answers too: base, passage in context, passage only.\n"
         "\n"
-        "| condition                 |             accuracy | per question |          minus passage only |        minus before round 1 |\n"
-        "| ------------------------- | -------------------: | -----------: | --------------------------: | --------------------------: |\n"
-        "| base                      |   25.0 % [0.1, 98.9] |       33.3 % |                             |                             |\n"
-        "| passage in context        | 100.0 % [1.4, 100.0] |      100.0 % |                             |                             |\n"
-        "| passage only              |   50.0 % [0.3, 99.7] |       33.3 % |                             |                             |\n"
-        "| self-edits before round 1 |   50.0 % [0.7, 99.3] |       50.0 % |  +0.0 points [-98.2, +98.2] |                             |\n"
-        "| self-edits after round 1  |   62.5 % [1.0, 99.6] |       66.7 % | +12.5 points [-98.2, +98.9] | +12.5 points [-96.7, +98.0] |\n"
-        "| self-edits after round 2  | 100.0 % [1.4, 100.0] |      100.0 % | +50.0 points [-96.6, +99.6] | +50.0 points [-94.7, +99.4] |\n"
+        "Tokens and seconds of training are means per adapter.\n"
+        "\n"
+        "| condition                 |             accuracy | per question | tokens |\n"
+        "| ------------------------- | -------------------: | -----------: | -----: |\n"
+        "| base                      |   25.0 % [0.1, 98.9] |       33.3 % |      – |\n"
+        "| passage in context        | 100.0 % [1.4, 100.0] |      100.0 % |      – |\n"
+        "| passage only              |   50.0 % [0.3, 99.7] |       33.3 % |     30 |\n"
+        "| self-edits before round 1 |   50.0 % [0.7, 99.3] |       50.0 % |     30 |\n"
+        "| self-edits after round 1  |   62.5 % [1.0, 99.6] |       66.7 % |     30 |\n"
+        "| self-edits after round 2  | 100.0 % [1.4, 100.0] |      100.0 % |     30 |\n"
+        "\n"
+        "| difference                                               |                    accuracy |\n"
+        "| -------------------------------------------------------- | --------------------------: |\n"
+        "| self-edits before round 1 minus passage only             |  +0.0 points [-98.2, +98.2] |\n"
+        "| self-edits after round 1 minus passage only              | +12.5 points [-98.2, +98.9] |\n"
+        "| self-edits after round 1 minus self-edits before round 1 | +12.5 points [-96.7, +98.0] |\n"
+        "| self-edits after round 2 minus passage only              | +50.0 points [-96.6, +99.6] |\n"
+        "| self-edits after round 2 minus self-edits before round 1 | +50.0 points [-94.7, +99.4] |\n"
     )
 
 
@@ -82,13 +94,44 @@ def test_results_table_of_a_run_that_has_just_begun(tmp_path):
 
 def test_results_table_without_passages_compares_with_the_base(tmp_path):
     write_evaluations(tmp_path, [[answered(0, BASE, 0, [WRONG]), answered(0, SELF_EDITS, 0, [RIGHT])]])
-    header, _, base, own = results_table(tmp_path).splitlines()[2:]
-    assert [cell.strip() for cell in header.split("|")] == [
-        "",
-        "condition",
-        "accuracy",
-        "per question",
-        "minus base",
-        "",
+    base, own = read_table(results_table(tmp_path), "condition")
+    assert list(base) == ["condition", "accuracy", "per question", "tokens"]
+    assert (base["tokens"], own["tokens"]) == ("–", "30")
+    assert read_table(results_table(tmp_path), "difference") == [
+        {"difference": "self-edits minus base", "accuracy": "+100.0 points [-100.0, +100.0]"}
     ]
-    assert "+100.0 points" in own and "points" not in base
+
+
+def test_columns_of_what_else_was_recorded(tmp_path):
+    first, second = FURTHER
+    told = [replace(edit, metrics={"coverage": 0.25}) if edit.condition == SELF_EDITS else edit for edit in first]
+    write_evaluations(tmp_path, [told, second])
+    base, passage, own, after = read_table(results_table(tmp_path), "condition")
+    names = ("condition", "strict", "retained", "coverage", "tokens", "seconds")
+    assert [base[name] for name in names] == ["base", "50.0 % [0.3, 99.7]", "75.0 %", "–", "–", "–"]
+    assert [passage[name] for name in names[2:]] == ["50.0 %", "–", "30", "1.5"]
+    assert [own[name] for name in names[2:]] == ["87.5 %", "25.0 %", "30", "4.5"]
+    assert [after[name] for name in names[2:]] == ["25.0 %", "–", "30", "–"]
+    differences = read_table(results_table(tmp_path), "difference")
+    assert {row["difference"]: row["strict"].split()[0] for row in differences} == {
+        "self-edits before round 1 minus passage only": "+37.5",
+        "self-edits after round 1 minus passage only": "+0.0",
+        "self-edits after round 1 minus self-edits before round 1": "-37.5",
+    }
+
+
+def test_long_examples_apart(tmp_path):
+    write_evaluations(tmp_path, FURTHER)
+    whole = results_table(tmp_path)
+    long, at_most = "word " * (LONG_WORDS + 1), "word " * LONG_WORDS
+    for same in ([long, long], [at_most, "word"]):
+        assert results_table(tmp_path, same) == whole
+    both = results_table(tmp_path, [long, at_most])
+    assert both.startswith(whole)
+    _, short, of_long = re.split(r"\n\nPassages of .* 200 words, 1:\n\n", both)
+    accuracies = [
+        [row["accuracy"].split(" %")[0] for row in read_table(part, "condition")] for part in (short, of_long)
+    ]
+    assert accuracies == [["100.0", "100.0", "100.0", "0.0"], ["50.0", "100.0", "75.0", "100.0"]]
+    assert "Passages of at most 200 words, 1:" in both.split("Passages of more")[0]
+    assert read_table(of_long, "difference")[0]["accuracy"].startswith("-25.0 points")

@@ -14,6 +14,7 @@ from trl import TrlParser, get_peft_config, get_quantization_config
 
 from helpers.folders import TRAINERS
 from helpers.hub_server import Repo
+from helpers.reported_runs import read_table
 from helpers.scripts import run_main
 from helpers.tiny_models import save_tiny_model
 from seal_hf import SEALConfig
@@ -79,16 +80,15 @@ def test_script_trains(done, config):
     # The command line goes before the file.
     assert json.loads((folder / "run.json").read_text())["settings"]["num_generations"] == 2
     assert len((folder / "journal" / "round_000.jsonl").read_text(encoding="utf-8").split("\n")) == 2 * 2 + 1
-    *_, table, end = done.stdout.split("\n\n")
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
-    assert rows[0][:3] == ["condition", "accuracy", "per question"]
+    rows = read_table(done.stdout, "condition")
+    assert list(rows[0])[:4] == ["condition", "accuracy", "per question", "strict"]
     measured = [f"{name} {when} round 1" for when in ("before", "after") for name in ("passage only", "self-edits")]
-    assert [row[0] for row in rows[2:]] == [
+    assert [row["condition"] for row in rows] == [
         *("base", "recitation, base", "passage in context"),
         *(row for name in measured for row in (name, f"recitation, {name}")),
     ]
     assert "| 1     |        2 |          4 |" in done.stdout
-    assert end == f"The policy adapter, the journal and rewards.png are in {folder}.\n"
+    assert done.stdout.split("\n\n")[-1] == f"The policy adapter, the journal and rewards.png are in {folder}.\n"
 
     assert (folder / "rewards.png").read_bytes().startswith(b"\x89PNG")
     weights = load_file(folder / "adapter_model.safetensors")

@@ -10,13 +10,13 @@ from copy import copy
 from dataclasses import replace
 from typing import Any, Protocol
 
-from ...grading import JudgeGrader, LexicalGrader, gold_answers
+from ...grading import JudgeGrader, LexicalGrader, gold_answers, is_short
 from ...grading.recitation import recited
 from ...self_edit import Prompt, SelfEdit, TrainingExample
 from ..base import BASE, AskModel, Condition, Domain
 from .answered_questions import answer_questions, split_questions
 from .completions import split_completion
-from .passages import is_question, is_text
+from .passages import is_question, is_text, load_retention_questions
 from .sentences import split_sentences
 from .templates import (
     QUESTION_STYLES,
@@ -331,6 +331,15 @@ class KnowledgeDomain(Domain):
     def recited(self, example: Mapping[str, Any], answers: Sequence[str]) -> list[bool]:
         """Tell which answers are the same to two or more questions, or copy 12 or more words of the passage in a row."""
         return recited(example["context"], answers)
+
+    def short(self, example: Mapping[str, Any], answers: Sequence[str]) -> list[bool]:
+        """Tell which answers have at most 12 words, or three times those of the gold answer where that is more."""
+        golds = (gold_answers(item["answer"]) or () for item in example["questions"])
+        return [is_short(answer, own) for answer, own in zip(answers, golds, strict=True)]
+
+    def retention_example(self) -> dict[str, Any]:
+        """Return 20 general questions, such as for the capital of France, without a topic (see [`load_retention_questions`])."""
+        return {"title": "", "context": "", "questions": load_retention_questions()}
 
     def grade(
         self, examples: Sequence[Mapping[str, Any]], answers: Sequence[Sequence[str]]

@@ -81,6 +81,12 @@ def load_demo_passages(split: str = "train") -> list[dict[str, Any]]:
         return load_passages(path, split)
 
 
+def load_retention_questions() -> list[dict[str, Any]]:
+    """Load 20 general questions with short answers that ship with the package and that no passage is about."""
+    with resources.as_file(resources.files(__package__) / "data" / "retention_questions.jsonl") as path:
+        return [row for _, row in read_rows(path)]
+
+
 def group_squad_rows(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """
     Group rows in the form of `rajpurkar/squad`, one question each, by passage.
