@@ -11,6 +11,7 @@ from seal_hf.domains import KnowledgeDomain
 from seal_hf.domains.base import SELF_EDITS
 from seal_hf.evaluation.single_passage import single_passage
 from seal_hf.generation.base import Generation
+from seal_hf.grading import gold_answers
 from seal_hf.hub.stored_self_edits import load_stored_self_edits
 from seal_hf.records.journal import Journal
 from seal_hf.rollout.rollout import Rollout
@@ -31,7 +32,7 @@ CONFIG = RolloutConfig(max_completion_length=12, max_answer_length=8, adapters_p
 
 class Contains:
     def grade(self, questions, golds, answers):
-        return [gold in answer for gold, answer in zip(golds, answers, strict=True)]
+        return [any(one in answer for one in gold_answers(gold)) for gold, answer in zip(golds, answers, strict=True)]
 
 
 def tiny_lm(style="rewrite"):
