@@ -1,7 +1,7 @@
 # Installation and the main jobs. What is installed lives in $(VENV); remove it to start afresh.
 #   make demo [PASSAGE=file.txt] [TITLE="..."] [QUESTION="..."]   learns a passage in the terminal
 #   make app [MODEL=user/name] [PORT=7860]   the web app
-#   make train      two rounds of SEAL on four passages; the same command continues an interrupted run
+#   make train      two rounds of SEAL on six passages; the same command continues an interrupted run
 #   make results    the larger run, whose tables are in RESULTS.md; continues as well
 #   make bench      measures the inner loop and the app, writes benchmarks/README.md
 #   make bench-gpu  checks and measures the CUDA path, without a download

@@ -26,7 +26,7 @@ class AdaptationArguments:
     )
     dtype: str = field(default="bfloat16", metadata={"help": "Data type of the base model."})
     prompt_style: str = field(
-        default="rewrite",
+        default="questions",
         metadata={"help": "How self-edits are asked for: the name of a style, or a prompt with {context}."},
     )
     split_newlines: bool = field(default=True, metadata={"help": "Make every line a training example of its own."})
@@ -38,7 +38,7 @@ class AdaptationArguments:
         default="default", metadata={"help": "How questions are asked: 'default', or 'paper' for the paper's prompt."}
     )
     training_format: str = field(
-        default="language_modeling",
+        default="prompt_completion",
         metadata={
             "help": "How adapters are trained on self-edits: 'language_modeling', the paper's raw texts, or "
             "'prompt_completion', questions with the loss on the answers."
@@ -59,11 +59,11 @@ class AdaptationArguments:
         metadata={"help": "Let self-edits set their epochs, learning rate and batch size, within bounds."},
     )
     num_generations: int = field(default=4, metadata={"help": "Self-edits per passage."})
-    temperature: float = field(default=0.3, metadata={"help": "Sampling temperature of the self-edits."})
+    temperature: float = field(default=0.5, metadata={"help": "Sampling temperature of the self-edits."})
     top_p: float = field(
         default=0.95, metadata={"help": "Sample from the most likely tokens of this total probability."}
     )
-    max_completion_length: int = field(default=256, metadata={"help": "Longest self-edit, in tokens."})
+    max_completion_length: int = field(default=300, metadata={"help": "Longest self-edit, in tokens."})
     target_modules: str = field(
         default="all-linear",
         metadata={"help": "'all-linear', or the names of the adapted modules, separated by commas."},
@@ -71,8 +71,8 @@ class AdaptationArguments:
     lora_r: int = field(default=32, metadata={"help": "Rank of the adapters."})
     lora_alpha: int = field(default=64, metadata={"help": "Alpha of the adapters."})
     learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the inner loop."})
-    num_train_epochs: int = field(default=20, metadata={"help": "Epochs of the inner loop."})
-    batch_size: int = field(default=1, metadata={"help": "Sequences of a self-edit per step of the inner loop."})
+    num_train_epochs: int = field(default=8, metadata={"help": "Epochs of the inner loop."})
+    batch_size: int = field(default=16, metadata={"help": "Sequences of a self-edit per step of the inner loop."})
     add_eos_token: bool = field(
         default=True, metadata={"help": "End every training text of the inner loop in the end-of-sequence token."}
     )

@@ -4,10 +4,12 @@ from .base import Condition, Domain
 from .knowledge.domain import KnowledgeDomain
 from .knowledge.passages import group_squad_rows, load_demo_passages, load_passages, shuffle_passages
 from .knowledge.templates import PROMPT_STYLES
+from .knowledge.training_formats import TRAINING_FORMATS
 
 
 __all__ = [
     "PROMPT_STYLES",
+    "TRAINING_FORMATS",
     "Condition",
     "Domain",
     "KnowledgeDomain",

@@ -40,6 +40,15 @@ def test_the_presets_are_the_papers_and_the_demos():
     assert (PAPER.learning_rate, PAPER.num_train_epochs) == (inner.learning_rate, inner.num_train_epochs)
     assert (PAPER.lora_r, PAPER.lora_alpha, PAPER.temperature) == (32, 64, 1.0)
     demo = AdaptationArguments()
-    names = ("prompt_style", "temperature", "top_p", "max_completion_length", "target_modules", "lora_r", "lora_alpha")
-    for name in (*names, "learning_rate", "num_train_epochs", "num_generations", "seed"):
+    names = (
+        "prompt_style",
+        "training_format",
+        "temperature",
+        "top_p",
+        "max_completion_length",
+        "target_modules",
+        "lora_r",
+        "lora_alpha",
+    )
+    for name in (*names, "learning_rate", "num_train_epochs", "batch_size", "num_generations", "seed"):
         assert getattr(SMALL_MODEL, name) == getattr(demo, name), name

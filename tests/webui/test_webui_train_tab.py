@@ -14,7 +14,7 @@ from seal_hf.webui.work.training_runs import TrainingRuns
 def test_the_command_that_is_shown_is_accepted_by_the_script(jobs, tmp_path, monkeypatch):
     runs = TrainingRuns(jobs, tmp_path / "runs", None, str(save_tiny_model(tmp_path / "model")))
     file = tmp_path / "config.yaml"
-    file.write_text(runs.yaml(TrainingSettings(num_train_passages=2, num_eval_passages=1)))
+    file.write_text(runs.yaml(TrainingSettings(num_train_passages=2, num_eval_passages=1, prompt_style="rewrite")))
     command = train_tab._COMMAND.replace("config.yaml", str(file)).split()
     assert command[:4] == ["accelerate", "launch", "-m", "trainers.knowledge"]
     monkeypatch.chdir(tmp_path)

@@ -27,6 +27,7 @@ QUICK = TrainingSettings(
     num_train_passages=2,
     num_eval_passages=1,
     num_generations=2,
+    prompt_style="rewrite",
     max_completion_length=16,
     inner_num_train_epochs=1,
     num_train_epochs=1,

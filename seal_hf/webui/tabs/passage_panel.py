@@ -24,12 +24,16 @@ STYLES = {
     "questions-and-rewrite": "Questions that it answers, and a rewrite",
     "none": "No instruction",
 }
+_FORMATS = {
+    "prompt_completion": "In the form in which one asks",
+    "language_modeling": "As raw text behind the title",
+}
 # In the order of the page.
 _ADVANCED = (
     "temperature", "top_p", "max_completion_length", "seed",
     "learning_rate", "num_train_epochs", "batch_size", "lora_r", "lora_alpha",
 )  # fmt: skip
-NAMES = ("num_generations", "prompt_style", *_ADVANCED, "target_modules")
+NAMES = ("num_generations", "prompt_style", *_ADVANCED, "target_modules", "training_format")
 
 
 @dataclass
@@ -128,7 +132,13 @@ def build_passage_panel(workbench: Workbench) -> PassagePanel:
             label="Adapted modules",
             info="Paper: the model's default",
         )
-    settings = [num_generations, prompt_style, *advanced, target_modules]
+        training_format = gr.Dropdown(
+            [(label, name) for name, label in _FORMATS.items()],
+            value=chosen.training_format,
+            label="What is written is learned",
+            info="Paper: as raw text",
+        )
+    settings = [num_generations, prompt_style, *advanced, target_modules, training_format]
 
     def fill(index: int) -> tuple[str, str, list[list[str]]]:
         example = examples[index]

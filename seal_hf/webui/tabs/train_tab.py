@@ -29,6 +29,7 @@ _FOLDED = (
     "temperature",
     "max_completion_length",
     "inner_num_train_epochs",
+    "inner_batch_size",
     "inner_learning_rate",
     "num_train_epochs",
     "seed",

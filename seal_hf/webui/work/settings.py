@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, fields
 import yaml
 from peft import LoraConfig
 
-from ...domains import PROMPT_STYLES, KnowledgeDomain
+from ...domains import PROMPT_STYLES, TRAINING_FORMATS, KnowledgeDomain
 from ...inner_loop.update import InnerLoopConfig
 from ...self_adapting_lm import SelfAdaptingLM
 
@@ -42,6 +42,15 @@ def check_prompt_style(name: str) -> None:
         raise ValueError(f"There is no prompt style {name!r}: choose {', '.join(PROMPT_STYLES)}.")
 
 
+def check_training_format(name: str) -> None:
+    """
+    Raises:
+        ValueError: There is no such training format.
+    """
+    if name not in TRAINING_FORMATS:
+        raise ValueError(f"There is no training format {name!r}: choose {', '.join(TRAINING_FORMATS)}.")
+
+
 def as_number(value: object) -> object:
     """A widget's value, in which a whole number may be a float."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
@@ -57,6 +66,8 @@ class Settings:
             Number of self-edits, 1 to 8.
         prompt_style (`str`, *optional*, defaults to `"implications"`):
             One of the styles of [`KnowledgeDomain`].
+        training_format (`str`, *optional*, defaults to `"language_modeling"`):
+            One of the formats of [`KnowledgeDomain`].
         temperature, top_p, max_completion_length, seed:
             As in [`SelfAdaptingLM.propose`].
         learning_rate, num_train_epochs, batch_size:
@@ -70,6 +81,7 @@ class Settings:
 
     num_generations: int = 4
     prompt_style: str = "implications"
+    training_format: str = "language_modeling"
     temperature: float = 1.0
     top_p: float = 0.95
     max_completion_length: int = 512
@@ -83,6 +95,7 @@ class Settings:
 
     def __post_init__(self):
         check_prompt_style(self.prompt_style)
+        check_training_format(self.training_format)
         for name, (label, least, most) in RANGES.items():
             check_range(label, getattr(self, name), least, most)
 
@@ -97,7 +110,7 @@ class Settings:
         return SelfAdaptingLM(
             base.model,
             base.processing_class,
-            domain=KnowledgeDomain(self.prompt_style, chat=base.domain.chat),
+            domain=KnowledgeDomain(self.prompt_style, chat=base.domain.chat, training_format=self.training_format),
             peft_config=LoraConfig(
                 r=self.lora_r,
                 lora_alpha=self.lora_alpha,
@@ -131,12 +144,15 @@ RANGES = {
 }
 
 PAPER = Settings()
-# A model of some hundred million parameters follows no long instruction and needs more steps.
+# A model of some hundred million parameters finds what it learned in the form in which it is asked, and few full steps keep it
+# able to answer.
 SMALL_MODEL = Settings(
-    prompt_style="rewrite",
-    temperature=0.3,
-    max_completion_length=256,
-    num_train_epochs=20,
+    prompt_style="questions",
+    training_format="prompt_completion",
+    temperature=0.5,
+    max_completion_length=300,
+    num_train_epochs=8,
+    batch_size=16,
     target_modules="all-linear",
 )
 PRESETS = {"Small model": SMALL_MODEL, "Paper": PAPER}
@@ -157,8 +173,8 @@ class TrainingSettings:
         num_train_passages, num_eval_passages (`int`):
             Number of passages to learn from, which all rounds share, and number of other passages to evaluate the policy on;
             0 for no evaluation.
-        num_rounds, num_generations, prompt_style, temperature, max_completion_length, inner_num_train_epochs,
-        inner_learning_rate, num_train_epochs, seed:
+        num_rounds, num_generations, prompt_style, training_format, temperature, max_completion_length,
+        inner_num_train_epochs, inner_batch_size, inner_learning_rate, num_train_epochs, seed:
             As the options of `trainers/knowledge.py`.
 
     Raises:
@@ -169,24 +185,28 @@ class TrainingSettings:
     num_eval_passages: int = 2
     num_rounds: int = 1
     num_generations: int = 3
-    prompt_style: str = "rewrite"
+    prompt_style: str = "questions"
+    training_format: str = "prompt_completion"
     temperature: float = 0.6
-    max_completion_length: int = 256
-    inner_num_train_epochs: int = 20
+    max_completion_length: int = 300
+    inner_num_train_epochs: int = 8
+    inner_batch_size: int = 16
     inner_learning_rate: float = 1e-3
     num_train_epochs: int = 4
     seed: int = 42
 
     def __post_init__(self):
         check_prompt_style(self.prompt_style)
+        check_training_format(self.training_format)
         for name, (label, least, most) in TRAINING_RANGES.items():
             check_range(label, getattr(self, name), least, most)
 
     @classmethod
     def of_config(cls, config: dict[str, object]) -> "TrainingSettings":
         """From the content of a run's YAML file."""
-        # The file of a run without evaluation does not name `num_eval_passages`.
-        return cls(**{one.name: config.get(one.name, 0) for one in fields(cls)})
+        # The file of a run without evaluation does not name `num_eval_passages`, and one of before no format.
+        absent = {"num_eval_passages": 0, "training_format": "language_modeling", "inner_batch_size": 1}
+        return cls(**{one.name: config.get(one.name, absent.get(one.name)) for one in fields(cls)})
 
     def config(
         self, model_name_or_path: str, output_dir: str, dataset: str = "demo", *, load_in_4bit: bool = False
@@ -240,6 +260,7 @@ TRAINING_RANGES = {
     "temperature": ("Temperature", 0.05, 2.0),
     "max_completion_length": ("Longest self-edit (tokens)", 16, 1024),
     "inner_num_train_epochs": ("Epochs of the inner loop", 1, 50),
+    "inner_batch_size": ("Batch size of the inner loop", 1, 16),
     "inner_learning_rate": ("Learning rate of the inner loop", 1e-6, 1e-1),
     "num_train_epochs": ("Epochs of the outer SFT", 1, 20),
     "seed": ("Seed", 0, 2**31 - 1),
