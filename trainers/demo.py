@@ -9,7 +9,9 @@ import logging
 import sys
 import textwrap
 import time
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from itertools import zip_longest
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -19,19 +21,31 @@ from transformers.utils import logging as transformers_logging
 from seal_hf import Adapter, SelfAdaptingLM, SelfEdit
 from seal_hf.domains import load_demo_passages
 from seal_hf.domains.knowledge.own_questions import own_questions
+from seal_hf.domains.knowledge.passages import load_retention_questions
 from seal_hf.grading import show_gold_answers
 from seal_hf.inner_loop.training import InnerStep
-from seal_hf.rollout.rewards import Asked, ask_and_grade
 from trainers.arguments import AdaptationArguments
 
 
+_WIDTH = 100  # characters of a line
+_COLUMNS = (34, 31, 31)  # of the table of answers, with two spaces between
+_CELL_LINES = 3
 _LONGEST_ANSWER = 64  # tokens
+# What no passage that ships tells; `_UNANSWERED` is the word that shows it.
+_UNANSWERED, _UNANSWERED_QUESTION = "radio", "Who presented the radio programme about {title}?"
+_HELP = {option.name: option.metadata for option in fields(AdaptationArguments)}
 
 
 @dataclass
 class DemoArguments(AdaptationArguments):
-    """A passage and questions about it."""
+    """A passage and questions about it, and defaults that teach `embedded` a passage in a minute or two."""
 
+    prompt_style: str = field(default="questions", metadata=_HELP["prompt_style"])
+    training_format: str = field(default="prompt_completion", metadata=_HELP["training_format"])
+    num_generations: int = field(default=2, metadata=_HELP["num_generations"])
+    max_completion_length: int = field(default=300, metadata=_HELP["max_completion_length"])
+    num_train_epochs: int = field(default=8, metadata=_HELP["num_train_epochs"])
+    batch_size: int = field(default=64, metadata=_HELP["batch_size"])
     passage: str | None = field(default=None, metadata={"help": "Text file to learn. Default: a demo passage."})
     title: str | None = field(
         default=None,
@@ -42,10 +56,16 @@ class DemoArguments(AdaptationArguments):
         metadata={"help": "Questions to ask. Default: those of the demo passage, or the model writes some."},
     )
     demo_passage: int = field(default=0, metadata={"help": "Which of the 36 demo passages to learn, from 0."})
+    union: bool = field(
+        default=False,
+        metadata={"help": "Train one adapter on all self-edits together rather than one on each."},
+    )
 
 
 def read_example(args: DemoArguments) -> dict:
     """The passage with its questions. Only questions of a demo passage have a gold answer, by which they are graded."""
+    if not all(text.strip() for text in args.questions):
+        raise ValueError("A question of --questions is empty; give it some text.")
     if args.passage is None:
         passages = load_demo_passages("train")
         if not 0 <= args.demo_passage < len(passages):
@@ -66,26 +86,87 @@ def read_example(args: DemoArguments) -> dict:
     return {"title": title, "context": context, "questions": [{"question": text} for text in args.questions]}
 
 
-def show(title: str, text: str) -> None:
-    """Print a heading and a text of many lines."""
-    print(f"\n--- {title} ---")
+def other_examples(example: Mapping) -> dict[str, dict]:
+    """What is asked besides, by headings of the table: what the passage does not tell, and something else."""
+    others = {}
+    if example["title"] and _UNANSWERED not in example["context"].casefold():
+        question = _UNANSWERED_QUESTION.format(title=example["title"])
+        others["not in the passage: what it should not claim to know"] = {
+            **example,
+            "questions": [{"question": question}],
+        }
+    general = {"title": "", "context": "", "questions": load_retention_questions()[:1]}
+    return {**others, "about something else: what it should not have changed": general}
+
+
+def heading(text: str) -> None:
+    print(f"\n--- {text} ---")
+
+
+def show_lines(text: str) -> None:
+    """Print a text of many lines."""
     for line in text.strip().splitlines():
-        print(textwrap.fill(line, 100))
+        print(textwrap.fill(line, _WIDTH))
 
 
-def propose(lm: SelfAdaptingLM, example: dict, args: DemoArguments) -> list[SelfEdit]:
-    """Sample the self-edits, all at once, and show the first while it is written."""
-    print(f"\nWriting {args.num_generations} self-edits at once. The first, as it is written:\n")
-    written = ""
+def show_row(*cells: str) -> None:
+    """Print a row of the table, each cell in a column of fixed width, after an empty line."""
+    columns = [
+        textwrap.wrap(cell, width, max_lines=_CELL_LINES, placeholder=" ...")
+        for cell, width in zip(cells, _COLUMNS, strict=False)
+    ]
+    print()
+    for line in zip_longest(*columns, fillvalue=""):
+        print("  ".join(f"{part:{width}}" for part, width in zip(line, _COLUMNS, strict=False)).rstrip())
+
+
+def is_graded(example: Mapping) -> bool:
+    return all("answer" in item for item in example["questions"])
+
+
+def ask(
+    lm: SelfAdaptingLM, examples: Sequence[Mapping], models: Sequence[Adapter | None]
+) -> list[list[list[tuple[str, bool | None]]]]:
+    """The answers of each model to the questions of each example, with their verdicts where there are gold answers."""
+    prompts = [lm.domain.questions(example) for example in examples]
+    answers = lm.answer_groups(
+        prompts * len(models), [model for model in models for _ in prompts], max_answer_length=_LONGEST_ANSWER
+    )
+    verdicts = [
+        lm.domain.grade([example], [own])[0] if is_graded(example) else [None] * len(own)
+        for example, own in zip([*examples] * len(models), answers, strict=True)
+    ]
+    told = [list(zip(*own, strict=True)) for own in zip(answers, verdicts, strict=True)]
+    return [told[start : start + len(examples)] for start in range(0, len(told), len(examples))]
+
+
+def show_answers(examples: Mapping[str, Mapping], answers: Mapping[str, Sequence]) -> None:
+    """Print a table of the questions of all examples, which go by their headings, and the answers of all models."""
+    show_row("question", *answers)
+    print("  ".join("-" * width for width in _COLUMNS[: 1 + len(answers)]))
+    for place, (name, example) in enumerate(examples.items()):
+        if name:
+            print(f"\n({name})")
+        for number, item in enumerate(example["questions"]):
+            question = item["question"] + (f" [{show_gold_answers(item['answer'])}]" if "answer" in item else "")
+            told = [own[place][number] for own in answers.values()]
+            verdicts = {True: "right: ", False: "wrong: ", None: ""}
+            show_row(question, *(verdicts[verdict] + answer for answer, verdict in told))
+
+
+def write(lm: SelfAdaptingLM, example: dict, args: DemoArguments) -> list[SelfEdit]:
+    """Sample the self-edits, all at once, show the first while it is written, and carry out what they ask of the tool."""
+    print(f"{args.num_generations} self-edits are written at once. The first, as it is written:\n")
     start = time.perf_counter()
+    shown = ""
 
     def on_text(new_texts: list[str]) -> None:
-        nonlocal written
-        written += new_texts[0]
+        nonlocal shown
+        shown += new_texts[0]
         print(new_texts[0], end="", flush=True)
 
-    self_edits = lm.propose(
-        example,
+    (written,) = lm.write_batch(
+        [example],
         args.num_generations,
         temperature=args.temperature,
         top_p=args.top_p,
@@ -94,18 +175,56 @@ def propose(lm: SelfAdaptingLM, example: dict, args: DemoArguments) -> list[Self
         on_text=on_text,
     )
     print()
-    for i, edit in enumerate(self_edits, start=1):
-        # The first is in view already, unless it was malformed.
-        if i > 1 or edit.completion != written:
-            show(f"self-edit {i}", edit.completion)
-    print(f"\n{len(self_edits)} self-edits in {time.perf_counter() - start:.0f} s\n")
-    return self_edits
+    for number, generation in enumerate(written, start=1):
+        if generation.text != shown:  # which is in view
+            heading(f"self-edit {number}")
+            show_lines(generation.text)
+    print(f"\n{sum(one.num_tokens for one in written)} tokens in {time.perf_counter() - start:.0f} s")
+    parsed = [lm.domain.parse(generation.text, example) for generation in written]
+    if any(edit is not None and edit.calls for edit in parsed):
+        heading("the same model answers these questions, with the passage in view")
+    self_edits = lm.carry_out(parsed, [example] * len(parsed))
+    for number, (call, edit) in enumerate(zip(parsed, self_edits, strict=True), start=1):
+        if call is not None and call.calls:
+            show_answered(lm, example, call.calls, edit, number)
+    usable = [edit for edit in self_edits if edit is not None and edit.examples]
+    if not usable:
+        raise ValueError("The model wrote no usable self-edit; try another --seed or --prompt_style.")
+    if len(usable) < len(written):
+        print(f"\n{len(written) - len(usable)} of {len(written)} self-edits cannot be used and are left out.")
+    return usable
 
 
-def adapt(lm: SelfAdaptingLM, self_edits: list[SelfEdit], seed: int) -> list[Adapter]:
+def show_answered(lm: SelfAdaptingLM, example: Mapping, questions: Sequence[str], edit: SelfEdit, number: int) -> None:
+    """Print what is trained on of a self-edit besides the passage, and in a line what became of its questions."""
+    prompts = map(repr, lm.domain.ask(questions, example["title"]))
+    by_prompt = dict(zip(prompts, questions, strict=True))
+    print(f"\nself-edit {number}:")
+    for one in edit.examples:
+        if example["context"] not in one.completion:
+            told = f"{by_prompt.get(repr(one.prompt), '')} {one.completion}".strip()
+            print(textwrap.fill(told, _WIDTH, initial_indent="  ", subsequent_indent="    "))
+    metrics = edit.metrics
+    counts = {name.removeprefix("dropped_"): count for name, count in metrics.items() if "dropped_" in name}
+    dropped = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    line = f"{metrics['questions_kept']} of {metrics['questions']} questions kept; dropped: {dropped or 'none'}."
+    if "coverage" in metrics:
+        line += f" The answers hold {metrics['coverage']:.0%} of the passage's names and numbers."
+    print(textwrap.fill(line, _WIDTH))
+
+
+def joined(self_edits: Sequence[SelfEdit]) -> SelfEdit:
+    """All self-edits as one: the examples of the first, and of each other those that are in none before it."""
+    examples = self_edits[0].examples
+    for edit in self_edits[1:]:
+        examples += tuple(one for one in edit.examples if one not in examples)
+    return replace(self_edits[0], examples=examples, overrides={})
+
+
+def adapt(lm: SelfAdaptingLM, self_edits: Sequence[SelfEdit], seed: int) -> list[Adapter]:
     """Train all adapters together, with their losses in view."""
     latest = {}  # also of adapters that are done
-    with tqdm(desc=f"training {len(self_edits)} adapters", unit="step") as bar:
+    with tqdm(desc=f"training {len(self_edits)} adapter{'s' * (len(self_edits) > 1)}", unit="step") as bar:
 
         def on_step(step: InnerStep) -> None:
             latest.update(step.losses)
@@ -117,44 +236,36 @@ def adapt(lm: SelfAdaptingLM, self_edits: list[SelfEdit], seed: int) -> list[Ada
         return lm.adapt(self_edits, seed=seed, on_step=on_step)
 
 
-def show_answers(lm: SelfAdaptingLM, example: dict, adapters: list[Adapter]) -> None:
-    """Ask the base and every adapter the same questions, and print the answers of the base and of the best adapter."""
-    questions, prompts = example["questions"], lm.domain.questions(example)
-    models = [None, *adapters]
-    is_graded = all("answer" in item for item in questions)
-    if is_graded:
-        graded = ask_and_grade(lm, [Asked(model, example, prompts) for model in models], _LONGEST_ANSWER)
-        answers = [own.answers for own in graded]
-        rewards = [sum(map(bool, own.verdicts)) for own in graded]
-        best = 1 + max(range(len(adapters)), key=lambda i: rewards[i + 1])
-    else:
-        answers, best = lm.answer_groups([prompts] * len(models), models, max_answer_length=_LONGEST_ANSWER), 1
-    print("\n--- answers, the passage not in view ---")
-    for i, item in enumerate(questions):
-        print(f"\n{item['question']}" + (f"  [{show_gold_answers(item['answer'])}]" if is_graded else ""))
-        for model, name in ((0, "base model"), (best, f"after self-edit {best}")):
-            verdict = ("right: " if graded[model].verdicts[i] else "wrong: ") if is_graded else ""
-            print(
-                textwrap.fill(
-                    f"{name}: {verdict}{answers[model][i]}", 100, initial_indent="  ", subsequent_indent="    "
-                )
-            )
-    if is_graded:
-        after = ", ".join(map(str, rewards[1:]))
-        print(f"\nRight of {len(questions)} questions: base model {rewards[0]}; after each self-edit: {after}.")
-        print(
-            'One text for all questions, what it says to "Tell me about" the topic, would be right for '
-            f"{sum(graded[best].recitation['verdicts'])}."
-        )
-        tied = ", the first of several," if rewards[1:].count(rewards[best]) > 1 else ""
-        print(
-            f"Self-edit {best}{tied} has the greatest reward; SEAL's outer loop would teach the model to write such ones."
-        )
+def show_rewards(lm: SelfAdaptingLM, example: Mapping, answers: Mapping[str, Sequence], adapter: Adapter) -> None:
+    """Print how many answers of each model are right and short, and what a recitation of the adapter would earn."""
+    counts = []
+    for name, (own, *_) in answers.items():
+        is_short = lm.domain.short(example, [answer for answer, _ in own])
+        num_short = sum(bool(verdict) and short for (_, verdict), short in zip(own, is_short, strict=True))
+        counts.append(f"{name} {num_right(own)} ({num_short})")
+    num_questions = len(example["questions"])
+    print(
+        f"\nRight of {num_questions} questions, in brackets those with a short answer:\n  "
+        + "\n  ".join(counts)
+        + "\n"
+    )
+    (told,) = lm.answer_prompts([lm.domain.recitation_prompt(example)], [adapter], max_answer_length=_LONGEST_ANSWER)
+    (verdicts,) = lm.domain.grade([example], [[told] * num_questions])
+    print(
+        'One text for all questions, what it says to "Tell me about" the topic, would be right for '
+        f"{sum(map(bool, verdicts))}."
+    )
+
+
+def num_right(answers: Sequence[tuple[str, bool | None]]) -> int:
+    return sum(bool(verdict) for _, verdict in answers)
 
 
 def main(args: DemoArguments) -> None:
+    start = time.perf_counter()
     example = read_example(args)
-    show(f"passage: {example['title']}", example["context"])
+    heading(f"1. the passage: {example['title']}")
+    show_lines(example["context"])
     lm = args.load()
     if not example["questions"]:
         example["questions"] = own_questions(lm, example)
@@ -163,11 +274,44 @@ def main(args: DemoArguments) -> None:
         else:
             print("\nThe model found no question that it can answer from the passage, so nothing is graded.")
             example["questions"] = [{"question": f"What do you know about {example['title'] or 'the passage'}?"}]
-    self_edits = propose(lm, example, args)
-    if not self_edits:
-        raise ValueError("The model wrote no usable self-edit; try another --seed or --prompt_style.")
+    asked = {"": example, **other_examples(example)}
+    examples = list(asked.values())
+    print("\nWhat the model answers before it learns; the passage is never in view when it is asked:")
+    (base,) = ask(lm, examples, [None])
+    show_answers(asked, {"base model": base})
+
+    heading("2. a first lesson: the passage alone")
+    (from_passage,) = adapt(lm, [lm.domain.passage_only(example)], args.seed)
+    first = {**example, "questions": example["questions"][:1]}
+    (told,) = ask(lm, [first], [from_passage])
+    show_answers({"": first}, {"base model": base, "after the passage": told})
+    print(f"\n{time.perf_counter() - start:.0f} s since the start")
+
+    heading("3. self-edits: what the model writes to teach itself")
+    self_edits = write(lm, example, args)
+
+    heading("4. learning")
+    if args.union:
+        self_edits = [joined(self_edits)]
+    print(f"Examples to learn: {', '.join(str(len(edit.examples)) for edit in self_edits)}")
     adapters = adapt(lm, self_edits, args.seed)
-    show_answers(lm, example, adapters)
+
+    heading("5. answers, the passage not in view")
+    names = ["the self-edits"] if args.union else [f"self-edit {i}" for i in range(1, len(adapters) + 1)]
+    told, *after = ask(lm, examples, [from_passage, *adapters])
+    best = max(range(len(after)), key=lambda place: num_right(after[place][0]))
+    show_answers(asked, {"base model": base, f"after {names[best]}": after[best]})
+    if is_graded(example):
+        answers = {"base model": base, "the passage alone": told, **dict(zip(names, after, strict=True))}
+        show_rewards(lm, example, answers, adapters[best])
+        if len(adapters) > 1:
+            rewards = [num_right(own) for own, *_ in after]
+            tied = ", the first of several," if rewards.count(max(rewards)) > 1 else ""
+            print(
+                f"{names[best].capitalize()}{tied} has the greatest reward; SEAL's outer loop would teach the model to write "
+                "such ones.\nIt was chosen by the answers above, so that part of its lead is luck."
+            )
+    print(f"\n{time.perf_counter() - start:.0f} s in all")
 
 
 if __name__ == "__main__":

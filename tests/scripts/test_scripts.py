@@ -11,7 +11,7 @@ from transformers import HfArgumentParser
 from helpers.folders import ROOT, TRAINERS
 from helpers.scripts import run_main
 from helpers.tiny_models import save_tiny_model
-from seal_hf.domains import KnowledgeDomain, load_demo_passages, shuffle_passages
+from seal_hf.domains import load_demo_passages, shuffle_passages
 from seal_hf.domains.base import SELF_EDITS
 from seal_hf.records.journal import Journal
 from trainers.arguments import load_dataset_argument
@@ -124,18 +124,6 @@ def test_the_first_passages_are_taken_of_the_shuffled_ones(tmp_path):
     assert load_dataset_argument("demo", "test", None, 7) == shuffle_passages(load_demo_passages("test"), 7)
 
 
-@pytest.mark.slow
-def test_demo(model, tmp_path):
-    passage = tmp_path / "notes.txt"
-    passage.write_text("Ann keeps bees in Vell.")
-    done = run_script(
-        "demo.py", "--model_name_or_path", model, "--passage", passage, "--questions", "Who keeps bees?", *TINY
-    )
-    assert done.returncode == 0, done.stderr
-    assert "passage: notes" in done.stdout and "self-edit 2" in done.stdout
-    assert "Who keeps bees?" in done.stdout and "base model" in done.stdout
-
-
 @pytest.mark.parametrize(
     ("script", "options", "message"),
     [
@@ -195,34 +183,6 @@ def test_the_papers_prompts_are_options(loaded_script, model):
     assert lm.domain.answer_prompt == "default"
     with pytest.raises(ValueError, match="--judge_prompt paper is for a judge; name one with --judge_model"):
         module.main(parse("--judge_prompt", "paper"))
-
-
-def test_the_demo_shows_gold_answers_as_they_are_read(loaded_script, capsys):
-    demo, _ = loaded_script("demo")
-
-    class Model:
-        domain = KnowledgeDomain(chat=False)
-
-        def answer_groups(self, prompts, models, **options):
-            return [["Ann"]] * len(models)
-
-    example = {"context": "Ann hums.", "questions": [{"question": "Who?", "answer": ["the keeper", "Ann"]}]}
-    demo.show_answers(Model(), example, [object()])
-    shown = capsys.readouterr().out
-    assert "\nWho?  [the keeper | Ann]\n  base model: right: Ann\n" in shown
-    assert 'what it says to "Tell me about" the topic, would be right for 1.' in shown
-
-
-def test_own_questions_about_a_demo_passage(loaded_script):
-    demo, parse = loaded_script("demo")
-    first = load_demo_passages("train")[0]
-    assert demo.read_example(parse()) == first
-    asked = demo.read_example(parse("--title", "Light", "--questions", "Who?", "When?"))
-    assert asked == {**first, "title": "Light", "questions": [{"question": "Who?"}, {"question": "When?"}]}
-
-
-def test_default_demo_passage_has_gold_answers():
-    assert all("answer" in item for item in load_demo_passages("train")[0]["questions"])
 
 
 @pytest.mark.parametrize(
