@@ -181,12 +181,13 @@ def write(lm: SelfAdaptingLM, example: dict, args: DemoArguments) -> list[SelfEd
             show_lines(generation.text)
     print(f"\n{sum(one.num_tokens for one in written)} tokens in {time.perf_counter() - start:.0f} s")
     parsed = [lm.domain.parse(generation.text, example) for generation in written]
+    self_edits = parsed
     if any(edit is not None and edit.calls for edit in parsed):
         heading("the same model answers these questions, with the passage in view")
-    self_edits = lm.carry_out(parsed, [example] * len(parsed))
-    for number, (call, edit) in enumerate(zip(parsed, self_edits, strict=True), start=1):
-        if call is not None and call.calls:
-            show_answered(lm, example, call.calls, edit, number)
+        self_edits = lm.carry_out(parsed, [example] * len(parsed))
+        for number, (call, edit) in enumerate(zip(parsed, self_edits, strict=True), start=1):
+            if edit is not None:
+                show_answered(lm, example, call.calls, edit, number)
     usable = [edit for edit in self_edits if edit is not None and edit.examples]
     if not usable:
         raise ValueError("The model wrote no usable self-edit; try another --seed or --prompt_style.")
@@ -197,6 +198,9 @@ def write(lm: SelfAdaptingLM, example: dict, args: DemoArguments) -> list[SelfEd
 
 def show_answered(lm: SelfAdaptingLM, example: Mapping, questions: Sequence[str], edit: SelfEdit, number: int) -> None:
     """Print what is trained on of a self-edit besides the passage, and in a line what became of its questions."""
+    if not questions:
+        print(f"\nself-edit {number} asks nothing, and is learned as it is.")
+        return
     prompts = map(repr, lm.domain.ask(questions, example["title"]))
     by_prompt = dict(zip(prompts, questions, strict=True))
     print(f"\nself-edit {number}:")

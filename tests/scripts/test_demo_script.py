@@ -123,6 +123,12 @@ def test_one_adapter_of_all_self_edits(run):
     assert "has the greatest reward" not in shown
 
 
+def test_a_self_edit_without_questions_beside_one_with_them(run):
+    shown, _ = run(["The tower is green.\nThe lamp is bright.", f"1. {STEPS}"])
+    assert "\nself-edit 1 asks nothing, and is learned as it is.\n\nself-edit 2:\n" in shown
+    assert "\nExamples to learn: 2, 2\n" in shown
+
+
 def test_self_edits_of_which_nothing_is_left(run):
     shown, adapters = run(["1. Who is he?", f"1. {STEPS}"])
     assert "1 of 2 self-edits cannot be used and are left out." in shown and len(adapters) == 2
