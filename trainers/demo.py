@@ -154,8 +154,8 @@ def show_answers(examples: Mapping[str, Mapping], answers: Mapping[str, Sequence
             show_row(question, *(verdicts[verdict] + answer for answer, verdict in told))
 
 
-def write(lm: SelfAdaptingLM, example: dict, args: DemoArguments) -> list[SelfEdit]:
-    """Sample the self-edits, all at once, show the first while it is written, and carry out what they ask of the tool."""
+def write(lm: SelfAdaptingLM, example: dict, args: DemoArguments) -> dict[str, SelfEdit]:
+    """Sample the self-edits, show the first while it is written, and carry out what they ask of the tool; by their names."""
     print(f"{args.num_generations} self-edits are written at once. The first, as it is written:\n")
     start = time.perf_counter()
     shown = ""
@@ -176,7 +176,8 @@ def write(lm: SelfAdaptingLM, example: dict, args: DemoArguments) -> list[SelfEd
     )
     print()
     for number, generation in enumerate(written, start=1):
-        if generation.text != shown:  # which is in view
+        # The first is in view already, unless it was malformed.
+        if number > 1 or generation.text != shown:
             heading(f"self-edit {number}")
             show_lines(generation.text)
     print(f"\n{sum(one.num_tokens for one in written)} tokens in {time.perf_counter() - start:.0f} s")
@@ -188,7 +189,11 @@ def write(lm: SelfAdaptingLM, example: dict, args: DemoArguments) -> list[SelfEd
         for number, (call, edit) in enumerate(zip(parsed, self_edits, strict=True), start=1):
             if edit is not None:
                 show_answered(lm, example, call.calls, edit, number)
-    usable = [edit for edit in self_edits if edit is not None and edit.examples]
+    usable = {
+        f"self-edit {number}": edit
+        for number, edit in enumerate(self_edits, start=1)
+        if edit is not None and edit.examples
+    }
     if not usable:
         raise ValueError("The model wrote no usable self-edit; try another --seed or --prompt_style.")
     if len(usable) < len(written):
@@ -218,7 +223,10 @@ def show_answered(lm: SelfAdaptingLM, example: Mapping, questions: Sequence[str]
 
 
 def joined(self_edits: Sequence[SelfEdit]) -> SelfEdit:
-    """All self-edits as one: the examples of the first, and of each other those that are in none before it."""
+    """
+    All self-edits as one: the examples of the first, and of each other those that are in none before it. What they set of
+    their training is left out, since it may differ.
+    """
     examples = self_edits[0].examples
     for edit in self_edits[1:]:
         examples += tuple(one for one in edit.examples if one not in examples)
@@ -296,12 +304,11 @@ def main(args: DemoArguments) -> None:
 
     heading("4. learning")
     if args.union:
-        self_edits = [joined(self_edits)]
-    print(f"Examples to learn: {', '.join(str(len(edit.examples)) for edit in self_edits)}")
-    adapters = adapt(lm, self_edits, args.seed)
+        self_edits = {"the self-edits": joined(list(self_edits.values()))}
+    print(f"Examples to learn: {', '.join(str(len(edit.examples)) for edit in self_edits.values())}")
+    names, adapters = list(self_edits), adapt(lm, list(self_edits.values()), args.seed)
 
     heading("5. answers, the passage not in view")
-    names = ["the self-edits"] if args.union else [f"self-edit {i}" for i in range(1, len(adapters) + 1)]
     told, *after = ask(lm, examples, [from_passage, *adapters])
     best = max(range(len(after)), key=lambda place: num_right(after[place][0]))
     show_answers(asked, {"base model": base, f"after {names[best]}": after[best]})

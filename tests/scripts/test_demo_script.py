@@ -117,7 +117,9 @@ def test_from_the_passage_to_the_answers(run):
 
 
 def test_one_adapter_of_all_self_edits(run):
-    shown, adapters = run([f"1. {ENGINEER}\n2. {STEPS}", f"1. {STEPS}\n2. {ENGINEER}"], "--union", "true")
+    written = [f"1. {ENGINEER}\n2. {STEPS}"] * 2
+    shown, adapters = run(written, "--union", "true")
+    assert shown.count(written[0]) == 2  # equal ones are both shown
     assert len(adapters) == 2 and "\nExamples to learn: 3\n" in shown
     assert "after the self-edits" in words(shown) and "\n  the self-edits 2 (2)\n" in shown
     assert "has the greatest reward" not in shown
@@ -132,6 +134,7 @@ def test_a_self_edit_without_questions_beside_one_with_them(run):
 def test_self_edits_of_which_nothing_is_left(run):
     shown, adapters = run(["1. Who is he?", f"1. {STEPS}"])
     assert "1 of 2 self-edits cannot be used and are left out." in shown and len(adapters) == 2
+    assert "after self-edit 2" in shown and "after self-edit 1" not in shown
     with pytest.raises(ValueError, match="no usable self-edit; try another --seed or --prompt_style"):
         run(["1. Who is he?", ""])
 
