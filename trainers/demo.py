@@ -10,7 +10,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
 
@@ -33,19 +33,13 @@ _CELL_LINES = 3
 _LONGEST_ANSWER = 64  # tokens
 # What no passage that ships tells; `_UNANSWERED` is the word that shows it.
 _UNANSWERED, _UNANSWERED_QUESTION = "radio", "Who presented the radio programme about {title}?"
-_HELP = {option.name: option.metadata for option in fields(AdaptationArguments)}
 
 
 @dataclass
 class DemoArguments(AdaptationArguments):
-    """A passage and questions about it, and defaults that teach `embedded` a passage in a minute or two."""
+    """A passage and questions about it."""
 
-    prompt_style: str = field(default="questions", metadata=_HELP["prompt_style"])
-    training_format: str = field(default="prompt_completion", metadata=_HELP["training_format"])
-    num_generations: int = field(default=2, metadata=_HELP["num_generations"])
-    max_completion_length: int = field(default=300, metadata=_HELP["max_completion_length"])
-    num_train_epochs: int = field(default=8, metadata=_HELP["num_train_epochs"])
-    batch_size: int = field(default=64, metadata=_HELP["batch_size"])
+    num_generations: int = field(default=2, metadata={"help": "Self-edits of the passage."})
     passage: str | None = field(default=None, metadata={"help": "Text file to learn. Default: a demo passage."})
     title: str | None = field(
         default=None,
