@@ -176,7 +176,7 @@ def _notes(results: Sequence[Evaluation]) -> list[str]:
         ),
         (
             any("coverage" in one.self_edit_metrics for one in results),
-            "Coverage: the share of a passage's names and numbers that a self-edit's answers hold.",
+            "Coverage: the share of a passage's names and numbers that a self-edit's questions ask for.",
         ),
         (any(one.tokens for one in results), "Tokens and seconds of training are means per adapter."),
     ]

@@ -226,14 +226,16 @@ def test_the_second_reading_sees_the_nearest_sentences():
     assert shown[1::2] == [first, second, f"{first} It rains.", f"It rains. {second} {third}"]
 
 
-def test_coverage_is_the_share_of_names_and_numbers_that_kept_answers_hold():
+def test_coverage_is_the_share_of_names_and_numbers_that_kept_questions_ask_for():
     # Ann Orr, 45, 1911 and Lord Hask; Vell is in the title.
     assert names_and_numbers(BEES["context"]) == ["Vell", "Ann Orr", "45", "1911", "Lord Hask"]
     assert answered([KEEPER, JARS, YEAR, LORD]).metrics["coverage"] == 1
     assert answered([KEEPER, JARS, AGAIN]).metrics["coverage"] == 0.5
     assert answered([KEEPER, JARS], near={KEEPER: "1911"}).metrics["coverage"] == 0.25
     assert answered([]).metrics["coverage"] == 0
-    assert coverage({"context": "Bees hum at night."}, ["night"]) is None
+    assert coverage({"context": "Bees hum at night."}, [("When do they hum?", "at night")]) is None
+    # A question that names a fact does not ask for it.
+    assert coverage(BEES, [("Who is Ann Orr?", "Ann Orr keeps the bees of Vell.")]) == 0
 
 
 def test_without_names_and_numbers_there_is_no_coverage():

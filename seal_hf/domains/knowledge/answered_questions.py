@@ -42,7 +42,7 @@ class AnsweredQuestions:
             The questions that are kept, with their answers.
         metrics (`dict[str, float]`):
             The number of `questions` and of `questions_kept`, of those that are dropped for each of [`REASONS`]
-            (`dropped_duplicate` and so on), and the `coverage` by the answers that are kept, unless the passage has neither
+            (`dropped_duplicate` and so on), and the `coverage` by the pairs that are kept, unless the passage has neither
             names nor numbers.
     """
 
@@ -120,7 +120,7 @@ def answer_questions(
                 pairs.append((question, answer))
         metrics = {"questions": len(written), "questions_kept": len(pairs)}
         metrics |= {f"dropped_{reason}": why[reason] for reason in REASONS}
-        if (covered := coverage(example, [answer for _, answer in pairs])) is not None:
+        if (covered := coverage(example, pairs)) is not None:
             metrics["coverage"] = covered
         results.append(AnsweredQuestions(tuple(pairs), metrics))
     return results

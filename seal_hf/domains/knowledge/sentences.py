@@ -93,20 +93,20 @@ def names_and_numbers(text: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def coverage(example: Mapping[str, Any], answers: Sequence[str]) -> float | None:
+def coverage(example: Mapping[str, Any], pairs: Sequence[tuple[str, str]]) -> float | None:
     """
-    The share of a passage's names and numbers, without those of its title, that some of the answers hold; `None` where it
-    has none.
+    The share of a passage's names and numbers, without those of its title, that some question asks for: its answer holds them,
+    and the question does not. `None` where the passage has none.
 
     Example:
 
     ```python
     >>> bees = {"title": "Vell", "context": "In 1911 Ann Orr came to Vell. By 1950 Bob Lee had left."}
-    >>> coverage(bees, ["Ann Orr", "in 1911"])
+    >>> coverage(bees, [("Who came to Vell?", "Ann Orr"), ("Who was Bob Lee?", "Bob Lee left"), ("When?", "in 1911")])
     0.5
 
     ```
     """
     facts = [fact for fact in names_and_numbers(example["context"]) if not says(example.get("title") or "", fact)]
-    held = [any(says(answer, fact) for answer in answers) for fact in facts]
-    return sum(held) / len(held) if held else None
+    asked = [any(says(answer, fact) and not says(question, fact) for question, answer in pairs) for fact in facts]
+    return sum(asked) / len(asked) if asked else None
