@@ -16,8 +16,8 @@ from seal_hf.webui.work.jobs import DONE, FAILED, RUNNING, STOPPED, JobLog, JobR
 def test_jobs_run_one_after_another_in_their_order(jobs, submit, gate):
     done = []
     first = submit(lambda job: gate.wait(30), "ann", seconds=5)
-    others = [submit(lambda job, name=name: done.append(name), name, seconds=2) for name in ("bob", "cleo")]
     until_running(first)
+    others = [submit(lambda job, name=name: done.append(name), name, seconds=2) for name in ("bob", "cleo")]
     assert [jobs.queue_position(job)[0] for job in others] == [1, 2]
     (_, before_bob), (_, before_cleo) = map(jobs.queue_position, others)
     assert 1 <= before_bob <= 5 and before_cleo == pytest.approx(before_bob + 2, abs=0.5)
@@ -161,6 +161,7 @@ def test_a_waiting_job_that_is_stopped_never_runs(jobs, submit, gate):
 
 def test_the_same_click_twice_is_one_job(jobs, submit, gate):
     job = submit(lambda job: gate.wait(30), key="one")
+    until_running(job)
     assert submit(key="one") is job
     with pytest.raises(JobRefused, match="still under way: wait until it has ended, or press Stop"):
         submit(key="two")

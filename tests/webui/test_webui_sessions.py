@@ -54,19 +54,63 @@ def test_the_longest_unused_of_too_many_sessions_goes(tmp_path):
 
 
 def test_too_many_sessions_take_none_that_is_busy(tmp_path):
-    busy, forgotten = set(), []
-    sessions = Sessions(tmp_path, max_sessions=2, is_busy=lambda name: name in busy, on_forget=forgotten.append)
+    busy = set()
+    sessions = Sessions(tmp_path, max_sessions=2, is_busy=lambda name: name in busy)
     oldest, second = sessions.open(), sessions.open()
     busy.add(oldest.id)
     sessions.open(second.id)
     third = sessions.open()
-    assert sessions.open(oldest.id) is oldest and oldest.folder.is_dir()
+    assert sessions.open(oldest.id) is oldest and not second.folder.exists()
     busy.add(third.id)
-    fourth = sessions.open()
-    assert sessions.open(fourth.id) is fourth and sessions.open(third.id) is third
-    busy.clear()
-    sessions.sweep()
+    with pytest.raises(JobRefused, match="All 2 places are taken .* try again"):
+        sessions.open()
+    assert sessions.open(oldest.id) is oldest and sessions.open(third.id) is third
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_no_number_of_visitors_takes_the_place_of_one_with_an_adapter(tmp_path):
+    sessions = Sessions(tmp_path, max_sessions=4)
+    victim = sessions.open()
+    victim.keep(KeptAdapter("a", "Bees", victim.folder / "adapters" / "a"), choose=True)
+    for _ in range(20):
+        sessions.open().drafts = [Draft("Ann keeps bees.")]
+    assert sessions.find(victim.id) is victim and victim.folder.is_dir()
+    for session in list(sessions._sessions.values()):
+        session.keep(KeptAdapter("a", "Bees", session.folder), choose=True)
+    with pytest.raises(JobRefused, match="All 4 places are taken"):
+        sessions.open()
+    assert sessions.find(victim.id) is victim and len(list(tmp_path.iterdir())) == 4
+
+
+def test_work_of_a_visitor_who_is_gone_is_ended_and_its_session_goes(tmp_path, clock):
+    busy, ended, forgotten = set(), [], []
+    sessions = Sessions(
+        tmp_path,
+        keep_seconds=60,
+        unattended_seconds=100,
+        is_busy=lambda name: name in busy,
+        on_unattended=ended.append,
+        on_forget=forgotten.append,
+    )
+    gone, there = sessions.open(), sessions.open()
+    busy |= {gone.id, there.id}
+    clock.now += 90
+    sessions.sweep()
+    assert ended == []
+    sessions.find(there.id)
+    clock.now += 20
+    sessions.sweep()
+    assert ended == [gone.id] and forgotten == []
+    busy.remove(gone.id)
+    clock.now += 61
+    sessions.sweep()
+    assert forgotten == [gone.id] and sessions.find(gone.id) is None and sessions.find(there.id) is there
+
+
+def test_looking_for_a_session_makes_none(tmp_path):
+    sessions = Sessions(tmp_path)
+    assert [sessions.find(name) for name in ("", "A" * 32, None, ["a"], {})] == [None] * 5
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_session_counts_as_used_while_it_works(tmp_path, clock):

@@ -5,19 +5,22 @@ A job outlives the page that started it. Its events go to a file, which its owne
 also stops it. Both work as well where the device belongs to another process (ZeroGPU).
 """
 
+import bisect
 import contextvars
 import json
 import logging
+import math
 import secrets
 import shutil
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
+
+from .limits import HOUR, MAX_FOLLOWERS, MAX_JOBS, OWN_MACHINE, Limits, Usage, minutes
 
 
 logger = logging.getLogger(__name__)
@@ -26,6 +29,8 @@ QUEUED, RUNNING, DONE, STOPPED, FAILED = "queued", "running", "done", "stopped",
 ENDED = (DONE, STOPPED, FAILED)
 EVENTS_NAME = "events.jsonl"
 _STOP_NAME = "stop"
+_LONGEST_DETOUR = 600.0  # seconds that others may come before a job that was there first
+_KEPT = 8  # ended jobs of each owner
 
 
 class JobRefused(ValueError):
@@ -96,7 +101,7 @@ class JobLog:
         state (`str`):
             `"queued"`, `"running"`, `"done"`, `"stopped"` or `"failed"`, according to the events read so far.
         error (`str`, *optional*):
-            Why the job failed, in a sentence.
+            Why the job failed or was ended, in a sentence.
     """
 
     def __init__(self, job: Job):
@@ -138,14 +143,16 @@ class _Entry:
     job: Job
     work: Callable[[Job], None]
     context: contextvars.Context
+    order: float  # when its turn comes; the smallest is next
     state: str = QUEUED
     started: float | None = None
+    num_followers: int = 0
     ended: threading.Event = field(default_factory=threading.Event)
 
 
 class Jobs:
     """
-    Runs jobs in the order in which they came.
+    Runs jobs in the order in which they came, but one whose owner asks less of the device, and had less of it, may go first.
 
     Parameters:
         explain (`Callable[[BaseException], str]`):
@@ -154,11 +161,21 @@ class Jobs:
             Number of jobs at a time; more than one only where each has a device of its own.
         max_waiting (`int`, *optional*, defaults to `32`):
             Number of jobs that may wait.
+        limits ([`Limits`], *optional*):
+            How long jobs may run. Defaults to those of the user of this machine.
     """
 
-    def __init__(self, explain: Callable[[BaseException], str], *, num_workers: int = 1, max_waiting: int = 32):
-        self._explain, self._max_waiting = explain, max_waiting
-        self._waiting: deque[_Entry] = deque()
+    def __init__(
+        self,
+        explain: Callable[[BaseException], str],
+        *,
+        num_workers: int = 1,
+        max_waiting: int = 32,
+        limits: Limits = OWN_MACHINE,
+    ):
+        self._explain, self._max_waiting, self._limits = explain, max_waiting, limits
+        self._usage = Usage(HOUR)
+        self._waiting: list[_Entry] = []  # in the order of their turns
         self._running: list[_Entry] = []
         self._entries: dict[str, _Entry] = {}
         self._background: Pausable | None = None
@@ -184,27 +201,76 @@ class Jobs:
             [`Job`]: The new job, or the owner's job with this kind and key that has not ended.
 
         Raises:
-            JobRefused: The owner has a job of this kind with another key that has not ended, or too many are waiting.
+            JobRefused: The owner has a job of this kind with another key that has not ended, has too many jobs or has had the
+                device for too long, or too many are waiting.
         """
         with self._changed:
-            for entry in self._entries.values():
-                if entry.job.owner == owner and entry.job.kind == kind and entry.state not in ENDED:
+            active = [
+                entry for entry in self._entries.values() if entry.job.owner == owner and entry.state not in ENDED
+            ]
+            for entry in active:
+                if entry.job.kind == kind:
                     if entry.job.key == key:
                         return entry.job
                     raise JobRefused(
                         "The same with other input is still under way: wait until it has ended, or press Stop."
                     )
-            if len(self._waiting) >= self._max_waiting:
-                raise JobRefused(f"{len(self._waiting)} others are waiting already: try again in a few minutes.")
+            self._require_room(owner, active)
+            self._forget_old(owner)
             job_id = secrets.token_urlsafe(12)
             job = Job(job_id, owner, kind, key, folder / job_id, seconds)
             job.folder.mkdir(parents=True)
             job.emit("state", state=QUEUED)
-            entry = _Entry(job, work, contextvars.copy_context())
+            order = time.monotonic() + min(self._usage.seconds(owner) + seconds, _LONGEST_DETOUR)
+            entry = _Entry(job, work, contextvars.copy_context(), order)
             self._entries[job_id] = entry
-            self._waiting.append(entry)
+            bisect.insort(self._waiting, entry, key=lambda one: one.order)
             self._changed.notify()
         return job
+
+    def _require_room(self, owner: str, active: Sequence[_Entry]) -> None:
+        """Refuse an owner's further job for want of room, of a place in the queue or of time."""
+        if len(active) >= MAX_JOBS:
+            raise JobRefused(f"{len(active)} of your jobs are under way: wait until one has ended, or press Stop.")
+        num_waiting = len(self._waiting)
+        # The second half of the places is for those who have none.
+        has_one = any(entry.state == QUEUED for entry in active)
+        if num_waiting >= self._max_waiting or (has_one and 2 * num_waiting >= self._max_waiting):
+            raise JobRefused(f"{num_waiting} others are waiting already: try again in a few minutes.")
+        if self._usage.seconds(owner) >= self._limits.hour_seconds:
+            raise JobRefused(
+                f"Your jobs have had the device for {minutes(self._limits.hour_seconds)}, which is what a visitor has in an hour: "
+                f"try again in {minutes(self._usage.next_free(owner))}."
+            )
+
+    def _forget_old(self, owner: str) -> None:
+        """Remove the owner's oldest ended jobs, so that a session's logs do not add up."""
+        ended = [entry for entry in self._entries.values() if entry.job.owner == owner and entry.state in ENDED]
+        for entry in ended[: max(0, len(ended) - _KEPT + 1)]:
+            del self._entries[entry.job.id]
+            shutil.rmtree(entry.job.folder, ignore_errors=True)
+
+    @contextmanager
+    def follower(self, job: Job) -> Iterator[None]:
+        """
+        Inside the block, somebody follows the job.
+
+        Raises:
+            JobRefused: Too many follow it.
+        """
+        entry = self._entries.get(job.id)
+        if entry is None:  # its session has just been deleted
+            yield
+            return
+        with self._changed:
+            if entry.num_followers >= MAX_FOLLOWERS:
+                raise JobRefused(f"{MAX_FOLLOWERS} pages follow this job already: close some of them.")
+            entry.num_followers += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                entry.num_followers -= 1
 
     def find(self, job_id: str, owner: str) -> Job | None:
         """The job with an id, if it belongs to this owner."""
@@ -232,7 +298,7 @@ class Jobs:
             waiting = [entry.job.id for entry in self._waiting]
             if job.id not in waiting:
                 return 0, 0.0
-            before = list(self._waiting)[: waiting.index(job.id)]
+            before = self._waiting[: waiting.index(job.id)]
             now = time.monotonic()
             left = sum(max(1.0, entry.job.seconds - (now - entry.started)) for entry in self._running)
             return len(before) + len(self._running), left + sum(entry.job.seconds for entry in before)
@@ -263,6 +329,7 @@ class Jobs:
             with self._changed:
                 self._entries.pop(job.id, None)
             shutil.rmtree(job.folder, ignore_errors=True)
+        self._usage.forget(owner)
 
     @contextmanager
     def background(self, work: Pausable) -> Iterator[None]:
@@ -284,24 +351,47 @@ class Jobs:
             with self._changed:
                 while not self._waiting:
                     self._changed.wait()
-                entry = self._waiting.popleft()
+                entry = self._waiting.pop(0)
                 self._running.append(entry)
                 entry.state, entry.started = RUNNING, time.monotonic()
                 if self._background is not None:
                     self._background.pause()
             state, error = DONE, None
+            overdue = threading.Event()
+            timer = self._timer(entry.job, overdue)
             try:
                 entry.job.emit("state", state=RUNNING)
                 entry.context.run(entry.work, entry.job)
-                state = STOPPED if entry.job.stop.is_set() else DONE
+                if entry.job.stop.is_set():
+                    state = STOPPED
+                    if overdue.is_set():
+                        error = f"A job is ended after {minutes(self._limits.job_seconds)} here."
             # Any error belongs to the job and must not end the queue. A panic in Rust is not an `Exception`.
             except BaseException as failure:
                 state, error = FAILED, self._explain(failure)
+            if timer is not None:
+                timer.cancel()
+            self._usage.add(entry.job.owner, time.monotonic() - entry.started)
             with self._changed:
                 self._running.remove(entry)
                 if self._background is not None and not self._running and not self._waiting:
                     self._background.resume()
                 self._end(entry, state, error)
+
+    def _timer(self, job: Job, overdue: threading.Event) -> threading.Timer | None:
+        """Stops a job that takes too long, and sets `overdue` then."""
+        if self._limits.job_seconds == math.inf:
+            return None
+
+        def end() -> None:
+            overdue.set()
+            with suppress(OSError):  # its folder has gone
+                job.stop.set()
+
+        timer = threading.Timer(self._limits.job_seconds, end)
+        timer.daemon = True
+        timer.start()
+        return timer
 
     def _end(self, entry: _Entry, state: str, error: str | None = None) -> None:
         entry.state = state

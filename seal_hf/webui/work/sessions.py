@@ -3,12 +3,13 @@ What a visitor has: the passage, the self-edits, the adapters. Nobody else sees 
 has not used the page for a while.
 """
 
+import math
 import re
 import secrets
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -113,7 +114,9 @@ class Session:
         shown (`dict[str, str]`, *optional*):
             For each kind of job, the id of the last one. A page that is loaded again shows it.
         used (`float`, *optional*):
-            When it was last used, as `time.monotonic()`. Defaults to now.
+            When it was last used, as `time.monotonic()`, by its visitor or by its work. Defaults to now.
+        seen (`float`, *optional*):
+            When its visitor was last there, as `time.monotonic()`. Defaults to now.
     """
 
     id: str
@@ -127,11 +130,12 @@ class Session:
     asked: list[tuple[str, str, str]] = field(default_factory=list)
     shown: dict[str, str] = field(default_factory=dict)
     used: float = field(default_factory=time.monotonic)
+    seen: float = field(default_factory=time.monotonic)
 
     @property
     def holds_work(self) -> bool:
-        """Whether there is anything to lose."""
-        return bool(self.adapters or self.drafts)
+        """Whether it keeps its place: only what has cost the device time, and cannot be written again, counts."""
+        return bool(self.adapters)
 
     def require_room(self, num_adapters: int) -> None:
         """
@@ -187,9 +191,14 @@ class Sessions:
         keep_seconds (`float`, *optional*, defaults to `3600`):
             How long an unused session is kept.
         max_sessions (`int`, *optional*, defaults to `64`):
-            The largest number of sessions. For one more, the session that was unused for the longest time is deleted.
+            The largest number of sessions. For one more, the session that was unused for the longest time is deleted, but none
+            with adapters and none with work under way.
+        unattended_seconds (`float`, *optional*):
+            How long work goes on when its visitor is gone. Defaults to no limit.
         is_busy (`Callable[[str], bool]`, *optional*):
             Tells whether the session with an id has work under way. Such a session is in use.
+        on_unattended (`Callable[[str], None]`, *optional*):
+            Called with the id of a session whose work has gone on for `unattended_seconds` without its visitor. It ends the work.
         on_forget (`Callable[[str], None]`, *optional*):
             Called with the id of a session that is deleted.
     """
@@ -200,58 +209,79 @@ class Sessions:
         *,
         keep_seconds: float = 3600,
         max_sessions: int = 64,
+        unattended_seconds: float = math.inf,
         is_busy: Callable[[str], bool] = lambda session_id: False,
+        on_unattended: Callable[[str], None] = lambda session_id: None,
         on_forget: Callable[[str], None] = lambda session_id: None,
     ):
         self._folder, self._keep_seconds, self._max_sessions = folder, keep_seconds, max_sessions
-        self._is_busy, self._on_forget = is_busy, on_forget
+        self._unattended_seconds = unattended_seconds
+        self._is_busy, self._on_unattended, self._on_forget = is_busy, on_unattended, on_forget
         self._sessions: dict[str, Session] = {}
         self._lock = threading.Lock()
 
     def open(self, session_id: str | None = None) -> Session:
         """
         The session with an id. It is empty if it was deleted, and has a new id if `session_id` does not have the form of one.
+
+        Raises:
+            JobRefused: There is no room for another session.
         """
         if not isinstance(session_id, str) or not _ID.fullmatch(session_id):
             session_id = secrets.token_urlsafe(24)
-        self.sweep(0 if session_id in self._sessions else 1, session_id)
+        gone: list[Session] = []
         with self._lock:
             session = self._sessions.get(session_id)
             if session is None:
+                gone = self._make_room()
                 # The folder's name is another secret, since the browser gets the paths of files.
                 session = Session(session_id, self._folder / secrets.token_hex(8))
                 session.folder.mkdir(parents=True)
                 self._sessions[session_id] = session
-            session.used = time.monotonic()
+            session.used = session.seen = time.monotonic()
+        self._remove(gone)
+        return session
+
+    def find(self, session_id: object) -> Session | None:
+        """The session with an id, whose visitor is there; `None` if there is none."""
+        with self._lock:
+            session = self._sessions.get(session_id) if isinstance(session_id, str) else None
+            if session is not None:
+                session.used = session.seen = time.monotonic()
             return session
 
-    def sweep(self, num_new: int = 0, opened: str | None = None) -> None:
-        """
-        Delete the sessions that were unused for too long, and the longest unused ones if there are too many.
-
-        Args:
-            num_new (`int`, *optional*, defaults to `0`):
-                Number of sessions to make room for.
-            opened (`str`, *optional*):
-                Id of a session that is in use.
-        """
-        now = time.monotonic()
+    def sweep(self) -> None:
+        """Delete the sessions that were unused for too long, and end the work of visitors who are gone."""
+        now, busy = time.monotonic(), []
         with self._lock:
             for session in self._sessions.values():
-                if session.id == opened or self._is_busy(session.id):
+                if self._is_busy(session.id):
                     session.used = now
-            # Sessions without any work go first.
-            idle = sorted(self._sessions.values(), key=lambda session: (session.holds_work, session.used))
-            surplus = len(idle) - self._max_sessions + num_new
-            gone = [
-                session
-                for index, session in enumerate(idle)
-                if (index < surplus or now - session.used > self._keep_seconds)
-                and session.id != opened
-                and not self._is_busy(session.id)
-            ]
+                    busy.append(session)
+            gone = [session for session in self._sessions.values() if now - session.used > self._keep_seconds]
             for session in gone:
                 del self._sessions[session.id]
+        for session in busy:
+            if now - session.seen > self._unattended_seconds:
+                self._on_unattended(session.id)
+        self._remove(gone)
+
+    def _make_room(self) -> list[Session]:
+        """Take out what has to go for one more session. Those without any self-edits go first."""
+        surplus = len(self._sessions) - self._max_sessions + 1
+        if surplus <= 0:
+            return []
+        idle = [one for one in self._sessions.values() if not one.holds_work and not self._is_busy(one.id)]
+        if len(idle) < surplus:
+            raise JobRefused(
+                f"All {self._max_sessions} places are taken by visitors with adapters or work under way: try again in some minutes."
+            )
+        gone = sorted(idle, key=lambda session: (bool(session.drafts), session.used))[:surplus]
+        for session in gone:
+            del self._sessions[session.id]
+        return gone
+
+    def _remove(self, gone: Sequence[Session]) -> None:
         for session in gone:
             self._on_forget(session.id)
             shutil.rmtree(session.folder, ignore_errors=True)

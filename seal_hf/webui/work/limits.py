@@ -1,0 +1,138 @@
+"""What one visitor may take of the device, which all visitors share."""
+
+import math
+import threading
+import time
+from dataclasses import dataclass
+
+
+HOUR = 3600.0
+MAX_JOBS = 3  # of one visitor that have not ended
+MAX_FOLLOWERS = 16  # pages and programs that follow one job
+
+
+@dataclass(frozen=True)
+class Limits:
+    """
+    The limits of each visitor.
+
+    Parameters:
+        is_shared (`bool`):
+            Whether others than the user of this machine reach the page. What they leave behind is deleted with their
+            session, and they see no path of this machine.
+        job_steps, job_tokens (`float`):
+            Of the training of one job: its steps, which are batches of one self-edit, and its tokens, both in all epochs of
+            all self-edits.
+        job_seconds (`float`):
+            How long a job may run.
+        hour_seconds (`float`):
+            How long a visitor's jobs may run in an hour.
+        unattended_seconds (`float`):
+            How long jobs and training runs go on while nobody has the page open.
+        run_lessons (`float`):
+            Size of a training run: its self-edits, with those of the evaluations, times the epochs of the inner loop.
+        run_seconds (`float`):
+            How long a visitor's training runs may take in four times this time.
+    """
+
+    is_shared: bool
+    job_steps: float
+    job_tokens: float
+    job_seconds: float
+    hour_seconds: float
+    unattended_seconds: float
+    run_lessons: float
+    run_seconds: float
+
+    def say(self) -> str:
+        """The limits of jobs for the page, in a sentence; empty where there are none."""
+        if not self.is_shared:
+            return ""
+        return (
+            f"Others use this device too: a job is ended after {minutes(self.job_seconds)}, a training may have "
+            f"{self.job_steps:,.0f} steps and {self.job_tokens:,.0f} tokens, and a visitor's jobs may run "
+            f"{minutes(self.hour_seconds)} in an hour. What runs ends {minutes(self.unattended_seconds)} after its page is closed."
+        )
+
+    def say_of_runs(self) -> str:
+        """The limits of training runs for the page, in a sentence; empty where there are none."""
+        if not self.is_shared:
+            return ""
+        return (
+            f"Others use this device too: a visitor's runs may take {minutes(self.run_seconds)} in "
+            f"{minutes(4 * self.run_seconds)}, and self-edits, with those of the evaluations, times epochs of the inner loop may be "
+            f"{self.run_lessons:,.0f}. A run ends {minutes(self.unattended_seconds)} after its page is closed, and a new one "
+            "replaces the one before."
+        )
+
+
+# A day, so that a training may run overnight while the browser is closed.
+OWN_MACHINE = Limits(
+    is_shared=False,
+    job_steps=math.inf,
+    job_tokens=math.inf,
+    job_seconds=math.inf,
+    hour_seconds=math.inf,
+    unattended_seconds=24 * HOUR,
+    run_lessons=math.inf,
+    run_seconds=math.inf,
+)
+# Eight self-edits of the longest kind fit, with the epochs of either preset.
+SHARED = Limits(
+    is_shared=True,
+    job_steps=10_000,
+    job_tokens=500_000,
+    job_seconds=600,
+    hour_seconds=1800,
+    unattended_seconds=600,
+    run_lessons=1000,
+    run_seconds=1800,
+)
+
+
+class Usage:
+    """
+    How long each visitor had the device of late.
+
+    Parameters:
+        window (`float`):
+            How long a use counts, in seconds.
+    """
+
+    def __init__(self, window: float):
+        self.window = window
+        self._uses: dict[str, list[tuple[float, float]]] = {}
+        self._lock = threading.Lock()
+
+    def add(self, owner: str, seconds: float) -> None:
+        """Count a use that ends now."""
+        with self._lock:
+            self._uses.setdefault(owner, []).append((time.monotonic(), seconds))
+
+    def seconds(self, owner: str) -> float:
+        """The sum of the owner's uses that still count, in seconds."""
+        since = time.monotonic() - self.window
+        with self._lock:
+            uses = [use for use in self._uses.get(owner, ()) if use[0] > since]
+            if uses:
+                self._uses[owner] = uses
+            else:
+                self._uses.pop(owner, None)
+        return sum(seconds for _, seconds in uses)
+
+    def next_free(self, owner: str) -> float:
+        """When the owner's oldest use stops to count, in seconds from now."""
+        with self._lock:
+            ended = min((when for when, _ in self._uses.get(owner, ())), default=time.monotonic() - self.window)
+        return max(0.0, ended + self.window - time.monotonic())
+
+    def forget(self, owner: str) -> None:
+        """Count no use of an owner any longer."""
+        with self._lock:
+            self._uses.pop(owner, None)
+
+
+def minutes(seconds: float) -> str:
+    """A time for people: `"1 minute"`, `"10 minutes"`, `"2 hours"`."""
+    count, unit = (round(seconds / HOUR), "hour") if seconds >= 2 * HOUR else (math.ceil(seconds / 60), "minute")
+    return f"{max(1, count)} {unit}{'s' * (count > 1)}"
