@@ -23,6 +23,7 @@ import seal_hf
 from seal_hf import SelfAdaptingLM
 from seal_hf.models.embedded import EMBEDDED, EMBEDDED_MODELS
 from seal_hf.webui.page import CSS, THEME, build_page
+from seal_hf.webui.work.limits import OWN_MACHINE, SHARED
 from seal_hf.webui.work.training_runs import TrainingRuns
 from seal_hf.webui.work.workbench import Workbench
 
@@ -79,13 +80,18 @@ def main(args: argparse.Namespace) -> None:
     logger.info("%s is served by %s", lm.base_model_id, Path(seal_hf.__file__).parent)
     with tempfile.TemporaryDirectory(prefix="seal-app-") as folder:
         # ZeroGPU gives each call its own process with a GPU.
-        workbench = Workbench(lm, Path(folder), num_workers=8 if os.environ.get("SPACES_ZERO_GPU") else 1)
+        is_private = not ON_SPACE and args.host in LOOPBACK and not args.share
+        limits = OWN_MACHINE if is_private else SHARED
+        workbench = Workbench(
+            lm, Path(folder), num_workers=8 if os.environ.get("SPACES_ZERO_GPU") else 1, limits=limits
+        )
         runs = TrainingRuns(
             workbench.jobs,
             args.output_dir or Path("outputs/app"),
             TRAINER if TRAINER.is_file() else None,
             args.model_name_or_path,
             bool(getattr(lm.model, "is_loaded_in_4bit", False)),
+            limits=limits,
         )
         may_push = ON_SPACE or (args.host in LOOPBACK and not args.share)
         build_page(workbench, runs, may_push=may_push, on_space=ON_SPACE).launch(

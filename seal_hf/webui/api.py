@@ -1,6 +1,7 @@
 """The endpoints for programs, which are also the MCP tools."""
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -47,11 +48,11 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
             The session's id, a secret that the other tools need, and the self-edits.
         """
         with _errors_for_callers():
-            current = workbench.sessions.open(session)
+            current = await asyncio.to_thread(workbench.sessions.open, session)
             preset = PRESETS[preset_for(workbench.lm)]
             values = {"num_generations": num_generations, "seed": seed}
             settings = Settings.of(**{**vars(preset), **values, "prompt_style": prompt_style or preset.prompt_style})
-            await _finish(workbench.propose(current, title, passage, [], settings))
+            await _finish(workbench, lambda: workbench.propose(current, title, passage, [], settings))
             return {"session": current.id, "self_edits": [draft.text for draft in current.drafts]}
 
     async def adapt(session: str, self_edits: list[str] = [], questions: list[dict] = []) -> dict:  # noqa: B006
@@ -70,12 +71,14 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
             for all questions would earn, "recited" the share of answers that recite.
         """
         with _errors_for_callers():
-            current = workbench.sessions.open(session)
-            if self_edits:
-                current.drafts = [Draft(str(text)) for text in self_edits[:MAX_SELF_EDITS]]
-            chosen = [number for number, draft in enumerate(current.drafts) if draft.use]
+            current = await asyncio.to_thread(workbench.sessions.open, session)
+            drafts = [Draft(str(text)) for text in self_edits[:MAX_SELF_EDITS]] or current.drafts
+            chosen = [number for number, draft in enumerate(drafts) if draft.use]
             settings = Settings(**current.settings) if current.settings else Settings()
-            events = await _finish(workbench.adapt(current, chosen, settings, questions_from_items(questions)))
+            events = await _finish(
+                workbench,
+                lambda: workbench.adapt(current, chosen, settings, questions_from_items(questions), drafts),
+            )
             learned = next((event for event in events if event["event"] == "learned"), None)
             if learned is None:
                 raise ValueError("The training was stopped before its first step, so nothing was learned.")
@@ -98,7 +101,8 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
             Both answers.
         """
         with _errors_for_callers():
-            events = await _finish(workbench.ask(workbench.sessions.open(session), question, adapter or None))
+            current = await asyncio.to_thread(workbench.sessions.open, session)
+            events = await _finish(workbench, lambda: workbench.ask(current, question, adapter or None))
             answered = next(event for event in events if event["event"] == "answered")
             return {"base": answered["base"][0], "adapted": answered["adapted"][0]}
 
@@ -191,16 +195,16 @@ def _errors_for_callers() -> Iterator[None]:
         raise gr.Error(str(error)) from error
 
 
-async def _finish(job: Job) -> list[dict]:
-    """All events of a job, when it has ended."""
-    found = []
-    async for latest, events in follow(job):
+async def _finish(workbench: Workbench, start: Callable[[], Job]) -> list[dict]:
+    """All events of a job, when it has ended. It is started in a thread, since checks of long texts take a while."""
+    found, job = [], await asyncio.to_thread(start)
+    async for latest, events in follow(workbench, job, is_program=True):
         log = latest
         found += events
     if log.state == FAILED:
         raise ValueError(log.error)
     if log.state == STOPPED and job.kind == "ask":
-        raise ValueError("The job was stopped.")
+        raise ValueError(log.error or "The job was stopped.")
     return found
 
 

@@ -6,6 +6,7 @@ from .api import build_api
 from .tabs.about_tab import build_about_tab
 from .tabs.adapters_tab import build_adapters_tab
 from .tabs.ask_tab import build_ask_tab
+from .tabs.shared import opened
 from .tabs.teach_tab import build_teach_tab
 from .tabs.train_tab import build_train_tab
 from .work.inputs import questions_from_table
@@ -85,7 +86,7 @@ def build_page(workbench: Workbench, runs: TrainingRuns, *, may_push: bool, on_s
     Returns:
         `gr.Blocks`: The page, to be launched with [`THEME`] and [`CSS`].
     """
-    workbench.is_training = runs.is_running
+    workbench.runs = runs
     with gr.Blocks(title=TITLE, fill_width=True, delete_cache=(600, 3600), analytics_enabled=False) as page:
         # The browser keeps the session's id, so that a page that is loaded again finds its work. The id comes with every
         # event, since the server forgets the state of a page after an hour, even while the page is in use.
@@ -99,15 +100,18 @@ def build_page(workbench: Workbench, runs: TrainingRuns, *, may_push: bool, on_s
             with gr.Tab("Adapters", id="adapters") as adapters_tab:
                 attach_adapters = build_adapters_tab(workbench, session, may_push=may_push, on_space=on_space)
             with gr.Tab("Train", id="train"):
-                attach_train = build_train_tab(runs, session)
+                attach_train = build_train_tab(runs, workbench.sessions, session)
             with gr.Tab("About", id="about") as about_tab:
                 attach_about = build_about_tab(workbench)
         if on_space:
             gr.DuplicateButton()
         build_api(workbench, may_push=may_push, on_space=on_space)
 
+        async def on_load(session_id: str) -> str:
+            return (await opened(workbench, session_id)).id
+
         loaded = page.load(
-            lambda session_id: workbench.sessions.open(session_id).id,
+            on_load,
             session,
             session,
             api_visibility="private",

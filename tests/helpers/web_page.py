@@ -65,7 +65,7 @@ def end_of(jobs, job):
 def served_page(folder, lm, *, may_push=True, on_space=False, script=None, **options):
     """The page on a free port, as `url` and `workbench`."""
     workbench = Workbench(lm, folder / "sessions", **options)
-    runs = TrainingRuns(workbench.jobs, folder / "runs", script, lm.base_model_id)
+    runs = TrainingRuns(workbench.jobs, folder / "runs", script, lm.base_model_id, limits=workbench.limits)
     page = build_page(workbench, runs, may_push=may_push, on_space=on_space)
     _, url, _ = page.launch(
         prevent_thread_lock=True,

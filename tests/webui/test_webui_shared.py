@@ -1,16 +1,19 @@
 """How the tabs follow a job, and what they say about it."""
 
 import asyncio
+from types import SimpleNamespace
 
 from helpers.web_page import end_of, until_running
 from seal_hf.webui.tabs.shared import answers_table, duration, ended_text, escape, follow, percent, waiting_text
 from seal_hf.webui.work.jobs import DONE, STOPPED
 
 
-def followed(job, most=None):
+def followed(jobs, job, most=None):
+    workbench = SimpleNamespace(jobs=jobs, sessions=SimpleNamespace(find=lambda session_id: None))
+
     async def collect():
         found = []
-        async for latest, events in follow(job):
+        async for latest, events in follow(workbench, job):
             log = latest
             found += events
             if most is not None and len(found) >= most:
@@ -27,19 +30,19 @@ def test_who_leaves_and_comes_back_sees_the_same(jobs, submit, gate):
         job.emit("text", new=[" keeps bees"])
 
     job = submit(work)
-    log, before = followed(job, most=3)
+    log, before = followed(jobs, job, most=3)
     assert not log.has_ended and [event["event"] for event in before] == ["state", "state", "text"]
     gate.set()
-    log, after = followed(job)
+    log, after = followed(jobs, job)
     assert log.state == DONE and after[:3] == before and len(after) == 5
-    assert followed(job)[1] == after
+    assert followed(jobs, job)[1] == after
 
 
 def test_a_job_that_is_dropped_is_not_followed_any_more(jobs, submit):
     job = submit()
     jobs.wait(job)
     jobs.forget("ann")
-    log, events = followed(job)
+    log, events = followed(jobs, job)
     assert log.state == STOPPED and events == []
 
 
@@ -49,8 +52,8 @@ def test_how_long_it_takes_is_said_in_words(jobs, submit, gate):
 
     Workbench.jobs = jobs
     first = submit(lambda job: gate.wait(30), seconds=200)
-    others = [submit(owner=name, seconds=100) for name in ("bob", "cleo")]
     until_running(first)
+    others = [submit(owner=name, seconds=100) for name in ("bob", "cleo")]
     assert waiting_text(Workbench, first) == "Starting …"
     assert waiting_text(Workbench, others[0]) == "Waiting for 1 other on this device, about 3 min."
     assert waiting_text(Workbench, others[1]) == "Waiting for 2 others on this device, about 5 min."

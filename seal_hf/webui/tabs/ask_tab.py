@@ -16,8 +16,10 @@ from .shared import (
     escape,
     follow,
     is_waiting,
+    opened,
     percent,
     read_only_table,
+    started,
     waiting_text,
 )
 
@@ -79,7 +81,7 @@ def build_ask_tab(
     async def watch_question(current: Session, job: Job) -> AsyncIterator[dict]:
         texts, asked, ended = ["", ""], "", {}
         yield {base: "", adapted: "", status: "Starting …"}
-        async for log, events in follow(job):
+        async for log, events in follow(workbench, job):
             for event in events:
                 if event["event"] == "asked":
                     asked = event["questions"][0]["question"]
@@ -98,7 +100,7 @@ def build_ask_tab(
     async def watch_table(job: Job) -> AsyncIterator[dict]:
         asked, texts, answered, text = [], [], {}, "Starting …"
         yield {table: gr.update(visible=False), status: text}
-        async for log, events in follow(job):
+        async for log, events in follow(workbench, job):
             for event in events:
                 if event["event"] == "asked":
                     asked = event["questions"]
@@ -118,31 +120,33 @@ def build_ask_tab(
             shown = answers_table(asked, [texts[: len(asked)], texts[len(asked) :]], verdicts)
             yield {table: gr.update(value=shown, visible=bool(shown)), status: text}
 
-    async def started(start: Callable[[], Job], watch: Callable[[Job], AsyncIterator[dict]]) -> AsyncIterator[dict]:
-        try:
-            job = start()
-        except ValueError as error:
-            yield {status: f"⚠️ {escape(str(error))}"}
+    async def watch_started(
+        start: Callable[[], Job], watch: Callable[[Job], AsyncIterator[dict]]
+    ) -> AsyncIterator[dict]:
+        job = await started(start)
+        if isinstance(job, str):
+            yield {status: job}
             return
         async for shown in watch(job):
             yield shown
 
     @cumulative
     async def on_ask(session_id: str, text: str) -> AsyncIterator[dict]:
-        current = workbench.sessions.open(session_id)
-        async for shown in started(lambda: workbench.ask(current, text), lambda job: watch_question(current, job)):
+        current = await opened(workbench, session_id)
+        watching = watch_started(lambda: workbench.ask(current, text), lambda job: watch_question(current, job))
+        async for shown in watching:
             yield shown
 
     @cumulative
     async def on_score(session_id: str, pairs: list) -> AsyncIterator[dict]:
-        current = workbench.sessions.open(session_id)
-        async for shown in started(lambda: workbench.score(current, read_questions(pairs)), watch_table):
+        current = await opened(workbench, session_id)
+        async for shown in watch_started(lambda: workbench.score(current, read_questions(pairs)), watch_table):
             yield shown
 
     @cumulative
     async def on_probe(session_id: str) -> AsyncIterator[dict]:
-        current = workbench.sessions.open(session_id)
-        async for shown in started(lambda: workbench.probe(current), watch_table):
+        current = await opened(workbench, session_id)
+        async for shown in watch_started(lambda: workbench.probe(current), watch_table):
             yield shown
 
     def on_stop(session_id: str) -> None:
@@ -152,7 +156,7 @@ def build_ask_tab(
 
     @cumulative
     async def on_show(session_id: str) -> AsyncIterator[dict]:
-        current = workbench.sessions.open(session_id)
+        current = await opened(workbench, session_id)
         kept = current.adapters.get(current.chosen or "")
         yield {
             status: f"Ask the base model and **{escape(kept.name)}**." if kept else _EMPTY,

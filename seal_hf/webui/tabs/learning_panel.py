@@ -1,7 +1,7 @@
 """Step 3: learn the self-edits, and find out which adapter answers best."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import gradio as gr
 import pandas as pd
@@ -18,11 +18,12 @@ from .shared import (
     cumulative,
     duration,
     ended_text,
-    escape,
     follow,
     is_waiting,
+    opened,
     percent,
     read_only_table,
+    started,
     waiting_text,
 )
 
@@ -86,6 +87,8 @@ def build_learning_panel(
             only = gr.Dropdown([1], value=1, show_label=False, container=False, min_width=64, scale=0, elem_id="only")
             learn_one = gr.Button("Learn only this one", elem_id="learn-one", min_width=150, size="md")
             stop_learning = gr.Button("Stop", elem_id="stop-learning", min_width=80, interactive=False, size="md")
+        if limits := workbench.limits.say():
+            gr.Markdown(limits, elem_id="limits", elem_classes="quiet")
         learn_status = gr.Markdown(elem_id="learn-status", elem_classes="status")
         plot = gr.LinePlot(
             x="step", y="loss", color="self-edit", title="Training loss", height=240, visible=False,
@@ -119,7 +122,7 @@ def build_learning_panel(
             learn_one: gr.update(interactive=False),
             stop_learning: gr.update(interactive=True),
         }
-        async for log, events in follow(job):
+        async for log, events in follow(workbench, job):
             shown, text, num_before = {}, None, len(steps)
             for event in events:
                 if event["event"] == "learning":
@@ -186,21 +189,27 @@ def build_learning_panel(
     async def on_learn(
         session_id: str, passage: str, pairs: list, number: int | None, *values: object
     ) -> AsyncIterator[dict]:
-        current = workbench.sessions.open(session_id)
-        if current.example is not None and inputs.clean(passage) != inputs.passage_of(current.example):
-            yield {
-                learn_status: "⚠️ The passage in the first step is not the one that these self-edits are about: write new "
-                "self-edits, or restore their passage."
-            }
-            return
+        current = await opened(workbench, session_id)
         edited, values = values[: 2 * MAX_SELF_EDITS], values[2 * MAX_SELF_EDITS :]
-        for draft, text, use in zip(current.drafts, edited[::2], edited[1::2], strict=False):
-            draft.text, draft.use = text, use
-        chosen = [index for index, draft in enumerate(current.drafts) if draft.use] if number is None else [number - 1]
-        try:
-            job = workbench.adapt(current, chosen, read_settings(values), inputs.questions_from_table(pairs))
-        except ValueError as error:
-            yield {learn_status: f"⚠️ {escape(str(error))}"}
+
+        def start() -> Job:
+            is_other = current.example is not None and (
+                len(passage) > inputs.LONGEST_PASSAGE or inputs.clean(passage) != inputs.passage_of(current.example)
+            )
+            if is_other:
+                raise ValueError(
+                    "The passage in the first step is not the one that these self-edits are about: write new self-edits, or "
+                    "restore their passage."
+                )
+            pages = zip(current.drafts, edited[::2], edited[1::2], strict=False)
+            drafts = [replace(draft, text=text, use=bool(use)) for draft, text, use in pages]
+            chosen = [index for index, draft in enumerate(drafts) if draft.use] if number is None else [number - 1]
+            questions = inputs.questions_from_table(pairs)
+            return workbench.adapt(current, chosen, read_settings(values), questions, drafts)
+
+        job = await started(start)
+        if isinstance(job, str):
+            yield {learn_status: job}
             return
         async for shown in watch(current, job):
             yield shown

@@ -173,6 +173,8 @@ def build_passage_panel(workbench: Workbench) -> PassagePanel:
 
 
 def _count_text(workbench: Workbench, title: str, passage: str, settings: Settings) -> str:
+    if len(title or "") > 4 * inputs.LONGEST_TITLE:
+        return f"⚠️ The title has {len(title):,} characters: shorten it to {inputs.LONGEST_TITLE}."
     most = inputs.max_tokens(workbench.lm, inputs.clean(title), settings)
     if len(passage or "") > inputs.LONGEST_PASSAGE:
         return f"⚠️ {len(passage):,} characters: shorten it to {most:,} tokens, a few pages."

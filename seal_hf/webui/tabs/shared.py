@@ -7,7 +7,8 @@ from functools import wraps
 import gradio as gr
 
 from ...grading import show_gold_answers
-from ..work.jobs import DONE, FAILED, QUEUED, STOPPED, Job, JobLog
+from ..work.jobs import DONE, FAILED, QUEUED, STOPPED, Job, JobLog, JobRefused
+from ..work.sessions import Session
 from ..work.workbench import Workbench
 
 
@@ -18,24 +19,64 @@ RECITED = (
 )
 
 
-async def follow(job: Job) -> AsyncIterator[tuple[JobLog, list[dict]]]:
+async def follow(
+    workbench: Workbench, job: Job, *, is_program: bool = False
+) -> AsyncIterator[tuple[JobLog, list[dict]]]:
     """
-    A job's log with its new events, from the first one until the job ends. The job continues if nobody follows it.
+    A job's log with its new events, from the first one until the job ends. The job continues for a while if nobody follows it.
 
     Without new events it still yields every few seconds, since the position in the queue may have changed.
+
+    Args:
+        workbench ([`Workbench`]):
+            Does the job.
+        job ([`Job`]):
+            The job.
+        is_program (`bool`, *optional*, defaults to `False`):
+            Whether a program has called. Unlike a page's, such a call goes on when the caller has left.
+
+    Raises:
+        JobRefused: Too many follow the job.
     """
     log, quiet, wait = JobLog(job), 0.0, _FIRST
-    while True:
-        events = log.read()
-        if events or quiet >= 2 or log.has_ended:
-            yield log, events
-            quiet = 0.0
-        if log.has_ended:
-            return
-        if any(event["event"] in ("text", "step") for event in events):
-            wait = _REFRESH
-        await asyncio.sleep(wait)
-        quiet += wait
+    with workbench.jobs.follower(job):
+        while True:
+            if not is_program or is_waiting(log):
+                workbench.sessions.find(job.owner)  # its visitor is there
+            events = log.read()
+            if events or quiet >= 2 or log.has_ended:
+                yield log, events
+                quiet = 0.0
+            if log.has_ended:
+                return
+            if any(event["event"] in ("text", "step") for event in events):
+                wait = _REFRESH
+            await asyncio.sleep(wait)
+            quiet += wait
+
+
+async def opened(workbench: Workbench, session_id: str) -> Session:
+    """
+    The visitor's session.
+
+    Raises:
+        gr.Error: There is no room for it.
+    """
+    try:
+        return await asyncio.to_thread(workbench.sessions.open, session_id)
+    except JobRefused as error:
+        raise gr.Error(str(error), print_exception=False) from error
+
+
+async def started(start: Callable[[], Job]) -> Job | str:
+    """
+    The job that `start` returns, or why there is none. `start` may count the tokens of a long text, so that it has a thread: no other
+    visitor waits for it.
+    """
+    try:
+        return await asyncio.to_thread(start)
+    except ValueError as error:
+        return f"⚠️ {escape(str(error))}"
 
 
 def cumulative(handler: Callable[..., AsyncIterator[dict]]) -> Callable[..., AsyncIterator[dict]]:
@@ -65,7 +106,8 @@ def waiting_text(workbench: Workbench, job: Job) -> str:
 
 def ended_text(log: JobLog, done: str, stopped: str) -> str:
     """How a job has ended, in a sentence: `done`, `stopped`, or its error."""
-    return {DONE: done, STOPPED: stopped, FAILED: f"⚠️ {escape(log.error or '')}"}.get(log.state, "")
+    error = escape(log.error or "")
+    return {DONE: done, STOPPED: f"{stopped} {error}".rstrip(), FAILED: f"⚠️ {error}"}.get(log.state, "")
 
 
 def is_waiting(log: JobLog) -> bool:

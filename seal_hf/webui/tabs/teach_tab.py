@@ -11,7 +11,7 @@ from ..work.settings import MAX_SELF_EDITS
 from ..work.workbench import Workbench
 from .learning_panel import build_learning_panel
 from .passage_panel import NAMES, PassagePanel, build_passage_panel, read_settings
-from .shared import append, cumulative, ended_text, escape, follow, is_waiting, waiting_text
+from .shared import append, cumulative, ended_text, follow, is_waiting, opened, started, waiting_text
 
 
 _EMPTY = """
@@ -101,7 +101,7 @@ def build_teach_tab(
             stop_writing: gr.update(interactive=True),
             **learning.reset(),
         }
-        async for log, events in follow(job):
+        async for log, events in follow(workbench, job):
             shown = {}
             for event in events:
                 if event["event"] == "writing":
@@ -129,11 +129,14 @@ def build_teach_tab(
 
     @cumulative
     async def on_write(session_id: str, title: str, passage: str, pairs: list, *values: object) -> AsyncIterator[dict]:
-        current = workbench.sessions.open(session_id)
-        try:
-            job = workbench.propose(current, title, passage, inputs.questions_from_table(pairs), read_settings(values))
-        except ValueError as error:
-            yield {write_status: f"⚠️ {escape(str(error))}"}
+        current = await opened(workbench, session_id)
+        job = await started(
+            lambda: workbench.propose(
+                current, title, passage, inputs.questions_from_table(pairs), read_settings(values)
+            )
+        )
+        if isinstance(job, str):
+            yield {write_status: job}
             return
         async for shown in watch_writing(current, job):
             yield shown
@@ -158,7 +161,7 @@ def build_teach_tab(
     # Apart from `on_restore`, which would overwrite what the visitor types meanwhile.
     @cumulative
     async def on_follow(session_id: str) -> AsyncIterator[dict]:
-        current = workbench.sessions.open(session_id)
+        current = await opened(workbench, session_id)
         yield {write: gr.update(interactive=True)}
         for kind, watch in (("propose", watch_writing), ("adapt", learning.watch)):
             job = workbench.jobs.find(current.shown.get(kind, ""), current.id)
@@ -188,7 +191,7 @@ def build_teach_tab(
         )
 
     def edit(current: Session, index: int, text: str) -> str:
-        if index < len(current.drafts):
+        if index < len(current.drafts) and len(text) <= inputs.LONGEST_PASSAGE:
             current.drafts[index].text = text
         return preview(text, current)
 

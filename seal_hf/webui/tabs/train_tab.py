@@ -10,6 +10,7 @@ import pandas as pd
 from ...domains.base import SELF_EDITS
 from ...records.report import Evaluation
 from ..work.jobs import DONE, FAILED, RUNNING, STOPPED, JobRefused
+from ..work.sessions import Sessions
 from ..work.settings import TRAINING_RANGES, TrainingSettings, as_number
 from ..work.training_records import Candidate, TrainingSnapshot
 from ..work.training_runs import TrainingRuns
@@ -36,16 +37,21 @@ _FOLDED = (
 )
 # The colours of the run's own plot, by Okabe and Ito, which colour-blind people can tell apart.
 _COLORS = {"kept": "#0072b2", "rejected": "#c24e00", "not selected yet": "#94a3b8"}
+_NO_SESSION = "⚠️ The page's session has ended: load the page again."
 _COMMAND = "accelerate launch -m trainers.knowledge --config config.yaml --resume_from_checkpoint true"
 
 
-def build_train_tab(runs: TrainingRuns, session: gr.BrowserState) -> Callable[[gr.events.Dependency], None]:
+def build_train_tab(
+    runs: TrainingRuns, sessions: Sessions, session: gr.BrowserState
+) -> Callable[[gr.events.Dependency], None]:
     """
     Lay out the tab where this is called.
 
     Args:
         runs ([`TrainingRuns`]):
             Does the work.
+        sessions ([`Sessions`]):
+            The sessions, to which the runs belong.
         session (`gr.BrowserState`):
             Id of the visitor's session.
 
@@ -56,6 +62,8 @@ def build_train_tab(runs: TrainingRuns, session: gr.BrowserState) -> Callable[[g
     with gr.Row(elem_classes="columns"):
         with gr.Column(scale=4, min_width=320):
             gr.Markdown("### 6 · Train the model to write", elem_classes="step")
+            if limits := runs.limits.say_of_runs():
+                gr.Markdown(limits, elem_id="train-limits", elem_classes="quiet")
             upload = gr.File(
                 label="Your passages (JSON, JSONL) or the demo's",
                 file_types=[".json", ".jsonl"], height=150, elem_id="train-file",
@@ -108,14 +116,20 @@ def build_train_tab(runs: TrainingRuns, session: gr.BrowserState) -> Callable[[g
 
     settings = [style, *numbers.values()]
 
+    def owner_of(session_id: str) -> str | None:
+        # Only an id that a page has was given out. One that anybody can guess, such as an empty one, has no run.
+        found = sessions.find(session_id)
+        return found.id if found else None
+
     def read(values: tuple) -> TrainingSettings:
         chosen = dict(zip(["prompt_style", *numbers], values, strict=True))
         return TrainingSettings(**{name: as_number(value) for name, value in chosen.items()})
 
     async def watch(session_id: str) -> AsyncIterator[dict]:
         while True:
-            snapshot = await asyncio.to_thread(runs.snapshot, session_id)
-            if snapshot is None:
+            owner = owner_of(session_id)
+            snapshot = owner and await asyncio.to_thread(runs.snapshot, owner)
+            if not snapshot:
                 yield {start: gr.update(interactive=True)}
                 return
             yield show(snapshot)
@@ -127,7 +141,7 @@ def build_train_tab(runs: TrainingRuns, session: gr.BrowserState) -> Callable[[g
         running = snapshot.state == RUNNING
         scored = any_reward(snapshot.candidates)
         return {
-            status: status_text(snapshot),
+            status: status_text(snapshot, shows_folder=not runs.limits.is_shared),
             start: gr.update(interactive=not running),
             stop: gr.update(interactive=running),
             resume: gr.update(interactive=snapshot.state in (STOPPED, FAILED)),
@@ -145,9 +159,12 @@ def build_train_tab(runs: TrainingRuns, session: gr.BrowserState) -> Callable[[g
         }
 
     async def on_start(session_id: str, file: str | None, *values: object) -> AsyncIterator[dict]:
+        if (owner := owner_of(session_id)) is None:
+            yield {status: _NO_SESSION}
+            return
         yield {start: gr.update(interactive=False), status: "Starting …"}
         try:
-            await asyncio.to_thread(runs.start, session_id, read(values), Path(file) if file else None)
+            await asyncio.to_thread(runs.start, owner, read(values), Path(file) if file else None)
         except (ValueError, OSError) as error:
             yield {start: gr.update(interactive=True), status: f"⚠️ {escape(str(error))}"}
             return
@@ -155,8 +172,11 @@ def build_train_tab(runs: TrainingRuns, session: gr.BrowserState) -> Callable[[g
             yield shown
 
     async def on_resume(session_id: str) -> AsyncIterator[dict]:
+        if (owner := owner_of(session_id)) is None:
+            yield {status: _NO_SESSION}
+            return
         try:
-            await asyncio.to_thread(runs.resume, session_id)
+            await asyncio.to_thread(runs.resume, owner)
         except (JobRefused, OSError) as error:
             yield {status: f"⚠️ {escape(str(error))}"}
             return
@@ -164,11 +184,14 @@ def build_train_tab(runs: TrainingRuns, session: gr.BrowserState) -> Callable[[g
             yield shown
 
     def on_stop(session_id: str) -> dict:
-        runs.stop(session_id)
+        if (owner := owner_of(session_id)) is None:
+            return {status: _NO_SESSION}
+        runs.stop(owner)
         return {stop: gr.update(interactive=False), status: "Stopping …"}
 
     def restore(session_id: str) -> list[object]:
-        chosen = runs.settings(session_id)
+        owner = owner_of(session_id)
+        chosen = runs.settings(owner) if owner else None
         return [gr.skip() if chosen is None else getattr(chosen, name) for name in ("prompt_style", *numbers)]
 
     def show_config(file: str | None, *values: object) -> str:
@@ -213,12 +236,22 @@ def _number(name: str, defaults: TrainingSettings) -> gr.Number:
     )
 
 
-def status_text(snapshot: TrainingSnapshot) -> str:
-    """The progress of the run, in a sentence."""
+def status_text(snapshot: TrainingSnapshot, *, shows_folder: bool = True) -> str:
+    """
+    The progress of the run, in a sentence.
+
+    Args:
+        snapshot ([`TrainingSnapshot`]):
+            The progress.
+        shows_folder (`bool`, *optional*, defaults to `True`):
+            Whether the visitor may know where the run is on this machine.
+    """
     if snapshot.state == FAILED:
         return f"⚠️ {escape(snapshot.error or '')} The results so far are on disk, and **Resume** continues from them."
     if snapshot.state == STOPPED:
-        return f"Stopped. {snapshot.phase}. **Resume** continues from there."
+        return f"Stopped. {snapshot.phase}. {escape(snapshot.error) + ' ' if snapshot.error else ''}**Resume** continues from there."
+    if snapshot.state == DONE and not shows_folder:
+        return f"{snapshot.phase}."
     if snapshot.state == DONE:
         return f"{snapshot.phase}. The policy adapter, the journal and the plot are in `{snapshot.folder / 'run'}`."
     return f"{snapshot.phase}{' (paused while a visitor uses the device)' * snapshot.is_paused} …"

@@ -26,9 +26,12 @@ from .settings import Settings
 LONGEST_TITLE = 200  # characters
 LONGEST_PASSAGE = 50_000  # characters; a longer text is refused before its tokens are counted
 LONGEST_QUESTION = 256  # tokens
+LONGEST_TYPED_QUESTION = 4_000  # characters; a longer one is refused before its tokens are counted
 LONGEST_ANSWER = 200  # characters
 MAX_QUESTIONS = 32
 MAX_ANSWERS = 8  # to one question
+_LONGEST_CELL = 4 * MAX_ANSWERS * LONGEST_ANSWER  # characters of one cell of the table
+_MOST_ENTRIES = 1_000  # with those that are empty
 MAX_FILE_SIZE = 5_000_000  # bytes of uploaded questions or passages
 
 
@@ -86,6 +89,13 @@ def clean(text: object) -> str:
     return "".join(kept).strip()
 
 
+def _check_length(name: str, text: object, longest: int) -> None:
+    """Refuse a text by its characters, before anything is done with each of them."""
+    num_characters = len(text) if isinstance(text, str) else 0
+    if num_characters > longest:
+        raise ValueError(f"{name} has {num_characters:,} characters: shorten it to {longest:,} at most.")
+
+
 def has_words(text: str) -> bool:
     """Whether there is a letter or a digit, of any script."""
     return any(character.isalnum() for character in text)
@@ -112,6 +122,8 @@ def checked_example(
     Raises:
         ValueError: The passage has no words, or passage or title are too long.
     """
+    _check_length("The title", title, 4 * LONGEST_TITLE)
+    _check_length("The passage", passage, LONGEST_PASSAGE)
     title, text = " ".join(clean(title).split()), clean(passage)
     if not text:
         raise ValueError("There is no passage yet: paste a text to learn, or take an example.")
@@ -119,10 +131,6 @@ def checked_example(
         raise ValueError("The passage has no words: paste a text of whole sentences.")
     if len(title) > LONGEST_TITLE:
         raise ValueError(f"The title has {len(title)} characters: shorten it to {LONGEST_TITLE}.")
-    if len(text) > LONGEST_PASSAGE:
-        raise ValueError(
-            f"The passage has {len(text):,} characters, too many for this page: shorten it to a few pages."
-        )
     num_tokens, most = count_tokens(lm, text), max_tokens(lm, title, settings)
     if num_tokens > most:
         raise ValueError(
@@ -140,6 +148,7 @@ def questions_from_items(items: Sequence[object]) -> list[dict]:
             there are too many questions.
     """
     pairs = []
+    _check_count(items)
     for number, item in enumerate(items, 1):
         if not _is_item(item):
             raise ValueError(f'Entry {number} has no question: write {{"question": "...", "answer": "..."}}.')
@@ -154,9 +163,18 @@ def questions_from_table(rows: Sequence[Sequence[object]]) -> list[dict]:
     Raises:
         ValueError: As in [`questions_from_items`].
     """
-    cells = ([clean(cell) for cell in (*row, "", "")[:2]] for row in rows)
+    _check_count(rows)
+    for number, row in enumerate(rows, 1):
+        for cell in row[:2]:
+            _check_length(f"Question {number} or its answer", cell, _LONGEST_CELL)
+    cells = ([clean(cell) for cell in (*row[:2], "", "")[:2]] for row in rows)
     parted = ((question, [part.strip() for part in answer.split("|")]) for question, answer in cells)
     return _checked_questions([(question, [part for part in answer if part] or "") for question, answer in parted])
+
+
+def _check_count(entries: Sequence[object]) -> None:
+    if len(entries) > _MOST_ENTRIES:
+        raise ValueError(f"There are {len(entries):,} questions: keep {MAX_QUESTIONS} at most.")
 
 
 def _is_item(item: object) -> bool:
@@ -172,6 +190,10 @@ def _checked_questions(pairs: Sequence[tuple[object, object]]) -> list[dict]:
     """Questions from pairs of a question and its answer or answers. Pairs of two empty texts are left out."""
     questions = []
     for number, (question, answer) in enumerate(pairs, 1):
+        for text in (question, *(answer if isinstance(answer, list) else [answer])):
+            _check_length(f"Question {number} or its answer", text, _LONGEST_CELL)
+        if isinstance(answer, list) and len(answer) > MAX_ANSWERS:
+            raise ValueError(f"Question {number} has {len(answer):,} answers: keep {MAX_ANSWERS} answers at most.")
         question = clean(question) if isinstance(question, str) else ""
         if not question and answer in (None, "", []):
             continue
@@ -239,6 +261,7 @@ def checked_question(lm: SelfAdaptingLM, question: object) -> str:
     Raises:
         ValueError: The question has no words, or is too long.
     """
+    _check_length("The question", question, LONGEST_TYPED_QUESTION)
     question = " ".join(clean(question).split())
     if not has_words(question):
         raise ValueError("There is no question yet: type one.")
@@ -262,9 +285,8 @@ def checked_self_edits(
     for number in chosen:
         if not 0 <= number < len(drafts):
             raise ValueError(f"There is no self-edit {number + 1}: choose from 1 to {len(drafts)}.")
+        _check_length(f"Self-edit {number + 1}", drafts[number].text, LONGEST_PASSAGE)
         text = clean(drafts[number].text)
-        if len(text) > LONGEST_PASSAGE:
-            raise ValueError(f"Self-edit {number + 1} has {len(text):,} characters: shorten it to a few pages.")
         self_edit = lm.domain.parse(text, example) if has_words(text) else None
         if self_edit is None:
             raise ValueError(f"Self-edit {number + 1} is empty: write a text, or do not use it.")

@@ -11,6 +11,7 @@ from ...self_adapting_lm import SelfAdaptingLM
 
 
 MAX_SELF_EDITS = 8
+_LONGEST_MODULES = 500  # characters
 SHUFFLE_SEED = 42
 
 
@@ -98,6 +99,8 @@ class Settings:
         check_training_format(self.training_format)
         for name, (label, least, most) in RANGES.items():
             check_range(label, getattr(self, name), least, most)
+        if not isinstance(self.target_modules, str) or len(self.target_modules) > _LONGEST_MODULES:
+            raise ValueError(f"Give the names of modules in {_LONGEST_MODULES} characters at most, or “all-linear”.")
 
     @classmethod
     def of(cls, **values: object) -> "Settings":

@@ -7,6 +7,7 @@ disk.
 
 import atexit
 import hashlib
+import math
 import os
 import secrets
 import shutil
@@ -14,8 +15,9 @@ import signal
 import subprocess
 import sys
 import threading
-from contextlib import suppress
-from dataclasses import dataclass, field
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import yaml
@@ -25,51 +27,15 @@ from ...records.journal import Journal
 from ...records.report import evaluations
 from . import inputs
 from .jobs import DONE, FAILED, RUNNING, STOPPED, JobRefused, Jobs
+from .limits import OWN_MACHINE, Limits, Usage, minutes
 from .settings import SHUFFLE_SEED, TrainingSettings
-from .training_records import TrainingSnapshot, candidates, failure, phase
+from .training_process import GRACE, TrainingProcess
+from .training_records import TrainingSnapshot, candidates, failure, phase, without_folders
 
 
 CONFIG_NAME, LOG_NAME = "config.yaml", "log.txt"
-_GRACE = 20  # seconds between the request to end and the kill
 _LOG_LINES = 30
 _READS = 5  # attempts to read a run's files, some of which may disappear meanwhile
-
-
-@dataclass
-class TrainingProcess:
-    """A run's process, which is paused while a visitor's job uses the device."""
-
-    process: subprocess.Popen | None = None
-    is_paused: bool = False
-    is_stopped: bool = False
-    log_start: int = 0  # where the output of this launch begins in the log, in bytes
-    # A job may end while the process starts. Without the lock, `begin` could pause the process after `resume`.
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def begin(self, process: subprocess.Popen) -> None:
-        with self.lock:
-            self.process = process
-            if self.is_paused:
-                self._signal(signal.SIGSTOP)
-
-    def pause(self) -> None:
-        with self.lock:
-            self.is_paused = True
-            self._signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        with self.lock:
-            self.is_paused = False
-            self._signal(signal.SIGCONT)
-
-    def end(self, number: signal.Signals) -> None:
-        self._signal(number)
-        self._signal(signal.SIGCONT)  # a paused process gets no other signal until it continues
-
-    def _signal(self, number: signal.Signals) -> None:
-        if self.process is not None and self.process.poll() is None:
-            with suppress(ProcessLookupError):  # it has just ended
-                os.killpg(self.process.pid, number)
 
 
 class TrainingRuns:
@@ -87,6 +53,8 @@ class TrainingRuns:
             The base model.
         load_in_4bit (`bool`, *optional*, defaults to `False`):
             Whether the base model is quantized.
+        limits ([`Limits`], *optional*):
+            How large and long a visitor's runs may be. Defaults to the limits of the user of this machine.
     """
 
     def __init__(
@@ -96,7 +64,10 @@ class TrainingRuns:
         script: Path | None,
         model_name_or_path: str,
         load_in_4bit: bool = False,
+        *,
+        limits: Limits = OWN_MACHINE,
     ):
+        self.limits, self._usage = limits, Usage(4 * limits.run_seconds)
         self._jobs, self._folder, self._script = jobs, folder.absolute(), script
         self._model, self._load_in_4bit = model_name_or_path, load_in_4bit
         self._runs: dict[str, TrainingProcess] = {}
@@ -142,10 +113,11 @@ class TrainingRuns:
                 Passages with questions, as JSON or JSONL. Defaults to the demo passages.
 
         Raises:
-            ValueError: The file has no passages, or too few of them.
-            JobRefused: A run is under way, or none can be started here.
+            ValueError: The file has no passages, or too few of them, or the run would be too large.
+            JobRefused: A run is under way, the session's runs have taken too long, or none can be started here.
         """
         self._require_script()
+        self._require_small(settings)
         with self._lock:
             if self.is_running(owner):
                 return
@@ -160,8 +132,10 @@ class TrainingRuns:
                     f"{settings.num_rounds} rounds, each on passages that no earlier one had, need as many passages, but "
                     f"{settings.num_train_passages} are to be learned from: lower the rounds or raise the passages."
                 )
+            self._require_time(owner)
             # A new folder each time, so that the results of an earlier run stay.
-            folder = self._folder_of(owner) / f"run_{len(self._folders(owner)) + 1:03d}"
+            earlier = self._folders(owner)
+            folder = self._folder_of(owner) / f"run_{_number(earlier) + 1:03d}"
             folder.mkdir(parents=True)
             try:
                 dataset = "demo"
@@ -174,13 +148,16 @@ class TrainingRuns:
             except BaseException:
                 shutil.rmtree(folder)
                 raise
+            # A stranger sees the last run only.
+            for gone in earlier if self.limits.is_shared else ():
+                shutil.rmtree(gone, ignore_errors=True)
 
     def resume(self, owner: str) -> None:
         """
         Continue the session's run where it ended.
 
         Raises:
-            JobRefused: There is no run, or another one is under way.
+            JobRefused: There is no run, another one is under way, or the session's runs have taken too long.
         """
         self._require_script()
         with self._lock:
@@ -188,18 +165,21 @@ class TrainingRuns:
                 return
             if not (folders := self._folders(owner)):
                 raise JobRefused("There is no run to resume: start one.")
+            self._require_time(owner)
             self._launch(owner, folders[-1])
 
     def stop(self, owner: str) -> None:
         """Ask the session's run to end. Its results so far stay. A second call does nothing."""
-        run = self._runs.get(owner)
-        if run is None or run.is_stopped or run.process is None or run.process.poll() is not None:
-            return
-        run.is_stopped = True
-        run.end(signal.SIGTERM)
-        timer = threading.Timer(_GRACE, run.end, [signal.SIGKILL])
-        timer.daemon = True
-        timer.start()
+        if (run := self._runs.get(owner)) is not None:
+            run.stop()
+
+    def forget(self, owner: str) -> None:
+        """End the session's run and delete all that its runs have written."""
+        self.stop(owner)
+        if (run := self._runs.pop(owner, None)) is not None and run.process is not None:
+            with suppress(subprocess.TimeoutExpired):
+                run.process.wait(GRACE + 5)
+        shutil.rmtree(self._folder_of(owner), ignore_errors=True)
 
     def close(self) -> None:
         """End all runs, whose processes would outlive this one. They can be resumed."""
@@ -223,6 +203,12 @@ class TrainingRuns:
         log = (folder / LOG_NAME).read_bytes() if (folder / LOG_NAME).is_file() else b""
         found = evaluations(Journal(output_dir / "evaluation"))
         names = inputs.passage_names(str(config["dataset_name"]), int(config.get("shuffle_seed", SHUFFLE_SEED)))
+        error = failure(run.process.returncode, _decode(log[run.log_start :])) if state == FAILED else None
+        if state == STOPPED and run is not None and run.is_overdue:
+            error = f"A visitor's runs are ended after {minutes(self.limits.run_seconds)} here."
+        last_lines = "\n".join(_decode(log).splitlines()[-_LOG_LINES:])
+        if self.limits.is_shared:
+            error, last_lines = error and without_folders(error), without_folders(last_lines)
         return TrainingSnapshot(
             state=state,
             is_paused=run is not None and run.is_paused,
@@ -230,8 +216,8 @@ class TrainingRuns:
             folder=folder,
             candidates=candidates(Journal(output_dir), int(config["num_rounds"]), names),
             evaluations=found,
-            error=failure(run.process.returncode, _decode(log[run.log_start :])) if state == FAILED else None,
-            log="\n".join(_decode(log).splitlines()[-_LOG_LINES:]),
+            error=error,
+            log=last_lines,
         )
 
     def _state(self, run: TrainingProcess | None, output_dir: Path) -> str:
@@ -250,6 +236,25 @@ class TrainingRuns:
                 "A run cannot be started here: copy the file and the command below, and start it on your own machine."
             )
 
+    def _require_small(self, settings: TrainingSettings) -> None:
+        num_evaluated = settings.num_eval_passages * (settings.num_rounds + 1)
+        num_self_edits = settings.num_train_passages * settings.num_generations + num_evaluated
+        size = num_self_edits * settings.inner_num_train_epochs
+        if size > self.limits.run_lessons:
+            raise ValueError(
+                f"This run learns {num_self_edits:,} self-edits with those of the evaluations, times {settings.inner_num_train_epochs} "
+                f"epochs is {size:,}, and {self.limits.run_lessons:,.0f} is the limit here: choose fewer passages, self-edits, rounds or "
+                "epochs, or start the run on your own machine."
+            )
+
+    def _require_time(self, owner: str) -> None:
+        if self._usage.seconds(owner) >= self.limits.run_seconds:
+            raise JobRefused(
+                f"Your runs have taken {minutes(self.limits.run_seconds)}, which is what a visitor has in "
+                f"{minutes(self._usage.window)}: try again in {minutes(self._usage.next_free(owner))}, or start the run on your own "
+                "machine."
+            )
+
     def _folder_of(self, owner: str) -> Path:
         # The session's id is a secret, which a folder's name must not tell.
         return self._folder / hashlib.sha256(owner.encode()).hexdigest()[:16]
@@ -261,7 +266,7 @@ class TrainingRuns:
     def is_running(self, owner: str) -> bool:
         """Whether the session's run is under way."""
         run = self._runs.get(owner)
-        return run is not None and run.process is not None and run.process.poll() is None
+        return run is not None and run.is_running
 
     def _launch(self, owner: str, folder: Path) -> None:
         run = TrainingProcess()
@@ -288,7 +293,8 @@ class TrainingRuns:
                         )
                     run.begin(process)
                     started.set()
-                    run.process.wait()
+                    with self._timed(owner, run):
+                        process.wait()
             except (JobRefused, OSError) as error:
                 refused.append(error)
             finally:
@@ -299,6 +305,31 @@ class TrainingRuns:
         if refused:
             raise refused[0]
         self._runs[owner] = run
+
+    @contextmanager
+    def _timed(self, owner: str, run: TrainingProcess) -> Iterator[None]:
+        """Count the time of a run, and end it when the owner has no more."""
+        left, timer = self.limits.run_seconds - self._usage.seconds(owner), None
+        if left < math.inf:
+
+            def end() -> None:
+                run.is_overdue = True
+                run.stop()
+
+            timer = threading.Timer(max(0.0, left), end)
+            timer.daemon = True
+            timer.start()
+        try:
+            yield
+        finally:
+            if timer is not None:
+                timer.cancel()
+                self._usage.add(owner, time.monotonic() - run.began)
+
+
+def _number(folders: Sequence[Path]) -> int:
+    """The number of the last run."""
+    return int(folders[-1].name.removeprefix("run_")) if folders else 0
 
 
 def _read_config(folder: Path) -> dict[str, object]:

@@ -11,10 +11,13 @@ from pathlib import Path
 from ...adapters.files import WEIGHTS_NAME
 from ...grading import LexicalGrader
 from ...self_adapting_lm import SelfAdaptingLM
+from ...self_edit import SelfEdit
 from . import device, inputs
 from .jobs import Job, JobRefused, Jobs
+from .limits import OWN_MACHINE, Limits
 from .sessions import Draft, KeptAdapter, Session, Sessions
 from .settings import Settings
+from .training_runs import TrainingRuns
 
 
 NUM_OWN_QUESTIONS = 5
@@ -45,26 +48,38 @@ class Workbench:
             Number of jobs at a time (see [`Jobs`]).
         keep_seconds (`float`, *optional*, defaults to `3600`):
             How long an unused session is kept.
+        limits ([`Limits`], *optional*):
+            What one visitor may take of the device. Defaults to the limits of the user of this machine.
 
     Attributes:
-        is_training (`Callable[[str], bool]`):
-            Whether a session has a training run under way. Such a session is in use.
+        runs ([`TrainingRuns`], *optional*):
+            The training runs of the sessions. A session with one under way is in use.
     """
 
-    def __init__(self, lm: SelfAdaptingLM, folder: Path, *, num_workers: int = 1, keep_seconds: float = 3600):
-        self.lm = lm
-        self.is_training: Callable[[str], bool] = lambda session_id: False
+    def __init__(
+        self,
+        lm: SelfAdaptingLM,
+        folder: Path,
+        *,
+        num_workers: int = 1,
+        keep_seconds: float = 3600,
+        limits: Limits = OWN_MACHINE,
+    ):
+        self.lm, self.limits = lm, limits
+        self.runs: TrainingRuns | None = None
         self._model = device.hold(lm)
-        self.jobs = Jobs(device.explain, num_workers=num_workers)
+        self.jobs = Jobs(device.explain, num_workers=num_workers, limits=limits)
         self.sessions = Sessions(
             folder,
             keep_seconds=keep_seconds,
-            is_busy=lambda session_id: bool(self.jobs.active(session_id)) or self.is_training(session_id),
-            on_forget=self.jobs.forget,
+            unattended_seconds=limits.unattended_seconds,
+            is_busy=self._is_busy,
+            on_unattended=self._end_work,
+            on_forget=self._forget,
         )
         self._pace_lock = threading.Lock()
         self._pace = {"write": 1.0, "learn": 1.0, "answer": 1.0}
-        threading.Thread(target=self._sweep, args=(min(keep_seconds, 600),), name="sweep", daemon=True).start()
+        threading.Thread(target=self._sweep, args=(min(keep_seconds, 60),), name="sweep", daemon=True).start()
 
     # --- write ---
 
@@ -89,8 +104,6 @@ class Workbench:
             JobRefused: The session writes about something else at the moment, or too many jobs are waiting.
         """
         example = inputs.checked_example(settings.lm(self.lm), title, passage, questions, settings)
-        session.passage = example
-        session.shown.pop("adapt", None)  # it was about another passage
 
         def work(job: Job) -> None:
             texts = self._run("write", job, example, settings)
@@ -100,13 +113,16 @@ class Workbench:
             elif not job.stop.is_set():
                 raise ValueError("The model wrote nothing that can be learned: try another prompt style or seed.")
 
-        return self._submit(
+        job = self._submit(
             session, "propose", [example, asdict(settings)], work, settings.max_completion_length / _WRITTEN, "write"
         )
+        session.passage = example
+        session.shown.pop("adapt", None)  # it was about another passage
+        return job
 
     def training_texts(self, session: Session, text: str) -> list[str]:
         """The texts that are trained on when a self-edit is this text."""
-        if session.example is None or not inputs.has_words(text):
+        if session.example is None or len(text) > inputs.LONGEST_PASSAGE or not inputs.has_words(text):
             return []
         self_edit = Settings(**session.settings).lm(self.lm).domain.parse(inputs.clean(text), session.example)
         if self_edit is None:
@@ -116,7 +132,14 @@ class Workbench:
 
     # --- learn ---
 
-    def adapt(self, session: Session, chosen: Sequence[int], settings: Settings, questions: Sequence[Mapping]) -> Job:
+    def adapt(
+        self,
+        session: Session,
+        chosen: Sequence[int],
+        settings: Settings,
+        questions: Sequence[Mapping],
+        drafts: Sequence[Draft] | None = None,
+    ) -> Job:
         """
         Train an adapter on each of the chosen self-edits and find out which has learned most.
 
@@ -129,9 +152,11 @@ class Workbench:
                 How to train.
             questions (`Sequence[Mapping]`):
                 The visitor's questions and answers. If there are none, the model writes its own.
+            drafts (`Sequence[Draft]`, *optional*):
+                Self-edits that replace those of the session, once the job is accepted.
 
         Raises:
-            ValueError: No self-edit is chosen, or one is empty.
+            ValueError: No self-edit is chosen, one is empty, or the training would be too long.
             JobRefused: The session has no self-edit or too many adapters, it learns something else at the moment, or too
                 many jobs are waiting.
         """
@@ -141,13 +166,19 @@ class Workbench:
         settings = replace(settings, prompt_style=session.settings["prompt_style"])
         lm = settings.lm(self.lm)
         example = {**session.example, "questions": [dict(item) for item in questions]}
-        self_edits = inputs.checked_self_edits(lm, example, session.drafts, chosen)
+        drafts = session.drafts if drafts is None else list(drafts)
+        self_edits = inputs.checked_self_edits(lm, example, drafts, chosen)
         session.require_room(len(self_edits))
-        session.passage = example
+        self._require_short(settings, self_edits)
         targets = [session.new_folder() for _ in self_edits]
         num_tokens = settings.num_train_epochs * sum(
             inputs.count_tokens(lm, one.prompt + one.completion) for edit in self_edits for one in edit.examples
         )
+        if num_tokens > self.limits.job_tokens:
+            raise ValueError(
+                f"This training has {num_tokens:,} tokens in all epochs, and {self.limits.job_tokens:,.0f} is the limit here: "
+                "choose fewer self-edits, shorter ones or fewer epochs."
+            )
 
         def work(job: Job) -> None:
             job.emit("learning", numbers=[number + 1 for number in chosen])
@@ -164,7 +195,23 @@ class Workbench:
             self._keep_learned(session, job, example, chosen, targets, result)
 
         key = [example, [edit.completion for edit in self_edits], asdict(settings)]
-        return self._submit(session, "adapt", key, work, num_tokens / _TRAINED + 10, "learn")
+        job = self._submit(session, "adapt", key, work, num_tokens / _TRAINED + 10, "learn")
+        session.passage, session.drafts = example, drafts
+        return job
+
+    def _require_short(self, settings: Settings, self_edits: Sequence[SelfEdit]) -> None:
+        """
+        Raises:
+            ValueError: The training has too many steps.
+        """
+        # The questions of a self-edit become one example each, and the passage another.
+        sizes = [len(edit.examples) or len(edit.calls) + 1 for edit in self_edits]
+        num_steps = settings.num_train_epochs * sum(-(-size // settings.batch_size) for size in sizes)
+        if num_steps > self.limits.job_steps:
+            raise ValueError(
+                f"This training has {num_steps:,} steps, and {self.limits.job_steps:,.0f} is the limit here: choose fewer "
+                "self-edits, shorter ones or fewer epochs."
+            )
 
     def _keep_learned(
         self,
@@ -322,6 +369,21 @@ class Workbench:
 
     def _run(self, name: str, job: Job, *arguments: object) -> object:
         return device.run(job.seconds, self._model, getattr(device, name), job, *arguments)
+
+    def _is_busy(self, session_id: str) -> bool:
+        return bool(self.jobs.active(session_id)) or (self.runs is not None and self.runs.is_running(session_id))
+
+    def _end_work(self, session_id: str) -> None:
+        for job in self.jobs.active(session_id):
+            self.jobs.stop(job)
+        # A run on one's own machine may take days. What it has is on disk, for its user to look at.
+        if self.runs is not None and self.limits.is_shared:
+            self.runs.stop(session_id)
+
+    def _forget(self, session_id: str) -> None:
+        self.jobs.forget(session_id)
+        if self.runs is not None and self.limits.is_shared:
+            self.runs.forget(session_id)
 
     def _sweep(self, seconds: float) -> None:
         while True:

@@ -1,0 +1,66 @@
+"""The process of a training run."""
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+
+GRACE = 20  # seconds between the request to end and the kill
+
+
+@dataclass
+class TrainingProcess:
+    """A run's process, which is paused while a visitor's job uses the device."""
+
+    process: subprocess.Popen | None = None
+    is_paused: bool = False
+    is_stopped: bool = False
+    is_overdue: bool = False  # it was stopped since it had taken too long
+    began: float = field(default_factory=time.monotonic)
+    log_start: int = 0  # where the output of this launch begins in the log, in bytes
+    # A job may end while the process starts. Without the lock, `begin` could pause the process after `resume`.
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def begin(self, process: subprocess.Popen) -> None:
+        with self.lock:
+            self.process = process
+            if self.is_paused:
+                self._signal(signal.SIGSTOP)
+
+    def pause(self) -> None:
+        with self.lock:
+            self.is_paused = True
+            self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        with self.lock:
+            self.is_paused = False
+            self._signal(signal.SIGCONT)
+
+    def end(self, number: signal.Signals) -> None:
+        self._signal(number)
+        self._signal(signal.SIGCONT)  # a paused process gets no other signal until it continues
+
+    def stop(self) -> None:
+        """Ask it to end, and kill it if it does not. A second call does nothing."""
+        if self.is_stopped or not self.is_running:
+            return
+        self.is_stopped = True
+        self.end(signal.SIGTERM)
+        timer = threading.Timer(GRACE, self.end, [signal.SIGKILL])
+        timer.daemon = True
+        timer.start()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has begun and not ended."""
+        return self.process is not None and self.process.poll() is None
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self.process is not None and self.process.poll() is None:
+            with suppress(ProcessLookupError):  # it has just ended
+                os.killpg(self.process.pid, number)
