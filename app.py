@@ -19,9 +19,12 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 with contextlib.suppress(ImportError):
     import spaces  # noqa: F401  ZeroGPU's package, which has to be imported before torch
 
+from starlette.middleware import Middleware
+
 import seal_hf
 from seal_hf import SelfAdaptingLM
 from seal_hf.models.embedded import EMBEDDED, EMBEDDED_MODELS
+from seal_hf.webui.body_limit import SmallRequests
 from seal_hf.webui.page import CSS, THEME, build_page
 from seal_hf.webui.work.limits import OWN_MACHINE, SHARED
 from seal_hf.webui.work.training_runs import TrainingRuns
@@ -106,6 +109,7 @@ def main(args: argparse.Namespace) -> None:
             footer_links=["gradio"],
             theme=THEME,
             css=CSS,
+            app_kwargs={"middleware": [Middleware(SmallRequests)]},
         )
 
 

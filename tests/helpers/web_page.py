@@ -4,8 +4,11 @@ import time
 from contextlib import contextmanager
 from types import SimpleNamespace
 
+from starlette.middleware import Middleware
+
 from helpers.tiny_models import tiny_llama, tiny_tokenizer
 from seal_hf import SelfAdaptingLM
+from seal_hf.webui.body_limit import SmallRequests
 from seal_hf.webui.page import CSS, THEME, build_page
 from seal_hf.webui.work import device, settings
 from seal_hf.webui.work.jobs import DONE, RUNNING, JobLog
@@ -75,6 +78,7 @@ def served_page(folder, lm, *, may_push=True, on_space=False, script=None, **opt
         show_error=False,
         theme=THEME,
         css=CSS,
+        app_kwargs={"middleware": [Middleware(SmallRequests)]},
     )
     try:
         yield SimpleNamespace(url=url, workbench=workbench, page=page)
