@@ -539,12 +539,21 @@ class SelfAdaptingLM:
         *,
         revision: str | None = None,
         subfolder: str | None = None,
-        token: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: Path | None = None,
+        max_bytes: int | None = None,
     ) -> Adapter:
         """
         Load a PEFT LoRA adapter for this base model from a folder, a zip file or the Hub (see
         [`Adapter.from_pretrained`]).
         """
         return Adapter.from_pretrained(
-            source, self.model, self.base_model_id, revision=revision, subfolder=subfolder, token=token
+            source,
+            self.model,
+            self.base_model_id,
+            revision=revision,
+            subfolder=subfolder,
+            token=token,
+            cache_dir=cache_dir,
+            max_bytes=max_bytes,
         )

@@ -17,8 +17,10 @@ from torch import nn
 from ..hub.model_card import AdapterCard, with_base_license, write_model_card
 from ..hub.transfer import is_hub_id, upload
 from ..models.transfers import brought_to_host
-from .files import adapter_folder, read_training, read_weights, write_adapter_files, written_whole
+from .files import read_config, read_training, write_adapter_files, written_whole
 from .layout import LoraLayout, lora_layout
+from .sources import adapter_files
+from .weights import read_weights
 
 
 @dataclass(eq=False)
@@ -97,10 +99,13 @@ class Adapter:
         *,
         revision: str | None = None,
         subfolder: str | None = None,
-        token: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: Path | None = None,
+        max_bytes: int | None = None,
     ) -> "Adapter":
         """
-        Load a PEFT LoRA adapter (safetensors only). The model is not changed.
+        Load a PEFT LoRA adapter (safetensors only). The model is not changed. Nothing is fetched or unpacked that is larger than
+        the configuration allows on this model.
 
         Args:
             source (`str` or `Path`):
@@ -114,24 +119,33 @@ class Adapter:
                 Branch, tag or commit of the repository. Defaults to `main`.
             subfolder (`str`, *optional*):
                 Where in the folder or repository the adapter is.
-            token (`str`, *optional*):
-                Defaults to the one saved by `hf auth login`.
+            token (`str` or `bool`, *optional*):
+                Defaults to the one saved by `hf auth login`; `False` for public repositories alone.
+            cache_dir (`Path`, *optional*):
+                Where files of the Hub are put. Defaults to the Hub's cache.
+            max_bytes (`int`, *optional*):
+                The largest adapter that is taken: bytes of its weights in fp32.
 
         Raises:
             FileNotFoundError: No such folder, or no adapter in it.
             HubError: No such repository, one that the token may not see, or no Hub.
             ValueError: An adapter for another base or of other shapes, a pickle in place of safetensors, not a LoRA
-                adapter, or a model that carries a policy adapter.
+                adapter, one with patterns in place of names or weights that are no finite numbers, one that is too large, or a
+                model that carries a policy adapter.
         """
         if isinstance(model, PeftModel):
             raise ValueError(
                 f"{source} is an adapter for a plain base model, but this model carries a policy adapter; load the base."
             )
-        with adapter_folder(source, base_model_id, revision, subfolder, token) as (folder, found):
-            # Shapes before weights.
-            layout = lora_layout(model, LoraConfig.from_pretrained(str(folder)), trained=True)
-            weights = layout.weights_from_state_dict(read_weights(folder, found), found)
-            return cls(layout, weights, base_model_id, training=read_training(folder, found), source=found)
+        with adapter_files(source, revision, subfolder, token, cache_dir) as files:
+            layout = lora_layout(model, read_config(files, base_model_id), trained=True)
+            if max_bytes is not None and layout.num_bytes > max_bytes:
+                raise ValueError(
+                    f"{files.name} is an adapter of rank {layout.r} with {layout.num_bytes / 1e6:,.1f} MB, but there is room for "
+                    f"{max(max_bytes, 0) / 1e6:,.1f} MB; delete others, or train it with a lower rank."
+                )
+            weights = read_weights(files, layout)
+            return cls(layout, weights, base_model_id, training=read_training(files), source=files.name)
 
     def on_base(self) -> "Adapter":
         """

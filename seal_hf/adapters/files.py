@@ -1,13 +1,10 @@
-"""An adapter's files in PEFT's format: from a folder, a zip file or the Hub, checked before any weight is read."""
+"""An adapter's configuration, its training and its files in PEFT's format: checked as they are read, and written whole."""
 
 import errno
 import json
 import os
 import re
-import shutil
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,204 +13,130 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from ..hub.errors import HubError, explaining_hub_errors
-from ..hub.transfer import download, hub_api, is_hub_id
+from .sources import CONFIG_NAME, WEIGHTS_NAME, AdapterFiles
 
 
-WEIGHTS_NAME = "adapter_model.safetensors"
-CONFIG_NAME = "adapter_config.json"
 TRAINING_NAME = "seal_training.json"
-# An archive may become this much larger than it is; an untrained half of an adapter is all zeros.
-_UNPACKED_BYTES, _UNPACKED_RATIO = 2**26, 20
-_MOST_REPETITIONS = 6
-_MODULE_NAME = re.compile(r"[\w.]+")
-_PICKLES = (".bin", ".pt", ".pth", ".pkl")
+LARGEST_TEXT = 2**20  # bytes of a configuration, or of a record of training
+MAX_RANK = 1024
+MAX_ALPHA = 1e6
+_MAX_LAYERS, _MAX_PATTERNS = 4096, 16
+_MODULE_NAME = re.compile(r"[\w.-]{1,300}", re.ASCII)
+_PATTERN_NAME = re.compile(r"[\w.]{1,100}", re.ASCII)
 
 
-@contextmanager
-def adapter_folder(
-    source: str | Path,
-    base_model_id: str,
-    revision: str | None = None,
-    subfolder: str | None = None,
-    token: str | None = None,
-) -> Iterator[tuple[Path, str]]:
+def read_config(files: AdapterFiles, base_model_id: str) -> LoraConfig:
     """
-    The folder with an adapter's files, for the length of the block, and its name for messages.
-
-    From a repository, the configuration is fetched and checked before the weights, which are taken from the same commit.
+    The configuration of a LoRA adapter for this base. What comes from a file is plain: names and numbers, no patterns.
 
     Raises:
-        FileNotFoundError: No such folder or zip file, or no adapter in it.
-        HubError: No such repository, one that the token may not see, or the Hub could not be reached.
-        ValueError: Not a LoRA adapter, one for another base, a pickle in place of safetensors, or `revision` for files
-            of this machine.
+        FileNotFoundError: There is none.
+        ValueError: It is damaged, not a LoRA adapter's, for another base, or has a rank, a scaling or names of modules that are
+            out of bounds.
     """
-    path = Path(source)
-    if not path.exists() and isinstance(source, str) and is_hub_id(source):
-        yield _fetch(source, base_model_id, revision, subfolder, token)
-        return
-    if revision is not None:
-        raise ValueError(
-            f"revision={revision!r} is for a repository on the Hub, but {source} is on this machine; leave it out."
-        )
-    if not path.exists():
-        raise FileNotFoundError(f"There is no adapter at {path}; give a folder or a zip file of a PEFT adapter.")
-    if path.is_dir():
-        folder = path / (subfolder or "")
-        _check(folder, str(folder), base_model_id)
-        _require_weights(folder, str(folder), [file.name for file in folder.iterdir()])
-        yield folder, str(folder)
-        return
-    if subfolder is not None:
-        raise ValueError(f"subfolder={subfolder!r} was given with the zip file {path}, which must hold one adapter.")
-    with tempfile.TemporaryDirectory() as extracted:
-        folder = Path(extracted)
-        names = _extract(path, folder)
-        _check(folder, str(path), base_model_id)
-        _require_weights(folder, str(path), names)
-        yield folder, str(path)
-
-
-def _fetch(
-    repo_id: str, base_model_id: str, revision: str | None, subfolder: str | None, token: str | None
-) -> tuple[Path, str]:
-    prefix = f"{subfolder.strip('/')}/" if subfolder else ""
-    try:
-        folder, commit = download(repo_id, [prefix + CONFIG_NAME], revision=revision, token=token)
-    except HubError as error:
-        error.add_note(f"There is no folder or zip file {repo_id} on this machine either.")
-        raise
-    name = f"{repo_id}@{commit}" + (f"/{subfolder}" if subfolder else "")
-    _check(folder / prefix, name, base_model_id)
-    patterns = [prefix + file for file in (CONFIG_NAME, WEIGHTS_NAME, TRAINING_NAME)]
-    folder, _ = download(repo_id, patterns, revision=commit, token=token)
-    if not (folder / prefix / WEIGHTS_NAME).is_file():
-        with explaining_hub_errors(f"The download of {repo_id}", repo_id):
-            _require_weights(folder / prefix, name, hub_api(token).list_repo_files(repo_id, revision=commit))
-    return folder / prefix, name
-
-
-def _check(folder: Path, source: str, base_model_id: str) -> None:
-    """Whether the configuration is a LoRA adapter's for this base."""
-    config_file = folder / CONFIG_NAME
-    if not config_file.is_file():
+    fields = _json_object(files, CONFIG_NAME, "save the adapter again")
+    source = files.name
+    if fields is None:
         raise FileNotFoundError(
             f"{source} has no {CONFIG_NAME}, so it is not a PEFT adapter; give the folder that holds it."
         )
-    try:
-        fields = json.loads(config_file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{source}: {CONFIG_NAME} is not valid JSON ({error}); save the adapter again.") from error
-    if not isinstance(fields, dict):
-        raise ValueError(f"{source}: {CONFIG_NAME} is not a JSON object; save the adapter again.")
     if fields.get("peft_type") != "LORA":
         raise ValueError(
-            f"{source} is a {fields.get('peft_type')} adapter; only LoRA adapters can be loaded, so train it as one."
-        )
-    for name in ("target_modules", "exclude_modules"):
-        pattern = fields.get(name)
-        # A repeated group, or many repetitions, can take forever on names that do not match.
-        if isinstance(pattern, str) and (
-            re.search(r"\)\s*[+*{]", pattern) or len(re.findall("[+*{]", pattern)) > _MOST_REPETITIONS
-        ):
-            raise ValueError(
-                f"{source}: {name} is a regular expression with repeated groups or more than {_MOST_REPETITIONS} "
-                "repetitions; name the modules in a list."
-            )
-    patterns = fields.get("layers_pattern") or []
-    patterns = [patterns] if isinstance(patterns, str) else patterns
-    # PEFT puts each into a regular expression as it is.
-    if not (
-        isinstance(patterns, list) and all(isinstance(name, str) and _MODULE_NAME.fullmatch(name) for name in patterns)
-    ):
-        raise ValueError(
-            f"{source}: layers_pattern={patterns!r:.100} is no plain name of a module; name the modules in a list under "
-            "target_modules."
+            f"{source} is a {fields.get('peft_type')!s:.100} adapter; only LoRA adapters can be loaded, so train it as one."
         )
     named_base = fields.get("base_model_name_or_path")
     if named_base != base_model_id:
+        named_base = f"{named_base!s:.200}"
         raise ValueError(
             f"{source} adapts {named_base}, but the loaded base model is {base_model_id}; load {named_base} to use it."
         )
-
-
-def _require_weights(folder: Path, source: str, names: list[str]) -> None:
-    if (folder / WEIGHTS_NAME).is_file():
-        return
-    if pickles := [name for name in names if name.endswith(_PICKLES)]:
-        raise ValueError(
-            f"{source} holds {pickles[0]}, a pickle, which can run code when it is loaded; save the adapter as "
-            f"safetensors ({WEIGHTS_NAME})."
-        )
-    raise FileNotFoundError(f"{source} has no {WEIGHTS_NAME}; save the adapter again as safetensors.")
-
-
-def _extract(archive: Path, folder: Path) -> list[str]:
-    """
-    Write the adapter's files that lie beside the archive's only `adapter_config.json` into `folder`, flat.
-
-    Returns:
-        `list[str]`: the names of all files that the archive holds.
-    """
-    if not zipfile.is_zipfile(archive):
-        raise ValueError(f"{archive} is neither a folder nor a zip file; give a PEFT adapter as one of the two.")
-    with zipfile.ZipFile(archive) as files:
-        configs = [name for name in files.namelist() if name.rsplit("/", 1)[-1] == CONFIG_NAME]
-        if len(configs) != 1:
-            raise ValueError(f"{archive} holds {len(configs)} files named {CONFIG_NAME}; a zip must hold one adapter.")
-        parent = configs[0][: -len(CONFIG_NAME)]
-        # Only these files, from beside the config: a path in an archive never decides where a file is written.
-        wanted = [parent + name for name in (CONFIG_NAME, WEIGHTS_NAME, TRAINING_NAME)]
-        infos = [info for info in files.infolist() if info.filename in wanted]
-        # A zip file states how large its files become, and zipfile reads no more of them than that.
-        if sum(info.file_size for info in infos) > _UNPACKED_BYTES + _UNPACKED_RATIO * archive.stat().st_size:
-            raise ValueError(f"{archive} unpacks to far more than it holds; make the zip file again.")
-        for info in infos:
-            try:
-                with files.open(info) as source, (folder / info.filename[len(parent) :]).open("wb") as target:
-                    shutil.copyfileobj(source, target)
-            except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: encrypted
-                raise ValueError(f"{archive} is damaged or encrypted ({error}); make the zip file again.") from error
-        return [name[len(parent) :] for name in files.namelist()]
-
-
-def read_weights(folder: Path, source: str) -> dict[str, torch.Tensor]:
-    """
-    The state dict of an adapter's folder.
-
-    Raises:
-        ValueError: Its file is not a safetensors file.
-    """
+    _check_numbers(fields, source)
+    _check_modules(fields, source)
     try:
-        return load_file(folder / WEIGHTS_NAME)
-    except SafetensorError as error:
+        return LoraConfig.from_peft_type(**{key: value for key, value in fields.items() if key != "runtime_config"})
+    except Exception as error:  # PEFT takes what is in a file as it is
         raise ValueError(
-            f"{source}: {WEIGHTS_NAME} is not a safetensors file ({error}); save the adapter again."
+            f"{source}: {CONFIG_NAME} is none that PEFT reads ({error!s:.200}); save the adapter again."
         ) from error
 
 
-def read_training(folder: Path, source: str) -> dict[str, Any]:
+def _json_object(files: AdapterFiles, name: str, remedy: str) -> dict[str, Any] | None:
+    content = files.read(name, LARGEST_TEXT)
+    if content is None:
+        return None
+    try:
+        fields = json.loads(content.decode("utf-8"))
+    except RecursionError as error:
+        raise ValueError(f"{files.name}: {name} is nested too deeply; {remedy}.") from error
+    except ValueError as error:
+        raise ValueError(f"{files.name}: {name} is not valid JSON ({error}); {remedy}.") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"{files.name}: {name} is not a JSON object; {remedy}.")
+    return fields
+
+
+def _check_numbers(fields: Mapping[str, Any], source: str) -> None:
+    r, lora_alpha = fields.get("r", 8), fields.get("lora_alpha", 8)
+    if type(r) is not int or not 1 <= r <= MAX_RANK:
+        raise ValueError(
+            f"{source}: the LoRA rank r={r!r:.50} must be a whole number from 1 to {MAX_RANK}; train the adapter with such a "
+            "rank."
+        )
+    # NaN is not within bounds either.
+    if type(lora_alpha) not in (int, float) or not -MAX_ALPHA <= lora_alpha <= MAX_ALPHA:
+        raise ValueError(
+            f"{source}: lora_alpha={lora_alpha!r:.50} must be a number within ±{MAX_ALPHA:,.0f}; save the adapter again."
+        )
+
+
+def _check_modules(fields: Mapping[str, Any], source: str) -> None:
+    """No name is a pattern: matching one can take for ever, and PEFT puts some into a regular expression as they are."""
+    remedy = "name the modules in a list under target_modules"
+    for option in ("target_modules", "exclude_modules"):
+        value = fields.get(option)
+        if value is None or option == "target_modules" and value == "all-linear":
+            continue
+        if not (
+            isinstance(value, list)
+            and all(isinstance(name, str) and _MODULE_NAME.fullmatch(name) is not None for name in value)
+        ):
+            raise ValueError(
+                f"{source}: {option}={value!r:.100} is no list of plain names of modules, and no pattern is taken from a file; "
+                f"{remedy}."
+            )
+    layers = fields.get("layers_to_transform")
+    numbers = layers if isinstance(layers, list) else [] if layers is None else [layers]
+    if len(numbers) > _MAX_LAYERS or not all(type(number) is int for number in numbers):
+        raise ValueError(f"{source}: layers_to_transform={layers!r:.100} is no list of numbers of layers; {remedy}.")
+    patterns = fields.get("layers_pattern") or []
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    if not (
+        isinstance(patterns, list)
+        and len(patterns) <= _MAX_PATTERNS
+        and all(isinstance(name, str) and _PATTERN_NAME.fullmatch(name) for name in patterns)
+    ):
+        raise ValueError(f"{source}: layers_pattern={patterns!r:.100} is no plain name of a module; {remedy}.")
+
+
+def read_training(files: AdapterFiles) -> dict[str, Any]:
     """
     How the adapter was trained; empty for one that other software wrote.
 
     Raises:
-        ValueError: Its file is no JSON object, or its losses are no numbers.
+        ValueError: Its file is too large or no JSON object, or its losses are no numbers.
     """
-    file = folder / TRAINING_NAME
-    if not file.is_file():
+    remedy = "remove it, or save it again"
+    if (training := _json_object(files, TRAINING_NAME, remedy)) is None:
         return {}
-    try:
-        training = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(training, dict):
-            raise TypeError("it is no JSON object")
-        losses = training.get("losses") or []
-        if not (isinstance(losses, list) and all(isinstance(loss, int | float) for loss in losses)):
-            raise TypeError("its losses are no list of numbers")
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{source}: {TRAINING_NAME} is damaged ({error}); remove it, or save it again.") from error
+    losses = training.get("losses") or []
+    # A loss that is not finite is one of a step that was not taken.
+    if not (
+        isinstance(losses, list)
+        and all(type(loss) is float or type(loss) is int and abs(loss) < 2**53 for loss in losses)
+    ):
+        raise ValueError(f"{files.name}: {TRAINING_NAME} is damaged (its losses are no list of numbers); {remedy}.")
     return training
 
 

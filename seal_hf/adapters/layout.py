@@ -6,7 +6,7 @@ A bank of adapters is trained and evaluated from one weight vector per adapter (
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 
@@ -105,6 +105,11 @@ class LoraLayout:
     def num_parameters(self) -> int:
         return sum(self.r * (module.in_features + module.out_features) for module in self.modules)
 
+    @property
+    def num_bytes(self) -> int:
+        """Size of a weight vector in fp32, in memory and on the disk."""
+        return 4 * self.num_parameters
+
     @cached_property
     def segments(self) -> tuple[Segment, ...]:
         """The segments of a weight vector: so few that a copy of all matrices takes few operations."""
@@ -157,40 +162,50 @@ class LoraLayout:
 
     def state_dict(self, weights: torch.Tensor) -> dict[str, torch.Tensor]:
         """PEFT's state dict of one weight vector of shape `(num_parameters,)`."""
+        return {key: matrix.contiguous() for key, matrix in self.by_peft_key(weights).items()}
+
+    def by_peft_key(self, weights: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The matrices inside a weight vector of shape `(num_parameters,)`, sharing its memory, by PEFT's names."""
         return {
-            _peft_key(name, letter): matrix.contiguous()
+            _peft_key(name, letter): matrix
             for name, matrices in self.views(weights).items()
             for letter, matrix in zip("AB", matrices, strict=True)
         }
+
+    def check_shapes(self, shapes: Mapping[str, Sequence[int]], source: str) -> None:
+        """
+        Whether tensors of these shapes, by PEFT's names, are this adapter's.
+
+        Raises:
+            ValueError: A tensor is missing, is left over or has another shape.
+        """
+        expected = self.by_peft_key(torch.empty(self.num_parameters, device="meta"))
+        if unknown := sorted(set(shapes) - set(expected)):
+            raise ValueError(
+                f"{source} holds {len(unknown)} tensors that this base model has no place for, such as {unknown[0]:.300}; "
+                "load it on the base model it was trained for."
+            )
+        for key, matrix in expected.items():
+            if key not in shapes:
+                raise ValueError(
+                    f"{source} lacks the tensor {key} that its adapter_config.json promises; save it again."
+                )
+            if tuple(shapes[key]) != matrix.shape:
+                raise ValueError(
+                    f"{source}: {key} has shape {tuple(shapes[key])}, the base model needs {tuple(matrix.shape)}; load it on "
+                    "the base model it was trained for."
+                )
 
     def weights_from_state_dict(self, state_dict: Mapping[str, torch.Tensor], source: str) -> torch.Tensor:
         """
         The weight vector (shape `(num_parameters,)`, fp32, CPU) of a PEFT state dict.
 
         Raises:
-            ValueError: A tensor is missing, is left over or has another shape.
+            ValueError: As for [`~LoraLayout.check_shapes`].
         """
+        self.check_shapes({key: tensor.shape for key, tensor in state_dict.items()}, source)
         weights = torch.empty(self.num_parameters)
-        expected = {
-            _peft_key(name, letter): matrix
-            for name, matrices in self.views(weights).items()
-            for letter, matrix in zip("AB", matrices, strict=True)
-        }
-        if unknown := sorted(set(state_dict) - set(expected)):
-            raise ValueError(
-                f"{source} holds {len(unknown)} tensors that this base model has no place for, such as {unknown[0]}; "
-                "load it on the base model it was trained for."
-            )
-        for key, matrix in expected.items():
-            if key not in state_dict:
-                raise ValueError(
-                    f"{source} lacks the tensor {key} that its adapter_config.json promises; save it again."
-                )
-            if state_dict[key].shape != matrix.shape:
-                raise ValueError(
-                    f"{source}: {key} has shape {tuple(state_dict[key].shape)}, the base model needs "
-                    f"{tuple(matrix.shape)}; load it on the base model it was trained for."
-                )
+        for key, matrix in self.by_peft_key(weights).items():
             matrix.copy_(state_dict[key])
         return weights
 
@@ -305,7 +320,7 @@ def lora_layout(model: nn.Module, config: LoraConfig, trained: bool = False) -> 
         )
         if not harmless and value != default and (value or default):
             raise ValueError(
-                f"LoraConfig({option}={value!r}) is not supported by {'a policy' if trained else 'an inner'} adapter; "
+                f"LoraConfig({option}={value!r:.200}) is not supported by {'a policy' if trained else 'an inner'} adapter; "
                 f"leave it at {default!r}."
             )
     if config.r < 1:
@@ -324,8 +339,8 @@ def lora_layout(model: nn.Module, config: LoraConfig, trained: bool = False) -> 
                 f"name them, or use target_modules='all-linear'."
             )
     resolved = LoraConfig(
-        target_modules=list(candidates) if target_modules == "all-linear" else target_modules,
-        exclude_modules=config.exclude_modules,
+        target_modules=list(candidates) if target_modules == "all-linear" else _present(target_modules, candidates),
+        exclude_modules=_present(config.exclude_modules, candidates),
         layers_to_transform=config.layers_to_transform,
         layers_pattern=config.layers_pattern,
     )
@@ -333,7 +348,7 @@ def lora_layout(model: nn.Module, config: LoraConfig, trained: bool = False) -> 
     if not names:
         shown = target_modules if isinstance(target_modules, str) else sorted(target_modules)
         present = sorted({_ending(name) for name in candidates})
-        raise ValueError(f"target_modules={shown!r} match no linear module; this model has {', '.join(present)}.")
+        raise ValueError(f"target_modules={shown!r:.200} match no linear module; this model has {', '.join(present)}.")
     sizes = [
         (inner.in_features, inner.out_features)
         for module in (candidates[name] for name in names)
@@ -353,3 +368,11 @@ def lora_layout(model: nn.Module, config: LoraConfig, trained: bool = False) -> 
 
 def _ending(module_name: str) -> str:
     return module_name.rsplit(".", 1)[-1]
+
+
+def _present(names: str | Collection[str] | None, candidates: Collection[str]) -> str | list[str] | None:
+    """The names that are modules or ends of their names, since PEFT compares each module with each name; others as they are."""
+    if names is None or isinstance(names, str):
+        return names
+    ends = {name.split(".", place)[-1] for name in candidates for place in range(name.count(".") + 1)}
+    return sorted(ends.intersection(names))

@@ -2,11 +2,18 @@
 
 import logging
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from itertools import islice
 from pathlib import Path
 
 import httpx2
 from huggingface_hub import CommitInfo, HfApi, constants, get_session
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+)
 from huggingface_hub.utils import validate_repo_id
 
 from .errors import HubError, explaining_hub_errors
@@ -150,6 +157,113 @@ def download(
         else:
             folder = api.snapshot_download(**where, allow_patterns=list(patterns))
     return Path(folder), Path(folder).name
+
+
+class Snapshot:
+    """
+    The files of a repository at one commit, from the Hub or, where it cannot be reached, from the cache. Each is fetched when
+    it is needed, and only if it is small enough.
+
+    Parameters:
+        repo_id (`str`):
+            The repository of a model.
+        revision (`str`, *optional*):
+            Branch, tag or commit. Defaults to `main`.
+        token (`str` or `bool`, *optional*):
+            As for [`download`].
+        cache_dir (`Path`, *optional*):
+            Where the files are put. Defaults to the Hub's cache.
+
+    Attributes:
+        commit (`str`, *optional*):
+            The commit; of a Hub that cannot be reached it is known after the first file.
+
+    Raises:
+        HubError: No such repository or revision, one that this token may not see, or the Hub could not be reached.
+    """
+
+    def __init__(
+        self,
+        repo_id: str,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: Path | None = None,
+    ):
+        self.repo_id, self.commit = repo_id, None
+        # Of the first file; all others are of its commit. The cache then knows which commit the revision is.
+        self._revision, self._cache_dir = revision, cache_dir
+        self._unreachable: Exception | None = None
+        with self._explaining():
+            self._api = hub_api(token)
+            try:
+                # What is in the cache may not be taken where the Hub refuses. All else that the Hub tells can be long.
+                self.commit = self._api.repo_info(
+                    repo_id, revision=revision, timeout=LOOK_UP_SECONDS, expand=["sha"]
+                ).sha
+            except (httpx2.TransportError, OfflineModeIsEnabled) as error:
+                if token is False:
+                    raise
+                logger.warning(
+                    "The Hub cannot be reached (%s); looking for %s in the cache.", type(error).__name__, repo_id
+                )
+                self._unreachable = error
+
+    def fetch(self, name: str, largest: int) -> Path | None:
+        """
+        A file of the repository; `None` where it has none of this name.
+
+        Raises:
+            HubError: The Hub refused or could not be reached.
+            ValueError: The file is larger than `largest` bytes. It is not fetched then.
+        """
+        with self._explaining():
+            where = {"repo_id": self.repo_id, "filename": name, "cache_dir": self._cache_dir}
+            if self._unreachable is not None:
+                return self._cached(name, where)
+            try:
+                found = self._api.hf_hub_download(**where, revision=self._revision, dry_run=True)
+            except LocalEntryNotFoundError:
+                raise
+            except EntryNotFoundError:
+                return None
+            if found.file_size is None or found.file_size > largest:
+                raise ValueError(too_large(f"{self.repo_id}@{found.commit_hash}", name, found.file_size, largest))
+            return self._found(name, self._api.hf_hub_download(**where, revision=self._revision))
+
+    def _found(self, name: str, file: str) -> Path:
+        self.commit = self._revision = Path(file).parents[name.count("/")].name
+        return Path(file)
+
+    def _cached(self, name: str, where: dict[str, object]) -> Path | None:
+        try:
+            file = self._api.hf_hub_download(**where, revision=self._revision, local_files_only=True)
+        except LocalEntryNotFoundError:
+            if self.commit is None:
+                raise self._unreachable from None
+            return None
+        return self._found(name, file)
+
+    def names(self, folder: str) -> list[str]:
+        """Some names of files in a folder of the repository: of the first thousand of its entries."""
+        with self._explaining():
+            tree = self._api.list_repo_tree(self.repo_id, folder.strip("/") or None, revision=self.commit)
+            try:
+                return [entry.path for entry in islice(tree, 1000)]
+            except EntryNotFoundError:
+                return []
+
+    def _explaining(self) -> AbstractContextManager[None]:
+        return explaining_hub_errors(f"The download of {self.repo_id}", self.repo_id)
+
+
+def too_large(source: str, name: str, size: int | None, largest: int) -> str:
+    """What is said of a file that is not read because of its size in bytes."""
+    has = "is of unknown size" if size is None else f"has {size / 1e6:,.1f} MB"
+    return (
+        f"{source}: {name} {has}, but for this base model and configuration it has at most {largest / 1e6:,.1f} MB; save the "
+        "adapter again, or load it on the base model it was trained for."
+    )
 
 
 def list_adapters(base_model_id: str, *, author: str | None = None, token: str | None = None) -> list[str]:

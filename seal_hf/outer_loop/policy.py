@@ -15,7 +15,7 @@ from transformers import (
     set_seed,
 )
 
-from ..adapters.files import WEIGHTS_NAME
+from ..adapters.sources import WEIGHTS_NAME
 from ..models.loading import load_causal_lm
 from ..records.files import explaining_failed_write
 from ..records.run_folder import RunFolder

@@ -13,7 +13,8 @@ from helpers.adapters import BASE_ID, random_adapter
 from helpers.tiny_models import VOCAB_SIZE, tiny_llama, tiny_policy_model
 from seal_hf.adapters.adapter import Adapter
 from seal_hf.adapters.bank import StackedAdapters
-from seal_hf.adapters.files import CONFIG_NAME, WEIGHTS_NAME
+from seal_hf.adapters.sources import CONFIG_NAME, WEIGHTS_NAME
+from seal_hf.models.access import linear_modules
 
 
 OVERLAPPING = ["q_proj", "up_proj", "down_proj"]  # the policy has q_proj, v_proj and up_proj
@@ -311,16 +312,56 @@ def test_damaged_zip(saved, tmp_path):
         Adapter.from_pretrained(archive, tiny_llama(), BASE_ID)
 
 
-@pytest.mark.parametrize("pattern", [r"(([a-z_.0-9])+)+Z", r".*.*.*.*.*.*.*q_proj"])
-def test_patterns_that_could_take_for_ever_are_refused(tmp_path, pattern):
-    folder = random_adapter(tiny_llama()).save_pretrained(tmp_path / "adapter")
-    config = json.loads((folder / "adapter_config.json").read_text())
-    (folder / "adapter_config.json").write_text(json.dumps({**config, "target_modules": pattern}))
-    with pytest.raises(ValueError, match="target_modules is a regular expression.*name the modules in a list"):
-        Adapter.from_pretrained(folder, tiny_llama(), BASE_ID)
+PATTERNS = [
+    r"(([a-z_.0-9])+)+Z",
+    r".*.*.*.*.*.*.*q_proj",
+    "(a?)" * 27 + "[a-z]*",
+    ".*q_proj",
+    "q_proj",
+    ["q_proj", "(a|b)+"],
+    [["q_proj"]],
+    [""],
+    {"q_proj": 1},
+    7,
+    True,
+]
 
 
-@pytest.mark.parametrize("losses", ["x", {"a": 1}, [None], 3])
+@pytest.mark.parametrize("option", ["target_modules", "exclude_modules"])
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_no_pattern_is_taken_from_a_file(saved, option, pattern):
+    edit_config(saved, **{option: pattern})
+    with pytest.raises(ValueError, match=f"{option}=.* is no list of plain names .*; name the modules in a list"):
+        Adapter.from_pretrained(saved, tiny_llama(), BASE_ID)
+
+
+def test_all_linear_is_no_pattern(tmp_path):
+    adapter = random_adapter(target_modules="all-linear")
+    folder = adapter.save_pretrained(tmp_path / "adapter")
+    edit_config(folder, target_modules="all-linear")
+    loaded = Adapter.from_pretrained(folder, tiny_llama(), BASE_ID)
+    assert torch.equal(loaded.weights, adapter.weights)
+
+
+def test_names_that_are_no_modules_cost_no_time(saved):
+    """PEFT would compare each of a large model's modules with each name."""
+    edit_config(saved, target_modules=["q_proj", "v_proj", *(f"x{number}" for number in range(50_000))])
+    compared = []
+
+    class Name(str):
+        def endswith(self, *arguments):
+            compared.append(arguments)
+            return super().endswith(*arguments)
+
+    model = tiny_llama()
+    with pytest.MonkeyPatch.context() as patch:
+        found = {Name(name): module for name, module in linear_modules(model).items()}
+        patch.setattr("seal_hf.adapters.layout.linear_modules", lambda model: found)
+        loaded = Adapter.from_pretrained(saved, model, BASE_ID)
+    assert len(compared) < 100 and torch.equal(loaded.weights, random_adapter().weights)
+
+
+@pytest.mark.parametrize("losses", ["x", {"a": 1}, [None], 3, [True], [10**400]], ids=lambda value: repr(value)[:20])
 def test_losses_that_are_no_numbers(tmp_path, losses):
     folder = random_adapter(tiny_llama()).save_pretrained(tmp_path / "adapter")
     (folder / "seal_training.json").write_text(json.dumps({"losses": losses}))

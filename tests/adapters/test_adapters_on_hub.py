@@ -20,7 +20,8 @@ from helpers.hub_server import OTHER, READER, Repo
 from helpers.tiny_models import tiny_llama, tiny_policy_model, tiny_tokenizer
 from seal_hf import Adapter, SelfAdaptingLM, SelfEdit
 from seal_hf.adapters.bank import StackedAdapters
-from seal_hf.adapters.files import CONFIG_NAME, TRAINING_NAME, WEIGHTS_NAME
+from seal_hf.adapters.files import TRAINING_NAME
+from seal_hf.adapters.sources import CONFIG_NAME, WEIGHTS_NAME
 from seal_hf.grading.intervals import accuracy
 from seal_hf.hub import AdapterCard, HubError, list_adapters
 from seal_hf.self_edit import TrainingExample
@@ -339,5 +340,5 @@ def test_what_is_saved_loads_again(base, adapter, tmp_path):
     with pytest.raises(ValueError, match="revision='x' is for a repository on the Hub"):
         base.load_adapter(folder, revision="x")
     (folder / TRAINING_NAME).write_text("{")
-    with pytest.raises(ValueError, match=f"{TRAINING_NAME} is damaged"):
+    with pytest.raises(ValueError, match=f"{TRAINING_NAME} is not valid JSON .*; remove it"):
         base.load_adapter(folder)

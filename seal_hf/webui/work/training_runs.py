@@ -22,7 +22,7 @@ from pathlib import Path
 
 import yaml
 
-from ...adapters.files import WEIGHTS_NAME
+from ...adapters.sources import WEIGHTS_NAME
 from ...records.journal import Journal
 from ...records.report import evaluations
 from . import inputs

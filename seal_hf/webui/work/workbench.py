@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from ...adapters.files import WEIGHTS_NAME
+from ...adapters.sources import WEIGHTS_NAME
 from ...grading import LexicalGrader
 from ...self_adapting_lm import SelfAdaptingLM
 from ...self_edit import SelfEdit
