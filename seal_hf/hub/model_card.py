@@ -5,6 +5,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 import httpx2
@@ -18,6 +19,9 @@ from .transfer import LOOK_UP_SECONDS, hub_api, is_hub_id
 
 logger = logging.getLogger(__name__)
 
+_MOST_SETTINGS, _LONGEST_SETTING = 100, 2000  # characters
+_PLAIN = re.compile(r"[\w .,:;/+()'%=…-]*")
+_MARKED = re.compile(r"\b_|_\b|://|\bwww\.", re.IGNORECASE)  # emphasis and addresses
 _TEMPLATE = Path(__file__).parent / "templates" / "adapter_card.md.jinja"
 
 
@@ -91,7 +95,8 @@ def write_model_card(
         base_model_id (`str`):
             The base model's Hub id, or a path, which the metadata then leave out, since the Hub refuses it.
         settings (`Mapping[str, object]`):
-            How it was trained, a line each; without settings that are `None`.
+            How it was trained, a line each; without settings that are `None`. They may come from a file of somebody else: what
+            Markdown could read as more than a text is shown as code, and what is long is shortened.
         card ([`AdapterCard`], *optional*):
             What else it tells.
         is_policy (`bool`, *optional*, defaults to `False`):
@@ -128,13 +133,24 @@ def write_model_card(
         recited=card.recited,
         num_passages=max((accuracy.num_passages for accuracy in card.accuracies.values()), default=0),
         results=results.strip(),
-        settings={key: value for key, value in settings.items() if value is not None},
+        settings={
+            _plain(key): _plain(value) for key, value in islice(settings.items(), _MOST_SETTINGS) if value is not None
+        },
         passage_hash=None if card.passage is None else hashlib.sha256(card.passage.encode()).hexdigest(),
         passage=passage,
         # Longer than any that the passage has.
         fence="`" * max(3, 1 + max(map(len, re.findall("`+", passage or "")), default=0)),
     )
     write_text(folder / "README.md", f"{str(content).rstrip()}\n")
+
+
+def _plain(value: object) -> str:
+    """A text in one line, in which Markdown finds nothing."""
+    text = str(value)
+    text = text if len(text) <= _LONGEST_SETTING else f"{text[:_LONGEST_SETTING]} …"
+    is_plain = _PLAIN.fullmatch(text) and not _MARKED.search(text)
+    # Without line ends and backticks nothing ends the code.
+    return text if is_plain else "`{}`".format(" ".join(text.replace("`", "'").split()))
 
 
 def _eval_result(condition: str, accuracy: Accuracy, recited: Accuracy | None, dataset: str | None) -> EvalResult:

@@ -106,14 +106,17 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
             answered = next(event for event in events if event["event"] == "answered")
             return {"base": answered["base"][0], "adapted": answered["adapted"][0]}
 
-    def load_adapter(session: str, repo_id: str, file: str | None, request: gr.Request) -> dict:
+    # An argument may be left out of a call where its default is `None`.
+    def load_adapter(
+        request: gr.Request, session: str | None = None, repo_id: str | None = None, file: str | None = None
+    ) -> dict:
         """
         Load a LoRA adapter of this base model, from the Hugging Face Hub or from a zip file.
 
         Args:
             session: An earlier session; empty for a new one.
             repo_id: Its repository, such as user/name; empty if a file is given.
-            file: A zip file of a PEFT adapter.
+            file: A zip file of a PEFT adapter; left out if a repository is given.
 
         Returns:
             The session's id and the adapter.
@@ -121,7 +124,7 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
         with _errors_for_callers():
             current = workbench.sessions.open(session)
             token = sharing.load_token(on_space, may_push, None, request.headers.get("host"))
-            kept = sharing.load_adapter(workbench.lm, current, Path(file) if file else repo_id, token)
+            kept = sharing.load_adapter(workbench.lm, current, Path(file) if file else repo_id or "", token)
             return {"session": current.id, "adapter": _described(current, kept.id)}
 
     def download_adapter(session: str, adapter: str) -> str:

@@ -1,5 +1,6 @@
 """The tab Adapters, step 5: choose, download, push, delete and load adapters."""
 
+import contextlib
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import gradio as gr
 
 from ..work import sharing
+from ..work.jobs import JobRefused
 from ..work.sessions import KeptAdapter, Session
 from ..work.workbench import Workbench
 from .shared import duration, escape, percent, read_only_table
@@ -72,7 +74,7 @@ def build_adapters_tab(
             table: gr.update(value=[table_line(adapter, current.chosen) for adapter in kept], visible=bool(kept)),
             actions: gr.update(visible=bool(kept)),
             chosen: gr.update(choices=[(adapter.name, adapter.id) for adapter in kept], value=current.chosen),
-            download: gr.update(value=str(sharing.zip_file(current)) if kept else None),
+            download: gr.update(value=zip_of_chosen(current)),
         }
 
     def on_show(session_id: str) -> dict:
@@ -157,6 +159,13 @@ def build_adapters_tab(
         event.then(on_show, session, shown, **shared)
 
     return attach
+
+
+def zip_of_chosen(current: Session) -> str | None:
+    """The chosen adapter as a zip file; `None` where there is none, or no room for one."""
+    with contextlib.suppress(JobRefused):
+        return str(sharing.zip_file(current))
+    return None
 
 
 def table_line(kept: KeptAdapter, chosen: str | None) -> list[str]:

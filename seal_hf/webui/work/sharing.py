@@ -3,17 +3,21 @@
 import logging
 import re
 import secrets
+import shutil
+import tempfile
 import zipfile
 from dataclasses import replace
 from pathlib import Path
 
 from huggingface_hub import get_token
 
+from ...adapters.adapter import Adapter
 from ...grading.intervals import Accuracy, accuracy
 from ...hub.errors import HubError
 from ...hub.model_card import AdapterCard
 from ...hub.transfer import is_hub_id, with_namespace
 from ...self_adapting_lm import SelfAdaptingLM
+from . import quota
 from .inputs import checked_repo_name, clean
 from .sessions import KeptAdapter, Session
 
@@ -35,23 +39,43 @@ def load_adapter(
         session ([`Session`]):
             The session.
         source (`str` or `Path`):
-            A repository on the Hub (`str`), or an uploaded zip file (`Path`).
+            A repository on the Hub (`str`), or an uploaded zip file (`Path`), which is removed.
         token (`str` or `bool`, *optional*):
             As [`load_token`] returns it.
 
     Raises:
-        ValueError: `source` is not a Hub id, or not a LoRA adapter for this base model.
-        JobRefused: The session has too many adapters.
+        ValueError: `source` is not a Hub id, not a LoRA adapter for this base model, or larger than there is room for.
+        JobRefused: The session has too many adapters, or there is no room.
         HubError: The Hub refused or could not be reached.
         OSError: The file is damaged.
     """
-    session.require_room(1)
+    try:
+        session.require_room(1)
+        adapter = _loaded(lm, session, source, token)
+    finally:
+        if isinstance(source, Path):
+            source.unlink(missing_ok=True)
+    adapter_id, folder = session.new_folder()
+    with quota.room(session.folder, 2 * (adapter.layout.num_bytes + quota.FILE_BYTES)):
+        adapter.save_pretrained(folder)
+    name = source.stem if isinstance(source, Path) else clean(source)
+    kept = KeptAdapter(adapter_id, name, folder)
+    session.keep(kept, choose=True)
+    return kept
+
+
+def _loaded(lm: SelfAdaptingLM, session: Session, source: str | Path, token: str | bool | None) -> Adapter:
+    """The adapter, of at most the size that there is room for in the session. Raises as [`load_adapter`]."""
     if isinstance(source, str):
         source = clean(source)
         if not is_hub_id(source):
             raise ValueError(f"“{source[:100]}” is not the id of a repository on the Hub: give one such as user/name.")
     try:
-        adapter = lm.load_adapter(source, token=token)
+        with tempfile.TemporaryDirectory() as folder:
+            # What somebody else names does not stay in this machine's cache, which has no limit.
+            cache_dir = None if token is None else Path(folder)
+            most = quota.free_bytes(session.folder) // 2 - quota.FILE_BYTES  # twice, with its zip file
+            return lm.load_adapter(source, token=token, cache_dir=cache_dir, max_bytes=most)
     except HubError:
         raise
     except (ValueError, FileNotFoundError) as error:
@@ -62,17 +86,11 @@ def load_adapter(
         logger.warning("An adapter could not be read", exc_info=True)
         name = source.name if isinstance(source, Path) else source
         raise ValueError(f"{name} cannot be read as a LoRA adapter: save it again with PEFT.") from error
-    adapter_id, folder = session.new_folder()
-    adapter.save_pretrained(folder)
-    name = source.stem if isinstance(source, Path) else source
-    kept = KeptAdapter(adapter_id, name, folder)
-    session.keep(kept, choose=True)
-    return kept
 
 
 def zip_file(session: Session, adapter_id: str | None = None) -> Path:
     """
-    An adapter's PEFT folder as a zip file.
+    An adapter's PEFT folder as a zip file. Those of others are removed where there is no room for it.
 
     Args:
         session ([`Session`]):
@@ -81,12 +99,17 @@ def zip_file(session: Session, adapter_id: str | None = None) -> Path:
             The adapter. Defaults to the chosen one.
 
     Raises:
-        JobRefused: There is no such adapter.
+        JobRefused: There is no such adapter, or no room.
     """
     kept = session.adapter(adapter_id)
     name = re.sub(r"[^A-Za-z0-9]+", "-", kept.name.encode("ascii", "ignore").decode()).strip("-").lower()
     archive = session.folder / "zips" / kept.id / f"{name[:60] or 'adapter'}.zip"
-    if not archive.is_file():
+    if archive.is_file():
+        return archive
+    num_bytes = kept.num_bytes + quota.FILE_BYTES
+    if num_bytes > quota.free_bytes(session.folder):
+        shutil.rmtree(session.folder / "zips", ignore_errors=True)
+    with quota.room(session.folder, num_bytes):
         archive.parent.mkdir(parents=True, exist_ok=True)
         # Another name until it is complete: two requests may come at once, and the disk may be full.
         partial = archive.with_suffix(f".{secrets.token_hex(4)}")

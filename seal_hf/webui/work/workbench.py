@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from ...adapters.layout import lora_layout
 from ...adapters.sources import WEIGHTS_NAME
 from ...grading import LexicalGrader
 from ...self_adapting_lm import SelfAdaptingLM
 from ...self_edit import SelfEdit
-from . import device, inputs
+from . import device, inputs, quota
 from .jobs import Job, JobRefused, Jobs
 from .limits import OWN_MACHINE, Limits
 from .sessions import Draft, KeptAdapter, Session, Sessions
@@ -157,8 +158,8 @@ class Workbench:
 
         Raises:
             ValueError: No self-edit is chosen, one is empty, or the training would be too long.
-            JobRefused: The session has no self-edit or too many adapters, it learns something else at the moment, or too
-                many jobs are waiting.
+            JobRefused: The session has no self-edit, too many adapters or no room for more, it learns something else at the
+                moment, or too many jobs are waiting.
         """
         if session.example is None:
             raise JobRefused("There is no self-edit yet: let the model write some first.")
@@ -170,6 +171,9 @@ class Workbench:
         self_edits = inputs.checked_self_edits(lm, example, drafts, chosen)
         session.require_room(len(self_edits))
         self._require_short(settings, self_edits)
+        # One more is the zip file of one.
+        num_bytes = (1 + len(self_edits)) * (lora_layout(lm.model, lm.peft_config).num_bytes + quota.FILE_BYTES)
+        quota.require(session.folder, num_bytes)
         targets = [session.new_folder() for _ in self_edits]
         num_tokens = settings.num_train_epochs * sum(
             inputs.count_tokens(lm, one.prompt + one.completion) for edit in self_edits for one in edit.examples
@@ -184,7 +188,8 @@ class Workbench:
             job.emit("learning", numbers=[number + 1 for number in chosen])
             folders = [folder for _, folder in targets]
             try:
-                result = self._run("learn", job, example, self_edits, settings, folders, NUM_OWN_QUESTIONS)
+                with quota.room(session.folder, num_bytes):
+                    result = self._run("learn", job, example, self_edits, settings, folders, NUM_OWN_QUESTIONS)
             except BaseException:
                 # The adapters that were saved before the error stay, without a reward.
                 saved = [index for index, folder in enumerate(folders) if (folder / WEIGHTS_NAME).is_file()]

@@ -1,0 +1,84 @@
+"""
+How many bytes the sessions may have on the disk: adapters, the zip files made of them, logs. What is going to be written is
+reserved before.
+"""
+
+import shutil
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from .jobs import JobRefused
+
+
+SESSION_BYTES = 4 * 2**30
+TOTAL_BYTES = 32 * 2**30
+SPARE_BYTES = 2**30  # of the disk, which stay free
+FILE_BYTES = 2**21  # for the texts beside an adapter's weights
+
+_reserved: Counter[Path] = Counter()
+_lock = threading.Lock()
+
+
+def used_bytes(folder: Path) -> int:
+    """Size of all files below a folder."""
+    total = 0
+    for file in folder.rglob("*"):
+        with suppress(OSError):  # removed meanwhile
+            total += file.stat().st_size if file.is_file() else 0
+    return total
+
+
+def free_bytes(folder: Path) -> int:
+    """How much more may be written into a session's folder; it is below 0 where there is too much already."""
+    return min(free for free, _ in _limits(folder))
+
+
+def require(folder: Path, num_bytes: int) -> None:
+    """
+    Raises:
+        JobRefused: There is not enough room in a session's folder.
+    """
+    for free, remedy in _limits(folder):
+        if num_bytes > free:
+            raise JobRefused(f"There is no room for {_size(num_bytes)}, since {remedy}.")
+
+
+def _limits(folder: Path) -> list[tuple[int, str]]:
+    """What each limit leaves, and what to do where that is too little."""
+    root = folder.parent
+    reserved = sum(count for other, count in _reserved.items() if other.parent == root)
+    session = SESSION_BYTES - used_bytes(folder) - _reserved[folder]
+    total = TOTAL_BYTES - used_bytes(root) - reserved
+    disk = shutil.disk_usage(root).free - SPARE_BYTES - reserved
+    return [
+        (session, f"{_size(SESSION_BYTES)} is the limit of a visitor: delete some adapters under Adapters, or use a lower rank"),
+        (total, f"the adapters of all visitors may have {_size(TOTAL_BYTES)}: try again later"),
+        (disk, "the app's disk is almost full: try again later"),
+    ]  # fmt: skip
+
+
+@contextmanager
+def room(folder: Path, num_bytes: int) -> Iterator[None]:
+    """
+    Reserve room in a session's folder for what the block writes.
+
+    Raises:
+        JobRefused: There is not enough.
+    """
+    with _lock:
+        require(folder, num_bytes)
+        _reserved[folder] += num_bytes
+    try:
+        yield
+    finally:
+        with _lock:
+            _reserved[folder] -= num_bytes
+            if not _reserved[folder]:
+                del _reserved[folder]
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.1f} MB"
