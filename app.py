@@ -9,9 +9,7 @@ import argparse
 import contextlib
 import logging
 import os
-import signal
 import sys
-import tempfile
 from pathlib import Path
 
 
@@ -27,6 +25,7 @@ from seal_hf.models.embedded import EMBEDDED, EMBEDDED_MODELS
 from seal_hf.webui.body_limit import SmallRequests
 from seal_hf.webui.page import CSS, THEME, build_page
 from seal_hf.webui.work.limits import OWN_MACHINE, SHARED
+from seal_hf.webui.work.private_folder import exit_on_signals, private_folder
 from seal_hf.webui.work.training_runs import TrainingRuns
 from seal_hf.webui.work.workbench import Workbench
 
@@ -73,21 +72,14 @@ def load(args: argparse.Namespace) -> SelfAdaptingLM:
 
 
 def main(args: argparse.Namespace) -> None:
-    # The same as Ctrl+C: ends runs and removes the sessions' files.
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)
-        # A signal that `nohup` has set to be ignored stays ignored.
-        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, lambda *_: sys.exit(0))
+    exit_on_signals()
     lm = load(args)
     logger.info("%s is served by %s", lm.base_model_id, Path(seal_hf.__file__).parent)
-    with tempfile.TemporaryDirectory(prefix="seal-app-") as folder:
+    with private_folder() as folder:
         # ZeroGPU gives each call its own process with a GPU.
         is_private = not ON_SPACE and args.host in LOOPBACK and not args.share
         limits = OWN_MACHINE if is_private else SHARED
-        workbench = Workbench(
-            lm, Path(folder), num_workers=8 if os.environ.get("SPACES_ZERO_GPU") else 1, limits=limits
-        )
+        workbench = Workbench(lm, folder, num_workers=8 if os.environ.get("SPACES_ZERO_GPU") else 1, limits=limits)
         runs = TrainingRuns(
             workbench.jobs,
             args.output_dir or Path("outputs/app"),
@@ -97,20 +89,26 @@ def main(args: argparse.Namespace) -> None:
             limits=limits,
         )
         may_push = ON_SPACE or (args.host in LOOPBACK and not args.share)
-        build_page(workbench, runs, may_push=may_push, on_space=ON_SPACE).launch(
-            server_name=args.host,
-            server_port=args.port,
-            share=args.share,
-            mcp_server=args.mcp,
-            ssr_mode=False,
-            run_history=False,
-            show_error=False,
-            max_file_size="512mb",
-            footer_links=["gradio"],
-            theme=THEME,
-            css=CSS,
-            app_kwargs={"middleware": [Middleware(SmallRequests)]},
-        )
+        page = build_page(workbench, runs, may_push=may_push, on_space=ON_SPACE)
+        try:
+            page.launch(
+                server_name=args.host,
+                server_port=args.port,
+                share=args.share,
+                mcp_server=args.mcp,
+                ssr_mode=False,
+                run_history=False,
+                show_error=False,
+                max_file_size="512mb",
+                footer_links=["gradio"],
+                theme=THEME,
+                css=CSS,
+                app_kwargs={"middleware": [Middleware(SmallRequests)]},
+            )
+        finally:
+            # What still ran would write files into the folder while it is removed.
+            page.close(verbose=False)
+            workbench.jobs.close(2)
 
 
 if __name__ == "__main__":

@@ -252,3 +252,16 @@ def test_long_work_that_has_ended_is_left_alone(jobs, submit, gate):
     assert work.calls == ["pause"]
     with jobs.background(Long()):  # there is room for another one
         pass
+
+
+def test_close_stops_all_jobs_and_does_not_wait_for_ever(jobs, submit, gate):
+    def stuck(job):
+        gate.wait(30)
+
+    running, waiting = submit(stuck, "ann"), submit(owner="bob")
+    until_running(running)
+    jobs.close(0.1)
+    assert running.stop.is_set() and end_of(jobs, waiting)[0].state == STOPPED
+    gate.set()
+    jobs.close(60)
+    assert end_of(jobs, running)[0].state == STOPPED

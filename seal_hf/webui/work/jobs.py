@@ -331,6 +331,14 @@ class Jobs:
             shutil.rmtree(job.folder, ignore_errors=True)
         self._usage.forget(owner)
 
+    def close(self, timeout: float) -> None:
+        """Stop all jobs and wait for them, for at most `timeout` seconds in all."""
+        jobs, end = [entry.job for entry in list(self._entries.values())], time.monotonic() + timeout
+        for job in jobs:
+            self.stop(job)
+        for job in jobs:
+            self.wait(job, max(0.0, end - time.monotonic()))
+
     @contextmanager
     def background(self, work: Pausable) -> Iterator[None]:
         """Inside the block, `work` is paused whenever a job runs."""
