@@ -24,6 +24,7 @@ from seal_hf import SelfAdaptingLM
 from seal_hf.models.embedded import EMBEDDED, EMBEDDED_MODELS
 from seal_hf.webui.body_limit import SmallRequests
 from seal_hf.webui.page import CSS, THEME, build_page
+from seal_hf.webui.upload_limit import BoundedUploads
 from seal_hf.webui.work.limits import OWN_MACHINE, SHARED
 from seal_hf.webui.work.private_folder import exit_on_signals, private_folder
 from seal_hf.webui.work.training_runs import TrainingRuns
@@ -103,7 +104,12 @@ def main(args: argparse.Namespace) -> None:
                 footer_links=["gradio"],
                 theme=THEME,
                 css=CSS,
-                app_kwargs={"middleware": [Middleware(SmallRequests)]},
+                app_kwargs={
+                    "middleware": [
+                        Middleware(SmallRequests),
+                        Middleware(BoundedUploads, folder=folder.parent, sessions=folder),
+                    ]
+                },
             )
         finally:
             # What still ran would write files into the folder while it is removed.

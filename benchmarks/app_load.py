@@ -28,6 +28,7 @@ from seal_hf import Adapter, InnerLoopConfig, SelfAdaptingLM
 from seal_hf.domains import load_demo_passages
 from seal_hf.webui.page import build_page
 from seal_hf.webui.tabs.passage_panel import NAMES
+from seal_hf.webui.work import sharing
 from seal_hf.webui.work.settings import SMALL_MODEL
 from seal_hf.webui.work.training_runs import TrainingRuns
 from seal_hf.webui.work.workbench import Workbench
@@ -135,8 +136,8 @@ def measure(num_sessions: int, folder: Path) -> dict[str, object]:
         session = workbench.sessions.open()
         kept_folder = folder / f"adapter-{place}"
         adapter.save_pretrained(kept_folder)
-        kept = workbench.load_adapter(session, kept_folder)
-        files.append(workbench.zip_file(session, kept.id))
+        kept = sharing.load_adapter(base, session, kept_folder)
+        files.append(sharing.zip_file(session, kept.id))
         start = time.perf_counter()
         # One that was loaded knows no title.
         prompts = base.domain.questions({"title": "", "context": "", "questions": example["questions"][:1]})
