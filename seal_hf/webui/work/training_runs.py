@@ -78,7 +78,7 @@ class TrainingRuns:
         """The key that encrypts the session's id in the browser. It is kept, so that a page finds its run after a restart."""
         file = self._folder / "page-secret"
         if not file.is_file():
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             file.touch(mode=0o600)
             file.write_text(secrets.token_hex(16), encoding="ascii")
         return file.read_text(encoding="ascii")

@@ -93,8 +93,8 @@ def test_nobody_else_on_the_machine_reads_the_files(app, client, tmp_path):
         client.predict("", "", handle_file(str(file)), api_name="/load_adapter")
     uploads = [path for path in files_below(app.folder.parent) if path.name == "broken.zip"]
     assert len(uploads) == 1 and httpx2.get(address_of(app, uploads[0])).status_code == 200
-    own = app.folder.parents[1]
-    assert stat.S_IMODE(own.stat().st_mode) == 0o700
+    own, runs = app.folder.parents[1], app.folder.parent / "runs"
+    assert [stat.S_IMODE(folder.stat().st_mode) for folder in (own, runs)] == [0o700] * 2
     for name in ("lock", "tmp"):  # beside the files that are served
         assert httpx2.get(address_of(app, own / name)).status_code == 403
 
