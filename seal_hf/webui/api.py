@@ -195,7 +195,7 @@ def _errors_for_callers() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        raise gr.Error(str(error)) from error
+        raise gr.Error(str(error), print_exception=False) from error
 
 
 async def _finish(workbench: Workbench, start: Callable[[], Job]) -> list[dict]:

@@ -6,11 +6,14 @@ import pickle
 import shutil
 import threading
 import time
+from contextlib import ExitStack
+from dataclasses import replace
 
 import pytest
 
 from helpers.web_page import end_of, until_running
 from seal_hf.webui.work.jobs import DONE, FAILED, RUNNING, STOPPED, JobLog, JobRefused, Jobs
+from seal_hf.webui.work.limits import SHARED
 
 
 def test_jobs_run_one_after_another_in_their_order(jobs, submit, gate):
@@ -178,6 +181,93 @@ def test_too_many_who_wait_are_told(jobs, submit, gate):
         submit(owner=name)
     with pytest.raises(JobRefused, match="3 others are waiting already: try again"):
         submit(owner="eve")
+
+
+def test_no_visitor_takes_all_places(tmp_path, gate):
+    jobs = Jobs(str, max_waiting=4)
+
+    def submit(owner, kind="ask"):
+        return jobs.submit(owner, kind, "", tmp_path, lambda job: gate.wait(30), seconds=1)
+
+    until_running(submit("ann"))
+    for kind in ("propose", "adapt"):
+        submit("ann", kind)
+    with pytest.raises(JobRefused, match="3 of your jobs are under way: wait until one has ended"):
+        submit("ann", "probe")
+    submit("bob")
+    with pytest.raises(
+        JobRefused, match="3 others are waiting already"
+    ):  # the last places are for those who have none
+        submit("bob", "propose")
+    submit("cleo")
+    with pytest.raises(JobRefused, match="4 others are waiting already"):
+        submit("dan")
+    gate.set()
+
+
+def test_who_asks_little_is_not_behind_all_who_ask_much(jobs, submit, gate):
+    until_running(submit(lambda job: gate.wait(30), "ann", seconds=500))
+    done = []
+    waiting = [
+        submit(lambda job, name=name: done.append(name), name, seconds=seconds)
+        for name, seconds in (("bob", 400), ("cleo", 5), ("dan", 5))
+    ]
+    assert [jobs.queue_position(job)[0] for job in waiting] == [3, 1, 2]
+    gate.set()
+    for job in waiting:
+        jobs.wait(job)
+    assert done == ["cleo", "dan", "bob"]
+
+
+def test_who_had_the_device_for_long_waits_for_those_who_had_not(jobs, submit, gate):
+    jobs._usage.add("ann", 100)
+    until_running(submit(lambda job: gate.wait(30), "eve"))
+    waiting = [submit(owner=name) for name in ("ann", "bob")]
+    assert [jobs.queue_position(job)[0] for job in waiting] == [2, 1]
+
+
+def test_a_job_that_takes_too_long_is_stopped_and_says_why(tmp_path):
+    jobs = Jobs(str, limits=replace(SHARED, job_seconds=0.1))
+
+    def work(job):
+        while not job.stop.is_set():
+            time.sleep(0.01)
+
+    log, _ = end_of(jobs, jobs.submit("ann", "ask", "", tmp_path, work, seconds=1))
+    assert (log.state, log.error) == (STOPPED, "A job is ended after 1 minute here.")
+    log, _ = end_of(jobs, jobs.submit("ann", "ask", "", tmp_path, lambda job: None, seconds=1))
+    assert (log.state, log.error) == (DONE, None)
+
+
+def test_who_has_used_up_the_hour_is_told_when_it_goes_on(tmp_path):
+    jobs = Jobs(str, limits=SHARED)
+    jobs._usage.add("ann", SHARED.hour_seconds)
+    with pytest.raises(JobRefused, match="for 30 minutes, .* in an hour: try again in 60 minutes"):
+        jobs.submit("ann", "ask", "", tmp_path, lambda job: None, seconds=1)
+    end_of(jobs, jobs.submit("bob", "ask", "", tmp_path, lambda job: None, seconds=1))
+    assert 0 < jobs._usage.seconds("bob") < 30
+    jobs.forget("bob")
+    assert jobs._usage.seconds("bob") == 0
+
+
+def test_logs_of_old_jobs_do_not_add_up(jobs, submit, tmp_path):
+    ended = []
+    for _ in range(12):
+        ended.append(submit())
+        jobs.wait(ended[-1])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(job.id for job in ended[-8:])
+    assert jobs.find(ended[0].id, "ann") is None and jobs.find(ended[-1].id, "ann")
+
+
+def test_a_job_has_so_many_followers(jobs, submit):
+    job = submit()
+    with ExitStack() as stack:
+        for _ in range(16):
+            stack.enter_context(jobs.follower(job))
+        with pytest.raises(JobRefused, match="16 pages follow this job already"), jobs.follower(job):
+            pass
+    with jobs.follower(job):
+        pass
 
 
 def test_nobody_finds_anothers_job(jobs, submit):

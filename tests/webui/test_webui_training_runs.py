@@ -17,7 +17,9 @@ from seal_hf.records.journal import Journal, Proposal, TrialResult
 from seal_hf.webui.tabs import train_tab
 from seal_hf.webui.work import training_runs
 from seal_hf.webui.work.jobs import DONE, FAILED, RUNNING, STOPPED, JobRefused
+from seal_hf.webui.work.limits import SHARED
 from seal_hf.webui.work.settings import TrainingSettings
+from seal_hf.webui.work.training_records import without_folders
 from seal_hf.webui.work.training_runs import CONFIG_NAME, TrainingRuns
 from trainers.arguments import load_dataset_argument
 
@@ -355,3 +357,44 @@ def test_the_end_of_the_app_ends_its_runs(jobs, tmp_path):
     runs.close()
     assert process.wait(20) == -signal.SIGTERM
     assert (runs.snapshot("ann").folder / CONFIG_NAME).is_file()
+
+
+def test_a_run_of_others_is_small_short_and_replaces_the_one_before(jobs, tmp_path):
+    script = stub(tmp_path, "import time\ntime.sleep(60)")
+    runs = TrainingRuns(jobs, tmp_path / "runs", script, "m", limits=replace(SHARED, run_seconds=0.5))
+    large = TrainingSettings(num_train_passages=100, num_eval_passages=20, num_rounds=10)
+    with pytest.raises(
+        ValueError, match="learns 520 self-edits .*, times 20 epochs is 10,400, and 1,000 is the limit"
+    ):
+        runs.start("ann", large)
+    assert runs.snapshot("ann") is None
+    runs.start("ann", QUICK)
+    stopped = wait_for(runs, "ann", STOPPED, seconds=30)
+    assert stopped.error == "A visitor's runs are ended after 1 minute here."
+    assert stopped.error in train_tab.status_text(stopped)
+    for again in (lambda: runs.resume("ann"), lambda: runs.start("ann", QUICK)):
+        with pytest.raises(
+            JobRefused, match="Your runs have taken 1 minute, .* try again in 1 minute, or start the run"
+        ):
+            again()
+    runs._usage.forget("ann")
+    launch_when_free(lambda: runs.start("ann", QUICK))
+    assert [folder.name for folder in runs._folders("ann")] == ["run_002"] and not stopped.folder.exists()
+    runs.forget("ann")
+    assert not runs.is_running("ann") and runs.snapshot("ann") is None and not stopped.folder.parent.exists()
+
+
+def test_the_user_of_this_machine_has_no_limits(jobs, tmp_path):
+    runs = TrainingRuns(jobs, tmp_path / "runs", stub(tmp_path, ""), "m")
+    with pytest.raises(ValueError, match="There are .* passages, but 200 are to be learned from"):
+        runs.start("ann", TrainingSettings(num_train_passages=200, num_rounds=10))
+    runs.start("ann", QUICK)
+    first = wait_for(runs, "ann", DONE).folder
+    launch_when_free(lambda: runs.start("ann", QUICK))
+    wait_for(runs, "ann", DONE)
+    assert len(runs._folders("ann")) == 2 and first.exists()
+
+
+def test_no_folder_is_named_to_others():
+    said = "/home/ann/runs/a.py, line 3: no '/srv/b/c.txt' (https://huggingface.co/a/b) in ./x/y, 3/4 of a/b"
+    assert without_folders(said) == "a.py, line 3: no 'c.txt' (https://huggingface.co/a/b) in ./x/y, 3/4 of a/b"

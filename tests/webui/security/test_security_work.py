@@ -304,7 +304,7 @@ def test_texts_are_tokenized_outside_the_event_loop(app, called, refused, presse
         called(app.url, "propose", ["", "word " * 9_000, 1, "", 0, ""])
     pressed(app, "on_ask", [session.id, "x " * 1_900])
     values = [getattr(QUICK, name) for name in NAMES]
-    pressed(app, "on_write", ["", "", "word " * 8_000, [], *values])
+    pressed(app, "on_write", ["", "", "word " * 8_000, {"headers": ["Question", "Answer"], "data": []}, *values])
     sizes = {size for size, _ in tokenized}
     assert {3_799, 44_999, 39_999} <= sizes
     assert not any(is_in_loop for _, is_in_loop in tokenized)
