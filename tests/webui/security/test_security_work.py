@@ -138,6 +138,37 @@ def test_a_caller_who_has_left_does_not_keep_its_job(serve, called, monkeypatch)
     assert app.workbench.jobs.wait(job, 30)
 
 
+def test_a_page_that_is_closed_does_not_keep_its_job(serve, monkeypatch):
+    app = serve(limits=replace(SHARED, unattended_seconds=1))
+    session = with_self_edits(app)
+    session.keep(KeptAdapter("a", "Bees", session.folder), choose=True)
+
+    def slow(self, name, job, *arguments):
+        while not job.stop.is_set():
+            job.emit("text", new=["", ""])
+            time.sleep(0.05)
+        return [""], [""]
+
+    monkeypatch.setattr(type(app.workbench), "_run", slow)
+    number = next(key for key, one in app.page.fns.items() if getattr(one.fn, "__name__", None) == "on_ask")
+    with httpx2.Client(base_url=app.url, timeout=60) as page:
+        data = {"data": [session.id, "Who drew it?"], "fn_index": number, "session_hash": "a page"}
+        assert page.post("gradio_api/queue/join", json=data).status_code == 200
+        with page.stream("GET", "gradio_api/queue/data", params={"session_hash": "a page"}) as answer:
+            lines = answer.iter_lines()
+            end = time.monotonic() + 2.5
+            while time.monotonic() < end:
+                next(lines)
+            app.workbench.sessions.sweep()
+            (job,) = app.workbench.jobs.active(session.id)
+            assert not job.stop.is_set()  # its page is open
+    end = time.monotonic() + 30
+    while app.workbench.jobs.active(session.id) and time.monotonic() < end:
+        time.sleep(0.2)
+        app.workbench.sessions.sweep()
+    assert not app.workbench.jobs.active(session.id)
+
+
 @pytest.mark.parametrize(
     "values",
     [
