@@ -209,8 +209,8 @@ class Workbench:
         Raises:
             ValueError: The training has too many steps.
         """
-        # The questions of a self-edit become one example each, and the passage another.
-        sizes = [len(edit.examples) or len(edit.calls) + 1 for edit in self_edits]
+        # Each question that the model is to answer becomes one more example, and the passage another.
+        sizes = [len(edit.examples) + len(edit.calls) + bool(edit.calls) for edit in self_edits]
         num_steps = settings.num_train_epochs * sum(-(-size // settings.batch_size) for size in sizes)
         if num_steps > self.limits.job_steps:
             raise ValueError(
