@@ -87,6 +87,7 @@ def build_page(workbench: Workbench, runs: TrainingRuns, *, may_push: bool, on_s
         `gr.Blocks`: The page, to be launched with [`THEME`] and [`CSS`].
     """
     workbench.runs = runs
+    workbench.sessions.key = runs.page_secret().encode()
     with gr.Blocks(title=TITLE, fill_width=True, delete_cache=(600, 3600), analytics_enabled=False) as page:
         # The browser keeps the session's id, so that a page that is loaded again finds its work. The id comes with every
         # event, since the server forgets the state of a page after an hour, even while the page is in use.

@@ -21,11 +21,37 @@ def test_only_ids_that_were_given_out_are_taken(tmp_path):
     sessions = Sessions(tmp_path)
     session = sessions.open()
     assert sessions.open(session.id) is session
-    others = ("", "a", "../../etc", "/" * 32, "ü" * 32, session.id[:-1], session.id + "a", session.id + "\n")
+    name, _, signature = session.id.partition(".")
+    forged = (
+        "A" * 32,
+        f"{'A' * len(name)}.{signature}",
+        f"{name}.{'A' * len(signature)}",
+        "A" * 10**6,
+        Sessions(tmp_path).open().id,
+    )
+    others = (
+        "",
+        "a",
+        "../../etc",
+        "/" * 32,
+        "ü" * 32,
+        ".",
+        session.id[:-1],
+        session.id + "a",
+        session.id + "\n",
+        *forged,
+    )
     for other in (*others, None, 5, [session.id], {"id": session.id}):
         assert sessions.open(other).id not in (session.id, other)
     assert {folder.parent for folder in tmp_path.rglob("*")} == {tmp_path}
     assert session.id not in str(session.folder)
+
+
+def test_ids_are_taken_after_a_restart_with_the_same_key(tmp_path):
+    sessions, after = Sessions(tmp_path), Sessions(tmp_path)
+    after.key = sessions.key
+    session_id = sessions.open().id
+    assert after.open(session_id).id == session_id
 
 
 def test_a_session_that_is_not_used_goes_and_its_id_gives_an_empty_one(tmp_path, clock):

@@ -3,8 +3,10 @@ What a visitor has: the passage, the self-edits, the adapters. Nobody else sees 
 has not used the page for a while.
 """
 
+import base64
+import hashlib
+import hmac
 import math
-import re
 import secrets
 import shutil
 import threading
@@ -16,7 +18,7 @@ from pathlib import Path
 from .jobs import JobRefused
 
 
-_ID = re.compile(r"[\w-]{32}", re.ASCII)
+_LONGEST_ID = 80  # characters
 MAX_ADAPTERS = 24  # per session; one of the model `embedded` with rank 32 takes 70 MB
 
 
@@ -201,6 +203,10 @@ class Sessions:
             Called with the id of a session whose work has gone on for `unattended_seconds` without its visitor. It ends the work.
         on_forget (`Callable[[str], None]`, *optional*):
             Called with the id of a session that is deleted.
+
+    Attributes:
+        key (`bytes`):
+            Signs the ids. With the key of an earlier `Sessions` its ids are taken, too.
     """
 
     def __init__(
@@ -214,6 +220,7 @@ class Sessions:
         on_unattended: Callable[[str], None] = lambda session_id: None,
         on_forget: Callable[[str], None] = lambda session_id: None,
     ):
+        self.key = secrets.token_bytes(32)
         self._folder, self._keep_seconds, self._max_sessions = folder, keep_seconds, max_sessions
         self._unattended_seconds = unattended_seconds
         self._is_busy, self._on_unattended, self._on_forget = is_busy, on_unattended, on_forget
@@ -222,13 +229,13 @@ class Sessions:
 
     def open(self, session_id: str | None = None) -> Session:
         """
-        The session with an id. It is empty if it was deleted, and has a new id if `session_id` does not have the form of one.
+        The session with an id. It is empty if it was deleted, and has a new id if `session_id` was not given out here.
 
         Raises:
             JobRefused: There is no room for another session.
         """
-        if not isinstance(session_id, str) or not _ID.fullmatch(session_id):
-            session_id = secrets.token_urlsafe(24)
+        if not self._is_own(session_id):
+            session_id = self._signed(secrets.token_urlsafe(18))
         gone: list[Session] = []
         with self._lock:
             session = self._sessions.get(session_id)
@@ -249,6 +256,15 @@ class Sessions:
             if session is not None:
                 session.used = session.seen = time.monotonic()
             return session
+
+    def _signed(self, name: str) -> str:
+        signature = hmac.digest(self.key, name.encode(), hashlib.sha256)
+        return f"{name}.{base64.urlsafe_b64encode(signature[:18]).decode()}"
+
+    def _is_own(self, session_id: object) -> bool:
+        if not isinstance(session_id, str) or not session_id.isascii() or len(session_id) > _LONGEST_ID:
+            return False
+        return hmac.compare_digest(self._signed(session_id.rpartition(".")[0]), session_id)
 
     def sweep(self) -> None:
         """Delete the sessions that were unused for too long, and end the work of visitors who are gone."""
