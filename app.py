@@ -22,10 +22,11 @@ from starlette.middleware import Middleware
 import seal_hf
 from seal_hf import SelfAdaptingLM
 from seal_hf.models.embedded import EMBEDDED, EMBEDDED_MODELS
-from seal_hf.webui.body_limit import SmallRequests
-from seal_hf.webui.page import CSS, THEME, build_page
+from seal_hf.webui.page import build_page
+from seal_hf.webui.server import launch
 from seal_hf.webui.upload_limit import BoundedUploads
 from seal_hf.webui.work.limits import OWN_MACHINE, SHARED
+from seal_hf.webui.work.origins import LOOPBACK
 from seal_hf.webui.work.private_folder import exit_on_signals, private_folder
 from seal_hf.webui.work.training_runs import TrainingRuns
 from seal_hf.webui.work.workbench import Workbench
@@ -33,7 +34,6 @@ from seal_hf.webui.work.workbench import Workbench
 
 logger = logging.getLogger("seal_hf.app")
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 ON_SPACE = bool(os.environ.get("SPACE_ID"))
 TRAINER = Path(__file__).parent / "trainers" / "knowledge.py"
 
@@ -92,24 +92,16 @@ def main(args: argparse.Namespace) -> None:
         may_push = ON_SPACE or (args.host in LOOPBACK and not args.share)
         page = build_page(workbench, runs, may_push=may_push, on_space=ON_SPACE)
         try:
-            page.launch(
-                server_name=args.host,
+            launch(
+                page,
+                on_space=ON_SPACE,
+                host=args.host,
+                middleware=[Middleware(BoundedUploads, folder=folder.parent, sessions=folder)],
                 server_port=args.port,
                 share=args.share,
                 mcp_server=args.mcp,
-                ssr_mode=False,
-                run_history=False,
-                show_error=False,
                 max_file_size="512mb",
                 footer_links=["gradio"],
-                theme=THEME,
-                css=CSS,
-                app_kwargs={
-                    "middleware": [
-                        Middleware(SmallRequests),
-                        Middleware(BoundedUploads, folder=folder.parent, sessions=folder),
-                    ]
-                },
             )
         finally:
             # What still ran would write files into the folder while it is removed.

@@ -235,6 +235,7 @@ class Adapter:
         revision: str | None = None,
         card: AdapterCard | None = None,
         keep_failed: bool = True,
+        exist_ok: bool = True,
     ) -> str:
         """
         Upload the adapter as a PEFT repository with a model card.
@@ -255,12 +256,15 @@ class Adapter:
             keep_failed (`bool`, *optional*, defaults to `True`):
                 Whether the adapter stays, where the upload fails, in a folder that the error names; `hf upload` takes it
                 from there.
+            exist_ok (`bool`, *optional*, defaults to `True`):
+                Whether files of a repository that exists already may be replaced.
 
         Returns:
             `str`: the repository's URL.
 
         Raises:
             ValueError: The base model is not a Hub id, so that the card could not name it.
+            RepositoryExists: The repository exists, and not `exist_ok`. Nothing was uploaded.
             HubError: The Hub refused the upload or could not be reached.
             OSError: The disk is full.
         """
@@ -282,6 +286,7 @@ class Adapter:
                 commit_message=commit_message,
                 private=private,
                 revision=revision,
+                exist_ok=exist_ok,
                 safe=safe if keep_failed else "",
                 token=token,
             )

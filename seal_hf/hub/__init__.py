@@ -6,10 +6,18 @@ policy: `SEALConfig(push_to_hub=True)` and [`SEALTrainer.push_to_hub`]. A run's 
 [`load_self_edits`]. What fails raises a [`HubError`].
 """
 
-from .errors import HubError
+from .errors import HubError, RepositoryExists
 from .model_card import AdapterCard
 from .self_edits import load_self_edits, push_self_edits, save_self_edits
 from .transfer import list_adapters
 
 
-__all__ = ["AdapterCard", "HubError", "list_adapters", "load_self_edits", "push_self_edits", "save_self_edits"]
+__all__ = [
+    "AdapterCard",
+    "HubError",
+    "RepositoryExists",
+    "list_adapters",
+    "load_self_edits",
+    "push_self_edits",
+    "save_self_edits",
+]

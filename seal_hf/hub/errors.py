@@ -39,6 +39,24 @@ class HubError(OSError):
         self.is_refusal = is_refusal
 
 
+class RepositoryExists(HubError):
+    """
+    There is a repository where a new one was to be made.
+
+    Attributes:
+        repo_id (`str`):
+            Its full name.
+    """
+
+    def __init__(self, repo_id: str, safe: str = ""):
+        super().__init__(
+            f"{repo_id} exists already; give another name, or allow its files to be replaced with exist_ok=True. Nothing was "
+            f"uploaded.{safe}",
+            is_refusal=True,
+        )
+        self.repo_id = repo_id
+
+
 def without_tokens(text: str) -> str:
     """The text with every access token in it replaced."""
     return _TOKEN.sub("hf_***", text)
@@ -63,6 +81,8 @@ def explaining_hub_errors(action: str, repo_id: str, safe: str = "") -> Iterator
     safe = f" {safe}" if safe else ""
     try:
         yield
+    except RepositoryExists as error:
+        raise RepositoryExists(error.repo_id, safe) from error.__cause__
     except HubError as error:
         raise HubError(f"{error}{safe}", error.is_refusal) from error.__cause__
     except Exception as error:

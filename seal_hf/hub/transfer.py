@@ -10,13 +10,14 @@ import httpx2
 from huggingface_hub import CommitInfo, HfApi, constants, get_session
 from huggingface_hub.errors import (
     EntryNotFoundError,
+    HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
 )
 from huggingface_hub.utils import validate_repo_id
 
-from .errors import HubError, explaining_hub_errors
+from .errors import HubError, RepositoryExists, explaining_hub_errors
 
 
 logger = logging.getLogger(__name__)
@@ -56,16 +57,23 @@ def made_repo(
     repo_type: str = "model",
     private: bool | None = None,
     space_sdk: str | None = None,
+    exist_ok: bool = True,
     token: str | None = None,
 ) -> str:
     """
     A repository's name with its namespace; it is made where there is none.
 
     Raises:
+        RepositoryExists: There is one, and not `exist_ok`.
         HubError: The repository is public and `private` is set.
     """
     api = hub_api(token)
-    url = api.create_repo(repo_id, repo_type=repo_type, private=private, space_sdk=space_sdk, exist_ok=True)
+    try:
+        url = api.create_repo(repo_id, repo_type=repo_type, private=private, space_sdk=space_sdk, exist_ok=exist_ok)
+    except HfHubHTTPError as error:
+        if exist_ok or error.response is None or error.response.status_code != 409:
+            raise
+        raise RepositoryExists(repo_id) from error
     if private and not api.repo_info(url.repo_id, repo_type=repo_type, timeout=LOOK_UP_SECONDS).private:
         raise HubError(
             f"{url.repo_id} exists and is public, but private=True was asked for; make it private in its settings "
@@ -93,21 +101,25 @@ def upload(
     space_sdk: str | None = None,
     revision: str | None = None,
     delete_patterns: Sequence[str] = (),
+    exist_ok: bool = True,
     safe: str = "",
     token: str | None = None,
 ) -> CommitInfo:
     """
     Upload a folder as `HfApi.upload_folder` does, into a repository and a branch that are made where there are none.
 
-    `private` is the visibility of a new repository, by default the owner's setting. `safe` is a sentence on where the work
-    is, for the message of an error.
+    `private` is the visibility of a new repository, by default the owner's setting. `exist_ok` is whether the repository may
+    exist already. `safe` is a sentence on where the work is, for the message of an error.
 
     Raises:
+        RepositoryExists: The repository exists, and not `exist_ok`. Nothing was uploaded.
         HubError: The Hub refused or could not be reached, or the repository is public and `private` is set.
     """
     with explaining_hub_errors(f"The upload to {repo_id}", repo_id, safe):
         api = hub_api(token)
-        repo_id = made_repo(repo_id, repo_type=repo_type, private=private, space_sdk=space_sdk, token=token)
+        repo_id = made_repo(
+            repo_id, repo_type=repo_type, private=private, space_sdk=space_sdk, exist_ok=exist_ok, token=token
+        )
         if revision is not None:
             api.create_branch(repo_id, branch=revision, repo_type=repo_type, exist_ok=True)
         return api.upload_folder(

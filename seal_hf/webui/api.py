@@ -7,6 +7,7 @@ from pathlib import Path
 
 import gradio as gr
 
+from ..hub.errors import RepositoryExists
 from .tabs.shared import follow
 from .work import sharing
 from .work.inputs import questions_from_items
@@ -123,7 +124,7 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
         """
         with _errors_for_callers():
             current = workbench.sessions.open(session)
-            token = sharing.load_token(on_space, may_push, None, request.headers.get("host"))
+            token = sharing.load_token(on_space, may_push, None, dict(request.headers))
             kept = sharing.load_adapter(workbench.lm, current, Path(file) if file else repo_id or "", token)
             return {"session": current.id, "adapter": _described(current, kept.id)}
 
@@ -141,7 +142,7 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
         with _errors_for_callers():
             return str(sharing.zip_file(workbench.sessions.open(session), adapter or None))
 
-    def push_adapter(session: str, adapter: str, name: str, private: bool, request: gr.Request) -> str:
+    def push_adapter(session: str, adapter: str, name: str, private: bool, overwrite: str, request: gr.Request) -> str:
         """
         Upload an adapter to the Hugging Face Hub, into the caller's own account.
 
@@ -150,23 +151,38 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
             adapter: Id of one of its adapters; empty for the chosen one.
             name: Name of the repository, without the account.
             private: Whether only the account sees it.
+            overwrite: Full name (account/name) of an existing repository whose files may be replaced; empty for a new one.
 
         Returns:
             The repository's address.
         """
         with _errors_for_callers():
-            return push(session, adapter, name, private, sharing.push_token(False, None, request.headers.get("host")))
+            token = sharing.push_token(False, None, dict(request.headers))
+            return push(session, adapter, name, private, overwrite, token)
 
     def push_adapter_of_visitor(
-        session: str, adapter: str, name: str, private: bool, oauth: gr.OAuthToken | None
+        session: str,
+        adapter: str,
+        name: str,
+        private: bool,
+        overwrite: str,
+        oauth: gr.OAuthToken | None,
+        request: gr.Request,
     ) -> str:
         with _errors_for_callers():
-            return push(session, adapter, name, private, sharing.push_token(True, oauth and oauth.token, None))
+            token = sharing.push_token(True, oauth and oauth.token, dict(request.headers))
+            return push(session, adapter, name, private, overwrite, token)
 
-    def push(session: str, adapter: str, name: str, private: bool, token: str) -> str:
+    def push(session: str, adapter: str, name: str, private: bool, overwrite: str, token: str) -> str:
         current = workbench.sessions.open(session)
-        options = {"private": private, "publish_passage": False, "token": token}
-        return sharing.push(workbench.lm, current, adapter or None, name, **options)
+        options = {"private": private, "publish_passage": False, "token": token, "overwrite": overwrite}
+        try:
+            return sharing.push(workbench.lm, current, adapter or None, name, **options)
+        except RepositoryExists as error:
+            raise ValueError(
+                f"{error.repo_id} exists already, and nothing was uploaded: give another name, or "
+                f"overwrite={error.repo_id} to replace its files."
+            ) from error
 
     push_adapter_of_visitor.__doc__ = push_adapter.__doc__
 
@@ -175,14 +191,14 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
     # Files go through components, which accept uploaded files only.
     with gr.Row(visible=False):
         session, name, file, found, zipped = gr.Textbox(), gr.Textbox(), gr.File(), gr.JSON(), gr.File()
-        repository, private, address = gr.Textbox(), gr.Checkbox(True), gr.Textbox()
+        repository, private, overwrite, address = gr.Textbox(), gr.Checkbox(True), gr.Textbox(""), gr.Textbox()
         load, download, upload = gr.Button(), gr.Button(), gr.Button()
     load.click(load_adapter, [session, name, file], found, api_name="load_adapter", concurrency_limit=4)
     download.click(download_adapter, [session, name], zipped, api_name="download_adapter", concurrency_limit=4)
     if may_push:
         upload.click(
             push_adapter_of_visitor if on_space else push_adapter,
-            [session, name, repository, private],
+            [session, name, repository, private, overwrite],
             address,
             api_name="push_adapter",
             concurrency_limit=4,

@@ -23,7 +23,7 @@ from seal_hf.adapters.bank import StackedAdapters
 from seal_hf.adapters.files import TRAINING_NAME
 from seal_hf.adapters.sources import CONFIG_NAME, WEIGHTS_NAME
 from seal_hf.grading.intervals import accuracy
-from seal_hf.hub import AdapterCard, HubError, list_adapters
+from seal_hf.hub import AdapterCard, HubError, RepositoryExists, list_adapters
 from seal_hf.self_edit import TrainingExample
 
 
@@ -250,6 +250,18 @@ def test_private_stays_private(base, adapter, hub, token):
     with pytest.raises(HubError, match="tester/open exists and is public, but private=True"):
         adapter.push_to_hub("tester/open", token=token, private=True)
     assert hub.files("tester/open") == before
+
+
+def test_a_repository_that_may_not_exist_is_left_as_it_is(base, adapter, hub, token):
+    adapter.push_to_hub(REPO, token=token, exist_ok=False)
+    before = hub.files(REPO)
+    with pytest.raises(
+        RepositoryExists, match=f"{REPO} exists already; .*exist_ok=True.*Nothing was uploaded.*is in "
+    ) as found:
+        adapter.push_to_hub(REPO, token=token, card=AdapterCard(passage="Bees hum."), exist_ok=False)
+    assert found.value.repo_id == REPO and hub.files(REPO) == before
+    adapter.push_to_hub(REPO, token=token, card=AdapterCard(passage="Bees hum."))
+    assert hub.files(REPO) != before
 
 
 def test_gated_repositories(base, adapter, hub, token):

@@ -4,12 +4,10 @@ import time
 from contextlib import contextmanager
 from types import SimpleNamespace
 
-from starlette.middleware import Middleware
-
 from helpers.tiny_models import tiny_llama, tiny_tokenizer
 from seal_hf import SelfAdaptingLM
-from seal_hf.webui.body_limit import SmallRequests
-from seal_hf.webui.page import CSS, THEME, build_page
+from seal_hf.webui.page import build_page
+from seal_hf.webui.server import launch
 from seal_hf.webui.work import device, settings
 from seal_hf.webui.work.jobs import DONE, RUNNING, JobLog
 from seal_hf.webui.work.training_runs import TrainingRuns
@@ -65,21 +63,12 @@ def end_of(jobs, job):
 
 
 @contextmanager
-def served_page(folder, lm, *, may_push=True, on_space=False, script=None, **options):
-    """The page on a free port, as `url` and `workbench`."""
+def served_page(folder, lm, *, may_push=True, on_space=False, host="127.0.0.1", script=None, **options):
+    """The page on a free port, as `url`, `workbench` and `page`."""
     workbench = Workbench(lm, folder / "sessions", **options)
     runs = TrainingRuns(workbench.jobs, folder / "runs", script, lm.base_model_id, limits=workbench.limits)
     page = build_page(workbench, runs, may_push=may_push, on_space=on_space)
-    _, url, _ = page.launch(
-        prevent_thread_lock=True,
-        quiet=True,
-        ssr_mode=False,
-        run_history=False,
-        show_error=False,
-        theme=THEME,
-        css=CSS,
-        app_kwargs={"middleware": [Middleware(SmallRequests)]},
-    )
+    _, url, _ = launch(page, on_space=on_space, host=host, prevent_thread_lock=True, quiet=True)
     try:
         yield SimpleNamespace(url=url, workbench=workbench, page=page)
     finally:

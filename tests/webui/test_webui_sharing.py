@@ -10,6 +10,7 @@ from huggingface_hub import HfApi, hf_hub_download
 from peft import PeftModel
 
 from helpers.tiny_models import tiny_llama
+from seal_hf.hub.errors import RepositoryExists
 from seal_hf.hub.model_card import write_model_card
 from seal_hf.webui.work import sharing
 from seal_hf.webui.work.sessions import KeptAdapter
@@ -67,7 +68,8 @@ def test_a_pushed_card_keeps_the_passage_to_itself(bench, with_adapters, hub, to
     assert url.endswith(repo_id)
     card = open(hf_hub_download(repo_id, "README.md", token=token), encoding="utf-8").read()
     assert "Halda Tremmery" not in card and "base_model: tester/tiny" in card and "adapted" in card
-    sharing.push(bench.lm, with_adapters, None, "bees", private=True, publish_passage=True, token=token)
+    again = {"private": True, "publish_passage": True, "token": token, "overwrite": repo_id}
+    sharing.push(bench.lm, with_adapters, None, "bees", **again)
     card = open(hf_hub_download(repo_id, "README.md", token=token), encoding="utf-8").read()
     assert "Halda Tremmery" in card
 
@@ -132,7 +134,7 @@ def test_a_visitor_pushes_with_their_own_token(bench, with_adapters, hub, token,
             "lighthouse-adapter",
             private=True,
             publish_passage=False,
-            token=push_token(True, token, None),
+            token=push_token(True, token, {}),
         )
     assert requests and all(authorization in (None, f"Bearer {token}") for _, authorization in requests)
     assert f"Bearer {token}" in [authorization for _, authorization in requests]
@@ -145,17 +147,95 @@ def test_a_visitor_pushes_with_their_own_token(bench, with_adapters, hub, token,
 @pytest.mark.parametrize("visitor", [None, ""])
 def test_without_a_sign_in_the_owners_token_is_not_used(monkeypatch, visitor):
     monkeypatch.setenv("HF_TOKEN", "hf_ownersecret")
+    local = {"host": "127.0.0.1:7860"}
     with pytest.raises(ValueError, match="not signed in.*Sign in with"):
-        push_token(True, visitor, "127.0.0.1:7860")
-    assert load_token(True, True, visitor, "127.0.0.1:7860") is False
-    assert push_token(False, None, "127.0.0.1:7860") == "hf_ownersecret"
-    assert load_token(False, True, None, "localhost:7860") is None
+        push_token(True, visitor, local)
+    assert load_token(True, True, visitor, local) is False
+    assert push_token(False, None, local) == "hf_ownersecret"
+    assert load_token(False, False, None, local) is False  # others reach the page
 
 
-@pytest.mark.parametrize("host", ["evil.example:7860", "evil.example", "127.0.0.1.evil.example:7860", "", None])
-def test_a_page_of_another_site_gets_nothing_from_this_machines_token(monkeypatch, host):
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1:7860", "127.0.0.1", "localhost:7860", "LocalHost:7860", "[::1]:7860", "[::1]"]
+)
+def test_the_page_and_programs_of_this_machine_use_its_token(monkeypatch, host):
     monkeypatch.setenv("HF_TOKEN", "hf_ownersecret")
-    with pytest.raises(ValueError, match="Only a page at 127.0.0.1 or localhost"):
-        push_token(False, None, host)
-    assert load_token(False, True, None, host) is False
-    assert load_token(False, False, None, "127.0.0.1:7860") is False  # others reach the page
+    for headers in ({"host": host}, {"host": host, "origin": f"http://{host.lower()}"}):
+        assert push_token(False, None, headers) == "hf_ownersecret"
+        assert load_token(False, True, None, headers) is None
+
+
+_LOCAL = "127.0.0.1:7860"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        *({"host": host} for host in ("evil.example:7860", "evil.example", "127.0.0.1.evil.example:7860", "")),
+        *(
+            {"host": host}
+            for host in ("127.0.0.1:7860@evil.example", "127.0.0.1:7860\n", "127.0.0.1 ", "::1", "0.0.0.0")
+        ),
+        {},
+        *(
+            {"host": _LOCAL, "origin": origin}
+            for origin in ("http://evil.example", "http://127.0.0.1:8000", "http://localhost:7860", "http://127.0.0.1")
+        ),
+        *({"host": _LOCAL, "origin": origin} for origin in ("https://127.0.0.1:7860", "null", "")),
+        {"host": "[::1]:7860", "origin": "http://127.0.0.1:7860"},
+        *(
+            {"host": _LOCAL, name: "10.0.0.5"}
+            for name in ("x-forwarded-for", "X-Forwarded-Host", "x-forwarded-proto", "forwarded", "x-real-ip", "via")
+        ),
+        {"host": _LOCAL, "origin": f"http://{_LOCAL}", "x-forwarded-for": "10.0.0.5"},
+    ],
+)
+def test_nobody_else_gets_anything_from_this_machines_token(monkeypatch, headers):
+    monkeypatch.setenv("HF_TOKEN", "hf_ownersecret")
+    with pytest.raises(ValueError, match="Only the app's own page at 127.0.0.1 or localhost"):
+        push_token(False, None, headers)
+    assert load_token(False, True, None, headers) is False
+
+
+@pytest.mark.parametrize(
+    ("origin", "is_own"),
+    [
+        (None, True),
+        ("https://user-seal.hf.space", True),
+        ("https://seal.example", True),  # the Space's own domain
+        ("http://user-seal.hf.space", False),
+        ("https://user-seal.hf.space:8443", False),
+        ("https://other-seal.hf.space", False),
+        ("https://huggingface.co", False),
+        ("https://evil.example", False),
+        ("null", False),
+    ],
+)
+def test_on_a_space_a_visitors_token_is_for_its_own_page(monkeypatch, origin, is_own):
+    monkeypatch.setenv("SPACE_HOST", "user-seal.hf.space,seal.example")
+    headers = {"host": "user-seal.hf.space", "x-forwarded-for": "10.0.0.5", **({"origin": origin} if origin else {})}
+    assert load_token(True, True, "hf_visitor", headers) == ("hf_visitor" if is_own else False)
+    if is_own:
+        assert push_token(True, "hf_visitor", headers) == "hf_visitor"
+    else:
+        with pytest.raises(ValueError, match="Only the Space's own page can push"):
+            push_token(True, "hf_visitor", headers)
+
+
+def test_a_space_that_does_not_know_its_host_trusts_no_page(monkeypatch):
+    monkeypatch.delenv("SPACE_HOST", raising=False)
+    assert load_token(True, True, "hf_visitor", {"host": "a.hf.space", "origin": "https://a.hf.space"}) is False
+
+
+def test_an_existing_repository_is_overwritten_by_its_full_name_alone(bench, with_adapters, hub, token):
+    api = HfApi(token=token)
+    repo_id = f"{api.whoami()['name']}/bees"
+    api.create_repo(repo_id, private=True)
+    files = api.list_repo_files(repo_id)
+    options = {"private": True, "publish_passage": False, "token": token}
+    for overwrite in ("", None, "bees", "other/bees", True, repo_id + "s"):
+        with pytest.raises(RepositoryExists, match=f"{repo_id} exists already") as refusal:
+            sharing.push(bench.lm, with_adapters, None, "bees", **options, overwrite=overwrite)
+        assert refusal.value.repo_id == repo_id and api.list_repo_files(repo_id) == files
+    sharing.push(bench.lm, with_adapters, None, "bees", **options, overwrite=f" {repo_id} ")
+    assert "adapter_model.safetensors" in api.list_repo_files(repo_id)

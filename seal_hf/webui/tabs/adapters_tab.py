@@ -1,12 +1,13 @@
 """The tab Adapters, step 5: choose, download, push, delete and load adapters."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 
 import gradio as gr
 
+from ...hub.errors import RepositoryExists
 from ..work import sharing
 from ..work.jobs import JobRefused
 from ..work.sessions import KeptAdapter, Session
@@ -56,6 +57,7 @@ def build_adapters_tab(
                 name = gr.Textbox("seal-adapter", label="Name, in your account")
                 private = gr.Checkbox(True, label="Private")
                 publish = gr.Checkbox(False, label="Show the passage in the model card")
+                overwrite = gr.Textbox(visible=False, elem_id="overwrite")
                 push_button = gr.Button("Push", elem_id="push")
             else:
                 gr.Markdown(
@@ -97,52 +99,54 @@ def build_adapters_tab(
             return {status: f"⚠️ {escape(str(error))}", **show(current)}
         return {status: f"Deleted {escape(gone.name)}.", **show(current)}
 
-    def on_load(session_id: str, source: str | Path, host: str | None, visitors_token: str | None = None) -> dict:
+    def on_load(
+        session_id: str, source: str | Path, headers: Mapping[str, str], visitors_token: str | None = None
+    ) -> dict:
         current = workbench.sessions.open(session_id)
         try:
-            token = sharing.load_token(on_space, may_push, visitors_token, host)
+            token = sharing.load_token(on_space, may_push, visitors_token, headers)
             kept = sharing.load_adapter(workbench.lm, current, source, token)
         except (ValueError, OSError) as error:
             return {status: f"⚠️ {escape(str(error))}"}
         return {status: f"Loaded {escape(kept.name)}. Ask uses it now.", **show(current)}
 
     def on_upload(session_id: str, file: str) -> dict:
-        return on_load(session_id, Path(file), None)
+        return on_load(session_id, Path(file), {})
 
-    def on_load_by_visitor(session_id: str, name: str, oauth: gr.OAuthToken | None) -> dict:
-        return on_load(session_id, name, None, oauth and oauth.token)
+    def on_load_by_visitor(session_id: str, name: str, oauth: gr.OAuthToken | None, request: gr.Request) -> dict:
+        return on_load(session_id, name, dict(request.headers), oauth and oauth.token)
 
     def on_load_locally(session_id: str, name: str, request: gr.Request) -> dict:
-        return on_load(session_id, name, request.headers.get("host"))
+        return on_load(session_id, name, dict(request.headers))
 
-    def push(
-        session_id: str, adapter_id: str, name: str, private: bool, publish: bool, token: Callable[[], str]
-    ) -> dict:
+    def push(session_id: str, values: tuple, headers: Mapping[str, str], visitors_token: str | None = None) -> dict:
+        adapter_id, repo_name, is_private, show_passage, may_overwrite = values
         try:
             url = sharing.push(
                 workbench.lm,
                 workbench.sessions.open(session_id),
                 adapter_id,
-                name,
-                private=private,
-                publish_passage=publish,
-                token=token(),
+                repo_name,
+                private=is_private,
+                publish_passage=show_passage,
+                token=sharing.push_token(on_space, visitors_token, headers),
+                overwrite=may_overwrite,
             )
+        except RepositoryExists as error:
+            label = f"To replace the files of {error.repo_id}, type its full name and push again"
+            found = f"⚠️ {escape(error.repo_id)} exists already. Give another name, or type its full name below to replace its files."
+            return {status: found, overwrite: gr.update(label=label, placeholder=error.repo_id, visible=True)}
         except (ValueError, OSError) as error:
             return {status: f"⚠️ {escape(str(error))}"}
-        return {status: f"Pushed: [{url}]({url})"}
+        return {status: f"Pushed: [{url}]({url})", overwrite: gr.update(value="", visible=False)}
 
-    def on_push(
-        session_id: str, adapter_id: str, name: str, private: bool, publish: bool, request: gr.Request
-    ) -> dict:
-        host = request.headers.get("host")
-        return push(session_id, adapter_id, name, private, publish, lambda: sharing.push_token(False, None, host))
+    # Gradio fills in the first arguments by their types.
 
-    def on_push_by_visitor(
-        session_id: str, adapter_id: str, name: str, private: bool, publish: bool, oauth: gr.OAuthToken | None
-    ) -> dict:
-        token = oauth and oauth.token
-        return push(session_id, adapter_id, name, private, publish, lambda: sharing.push_token(True, token, None))
+    def on_push(request: gr.Request, session_id: str, *values: object) -> dict:
+        return push(session_id, values, dict(request.headers))
+
+    def on_push_by_visitor(request: gr.Request, oauth: gr.OAuthToken | None, session_id: str, *values: object) -> dict:
+        return push(session_id, values, dict(request.headers), oauth and oauth.token)
 
     shared = {"api_visibility": "private", "show_progress": "hidden"}
     shown = [status, table, actions, chosen, download]
@@ -152,7 +156,10 @@ def build_adapters_tab(
     repo_id.submit(on_load_by_visitor if on_space else on_load_locally, [session, repo_id], shown, **shared)
     if may_push:
         push_button.click(
-            on_push_by_visitor if on_space else on_push, [session, chosen, name, private, publish], status, **shared
+            on_push_by_visitor if on_space else on_push,
+            [session, chosen, name, private, publish, overwrite],
+            [status, overwrite],
+            **shared,
         )
 
     def attach(event: gr.events.Dependency) -> None:

@@ -6,6 +6,7 @@ import secrets
 import shutil
 import tempfile
 import zipfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,18 +14,17 @@ from huggingface_hub import get_token
 
 from ...adapters.adapter import Adapter
 from ...grading.intervals import Accuracy, accuracy
-from ...hub.errors import HubError
+from ...hub.errors import HubError, RepositoryExists
 from ...hub.model_card import AdapterCard
 from ...hub.transfer import is_hub_id, with_namespace
 from ...self_adapting_lm import SelfAdaptingLM
 from . import quota
 from .inputs import checked_repo_name, clean
+from .origins import is_foreign, is_local
 from .sessions import KeptAdapter, Session
 
 
 logger = logging.getLogger(__name__)
-
-_LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
 def load_adapter(
@@ -130,6 +130,7 @@ def push(
     private: bool,
     publish_passage: bool,
     token: str,
+    overwrite: object = "",
 ) -> str:
     """
     Upload an adapter into the account of the token.
@@ -149,6 +150,8 @@ def push(
             Whether the card shows the passage.
         token (`str`):
             As [`push_token`] returns it.
+        overwrite (`str`, *optional*, defaults to `""`):
+            Full name of an existing repository whose files may be replaced.
 
     Returns:
         `str`: The repository's address.
@@ -156,6 +159,7 @@ def push(
     Raises:
         ValueError: `name` is not valid.
         JobRefused: There is no such adapter.
+        RepositoryExists: The repository exists, and `overwrite` does not name it. Nothing was uploaded.
         HubError: The Hub refused or could not be reached; the session keeps the adapter.
     """
     kept = session.adapter(adapter_id)
@@ -164,8 +168,15 @@ def push(
     try:
         repo_id = with_namespace(name, token)
         return adapter.push_to_hub(
-            repo_id, private=private, token=token, card=_card(kept, publish_passage), keep_failed=False
+            repo_id,
+            private=private,
+            token=token,
+            card=_card(kept, publish_passage),
+            keep_failed=False,
+            exist_ok=clean(overwrite) == repo_id,
         )
+    except RepositoryExists:
+        raise
     except HubError as error:
         cause = str(error).partition(";")[0]
         remedy = "sign in again, or try another name" if error.is_refusal else "try again later"
@@ -194,12 +205,9 @@ def _card(kept: KeptAdapter, publish_passage: bool) -> AdapterCard:
     )
 
 
-def is_local(host: str | None) -> bool:
-    """Whether a request's `Host` is this machine. A request from another site that reaches this machine names that site."""
-    return (host or "").rpartition(":")[0] in _LOOPBACK or host in _LOOPBACK
-
-
-def load_token(on_space: bool, may_push: bool, visitors_token: str | None, host: str | None) -> str | bool | None:
+def load_token(
+    on_space: bool, may_push: bool, visitors_token: str | None, headers: Mapping[str, str]
+) -> str | bool | None:
     """
     The token that a visitor may load with.
 
@@ -210,36 +218,42 @@ def load_token(on_space: bool, may_push: bool, visitors_token: str | None, host:
             Whether only the user of this machine reaches the page.
         visitors_token (`str`, *optional*):
             The token of a visitor who has signed in.
-        host (`str`, *optional*):
-            The request's `Host`.
+        headers (`Mapping[str, str]`):
+            The request's headers by their names in lower case.
 
     Returns:
         `str`, `bool` or `None`: On a Space the visitor's own token or none (`False`), and never that of the Space's owner.
-        Elsewhere the one saved on this machine (`None`) where only its user reaches the page, or none (`False`).
+        Elsewhere the one saved on this machine (`None`) where only its user reaches the page, or none (`False`). None for a
+        page of another site.
     """
     if on_space:
-        return visitors_token or False
-    return None if may_push and is_local(host) else False
+        return False if is_foreign(headers, on_space) else visitors_token or False
+    return None if may_push and is_local(headers) else False
 
 
-def push_token(on_space: bool, visitors_token: str | None, host: str | None) -> str:
+def push_token(on_space: bool, visitors_token: str | None, headers: Mapping[str, str]) -> str:
     """
     The token that a visitor may push with: on a Space their own, and never that of the Space's owner; elsewhere the one
     saved on this machine.
 
     Args:
-        on_space, visitors_token, host:
+        on_space, visitors_token, headers:
             As in [`load_token`].
 
     Raises:
-        ValueError: There is no token, or the request is not from a page of this machine.
+        ValueError: There is no token, or the request is not from the app's own page or, elsewhere than on a Space, not from
+            this machine.
     """
     if on_space:
+        if is_foreign(headers, on_space):
+            raise ValueError("Only the Space's own page can push: open the Space itself.")
         if not visitors_token:
             raise ValueError("You are not signed in: use the button “Sign in with Hugging Face” first.")
         return visitors_token
-    if not is_local(host):
-        raise ValueError("Only a page at 127.0.0.1 or localhost can push with this machine's token: open it there.")
+    if not is_local(headers):
+        raise ValueError(
+            "Only the app's own page at 127.0.0.1 or localhost, and no proxy, can push with this machine's token: open it there."
+        )
     if not (token := get_token()):
         raise ValueError("There is no access token: log in with `hf auth login`, or set HF_TOKEN.")
     return token
