@@ -4,6 +4,7 @@ header has shown that they are what the layout expects: nothing else is converte
 """
 
 import json
+import math
 from typing import Any, BinaryIO
 
 import torch
@@ -41,15 +42,22 @@ def read_weights(files: AdapterFiles, layout: LoraLayout) -> torch.Tensor:
         weights = torch.empty(layout.num_parameters)
         matrices = layout.by_peft_key(weights)
         for key in in_order:
-            begin, end = entries[key]["data_offsets"]
-            tensor = torch.frombuffer(bytearray(stream.read(end - begin)), dtype=_DTYPES[entries[key]["dtype"]])
-            matrices[key].copy_(tensor.view(entries[key]["shape"]))
-            if not matrices[key].isfinite().all():
+            matrix, dtype = matrices[key], _DTYPES[entries[key]["dtype"]]
+            read = matrix if dtype == torch.float32 else torch.empty(matrix.shape, dtype=dtype)
+            # A zip file may unpack to less than it says; what lay in the memory before is nobody's business.
+            if stream.readinto(read.view(-1).view(torch.uint8).numpy()) != read.nbytes:
                 raise ValueError(
-                    f"{files.name}: {key} holds numbers that are not finite (NaN or infinity); train the adapter again, with a "
-                    "lower learning rate."
+                    f"{files.name}: {WEIGHTS_NAME} is not a safetensors file (it is cut short); save the adapter again."
                 )
+            if read is not matrix:
+                matrix.copy_(read)
         stream.read(1)  # the end, where a zip file is checked
+    if not all(map(math.isfinite, torch.stack(weights.aminmax()).tolist())):
+        key = next(key for key, matrix in matrices.items() if not matrix.isfinite().all())
+        raise ValueError(
+            f"{files.name}: {key} holds numbers that are not finite (NaN or infinity); train the adapter again, with a lower "
+            "learning rate."
+        )
     return weights
 
 

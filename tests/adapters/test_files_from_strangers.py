@@ -200,6 +200,22 @@ def test_a_file_without_a_header(saved, model, content):
     refusal_of(saved, model, "is not a safetensors file")
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_zip_file_that_unpacks_to_less_than_it_says_is_refused(saved, model, tmp_path, method):
+    """The rest would be what lay in the server's memory before."""
+    content = (saved / WEIGHTS_NAME).read_bytes()
+    (saved / WEIGHTS_NAME).write_bytes(content[:-600])
+    archive = zipped(saved, tmp_path / "short.zip", method)
+    packed = archive.read_bytes()
+    with zipfile.ZipFile(archive) as files:
+        info = files.getinfo(WEIGHTS_NAME)
+        fields = struct.pack("<III", info.CRC, info.compress_size, info.file_size)
+    assert packed.count(fields) == 2  # in the file's own header and in the list
+    compressed = info.compress_size + 600 * (method == zipfile.ZIP_STORED)
+    archive.write_bytes(packed.replace(fields, struct.pack("<III", info.CRC, compressed, len(content))))
+    refusal_of(archive, model, "short.zip is damaged|short.zip: .* is not a safetensors file .it is cut short")
+
+
 def test_bytes_after_the_weights_are_found(saved, model):
     with (saved / WEIGHTS_NAME).open("ab") as file:
         file.write(b"hidden")

@@ -159,21 +159,21 @@ class Workbench:
         Raises:
             ValueError: No self-edit is chosen, one is empty, or the training would be too long.
             JobRefused: The session has no self-edit, too many adapters or no room for more, it learns something else at the
-                moment, or too many jobs are waiting.
+                moment, too many jobs are waiting, or there is no room on the disk.
         """
         if session.example is None:
             raise JobRefused("There is no self-edit yet: let the model write some first.")
         # How a self-edit is read follows from how it was asked for.
         settings = replace(settings, prompt_style=session.settings["prompt_style"])
         lm = settings.lm(self.lm)
+        # One more is the zip file of one.
+        num_bytes = (1 + len(chosen)) * (lora_layout(lm.model, lm.peft_config).num_bytes + quota.FILE_BYTES)
+        quota.require(session.folder, num_bytes)
         example = {**session.example, "questions": [dict(item) for item in questions]}
         drafts = session.drafts if drafts is None else list(drafts)
         self_edits = inputs.checked_self_edits(lm, example, drafts, chosen)
         session.require_room(len(self_edits))
         self._require_short(settings, self_edits)
-        # One more is the zip file of one.
-        num_bytes = (1 + len(self_edits)) * (lora_layout(lm.model, lm.peft_config).num_bytes + quota.FILE_BYTES)
-        quota.require(session.folder, num_bytes)
         targets = [session.new_folder() for _ in self_edits]
         num_tokens = settings.num_train_epochs * sum(
             inputs.count_tokens(lm, one.prompt + one.completion) for edit in self_edits for one in edit.examples
