@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 MAX_UPLOADS = 2 * 10**9  # bytes of all files that were uploaded and are not deleted yet
 _STALE = 600  # seconds after which an upload goes if there is no room for another
-_UPLOAD = re.compile(r"(/gradio_api)?/upload/?")
+_UPLOAD = re.compile(r"(/gradio_api)?/(upload|process_recording)/?")
 _NO_LENGTH = "This upload does not say how many bytes it has: send a Content-Length."
 _NO_ROOM = (
     "There is no room for this upload, since others have uploaded much: try again in ten minutes, or a smaller file."

@@ -40,9 +40,10 @@ def sent(folder, length, path="/gradio_api/upload", inside=None):
     return messages[0]["status"], messages[1]["body"].decode()
 
 
-def test_no_more_than_the_limit_is_kept(folder):
+@pytest.mark.parametrize("path", ["/gradio_api/upload", "/gradio_api/process_recording"])
+def test_no_more_than_the_limit_is_kept(folder, path):
     assert sent(folder, 600)[0] == 200
-    status, text = sent(folder, 401)
+    status, text = sent(folder, 401, path)
     assert status == 413 and "no room" in text
     assert sent(folder, 300)[0] == 200 and sent(folder, 1001)[0] == 413
 
