@@ -21,7 +21,7 @@ from seal_hf.webui.work.training_runs import TrainingRuns
 @pytest.fixture(scope="module")
 def app(lm, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(api, "PRESETS", {"Small model": QUICK})
+        patch.setattr(api, "PRESETS", {"Tiny model": QUICK})
         patch.setattr(shared, "_REFRESH", 0.02)  # a page would be updated less often
         with served_page(tmp_path_factory.mktemp("app"), lm) as page:
             yield page

@@ -31,7 +31,7 @@ def browser():
 @pytest.fixture(scope="module")
 def app(lm, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(settings.PRESETS, "Small model", QUICK)
+        patch.setitem(settings.PRESETS, "Tiny model", QUICK)
         with served_page(tmp_path_factory.mktemp("app"), lm) as page:
             yield page
 
@@ -96,8 +96,8 @@ def text_of(page, name):
 @pytest.mark.slow
 def test_the_whole_story_with_the_embedded_model(visit, embedded_path, tmp_path, monkeypatch):
     """From a click to an adapted answer; the screenshots are for people to look at."""
-    shorter = replace(settings.SMALL_MODEL, max_completion_length=64, num_train_epochs=3)
-    monkeypatch.setitem(settings.PRESETS, "Small model", shorter)
+    shorter = replace(settings.TINY_MODEL, max_completion_length=64, num_train_epochs=3)
+    monkeypatch.setitem(settings.PRESETS, "Tiny model", shorter)
     lm = SelfAdaptingLM.from_pretrained("embedded-tiny")
     with served_page(tmp_path, lm) as app:
         page = visit(app.url)

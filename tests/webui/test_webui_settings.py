@@ -1,9 +1,11 @@
 """The page's settings: their ranges, the presets, and the YAML file of a training run."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from seal_hf import InnerLoopConfig
-from seal_hf.webui.work.settings import PAPER, SMALL_MODEL, Settings, TrainingSettings
+from seal_hf.webui.work.settings import PAPER, PRESETS, SMALL_MODEL, Settings, TrainingSettings, preset_for
 from trainers.arguments import AdaptationArguments
 
 
@@ -52,3 +54,11 @@ def test_the_presets_are_the_papers_and_the_demos():
     )
     for name in (*names, "learning_rate", "num_train_epochs", "batch_size", "num_generations", "seed"):
         assert getattr(SMALL_MODEL, name) == getattr(demo, name), name
+
+
+@pytest.mark.parametrize(
+    ("num_parameters", "name"), [(135e6, "Tiny model"), (494e6, "Small model"), (1.5e9, "Paper"), (7e9, "Paper")]
+)
+def test_a_preset_fits_the_size_of_the_model(num_parameters, name):
+    model = SimpleNamespace(num_parameters=lambda: num_parameters)
+    assert preset_for(SimpleNamespace(model=model)) == name and name in PRESETS

@@ -77,7 +77,7 @@ OWN_MACHINE = Limits(
     run_lessons=math.inf,
     run_seconds=math.inf,
 )
-# Eight self-edits of the longest kind fit, with the epochs of either preset.
+# Eight self-edits of the longest kind fit, with the epochs of any preset.
 SHARED = Limits(
     is_shared=True,
     job_steps=10_000,

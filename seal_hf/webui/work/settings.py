@@ -158,13 +158,22 @@ SMALL_MODEL = Settings(
     batch_size=16,
     target_modules="all-linear",
 )
-PRESETS = {"Small model": SMALL_MODEL, "Paper": PAPER}
-_SMALL = 1_000_000_000  # parameters
+# A model of a hundred million parameters writes no questions that it can answer.
+TINY_MODEL = Settings(
+    prompt_style="rewrite",
+    temperature=0.3,
+    max_completion_length=256,
+    num_train_epochs=20,
+    target_modules="all-linear",
+)
+PRESETS = {"Tiny model": TINY_MODEL, "Small model": SMALL_MODEL, "Paper": PAPER}
+_TINY, _SMALL = 300_000_000, 1_000_000_000  # parameters
 
 
 def preset_for(lm: SelfAdaptingLM) -> str:
     """The name of the preset that fits a model's size."""
-    return "Small model" if lm.model.num_parameters() < _SMALL else "Paper"
+    size = lm.model.num_parameters()
+    return "Tiny model" if size < _TINY else "Small model" if size < _SMALL else "Paper"
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def serve(lm, tmp_path_factory):
     `served_page`. It ends with the module.
     """
     with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
-        patch.setattr(api, "PRESETS", {"Small model": QUICK})
+        patch.setattr(api, "PRESETS", {"Tiny model": QUICK})
         patch.setattr(shared, "_REFRESH", 0.02)  # a page would be updated less often
         yield lambda **options: stack.enter_context(served_page(tmp_path_factory.mktemp("app"), lm, **options))
 

@@ -54,7 +54,7 @@ def num_bytes(folder):
 
 
 def test_everybody_is_answered_while_some_flood(lm, learned_session, called, refused, tmp_path, monkeypatch):
-    monkeypatch.setattr(api, "PRESETS", {"Small model": QUICK})
+    monkeypatch.setattr(api, "PRESETS", {"Tiny model": QUICK})
     monkeypatch.setattr(shared, "_REFRESH", 0.02)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     zipped = sharing.zip_file(learned_session).read_bytes()

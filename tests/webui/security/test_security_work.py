@@ -56,7 +56,14 @@ def of_train_tab(app, name):
 def values_of(settings):
     """The widgets' values of the tab Train."""
     names = ["prompt_style", "num_train_passages", "num_eval_passages", "num_rounds", "num_generations", "temperature"]
-    names += ["max_completion_length", "inner_num_train_epochs", "inner_learning_rate", "num_train_epochs", "seed"]
+    names += [
+        "max_completion_length",
+        "inner_num_train_epochs",
+        "inner_batch_size",
+        "inner_learning_rate",
+        "num_train_epochs",
+        "seed",
+    ]
     return [getattr(settings, name) for name in names]
 
 
