@@ -143,6 +143,18 @@ def test_a_self_edit_of_questions_is_learned_with_its_answers(bench, session, mo
     assert seen[0].examples[0].completion == f"Lighthouse\nQuestion 1: {question}\nAnswer: Halda Tremmery"
 
 
+def test_what_is_asked_in_a_chat_is_shown_and_learned(bench, session):
+    asking = replace(QUICK, prompt_style="self-qa", training_format="prompt_completion")
+    written(bench, session, asking)
+    pair = "Question 1: Who drew the lighthouse?\nAnswer: Halda Tremmery"
+    session.drafts = [Draft(pair)]
+    first, passage = bench.training_texts(session, pair)
+    assert first.endswith("Question: Who drew the lighthouse?\nHalda Tremmery")
+    assert passage == f"What do you know about Lighthouse?\n{PASSAGE}"
+    learned(bench, session, [0], asking)
+    assert len(session.adapters) == 1
+
+
 def test_a_stop_while_questions_are_answered_learns_nothing(bench, session, monkeypatch):
     asking = replace(QUICK, prompt_style="questions")
     written(bench, session, asking)

@@ -11,8 +11,9 @@ from pathlib import Path
 from ...adapters.layout import lora_layout
 from ...adapters.sources import WEIGHTS_NAME
 from ...grading import LexicalGrader
+from ...models.encoding import encode_prompt
 from ...self_adapting_lm import SelfAdaptingLM
-from ...self_edit import SelfEdit
+from ...self_edit import SelfEdit, TrainingExample
 from . import device, inputs, quota
 from .jobs import Job, JobRefused, Jobs
 from .limits import OWN_MACHINE, Limits
@@ -129,7 +130,7 @@ class Workbench:
         if self_edit is None:
             return []
         # Questions that the model will answer are shown as they are.
-        return [*self_edit.calls, *(example.prompt + example.completion for example in self_edit.examples)]
+        return [*self_edit.calls, *map(_shown, self_edit.examples)]
 
     # --- learn ---
 
@@ -176,7 +177,9 @@ class Workbench:
         self._require_short(settings, self_edits)
         targets = [session.new_folder() for _ in self_edits]
         num_tokens = settings.num_train_epochs * sum(
-            inputs.count_tokens(lm, one.prompt + one.completion) for edit in self_edits for one in edit.examples
+            len(encode_prompt(lm.processing_class, one.prompt)) + inputs.count_tokens(lm, one.completion)
+            for edit in self_edits
+            for one in edit.examples
         )
         if num_tokens > self.limits.job_tokens:
             raise ValueError(
@@ -394,3 +397,10 @@ class Workbench:
         while True:
             time.sleep(seconds)
             self.sessions.sweep()
+
+
+def _shown(example: TrainingExample) -> str:
+    """A training example as a text: what is asked, without the template of a chat, and what is answered."""
+    if isinstance(example.prompt, str):
+        return example.prompt + example.completion
+    return "\n".join([*(message["content"] for message in example.prompt), example.completion])
