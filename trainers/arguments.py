@@ -11,20 +11,9 @@ from seal_hf.grading import JudgeGrader
 
 
 @dataclass
-class AdaptationArguments:
-    """Model, self-edits and inner loop."""
+class DomainArguments:
+    """How self-edits are asked for, read and trained on, and how questions are asked."""
 
-    model_name_or_path: str = field(
-        default="embedded",
-        metadata={
-            "help": "Hub id or folder of a causal LM, 'embedded' for a small one (0.5B parameters), or 'embedded-tiny' "
-            "(135M) where memory is short."
-        },
-    )
-    load_in_4bit: bool | None = field(
-        default=None, metadata={"help": "Quantize the base to NF4 (QLoRA). Default: only on CUDA."}
-    )
-    dtype: str = field(default="bfloat16", metadata={"help": "Data type of the base model."})
     prompt_style: str = field(
         default="questions",
         metadata={"help": "How self-edits are asked for: the name of a style, or a prompt with {context}."},
@@ -58,6 +47,37 @@ class AdaptationArguments:
         default=False,
         metadata={"help": "Let self-edits set their epochs, learning rate and batch size, within bounds."},
     )
+
+    def domain(self, grader: JudgeGrader | None = None) -> KnowledgeDomain:
+        """The domain, with the local grader unless another is given."""
+        return KnowledgeDomain(
+            self.prompt_style,
+            split_newlines=self.split_newlines,
+            grader=grader,
+            chat=self.chat,
+            answer_prompt=self.answer_prompt,
+            training_format=self.training_format,
+            num_passages=self.num_passages_per_epoch,
+            answers_questions=self.answers_questions,
+            sets_training=self.sets_training,
+        )
+
+
+@dataclass
+class AdaptationArguments(DomainArguments):
+    """Model, self-edits and inner loop."""
+
+    model_name_or_path: str = field(
+        default="embedded",
+        metadata={
+            "help": "Hub id or folder of a causal LM, 'embedded' for a small one (0.5B parameters), or 'embedded-tiny' "
+            "(135M) where memory is short."
+        },
+    )
+    load_in_4bit: bool | None = field(
+        default=None, metadata={"help": "Quantize the base to NF4 (QLoRA). Default: only on CUDA."}
+    )
+    dtype: str = field(default="bfloat16", metadata={"help": "Data type of the base model."})
     num_generations: int = field(default=4, metadata={"help": "Self-edits per passage."})
     temperature: float = field(default=0.5, metadata={"help": "Sampling temperature of the self-edits."})
     top_p: float = field(
@@ -92,22 +112,11 @@ class AdaptationArguments:
             batch_size=self.batch_size,
             add_eos_token=self.add_eos_token,
         )
-        domain = KnowledgeDomain(
-            self.prompt_style,
-            split_newlines=self.split_newlines,
-            grader=grader,
-            chat=self.chat,
-            answer_prompt=self.answer_prompt,
-            training_format=self.training_format,
-            num_passages=self.num_passages_per_epoch,
-            answers_questions=self.answers_questions,
-            sets_training=self.sets_training,
-        )
         return SelfAdaptingLM.from_pretrained(
             self.model_name_or_path,
             load_in_4bit=self.load_in_4bit,
             dtype=self.dtype,
-            domain=domain,
+            domain=self.domain(grader),
             peft_config=peft_config,
             inner_config=inner_config,
         )

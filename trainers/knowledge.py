@@ -17,16 +17,15 @@ from transformers.utils import logging as transformers_logging
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from seal_hf import SEALConfig, SEALTrainer
-from seal_hf.domains import KnowledgeDomain
 from seal_hf.grading import GradingIncomplete, JudgeRefused
 from seal_hf.hub import HubError
 from seal_hf.records.tables import results_table
 from seal_hf.rollout.processes import ProcessEnded
-from trainers.arguments import JudgeArguments, load_dataset_argument
+from trainers.arguments import DomainArguments, JudgeArguments, load_dataset_argument
 
 
 @dataclass
-class KnowledgeArguments(JudgeArguments):
+class KnowledgeArguments(JudgeArguments, DomainArguments):
     """Passages to learn from and to evaluate on."""
 
     dataset_name: str = field(
@@ -41,9 +40,14 @@ class KnowledgeArguments(JudgeArguments):
     )
     prompt_style: str = field(
         default="implications",
-        metadata={"help": "How self-edits are asked for: a style's name, or a template with {context}."},
+        metadata={"help": "How self-edits are asked for: the name of a style, or a prompt with {context}."},
     )
-    split_newlines: bool = field(default=True, metadata={"help": "Make every line a training example of its own."})
+    training_format: str = field(
+        default="language_modeling",
+        metadata={
+            "help": "How adapters are trained on self-edits: 'language_modeling' (the paper's) or 'prompt_completion'."
+        },
+    )
     num_train_passages: int | None = field(default=None, metadata={"help": "Take only the first so many."})
     num_eval_passages: int | None = field(default=None, metadata={"help": "Take only the first so many."})
     shuffle_seed: int = field(
@@ -52,34 +56,6 @@ class KnowledgeArguments(JudgeArguments):
             "help": "Seed of the passages' order, of which the first so many are taken (42: the paper's); -1 keeps the "
             "dataset's own order."
         },
-    )
-    chat: bool | None = field(
-        default=None,
-        metadata={"help": "Ask in chat form or in plain text. Default: in chat form if the tokenizer has a template."},
-    )
-    answer_prompt: str = field(
-        default="default", metadata={"help": "How questions are asked: 'default', or 'paper' for the paper's prompt."}
-    )
-    training_format: str = field(
-        default="language_modeling",
-        metadata={
-            "help": "How adapters are trained on self-edits: 'language_modeling', the paper's raw texts, or "
-            "'prompt_completion', questions with the loss on the answers."
-        },
-    )
-    num_passages_per_epoch: int = field(
-        default=1, metadata={"help": "How often the passage itself comes in each epoch, with 'prompt_completion'."}
-    )
-    answers_questions: bool | None = field(
-        default=None,
-        metadata={
-            "help": "Let the model answer the questions that it writes, with the passage in view; where absent, for the "
-            "styles 'questions...'."
-        },
-    )
-    sets_training: bool = field(
-        default=False,
-        metadata={"help": "Let self-edits set their epochs, learning rate and batch size, within bounds."},
     )
     dry_run: bool = field(default=False, metadata={"help": "Check everything and print the plan, no more."})
 
@@ -125,17 +101,7 @@ def main(script_args: KnowledgeArguments, training_args: SEALConfig, model_args:
     trainer = SEALTrainer(
         model=model_args.model_name_or_path,
         args=training_args,
-        domain=KnowledgeDomain(
-            script_args.prompt_style,
-            script_args.split_newlines,
-            grader=script_args.judge_grader(),
-            chat=script_args.chat,
-            answer_prompt=script_args.answer_prompt,
-            training_format=script_args.training_format,
-            num_passages=script_args.num_passages_per_epoch,
-            answers_questions=script_args.answers_questions,
-            sets_training=script_args.sets_training,
-        ),
+        domain=script_args.domain(script_args.judge_grader()),
         train_dataset=load_dataset_argument(
             script_args.dataset_name,
             script_args.dataset_train_split,
