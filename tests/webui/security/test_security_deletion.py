@@ -114,7 +114,8 @@ def start(tmp_path):
             tempfile.mkstemp()
             open(os.path.join(os.environ["GRADIO_TEMP_DIR"], "upload"), "w").close()
             print("ready", flush=True)
-            time.sleep(60)
+            while True:  # a signal just before a sleep is handled after it
+                time.sleep(0.05)
         """
     )
     started = []
