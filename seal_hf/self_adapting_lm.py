@@ -21,6 +21,7 @@ from .adapters.policy import carried_policy
 from .domains import Domain, KnowledgeDomain
 from .domains.base import check_conditions
 from .generation.base import Generation, TextGenerator
+from .generation.parts import JoinedParts
 from .generation.transformers_generation import TransformersGenerator
 from .inner_loop.training import InnerStep
 from .inner_loop.update import InnerLoopConfig, InnerUpdate, tokenize_self_edit
@@ -232,7 +233,8 @@ class SelfAdaptingLM:
             temperature, top_p, on_text, stop:
                 As in [`~SelfAdaptingLM.propose`].
             max_completion_length (`int` or `Sequence[int]`):
-                Longest completion, in tokens: of all examples, or of each.
+                Longest completion, in tokens: of all examples, or of each. Of an example in several parts (see
+                [`Domain.parts`]) the longest about a part.
             seed (`int`):
                 Completion `i` of the example with the number `e` is drawn from the stream of `(seed, e, i)`.
             numbers (`Sequence[int]`, *optional*):
@@ -251,18 +253,25 @@ class SelfAdaptingLM:
         if limits and min(limits) < 1:
             raise ValueError(f"max_completion_length={min(limits)} must be at least 1.")
         numbers = range(len(examples)) if numbers is None else numbers
-        generations = iter(
-            self.generator.sample(
-                [prompt for prompt in map(self.domain.prompt, examples) for _ in range(num_generations)],
-                [(seed, e, i) for e in numbers for i in range(num_generations)],
-                temperature=temperature,
-                top_p=top_p,
-                max_new_tokens=[limit for limit in limits for _ in range(num_generations)],
-                on_text=on_text,
-                stop=stop,
-            )
+        parts = [self.domain.parts(example) for example in examples]
+        places = [(e, i) for e in range(len(examples)) for i in range(num_generations)]
+        joined = JoinedParts([len(parts[e]) for e, _ in places], on_text)
+        generations = self.generator.sample(
+            [self.domain.prompt(part) for e, _ in places for part in parts[e]],
+            # The stream of a part has its number, where there are several.
+            [
+                (seed, numbers[e], i, *([part] if len(parts[e]) > 1 else []))
+                for e, i in places
+                for part in range(len(parts[e]))
+            ],
+            temperature=temperature,
+            top_p=top_p,
+            max_new_tokens=[limits[e] for e, _ in places for _ in parts[e]],
+            on_text=None if on_text is None else joined.on_text,
+            stop=stop,
         )
-        return [[next(generations) for _ in range(num_generations)] for _ in examples]
+        written = iter(joined.join(generations))
+        return [[next(written) for _ in range(num_generations)] for _ in examples]
 
     def carry_out(
         self,
@@ -311,6 +320,7 @@ class SelfAdaptingLM:
                 examples=edit.examples,
                 metrics={**self_edits[place].metrics, **edit.metrics},
                 calls=(),
+                kept=edit.kept,
             )
         return carried_out
 

@@ -44,6 +44,9 @@ class SelfEdit:
             on (see [`Domain.carry_out`]), and gone then.
         metrics (`Mapping[str, float]`, *optional*, defaults to an empty mapping):
             What is to be told of it, such as the epochs that it chose, and how many questions its tool kept.
+        kept (`str`, *optional*):
+            What its tool kept of the completion, in the form in which a policy writes it: a text for each of the domain's
+            parts of the example (see [`Domain.parts`]), joined by lines of `---`.
     """
 
     prompt: Prompt
@@ -52,3 +55,4 @@ class SelfEdit:
     overrides: Mapping[str, object] = field(default_factory=dict)
     calls: tuple[str, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
+    kept: str | None = None

@@ -43,6 +43,10 @@ class DomainArguments:
             "styles 'questions...'."
         },
     )
+    asks_for_left_out: bool = field(
+        default=False,
+        metadata={"help": "In the style 'questions-by-fact', also ask for facts that the self-edit leaves out."},
+    )
     sets_training: bool = field(
         default=False,
         metadata={"help": "Let self-edits set their epochs, learning rate and batch size, within bounds."},
@@ -59,6 +63,7 @@ class DomainArguments:
             training_format=self.training_format,
             num_passages=self.num_passages_per_epoch,
             answers_questions=self.answers_questions,
+            asks_for_left_out=self.asks_for_left_out,
             sets_training=self.sets_training,
         )
 

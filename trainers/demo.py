@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from seal_hf import Adapter, SelfAdaptingLM, SelfEdit
 from seal_hf.domains import load_demo_passages
+from seal_hf.domains.knowledge.answered_questions import split_fact
 from seal_hf.domains.knowledge.own_questions import own_questions
 from seal_hf.domains.knowledge.passages import load_retention_questions
 from seal_hf.grading import show_gold_answers
@@ -97,9 +98,14 @@ def heading(text: str) -> None:
     print(f"\n--- {text} ---")
 
 
+def lines_of(text: str) -> list[str]:
+    """The lines of a self-edit, which are shown in another order where its parts are written at once."""
+    return [line for line in text.splitlines() if line.strip("- ")]
+
+
 def show_lines(text: str) -> None:
     """Print a text of many lines."""
-    for line in text.strip().splitlines():
+    for line in lines_of(text):
         print(textwrap.fill(line, _WIDTH))
 
 
@@ -171,7 +177,7 @@ def write(lm: SelfAdaptingLM, example: dict, args: DemoArguments) -> dict[str, S
     print()
     for number, generation in enumerate(written, start=1):
         # The first is in view already, unless it was malformed.
-        if number > 1 or generation.text != shown:
+        if number > 1 or sorted(lines_of(generation.text)) != sorted(lines_of(shown)):
             heading(f"self-edit {number}")
             show_lines(generation.text)
     print(f"\n{sum(one.num_tokens for one in written)} tokens in {time.perf_counter() - start:.0f} s")
@@ -200,6 +206,7 @@ def show_answered(lm: SelfAdaptingLM, example: Mapping, questions: Sequence[str]
     if not questions:
         print(f"\nself-edit {number} asks nothing, and is learned as it is.")
         return
+    questions = [split_fact(question, example)[1] for question in questions]
     prompts = map(repr, lm.domain.ask(questions, example["title"]))
     by_prompt = dict(zip(prompts, questions, strict=True))
     print(f"\nself-edit {number}:")

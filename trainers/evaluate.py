@@ -48,6 +48,7 @@ class EvaluationArguments(JudgeArguments, AdaptationArguments):
             "dataset of self-edits in a folder or on the Hub."
         },
     )
+    num_drafts: int = field(default=1, metadata={"help": "Completions that one self-edit is made of."})
     max_answer_length: int = field(default=64, metadata={"help": "Longest answer, in tokens."})
     adapters_per_bank: int | None = field(
         default=None, metadata={"help": "Most adapters trained together; chosen from the free memory where absent."}
@@ -61,6 +62,7 @@ def main(args: EvaluationArguments) -> None:
     config = RolloutConfig(
         temperature=args.temperature,
         top_p=args.top_p,
+        num_drafts=args.num_drafts,
         max_completion_length=args.max_completion_length,
         max_answer_length=args.max_answer_length,
         adapters_per_bank=args.adapters_per_bank,

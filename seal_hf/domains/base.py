@@ -92,6 +92,21 @@ class Domain:
         """
         raise NotImplementedError
 
+    def parts(self, example: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+        """
+        Return what the policy writes about one after another: its completions for the [`~Domain.prompt`] of each part, joined by
+        lines of `---`, are the completion that is parsed. Where there are several, [`~Domain.carry_out`] tells as `kept` what is
+        left of them, joined in the same way, a text for each part.
+
+        Args:
+            example (`Mapping[str, Any]`):
+                One row of the dataset.
+
+        Returns:
+            `Sequence[Mapping[str, Any]]`: examples; by default the example alone.
+        """
+        return (example,)
+
     def questions(self, example: Mapping[str, Any]) -> list[Prompt]:
         """
         Return the prompts that the adapted model is evaluated on.
@@ -146,9 +161,17 @@ class Domain:
 
         Returns:
             `list[SelfEdit]`: for each the self-edit with its `examples`, without `calls`, and with `metrics`, which are added to
-                those that it had; the rest of it stays as it was. One without `examples` is malformed.
+                those that it had; the rest of it stays as it was, but for `kept`. One without `examples` is malformed.
         """
         return list(self_edits)
+
+    @property
+    def pools_drafts(self) -> bool:
+        """
+        Whether one self-edit may be made of several drafts. They are joined by lines of `---` and parsed as one, and
+        [`~Domain.carry_out`] tells as `kept` what is left of them, which stands in their place then.
+        """
+        return False
 
     @property
     def conditions(self) -> tuple[Condition, ...]:

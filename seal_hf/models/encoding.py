@@ -9,7 +9,7 @@ from ..self_edit import Prompt
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
     """
-    Token ids of a plain or chat prompt.
+    Token ids of a plain or chat prompt. Messages that end with the assistant's are to be continued.
 
     Raises:
         ValueError: Chat messages, but the tokenizer has no chat template.
@@ -21,7 +21,9 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[in
             f"The tokenizer of {tokenizer.name_or_path} has no chat template for a prompt of messages; use plain "
             "prompts or set `tokenizer.chat_template`."
         )
-    return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
+    is_begun = prompt[-1]["role"] == "assistant"
+    form = {"continue_final_message": True} if is_begun else {"add_generation_prompt": True}
+    return tokenizer.apply_chat_template(prompt, return_dict=True, **form)["input_ids"]
 
 
 def encode_answer(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, answer: str) -> list[int]:

@@ -3,7 +3,7 @@
 import copy
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from trl import SFTTrainer
 
+from ..domains.base import Domain
 from ..models.access import unwrap
 from ..models.attention_kernels import without_cudnn
 from ..models.encoding import encode_prompt
@@ -130,9 +131,14 @@ def require_end_token(processing_class: PreTrainedTokenizerBase, prompt: str | l
         )
 
 
-def optimizer_steps(examples_per_round: int, args: SEALConfig) -> list[int]:
-    """Optimizer steps of each round's fit, if every example has its share of kept self-edits."""
-    kept = examples_per_round * (args.keep_best or args.num_generations)
+def parts_per_example(domain: Domain, examples: Sequence[Mapping]) -> float:
+    """Mean number of parts that are written about apart (see [`Domain.parts`])."""
+    return sum(len(domain.parts(example)) for example in examples) / len(examples)
+
+
+def optimizer_steps(examples_per_round: int, args: SEALConfig, parts: float = 1) -> list[int]:
+    """Optimizer steps of each round's fit, if every example has its share of kept self-edits, of so many parts."""
+    kept = round(examples_per_round * (args.keep_best or args.num_generations) * parts)
     seen = [kept * (place + 1 if args.sft_on == "all" else 1) for place in range(args.num_rounds)]
     return [math.ceil(number / args.sft_batch_size) * int(args.num_train_epochs) for number in seen]
 

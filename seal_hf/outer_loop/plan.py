@@ -14,7 +14,7 @@ from ..models.access import policy_in_activation_dtype
 from ..rollout.bank_schedule import adapters_per_bank, work_of
 from ..rollout.examples import ExampleSet
 from ..self_adapting_lm import SelfAdaptingLM
-from .outer_sft import optimizer_steps
+from .outer_sft import optimizer_steps, parts_per_example
 from .seal_config import SEALConfig
 from .stages import examples_per_round, places_to_draw_from, round_places
 
@@ -131,7 +131,7 @@ def plan_run(
         adapters_per_bank=per_bank,
         evaluation_adapters=num_eval * (args.num_eval_generations + len(trained)) * num_evaluations,
         inner_tokens=tokens,
-        optimizer_steps=optimizer_steps(per_round, args),
+        optimizer_steps=optimizer_steps(per_round, args, parts_per_example(lm.domain, train.examples)),
         seconds=seconds,
     )
 

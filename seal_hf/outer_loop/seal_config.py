@@ -27,6 +27,9 @@ class SEALConfig(SFTConfig):
 
         num_generations (`int`, *optional*, defaults to `5`):
             Self-edits sampled per example.
+        num_drafts (`int`, *optional*, defaults to `1`):
+            How many completions one self-edit is made of, in rounds and evaluations, where the domain pools them (see
+            [`Domain.pools_drafts`]). What its tool keeps of them is then what is trained on, and what the policy learns from.
         temperature (`float`, *optional*, defaults to `1.0`):
             Sampling temperature.
         top_p (`float`, *optional*, defaults to `0.95`):
@@ -122,6 +125,7 @@ class SEALConfig(SFTConfig):
     """
 
     num_generations: int = field(default=5, metadata={"help": "Self-edits sampled per example."})
+    num_drafts: int = field(default=1, metadata={"help": "Completions that one self-edit is made of."})
     temperature: float = field(default=1.0, metadata={"help": "Sampling temperature of the self-edits."})
     top_p: float = field(default=0.95, metadata={"help": "Nucleus of the sampling."})
     max_completion_length: int = field(

@@ -47,13 +47,13 @@ from ..rollout.processes import Processes
 from ..rollout.rollout import Rollout
 from ..rollout.stage import Stage
 from ..self_adapting_lm import SelfAdaptingLM
-from .outer_sft import PolicyNotFinite, fit_policy, optimizer_steps, require_end_token
+from .outer_sft import PolicyNotFinite, fit_policy, optimizer_steps, parts_per_example, require_end_token
 from .plan import RunPlan, plan_run
 from .policy import bytes_of_policies, keep_policy, policy_weights, prepare_policy, read_policy, restore_policy
 from .publishing import Publisher
 from .run_settings import FIT_SETTINGS, run_settings
 from .seal_config import SEALConfig
-from .selection import select_self_edits, warn_of_little
+from .selection import demonstrations, select_self_edits, warn_of_little
 from .stages import evaluation_stage, examples_per_round, places_to_draw_from, sft_seed, training_stage
 
 
@@ -507,6 +507,8 @@ class SEALTrainer(_BaseTrainer):
                 journal = self._folder.journal
                 earlier = self._processes.on_main(lambda: list(map(journal.selected, range(round_index))))
                 selected = [*chain.from_iterable(earlier), *selected]
+            examples = dict(zip(self._train.ids, self._train.examples, strict=True))
+            selected = demonstrations(selected, examples, self.domain, self.processing_class)
             with self._undone_on_error(round_index):
                 if selected and not fit_policy(
                     self.model,
@@ -548,7 +550,9 @@ class SEALTrainer(_BaseTrainer):
         if resume:
             for name, value in self._processes.on_main(self._folder.load_state).items():
                 setattr(self.state, name, value)
-        self.state.max_steps = self.args.num_rounds + sum(optimizer_steps(self._examples_per_round, self.args))
+        self.state.max_steps = self.args.num_rounds + sum(
+            optimizer_steps(self._examples_per_round, self.args, parts_per_example(self.domain, self._train.examples))
+        )
         self.state.num_train_epochs = self.args.num_rounds
 
     def _logged(self, key: str, round_number: int) -> dict[str, float] | None:

@@ -2,10 +2,16 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from transformers import PreTrainedTokenizerBase
+
+from ..domains.base import Domain
+from ..generation.parts import split_parts
 from ..records.journal import ScoredSelfEdit, SelectedSelfEdit, rank, rounded
+from ..rollout.writing import as_written
 
 
 logger = logging.getLogger(__name__)
@@ -51,6 +57,39 @@ def select_self_edits(
             if min_reward is None or rounded(edit.reward) >= rounded(min_reward)
         ]
     return selected
+
+
+def demonstrations(
+    selected: Sequence[SelectedSelfEdit],
+    examples: Mapping[str, Mapping],
+    domain: Domain,
+    processing_class: PreTrainedTokenizerBase,
+) -> list[SelectedSelfEdit]:
+    """
+    What the policy is shown of the self-edits that are kept: each as it is, or for every part of its example (see
+    [`Domain.parts`]) what was written about it, where that is anything.
+
+    Args:
+        selected (`Sequence[SelectedSelfEdit]`):
+            Self-edits that are kept.
+        examples (`Mapping[str, Mapping]`):
+            The examples that they were written for, by their ids.
+        domain ([`Domain`]):
+            The domain.
+        processing_class (`PreTrainedTokenizerBase`):
+            The policy's tokenizer.
+    """
+    shown = []
+    for edit in selected:
+        parts = domain.parts(examples[edit.example_id])
+        if len(parts) == 1:
+            shown.append(edit)
+            continue
+        for part, text in zip(parts, split_parts(edit.completion), strict=True):
+            if text:
+                ids = list(as_written(processing_class, text).token_ids)
+                shown.append(replace(edit, prompt=domain.prompt(part), completion=text, completion_ids=ids))
+    return shown
 
 
 def warn_of_little(

@@ -46,6 +46,9 @@ class Rollout:
             The processes of the run.
         on_bank (`Callable[[], bool]`, *optional*):
             Called after every bank of this process; returning `True` ends the stage, with all that is scored on disk.
+
+    Raises:
+        ValueError: Self-edits of several drafts for a domain that does not pool them.
     """
 
     def __init__(
@@ -55,6 +58,11 @@ class Rollout:
         processes: Processes,
         on_bank: Callable[[], bool] = lambda: False,
     ):
+        if config.num_drafts > 1 and not lm.domain.pools_drafts:
+            raise ValueError(
+                f"num_drafts={config.num_drafts} needs a domain that makes one self-edit of several completions, such as a "
+                "KnowledgeDomain whose style asks for questions; choose such a style, or leave num_drafts at 1."
+            )
         self.lm, self.config, self.processes, self.on_bank = lm, config, processes, on_bank
         # What the proposals of one stage train on, by condition, example and edit.
         self._stage: Stage | None = None

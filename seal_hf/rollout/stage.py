@@ -29,8 +29,10 @@ class RolloutConfig:
             Sampling temperature of the self-edits.
         top_p (`float`, *optional*, defaults to `0.95`):
             Nucleus of the sampling.
+        num_drafts (`int`, *optional*, defaults to `1`):
+            How many completions one self-edit is made of, where its domain pools them (see [`Domain.pools_drafts`]).
         max_completion_length (`int`, *optional*, defaults to `2048`):
-            Longest self-edit, in tokens; shorter where the model's context leaves less room after a prompt.
+            Longest completion, in tokens; shorter where the model's context leaves less room after a prompt.
         max_answer_length (`int`, *optional*, defaults to `64`):
             Longest answer, in tokens. Answers are greedy.
         adapters_per_bank (`int`, *optional*):
@@ -45,13 +47,14 @@ class RolloutConfig:
 
     temperature: float = 1.0
     top_p: float = 0.95
+    num_drafts: int = 1
     max_completion_length: int = 2048
     max_answer_length: int = 64
     adapters_per_bank: int | None = None
     disable_tqdm: bool = False
 
     def __post_init__(self):
-        for name in ("max_completion_length", "max_answer_length"):
+        for name in ("num_drafts", "max_completion_length", "max_answer_length"):
             if not is_whole(getattr(self, name), 1):
                 raise ValueError(f"{name}={getattr(self, name)!r} must be a whole number of at least 1.")
         if self.adapters_per_bank is not None and not is_whole(self.adapters_per_bank, 1):

@@ -3,7 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from transformers import PreTrainedTokenizerBase
+
 from ..generation.base import Generation
+from ..generation.parts import joined_parts
 from ..models.access import policy_in_activation_dtype
 from ..self_adapting_lm import SelfAdaptingLM
 from ..self_edit import SelfEdit
@@ -42,12 +45,14 @@ def write_self_edits(
     of their domain's tool.
 
     Batches are cut by the examples, and each process does a share of them. The tool is asked once about all self-edits of a
-    batch.
+    batch. Of several drafts, or about several parts of an example, what the tool keeps stands for what was written, with the
+    tokens that the tokenizer makes of it.
 
     Returns:
         `list[list[Written]]`: for each example of the stage its self-edits, in every process.
     """
-    per_batch = max(1, _PROMPTS_PER_BATCH // stage.num_generations)
+    num_completions = stage.num_generations * config.num_drafts
+    per_batch = max(1, _PROMPTS_PER_BATCH // num_completions)
     starts = range(0, len(stage.places), per_batch)
     own = {}
     with policy_in_activation_dtype(lm.model):
@@ -57,7 +62,7 @@ def write_self_edits(
             if stage.completions is None:
                 generations = lm.write_batch(
                     examples,
-                    stage.num_generations,
+                    num_completions,
                     temperature=config.temperature,
                     top_p=config.top_p,
                     max_completion_length=[
@@ -67,32 +72,38 @@ def write_self_edits(
                     numbers=places,
                 )
             else:
-                generations = [[_as_written(lm, text) for text in stage.completions[place]] for place in places]
-            own[first] = _carried_out(lm, examples, generations)
+                generations = [
+                    [as_written(lm.processing_class, text) for text in stage.completions[place]] for place in places
+                ]
+            num_drafts = config.num_drafts if stage.completions is None else 1
+            own[first] = _carried_out(lm, examples, generations, num_drafts)
     batches: dict[int, list[list[Written]]] = {}
     for written in processes.gather(own):
         batches.update(written)
     return [written for first in starts for written in batches[first]]
 
 
-def _as_written(lm: SelfAdaptingLM, completion: str) -> Generation:
-    """A completion that somebody else wrote as if the policy had written and ended it."""
-    tokenizer = lm.processing_class
-    token_ids = tokenizer(completion, add_special_tokens=False)["input_ids"]
-    if tokenizer.eos_token_id is not None:
-        token_ids = [*token_ids, tokenizer.eos_token_id]
+def as_written(processing_class: PreTrainedTokenizerBase, completion: str) -> Generation:
+    """A text as if the policy had written and ended it."""
+    token_ids = processing_class(completion, add_special_tokens=False)["input_ids"]
+    if processing_class.eos_token_id is not None:
+        token_ids = [*token_ids, processing_class.eos_token_id]
     return Generation(completion, len(token_ids), True, tuple(token_ids))
 
 
 def _carried_out(
-    lm: SelfAdaptingLM, examples: Sequence[Mapping], generations: Sequence[Sequence[Generation]]
+    lm: SelfAdaptingLM, examples: Sequence[Mapping], generations: Sequence[Sequence[Generation]], num_drafts: int
 ) -> list[list[Written]]:
-    """Completions of each example as self-edits, after a tool has been asked about those that call it."""
-    pairs = [(one, example) for example, own in zip(examples, generations, strict=True) for one in own]
-    parsed = [lm.domain.parse(one.text, example) for one, example in pairs]
-    done = lm.carry_out(parsed, [example for _, example in pairs])
-    written = (
-        Written(generation, self_edit, called=before is not None and bool(before.calls))
-        for (generation, _), before, self_edit in zip(pairs, parsed, done, strict=True)
-    )
-    return [[next(written) for _ in own] for own in generations]
+    """The drafts of each example as self-edits of so many, after a tool has been asked about those that call it."""
+    drafts = [[own[first : first + num_drafts] for first in range(0, len(own), num_drafts)] for own in generations]
+    repeated = [example for example, own in zip(examples, drafts, strict=True) for _ in own]
+    joined = [joined_parts(own) for group in drafts for own in group]
+    parsed = [lm.domain.parse(one.text, example) for one, example in zip(joined, repeated, strict=True)]
+    done = lm.carry_out(parsed, repeated)
+    written = []
+    for one, example, before, self_edit in zip(joined, repeated, parsed, done, strict=True):
+        if num_drafts > 1 or len(lm.domain.parts(example)) > 1:
+            one = as_written(lm.processing_class, self_edit and self_edit.kept or one.text)
+        written.append(Written(one, self_edit, called=before is not None and bool(before.calls)))
+    remaining = iter(written)
+    return [[next(remaining) for _ in own] for own in drafts]

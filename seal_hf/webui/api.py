@@ -41,7 +41,7 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
             passage: The text to learn.
             num_generations: Number of self-edits, 1 to 8.
             prompt_style: rewrite, implications, implications-long, implications-very-long, self-qa, questions,
-                questions-by-sentence, questions-and-rewrite or none; empty for the one that fits the model.
+                questions-by-sentence, questions-by-fact, questions-and-rewrite or none; empty for the one that fits the model.
             seed: The same seed gives the same self-edits.
             session: The "session" of an earlier answer, to continue it; empty for a new one.
 

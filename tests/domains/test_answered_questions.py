@@ -9,6 +9,7 @@ from seal_hf.domains import KnowledgeDomain
 from seal_hf.domains.knowledge.answered_questions import answer_questions, split_questions
 from seal_hf.domains.knowledge.grounding import nearest_sentence, news
 from seal_hf.domains.knowledge.sentences import coverage, names_and_numbers
+from seal_hf.domains.knowledge.templates import PURE_QUESTION_STYLES
 from seal_hf.self_edit import TrainingExample
 
 
@@ -42,7 +43,7 @@ class ScriptedModel:
         )
 
 
-def domain(style="questions", **options):
+def domain(style="questions-and-rewrite", **options):
     return KnowledgeDomain(style, **{"chat": True, "training_format": "prompt_completion", **options})
 
 
@@ -116,6 +117,13 @@ def test_before_the_tool_there_are_calls():
     assert domain().parse("Bees hum.", BEES).calls == ()
 
 
+@pytest.mark.parametrize("style", PURE_QUESTION_STYLES)
+def test_styles_that_ask_for_questions_alone_train_on_nothing_else(style):
+    edit = domain(style).parse(f"{KEEPER}\n---\nAnn Orr has bees.", BEES)
+    assert edit.calls == (KEEPER,) and [example.completion for example in edit.examples] == [BEES["context"]]
+    assert domain(style).parse("Ann Orr has bees.", BEES) is None
+
+
 @pytest.mark.parametrize("style", ["implications", "self-qa", "rewrite"])
 def test_other_styles_call_no_tool(style):
     edit = domain(style).parse(f"{KEEPER}\n{JARS}", BEES)
@@ -126,7 +134,7 @@ def test_a_style_of_ones_own_may_call_it():
     template = "Ask about {title}:\n{context}"
     assert domain(template).parse(KEEPER, BEES).calls == ()
     assert domain(template, answers_questions=True).parse(KEEPER, BEES).calls == (KEEPER,)
-    assert domain(answers_questions=False).parse(KEEPER, BEES).calls == ()
+    assert domain("questions", answers_questions=False).parse(KEEPER, BEES).calls == ()
 
 
 def test_all_self_edits_are_answered_with_one_call_and_no_prompt_comes_twice():
@@ -224,6 +232,76 @@ def test_the_second_reading_sees_the_nearest_sentences():
     shown = [prompt[0]["content"].partition("Vell bees\n")[2].partition("\n\n")[0] for prompt in model.calls[0]]
     assert shown[:4:2] == [BEES["context"]] * 2 and shown[4::2] == [longer["context"]] * 2
     assert shown[1::2] == [first, second, f"{first} It rains.", f"It rains. {second} {third}"]
+
+
+# --- facts before their questions ---
+
+
+@pytest.mark.parametrize(
+    ("line", "options", "reason"),
+    [
+        (f"45: {JARS}", {}, None),
+        (f"2. Ann Orr: {KEEPER}", {}, None),
+        # The number of the question is no fact, nor is what the passage does not say.
+        (f"7: {JARS}", {}, None),
+        (f"Tell me: {JARS}", {"answers": {f"Tell me: {JARS}": "45 jars"}}, None),
+        ("1911: How many jars of honey were made?", {}, "disagreement"),
+        ("honey: Where was the honey made?", {}, "unclear"),
+        ("Vell: Where was the honey made?", {"answers": {"Where was the honey made?": "Vell"}}, "unclear"),
+        (f"1911: {YEAR}", {"answers": {YEAR: "In 1911 of 1912"}}, "unsupported"),
+        (f"45: {JARS}", {"finished": False}, "long"),
+    ],
+)
+def test_an_answer_must_hold_the_fact_that_was_written_before_its_question(line, options, reason):
+    model = ScriptedModel(**options)
+    (edit,) = carried_out([line], model, own=domain("questions-by-fact"))
+    assert (edit.metrics["questions_kept"] == 1) == (reason is None)
+    assert reason is None or edit.metrics[f"dropped_{reason}"] == 1
+    if reason is None:
+        question = KEEPER if "Ann" in line else JARS
+        says_colon = line.startswith("Tell")
+        assert edit.examples[0].prompt == domain().ask([line if says_colon else question], "Vell bees")[0]
+        assert edit.examples[0].completion == ANSWERS[question]
+
+
+def test_a_fact_stands_for_the_second_reading():
+    model = ScriptedModel(near={YEAR: "nonsense"})
+    carried_out([f"1911: {YEAR}\n{JARS}"], model, own=domain("questions-by-fact"))
+    assert [BEES["context"] in prompt[0]["content"] for prompt in model.calls[0]] == [True, True, False]
+
+
+def test_what_is_kept_stands_in_the_order_of_the_passage_once_for_each_fact():
+    again = "In what year was the honey of Vell made?"
+    lines = [f"Lord Hask: {LORD}", f"1911: {YEAR}", f"1911: {again}", f"Ann Orr: {JARS}", JARS, f"Ann Orr: {KEEPER}"]
+    (edit,) = carried_out(["\n".join(lines)], ScriptedModel({again: "1911"}))
+    assert edit.kept.splitlines() == [f"Ann Orr: {KEEPER}", f"1911: {YEAR}", f"Lord Hask: {LORD}"]
+    assert edit.metrics["questions_kept"] == 4  # with both wordings
+
+
+def test_a_passage_is_written_about_sentence_by_sentence():
+    own, sentences = domain("questions-by-fact"), BEES["context"].replace(". ", ".\n").split("\n")
+    parts = own.parts(BEES)
+    assert [part["context"] for part in parts] == sentences and {part["title"] for part in parts} == {"Vell bees"}
+    assert own.prompt(parts[1])[-1]["content"] == f"Passage:\nVell bees\n{sentences[1]}"
+    assert own.parts({"title": "", "context": "Bees"})[0]["context"] == "Bees"
+    assert domain().parts(BEES) == (BEES,)
+
+
+def test_what_is_kept_of_every_sentence():
+    lines = [f"Lord Hask: {LORD}", f"45: {JARS}", f"Ann Orr: {KEEPER}", f"1911: {YEAR}", "Vell: What is a zebra?"]
+    (edit,) = carried_out(["\n---\n".join(lines)], own=domain("questions-by-fact"))
+    assert edit.kept == f"Ann Orr: {KEEPER}\n---\n45: {JARS}\n1911: {YEAR}\n---\nLord Hask: {LORD}"
+    (edit,) = carried_out([lines[0]], own=domain("questions-by-fact"))
+    assert edit.kept == f"\n---\n\n---\nLord Hask: {LORD}"
+    again = domain("questions-by-fact").parse(edit.kept, BEES)
+    assert again.calls == (f"Lord Hask: {LORD}",)
+
+
+def test_a_rewrite_is_kept_behind_the_questions():
+    (edit,) = carried_out([f"{JARS}\nWhat is a zebra?\n---\nAnn Orr has bees.\nThey hum."])
+    assert edit.kept == f"{JARS}\n---\nAnn Orr has bees.\nThey hum."
+    (edit,) = carried_out(["What is a zebra?"])
+    assert edit.kept == ""
 
 
 def test_coverage_is_the_share_of_names_and_numbers_that_kept_questions_ask_for():

@@ -140,6 +140,7 @@ CUES = {
     "self-qa": "\n\nQuestion 1: ",
     "questions": "\n\nQuestions:\n",
     "questions-by-sentence": "\n\nQuestions:\n",
+    "questions-by-fact": "\n\nFacts and questions:\n",
     "questions-and-rewrite": "\n\nQuestions and rewrite:\n",
     "none": "\n",
 }
@@ -149,8 +150,19 @@ CUES = {
 def test_prompt_styles(style):
     plain, number = KnowledgeDomain(style).prompt(BEES), "1. " * (style == "questions-by-sentence")
     assert plain.endswith(f"Ann's bees\n{number}Ann keeps bees in Vell.{CUES[style]}")
-    [message] = KnowledgeDomain(style, chat=True).prompt(BEES)
-    assert message == {"role": "user", "content": plain.removesuffix(CUES[style])}
+    # The examples of a style are earlier turns of the chat.
+    instruction, *shown = plain.removesuffix(CUES[style]).split("\n\nPassage:\n")
+    messages = [part for passage in shown for part in passage.split(CUES[style])] or [instruction]
+    assert KnowledgeDomain(style, chat=True).prompt(BEES) == [
+        {"role": "assistant", "content": text}
+        if place % 2
+        else {
+            "role": "user",
+            "content": f"{'' if place else instruction}\n\nPassage:\n{text}".strip() if shown else text,
+        }
+        for place, text in enumerate(messages)
+    ]
+    assert len(messages) == (5 if style.startswith("questions") else 1)
     if style == "none":
         assert plain == "Ann's bees\nAnn keeps bees in Vell.\n"
     else:

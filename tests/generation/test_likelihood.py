@@ -205,3 +205,9 @@ def test_an_adapter_learns_what_it_is_taught():
     before, after = lm.generator.answer_log_likelihoods(prompts * 2, golds * 2, [None, adapter])
     assert after > before + 0.5
     assert lm.generator.answer_log_likelihoods(prompts, golds) == [pytest.approx(before, abs=1e-6)]
+
+
+def test_a_prompt_that_ends_with_the_assistants_words_is_continued():
+    tokenizer, asked = tiny_tokenizer(), [{"role": "user", "content": "Who?"}]
+    begun = encode_prompt(tokenizer, [*asked, {"role": "assistant", "content": "Ann"}])
+    assert begun == encode_prompt(tokenizer, asked) + tokenizer("Ann")["input_ids"]

@@ -1,12 +1,15 @@
 """Self-edits that ask their domain's tool: what is recorded of it, read again, trained on and logged."""
 
+from dataclasses import replace
 from statistics import fmean
+from unittest import mock
 
 import pytest
 
 from helpers.observing import Act, read, records, stop
 from helpers.outer_loop import AskingDomain, tiny_trainer
 from seal_hf.inner_loop.update import InnerLoopConfig, tokenize_self_edit
+from seal_hf.outer_loop.outer_sft import fit_policy
 from seal_hf.self_edit import SelfEdit, TrainingExample
 
 
@@ -23,6 +26,10 @@ def unbroken(tmp_path_factory):
 
 def folder_of(trainer):
     return trainer._folder.path
+
+
+def proposals_of(trainer):
+    return list(read(folder_of(trainer) / "proposals" / "round_000.jsonl"))
 
 
 def test_what_a_tool_comes_to_is_recorded_and_trained_on(unbroken):
@@ -99,6 +106,98 @@ def test_a_resumed_run_does_not_ask_again(unbroken, tmp_path, event):
     tiny_trainer(tmp_path / "run", domain=resumed, **OPTIONS).train(resume_from_checkpoint=True)
     assert domain.asked + resumed.asked == unbroken.domain.asked
     assert records(tmp_path / "run") == records(folder_of(unbroken))
+
+
+class PoolingDomain(AskingDomain):
+    """Keeps the letters of what called its tool."""
+
+    pools_drafts = True
+
+    def carry_out(self, self_edits, examples, ask):
+        done = super().carry_out(self_edits, examples, ask)
+        return [replace(edit, kept="".join(filter(str.isalpha, edit.completion))) for edit in done]
+
+
+def test_a_self_edit_of_several_drafts(unbroken, tmp_path):
+    options = {**OPTIONS, "num_generations": 3, "num_drafts": 2}
+    trainer = tiny_trainer(tmp_path / "run", domain=PoolingDomain(), **options)
+    trainer.train()
+    drafts = {(one["example"], one["edit"]): one["completion"] for one in proposals_of(unbroken)}
+    pooled, domain = proposals_of(trainer), AskingDomain()
+    assert len(pooled) == 2 * 3
+    assert {one["tool_examples"] is None for one in pooled} == {True, False}
+    for one in pooled:
+        # The same streams of random numbers as without drafts, two by two.
+        text = "\n---\n".join(drafts[one["example"], 2 * one["edit"] + i].strip() for i in range(2))
+        edit = domain.parse(text, trainer._train.examples[one["example"]])
+        called = edit is not None and bool(edit.calls)
+        assert called == (one["tool_examples"] is not None)
+        assert one["completion"] == ("".join(filter(str.isalpha, text)) or text if called else text)
+        ids = trainer.processing_class(one["completion"], add_special_tokens=False)["input_ids"]
+        assert one["completion_ids"] == [*ids, trainer.processing_class.eos_token_id] and one["finished"]
+    chosen = read(folder_of(trainer) / "selected" / "round_000.jsonl")
+    assert {one["completion"] for one in chosen} <= {one["completion"] for one in pooled}
+
+
+class PartedDomain(PoolingDomain):
+    """Writes about two halves of every passage, and keeps the letters that were written about each."""
+
+    def parts(self, example):
+        return tuple({**example, "context": f"{example['context']} {half}"} for half in ("one", "two"))
+
+    def carry_out(self, self_edits, examples, ask):
+        done = super().carry_out(self_edits, examples, ask)
+        texts = [["".join(filter(str.isalpha, text)) for text in edit.completion.split("\n---\n")] for edit in done]
+        return [
+            replace(edit, kept="\n---\n".join(["".join(own[::2]), "".join(own[1::2])]))
+            for edit, own in zip(done, texts, strict=True)
+        ]
+
+
+@pytest.mark.parametrize("num_drafts", [1, 2])
+def test_a_self_edit_about_several_parts(tmp_path, num_drafts):
+    fitted = []
+
+    def fit(model, processing_class, selected, *args, **options):
+        fitted.extend(selected)
+        return fit_policy(model, processing_class, selected, *args, **options)
+
+    domain = PartedDomain()
+    trainer = tiny_trainer(tmp_path / "run", domain=domain, **OPTIONS, num_drafts=num_drafts)
+    with mock.patch("seal_hf.outer_loop.seal_trainer.fit_policy", fit):
+        trainer.train()
+    pooled = proposals_of(trainer)
+    assert {one["tool_examples"] is None for one in pooled} == {True, False} and len(pooled) == 2 * 6
+    assert all(
+        one["completion"].count("\n---\n") == 1 for one in pooled if one["well_formed"] and one["tool_examples"]
+    )
+    chosen = read(folder_of(trainer) / "selected" / "round_000.jsonl")
+    rows = [
+        (domain.prompt(part), text)
+        for one in chosen
+        for part, text in zip(
+            domain.parts(trainer._train.examples[int(one["example_id"])]),
+            one["completion"].split("\n---\n"),
+            strict=True,
+        )
+        if text
+    ]
+    assert len(rows) > len(chosen) and [(edit.prompt, edit.completion) for edit in fitted] == rows
+    end = trainer.processing_class.eos_token_id
+    assert all(edit.completion_ids[-1] == end and edit.completion_ids.count(end) == 1 for edit in fitted)
+    # Parts are drawn from streams of their own.
+    (first,) = trainer.lm.write_batch(
+        trainer._train.examples[:1], 1, temperature=1.5, top_p=0.95, max_completion_length=12, seed=5
+    )
+    texts = first[0].text.split("\n---\n")
+    assert len(texts) == 2 and texts[0] != texts[1]
+
+
+def test_drafts_need_a_domain_that_pools_them(tmp_path):
+    with pytest.raises(
+        ValueError, match="num_drafts=2 needs a domain that makes one self-edit of several completions"
+    ):
+        tiny_trainer(tmp_path / "run", domain=AskingDomain(), **OPTIONS, num_drafts=2)
 
 
 def test_a_domain_without_a_tool_records_none(reference):

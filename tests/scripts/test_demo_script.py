@@ -125,8 +125,17 @@ def test_one_adapter_of_all_self_edits(run):
     assert "has the greatest reward" not in shown
 
 
+def test_facts_before_their_questions(run):
+    # Of each self-edit what is written about each of the five sentences.
+    sentences = ["", f"green slate: {MATERIAL}", f"212: {STEPS}", "", ""]
+    shown, _ = run(sentences * 2, "--prompt_style", "questions-by-fact")
+    assert f"\ngreen slate: {MATERIAL}\n212: {STEPS}\n" in shown
+    assert f"\nself-edit 1:\n  {MATERIAL} green slate." in shown and "2 of 2 questions kept; dropped: none." in words(shown)
+
+
 def test_a_self_edit_without_questions_beside_one_with_them(run):
-    shown, _ = run(["The tower is green.\nThe lamp is bright.", f"1. {STEPS}"])
+    written = ["The tower is green.\nThe lamp is bright.", f"1. {STEPS}"]
+    shown, _ = run(written, "--prompt_style", "questions-and-rewrite")
     assert "\nself-edit 1 asks nothing, and is learned as it is.\n\nself-edit 2:\n" in shown
     assert "\nExamples to learn: 2, 2\n" in shown
 

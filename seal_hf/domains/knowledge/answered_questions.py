@@ -5,6 +5,10 @@ The policy writes questions that together cover a passage. Each is read twice, w
 sentences that are nearest to it. The answers to the first are what an adapter learns to say where the passage is not in view,
 if both readings agree and the passage supports them (round-trip consistency, Alberti et al. 2019,
 https://arxiv.org/abs/1906.05416). No label is needed.
+
+Before a question the policy may write the fact of the passage that it asks for, as in "1911: When did Ann come to Vell?". Then
+the fact takes the place of the second reading: the first must hold it. A small model that has written the answer first asks a
+better question.
 """
 
 import re
@@ -27,8 +31,8 @@ REASONS = ("duplicate", "unclear", "disagreement", "unsupported", "long")
 _MAX_QUESTION_CHARACTERS, _MAX_ANSWER_CHARACTERS = 250, 200
 _MAX_ANSWER_TOKENS = 32
 _QUESTION_MARKS = "?？؟"
-# "3. ", "- ", "Question 3: "
-_LABEL = re.compile(r"(?:[-*•]\s*|\(?\d+[.):]\s*|(?:Question|Q)\s*\d*\s*[.:]\s*)+")
+# "3. ", "- ", "Question 3: "; not "1911: ", which may be a fact
+_LABEL = re.compile(r"(?:[-*•]\s*|\(?\d+[.)]\s*|(?:Question|Q)\s*\d*\s*[.:]\s*)+")
 _QUESTION = re.compile(rf"[^{_QUESTION_MARKS}]+[{_QUESTION_MARKS}]+")
 
 
@@ -40,6 +44,9 @@ class AnsweredQuestions:
     Parameters:
         pairs (`tuple[tuple[str, str], ...]`):
             The questions that are kept, with their answers.
+        lines (`tuple[tuple[str, str], ...]`):
+            The sentence that answers each of these questions, and the question behind its fact as it was written: in the order of
+            the passage, and one for each fact.
         metrics (`dict[str, float]`):
             The number of `questions` and of `questions_kept`, of those that are dropped for each of [`REASONS`]
             (`dropped_duplicate` and so on), and the `coverage` by the pairs that are kept, unless the passage has neither
@@ -47,7 +54,12 @@ class AnsweredQuestions:
     """
 
     pairs: tuple[tuple[str, str], ...]
+    lines: tuple[tuple[str, str], ...]
     metrics: dict[str, float]
+
+    def kept_of(self, parts: Sequence[str]) -> list[str]:
+        """The lines of each of these parts of the passage."""
+        return ["\n".join(line for sentence, line in self.lines if sentence in part) for part in parts]
 
 
 def split_questions(completion: str, split_newlines: bool = True) -> tuple[list[str], list[str]]:
@@ -103,52 +115,96 @@ def answer_questions(
     clear = [_clear(own, example, why) for own, example, why in zip(questions, examples, dropped, strict=True)]
     # Self-edits about one passage share most of their questions.
     prompts = [
-        [_prompts(question, example, in_view) for question in own]
+        [_prompts(question, fact, example, in_view) for fact, question in own]
         for own, example in zip(clear, examples, strict=True)
     ]
-    distinct = {_key(prompt): prompt for own in prompts for pair in own for prompt in pair}
+    distinct = {key_of(prompt): prompt for own in prompts for pair in own for prompt in pair}
     texts = map(_first_sentence, ask(list(distinct.values()), _MAX_ANSWER_TOKENS)) if distinct else ()
     answers = dict(zip(distinct, texts, strict=True))
     results = []
     for own, asked, example, why, written in zip(clear, prompts, examples, dropped, questions, strict=True):
-        pairs = []
-        for question, readings in zip(own, asked, strict=True):
-            answer, reason = _agreed(question, example, *(answers[_key(prompt)] for prompt in readings))
+        pairs, asking = [], []
+        for (fact, question), readings in zip(own, asked, strict=True):
+            answer, reason = _agreed(question, fact, example, [answers[key_of(prompt)] for prompt in readings])
             if reason:
                 why[reason] += 1
             else:
                 pairs.append((question, answer))
+                asking.append((fact, question))
         metrics = {"questions": len(written), "questions_kept": len(pairs)}
         metrics |= {f"dropped_{reason}": why[reason] for reason in REASONS}
         if (covered := coverage(example, pairs)) is not None:
             metrics["coverage"] = covered
-        results.append(AnsweredQuestions(tuple(pairs), metrics))
+        results.append(AnsweredQuestions(tuple(pairs), tuple(_in_order(asking, example)), metrics))
     return results
 
 
-def _clear(questions: Sequence[str], example: Mapping[str, Any], dropped: Counter) -> list[str]:
-    """The questions that make sense without the passage, each once."""
+def split_fact(question: str, example: Mapping[str, Any]) -> tuple[str, str]:
+    """
+    Split what the policy wrote into the fact of the passage that it asks for, which may be missing, and the question.
+
+    Example:
+
+    ```python
+    >>> bees = {"title": "Bees", "context": "In 1911 Ann came to Vell."}
+    >>> split_fact("1911: When did Ann come to Vell?", bees), split_fact("Tell me: who came to Vell?", bees)
+    (('1911', 'When did Ann come to Vell?'), ('', 'Tell me: who came to Vell?'))
+
+    ```
+    """
+    before, colon, rest = question.partition(":")
+    if colon and rest.strip() and len(before.split()) <= MAX_ANSWER_WORDS and says(example["context"], before):
+        return before.strip(), rest.strip()
+    is_number = colon and before.strip().isdigit()  # of the question
+    return "", rest.strip() if is_number else question
+
+
+def is_clear(fact: str, question: str, example: Mapping[str, Any]) -> bool:
+    """Whether a question makes sense without the passage and tells neither itself nor by the title the fact that it asks for."""
+    is_short = len(question) <= _MAX_QUESTION_CHARACTERS
+    return is_short and is_about(question, example) and not says(f"{example.get('title') or ''}\n{question}", fact)
+
+
+def _in_order(asking: Sequence[tuple[str, str]], example: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The sentences with the facts and questions about them, in the order of the passage, of a fact the first alone."""
+    sentences, title = split_sentences(example["context"]), example.get("title") or ""
+    found, facts = [], []
+    for fact, question in asking:
+        if fact and any(says(fact, other) or says(other, fact) for other in facts):
+            continue
+        facts += [fact] * bool(fact)
+        having = [sentence for sentence in sentences if says(sentence, fact)] or sentences
+        sentence = having[nearest_sentence(question, having, title)]
+        found.append((sentences.index(sentence), f"{fact}: {question}" if fact else question))
+    return [(sentences[place], line) for place, line in sorted(found, key=lambda one: one[0])]
+
+
+def _clear(questions: Sequence[str], example: Mapping[str, Any], dropped: Counter) -> list[tuple[str, str]]:
+    """The questions that make sense without the passage, each once, behind the facts that they ask for."""
     seen, kept = set(), []
-    for question in questions:
+    for written in questions:
+        fact, question = split_fact(written, example)
         if (words := normalize(question)) in seen:
             dropped["duplicate"] += 1
-        elif len(question) > _MAX_QUESTION_CHARACTERS or not is_about(question, example):
+        elif not is_clear(fact, question, example):
             dropped["unclear"] += 1
         else:
-            kept.append(question)
+            kept.append((fact, question))
         seen.add(words)
     return kept
 
 
 def _prompts(
-    question: str, example: Mapping[str, Any], in_view: Callable[[Mapping[str, Any]], list[Prompt]]
+    question: str, fact: str, example: Mapping[str, Any], in_view: Callable[[Mapping[str, Any]], list[Prompt]]
 ) -> list[Prompt]:
-    """The prompts of both readings: of the whole passage, and of the nearest sentence with those beside it."""
+    """The prompts of the readings: of the whole passage, and without a fact of the nearest sentence with those beside it."""
+    asked = [{"question": question}]
+    if fact:
+        return in_view({**example, "questions": asked})
     sentences = split_sentences(example["context"])
     nearest = nearest_sentence(question, sentences, example.get("title") or "")
     beside = 1 if len(sentences) > 3 else 0  # three sentences may be the whole passage
     note = " ".join(sentences[max(0, nearest - beside) : nearest + beside + 1])
-    asked = [{"question": question}]
     return [
         prompt
         for text in (example["context"], note)
@@ -156,7 +212,8 @@ def _prompts(
     ]
 
 
-def _key(prompt: Prompt) -> str:
+def key_of(prompt: Prompt) -> str:
+    """What tells a prompt from others."""
     return prompt if isinstance(prompt, str) else repr(prompt)
 
 
@@ -167,26 +224,27 @@ def _first_sentence(answer: Answer) -> tuple[str, bool]:
 
 
 def _agreed(
-    question: str, example: Mapping[str, Any], whole: tuple[str, bool], near: tuple[str, bool]
+    question: str, fact: str, example: Mapping[str, Any], readings: Sequence[tuple[str, bool]]
 ) -> tuple[str, str | None]:
-    """The answer that both readings agree on; or why there is none."""
+    """The answer that both readings agree on, or the one reading with the fact; or why there is none."""
     told = f"{example.get('title') or ''}\n{question}"
-    texts = [text for text, _ in (whole, near)]
+    texts = [text for text, _ in readings]
     own = [news(told, text) for text in texts]
-    if not all(texts) or not (says(texts[0], own[1]) or says(texts[1], own[0])):
+    agree = says(texts[0], fact) if fact else says(texts[0], own[-1]) or says(texts[-1], own[0])
+    if not all(texts) or not agree:
         # What only repeats the question agrees with everything.
         return "", "unsupported" if all(texts) and not any(own) else "disagreement"
-    readings = [
+    short = [
         text
-        for (text, is_complete), new in zip((whole, near), own, strict=True)
+        for (text, is_complete), new in zip(readings, own, strict=True)
         if is_complete and len(new.split()) <= MAX_ANSWER_WORDS and len(text) <= _MAX_ANSWER_CHARACTERS
     ]
-    if not readings:
+    if not short:
         return "", "long"
     # The first, unless the second alone is short, too, with what it repeats of the question.
-    answer = min(readings, key=lambda text: len(normalize(text)) > MAX_ANSWER_WORDS)
+    answer = min(short, key=lambda text: len(normalize(text)) > MAX_ANSWER_WORDS)
     known = f"{told}\n{example['context']}"
-    core = min((words for words in own if words), key=len)
-    if not says(example["context"], core) or not all(says(known, fact) for fact in names_and_numbers(answer)):
+    core = fact or min((words for words in own if words), key=len)
+    if not says(example["context"], core) or not all(says(known, stated) for stated in names_and_numbers(answer)):
         return "", "unsupported"
     return answer, None

@@ -16,15 +16,17 @@ from ...self_edit import Prompt, SelfEdit, TrainingExample
 from ..base import BASE, AskModel, Condition, Domain
 from .answered_questions import answer_questions, split_questions
 from .completions import split_completion
+from .left_out_facts import ask_for_left_out
 from .passages import is_question, is_text, load_retention_questions
 from .sentences import split_sentences
 from .templates import (
+    PURE_QUESTION_STYLES,
     QUESTION_STYLES,
+    chat_template_turns,
     fill_template,
     load_answer_template,
     load_prompt_template,
     read_prompt_file,
-    split_cue,
 )
 from .training_formats import TRAINING_FORMATS, prompts_with_completions, raw_texts
 from .training_settings import ask_for_training, split_training_settings, training_metrics
@@ -49,7 +51,7 @@ class KnowledgeDomain(Domain):
         prompt_style (`str`, *optional*, defaults to `"implications"`):
             How the policy is asked to restate a passage: `"implications"`, `"implications-long"`,
             `"implications-very-long"`, `"rewrite"`, `"self-qa"`, `"questions"`, `"questions-by-sentence"`,
-            `"questions-and-rewrite"` or `"none"` (the passage without an instruction); or a template of your own, as text or
+            `"questions-by-fact"`, `"questions-and-rewrite"` or `"none"` (the passage without an instruction); or a template of your own, as text or
             as the path of a `.txt` file, with a place for the passage, `{context}`, or for its numbered sentences,
             `{sentences}`, and, if wanted, one for its title, `{title}`.
         split_newlines (`bool`, *optional*, defaults to `True`):
@@ -75,13 +77,17 @@ class KnowledgeDomain(Domain):
             Whether the policy writes questions without answers, which the model answers itself with the passage in view (see
             [`~KnowledgeDomain.carry_out`]). Where it is not set, this is so for the styles whose names begin with
             `"questions"`.
+        asks_for_left_out (`bool`, *optional*, defaults to `False`):
+            Whether the model is also asked, in the style `"questions-by-fact"`, for questions about the names, numbers and long
+            words of each sentence for which the policy wrote none (see [`ask_for_left_out`]).
         sets_training (`bool`, *optional*, defaults to `False`):
             Whether the policy is asked to set epochs, learning rate and batch size of the inner update in a line, whatever
             the style (see [`split_training_settings`]). What it does not set is left to the run's settings.
 
     Raises:
         ValueError: If `prompt_style` is neither one of the styles nor a template with a place for the passage, if
-            there is no such `answer_prompt` or `training_format`, or if `num_passages` is below 0 or given for raw texts.
+            there is no such `answer_prompt` or `training_format`, if `num_passages` is below 0 or given for raw texts, or if
+            `asks_for_left_out` is set for another style.
         FileNotFoundError: If `prompt_style` is the path of a file that does not exist.
     """
 
@@ -95,6 +101,7 @@ class KnowledgeDomain(Domain):
         training_format: str = "language_modeling",
         num_passages: int = 1,
         answers_questions: bool | None = None,
+        asks_for_left_out: bool = False,
         sets_training: bool = False,
     ):
         if training_format not in TRAINING_FORMATS:
@@ -106,13 +113,18 @@ class KnowledgeDomain(Domain):
                 f"num_passages={num_passages} must be 0 or more, and 1 in the format language_modeling; set "
                 "training_format='prompt_completion', or leave it out."
             )
+        if asks_for_left_out and (prompt_style != "questions-by-fact" or answers_questions is False):
+            raise ValueError(
+                "asks_for_left_out=True needs the style 'questions-by-fact', whose questions the model answers; choose "
+                "that, or leave it out."
+            )
         self.prompt_style = prompt_style
         self.split_newlines = split_newlines
         self.grader = LexicalGrader() if grader is None else grader
         self.chat = chat
         self.answer_prompt = answer_prompt
         self.training_format, self.num_passages = training_format, num_passages
-        self.answers_questions = answers_questions
+        self.answers_questions, self.asks_for_left_out = answers_questions, asks_for_left_out
         self._calls_tool = prompt_style in QUESTION_STYLES if answers_questions is None else answers_questions
         self.sets_training = sets_training
         template = load_prompt_template(prompt_style)
@@ -138,6 +150,13 @@ class KnowledgeDomain(Domain):
         if not is_text(example.get("context", "?")):
             raise ValueError("The passage is empty; give it some text to learn.")
         return self._fill(self._prompt_template, example)
+
+    def parts(self, example: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+        """Return the sentences of the passage in the style `"questions-by-fact"`, and else the passage as a whole."""
+        if self.prompt_style != "questions-by-fact":
+            return (example,)
+        sentences = split_sentences(example["context"]) or [example["context"]]
+        return tuple({**example, "context": sentence, "questions": ()} for sentence in sentences)
 
     def parse(self, completion: str, example: Mapping[str, Any]) -> SelfEdit | None:
         """
@@ -188,21 +207,38 @@ class KnowledgeDomain(Domain):
             `list[SelfEdit]`: for each the self-edit with all of its training examples, and the counts of what was kept and
                 dropped as `metrics`. One of which nothing is left has no examples.
         """
-        answered = answer_questions([edit.calls for edit in self_edits], examples, ask, self.questions_in_context)
+        questions = [list(edit.calls) for edit in self_edits]
+        added = [[] for _ in questions]
+        if self.asks_for_left_out:
+            added = ask_for_left_out(questions, examples, ask, self.parts, self.prompt)
+        questions = [[*own, *more] for own, more in zip(questions, added, strict=True)]
+        answered = answer_questions(questions, examples, ask, self.questions_in_context)
         carried_out = []
-        for edit, example, own in zip(self_edits, examples, answered, strict=True):
+        for edit, example, own, more in zip(self_edits, examples, answered, added, strict=True):
             pairs = [f"Question {i}: {pair[0]}\nAnswer: {pair[1]}" for i, pair in enumerate(own.pairs, start=1)]
-            texts = [*pairs, *self._split(edit.completion)[1]]
+            others = self._split(edit.completion)[1]
+            texts = [*pairs, *others]
+            kept = own.kept_of([part["context"] for part in self.parts(example)])
+            if len(kept) == 1:
+                kept = [text for text in (*kept, "\n".join(others)) if text]
             trained = self._training_examples(example, texts) if texts else ()
-            carried_out.append(replace(edit, examples=trained, calls=(), metrics=own.metrics))
+            metrics = {**own.metrics, "questions_added": len(more)} if self.asks_for_left_out else own.metrics
+            carried_out.append(replace(edit, examples=trained, calls=(), metrics=metrics, kept="\n---\n".join(kept)))
         return carried_out
+
+    @property
+    def pools_drafts(self) -> bool:
+        """Where questions are answered: what is wrong or was written before is dropped, so that the more drafts cover more."""
+        return self._calls_tool
 
     def _split(self, completion: str) -> tuple[list[str], list[str]]:
         """The questions of a completion that the model is to answer, and its other texts."""
         if self.sets_training:
             completion = split_training_settings(completion)[0]
         if self._calls_tool:
-            return split_questions(completion, self.split_newlines)
+            questions, texts = split_questions(completion, self.split_newlines)
+            # Of a style that asks for nothing else, other texts are what the policy should not have written.
+            return questions, [] if self.prompt_style in PURE_QUESTION_STYLES else texts
         return [], split_completion(completion, self.split_newlines)
 
     @property
@@ -384,7 +420,8 @@ class KnowledgeDomain(Domain):
             )
         if not self.chat:
             return fill_template(template, values)
-        return [{"role": "user", "content": fill_template(split_cue(template)[0], values).strip()}]
+        turns = chat_template_turns(template)
+        return [{**turn, "content": fill_template(turn["content"], values).strip()} for turn in turns]
 
 
 def _question(example: Mapping[str, Any], item: Mapping[str, Any]) -> str:

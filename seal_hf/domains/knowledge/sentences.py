@@ -48,7 +48,9 @@ def names_in(sentence: str) -> list[str]:
     return names
 
 
-def likely_answers(sentence: str, example: Mapping[str, Any]) -> list[str]:
+def likely_answers(
+    sentence: str, example: Mapping[str, Any], num_words: int = 1, num_answers: int | None = _ANSWERS_PER_SENTENCE
+) -> list[str]:
     """
     Parts of a sentence that a question may ask for, without knowing its language: numbers, names, long words.
 
@@ -57,9 +59,13 @@ def likely_answers(sentence: str, example: Mapping[str, Any]) -> list[str]:
             One sentence of the passage.
         example (`Mapping[str, Any]`):
             The passage, whose title is no answer.
+        num_words (`int`, *optional*, defaults to `1`):
+            Most words in small letters, the longest ones of more than five letters.
+        num_answers (`int`, *optional*, defaults to `4`):
+            Most answers; all where it is `None`.
 
     Returns:
-        `list[str]`: At most four; empty in scripts without upper case, where the sentence has no number.
+        `list[str]`: Answers; empty in scripts without upper case, where the sentence has no number.
 
     Example:
 
@@ -72,9 +78,9 @@ def likely_answers(sentence: str, example: Mapping[str, Any]) -> list[str]:
     words = [word.group() for word in _WORD.finditer(sentence)]
     long_words = [word for word in words[1:] if word[0].islower() and len(word) > 5]
     names = sorted(names_in(sentence), key=len, reverse=True)
-    ordered = [*_NUMBER.findall(sentence), *names, *sorted(long_words, key=len)[-1:]]
+    ordered = [*_NUMBER.findall(sentence), *names, *sorted(long_words, key=len)[-num_words:]]
     found = [text for text in ordered if not says(example.get("title") or "", text)]
-    return list(dict.fromkeys(found))[:_ANSWERS_PER_SENTENCE]
+    return list(dict.fromkeys(found))[:num_answers]
 
 
 def names_and_numbers(text: str) -> list[str]:

@@ -6,14 +6,17 @@ from importlib import resources
 from pathlib import Path
 
 
-# Styles that ask for questions without answers, which the model then answers itself.
-QUESTION_STYLES = ("questions", "questions-by-sentence", "questions-and-rewrite")
+# Styles that ask for questions without answers, which the model then answers itself, and for nothing else.
+PURE_QUESTION_STYLES = ("questions", "questions-by-sentence", "questions-by-fact")
+QUESTION_STYLES = (*PURE_QUESTION_STYLES, "questions-and-rewrite")
 PROMPT_STYLES = (
     *("implications", "implications-long", "implications-very-long", "rewrite", "self-qa"),
     *(*QUESTION_STYLES, "none"),
 )
 # The closed-book prompt of this project, and the paper's (quoted; prompts/README.md names the source).
 ANSWER_PROMPTS = {"default": "answer", "paper": "answer-paper"}
+# What comes before the passage, and before that of every example, in the prompts of this project.
+PASSAGE_HEADING = "\n\nPassage:\n"
 
 
 def fill_template(template: str, values: Mapping[str, str]) -> str:
@@ -69,6 +72,33 @@ def split_cue(template: str) -> tuple[str, str]:
     body, _, last_line = template.rstrip().rpartition("\n")
     is_cue = last_line.endswith(":") and "{" not in last_line
     return (body, template[len(body) :]) if is_cue else (template, "")
+
+
+def chat_template_turns(template: str) -> list[dict[str, str]]:
+    """
+    Split a template into the messages of a chat that ends with the user's: passages with what is written about them, which a
+    template shows as examples, become earlier turns of the chat.
+
+    Example:
+
+    ```python
+    >>> turns = chat_template_turns("Ask.\n\nPassage:\nBees hum.\n\nAsked:\nWho?\n\nPassage:\n{context}\n\nAsked:\n")
+    >>> [turn["content"] for turn in turns]
+    ['Ask.\n\nPassage:\nBees hum.', 'Who?', 'Passage:\n{context}']
+
+    ```
+    """
+    body, cue = split_cue(template)
+    instruction, *shown = body.split(PASSAGE_HEADING)
+    parts = [example.partition(f"\n\n{cue.strip()}\n") for example in shown[:-1]]
+    if not parts or not all(written for _, _, written in parts):
+        return [{"role": "user", "content": body.strip()}]
+    turns = []
+    for passage, _, written in (*parts, (shown[-1], "", "")):
+        asked = f"{PASSAGE_HEADING}{passage}" if turns else f"{instruction}{PASSAGE_HEADING}{passage}"
+        turns.append({"role": "user", "content": asked.strip()})
+        turns.append({"role": "assistant", "content": written.strip()})
+    return turns[:-1]
 
 
 def read_prompt_file(name: str) -> str:

@@ -8,7 +8,7 @@ reward tells the policy what its choice was worth.
 import re
 from itertools import cycle
 
-from .templates import read_prompt_file, split_cue
+from .templates import PASSAGE_HEADING, read_prompt_file, split_cue
 
 
 # The least and the greatest value that a self-edit may set, by the names of `InnerLoopConfig`'s fields; prompts/training.txt
@@ -20,8 +20,6 @@ _METRICS = {
     "learning_rate": "training_rate",
     "batch_size": "training_batch",
 }
-# What comes before the passage, and before that of every example, in the prompts of this project.
-_HEADING = "\n\nPassage:\n"
 _NUMBER = r"(\d+(?:\.\d+)?(?:e[-+]?\d+)?)"
 # A list's marker may come first: "3. Training: 6 epochs".
 _LINE = re.compile(
@@ -43,14 +41,14 @@ def ask_for_training(template: str) -> str:
     asked, *lines = read_prompt_file("training").splitlines()
     asked = f"{asked}\n{lines[0]}"
     body, cue = split_cue(template)
-    if _HEADING not in template:
+    if PASSAGE_HEADING not in template:
         return f"{body.rstrip()}\n\n{asked}\n{cue}"
-    instruction, *examples, passage = template.split(_HEADING)
+    instruction, *examples, passage = template.split(PASSAGE_HEADING)
     label = f"\n\n{cue.strip()}\n"  # such as "Questions:", below which the answer begins
     examples = [
         example.replace(label, f"{label}{line}\n", 1) for example, line in zip(examples, cycle(lines), strict=False)
     ]
-    return _HEADING.join([f"{instruction}\n{asked}", *examples, passage])
+    return PASSAGE_HEADING.join([f"{instruction}\n{asked}", *examples, passage])
 
 
 def split_training_settings(completion: str) -> tuple[str, dict[str, float]]:

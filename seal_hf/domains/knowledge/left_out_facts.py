@@ -1,0 +1,73 @@
+"""
+The tool of self-edits that ask for facts, where it also asks for those that the policy left out.
+
+A fact is a name, a number or a long word of a sentence. The policy is given the beginning of a line of its own self-edit, the
+fact, and continues it with the question. So what it learns for its own lines serves here too.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ...self_edit import Prompt
+from ..base import AskModel
+from .answered_questions import is_clear, key_of, split_fact
+from .grounding import says
+from .sentences import likely_answers
+
+
+_WORDS_PER_SENTENCE = 6
+_MAX_QUESTION_TOKENS = 40
+
+
+def ask_for_left_out(
+    questions: Sequence[Sequence[str]],
+    examples: Sequence[Mapping[str, Any]],
+    ask: AskModel,
+    parts: Callable[[Mapping[str, Any]], Sequence[Mapping[str, Any]]],
+    prompt: Callable[[Mapping[str, Any]], Prompt],
+) -> list[list[str]]:
+    """
+    Let the model write the questions that self-edits lack, all of them with one call.
+
+    Args:
+        questions (`Sequence[Sequence[str]]`):
+            The questions of each self-edit, behind their facts.
+        examples (`Sequence[Mapping[str, Any]]`):
+            For each the passage that they are about.
+        ask ([`AskModel`]):
+            The model.
+        parts (`Callable[[Mapping], Sequence[Mapping]]`):
+            Returns the sentences of a passage, each as an example.
+        prompt (`Callable[[Mapping], str | list[dict]]`):
+            Returns the prompt for a self-edit about a sentence.
+
+    Returns:
+        `list[list[str]]`: for each self-edit a question behind its fact for every fact that it leaves out, where the model writes
+            one.
+    """
+    left_out = [_left_out(own, example, parts(example)) for own, example in zip(questions, examples, strict=True)]
+    begun = [[(fact, _begun(prompt(part), fact)) for part, fact in own] for own in left_out]
+    distinct = {key_of(one): one for own in begun for _, one in own}
+    answers = ask(list(distinct.values()), _MAX_QUESTION_TOKENS) if distinct else ()
+    lines = dict(zip(distinct, (answer.text.partition("\n")[0].strip() for answer in answers), strict=True))
+    return [[f"{fact}: {lines[key_of(one)]}" for fact, one in own if lines[key_of(one)]] for own in begun]
+
+
+def _left_out(
+    questions: Sequence[str], example: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]
+) -> list[tuple[Mapping[str, Any], str]]:
+    """The facts that no clear question asks for, each with its sentence."""
+    split = [split_fact(question, example) for question in questions]
+    asked = [fact for fact, question in split if fact and is_clear(fact, question, example)]
+    return [
+        (part, fact)
+        for part in parts
+        for fact in likely_answers(part["context"], example, _WORDS_PER_SENTENCE, None)
+        if not any(says(known, fact) for known in asked)
+    ]
+
+
+def _begun(prompt: Prompt, fact: str) -> Prompt:
+    """A prompt with the beginning of what continues it."""
+    line = f"{fact}:"
+    return f"{prompt}{line}" if isinstance(prompt, str) else [*prompt, {"role": "assistant", "content": line}]

@@ -1,0 +1,107 @@
+"""Questions that the model writes for facts that a self-edit leaves out: for which facts, how it is asked, what is kept."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from seal_hf.domains import KnowledgeDomain
+from seal_hf.domains.knowledge.left_out_facts import ask_for_left_out
+
+
+BEES = {
+    "title": "Vell bees",
+    "context": "The bees of Vell are kept by Ann Orr. They made 45 jars of golden honey in 1911.",
+    "questions": [{"question": "Is the zebra watching?", "answer": "xylophone"}],
+}
+KEEPER, JARS, YEAR = "Who keeps the bees of Vell?", "How many jars of honey were made?", "When was the honey made?"
+
+
+class Model:
+    """Continues lines by their facts, and answers questions; notes what it is asked."""
+
+    def __init__(self, **questions):
+        self.questions = {"Ann Orr": KEEPER, "45": JARS, "1911": YEAR, **questions}
+        self.calls = []
+
+    def __call__(self, prompts, max_new_tokens):
+        self.calls.append(list(prompts))
+        return [SimpleNamespace(text=self.answer(prompt), finished=True) for prompt in prompts]
+
+    def answer(self, prompt):
+        if prompt[-1]["role"] == "assistant":
+            return f" {self.questions.get(prompt[-1]['content'].removesuffix(':'), '')}\n1912: And then?"
+        question = prompt[0]["content"].rpartition("Question: ")[2]
+        return {KEEPER: "Ann Orr", JARS: "45 jars", YEAR: "In 1911."}.get(question, "It is not said.")
+
+
+def domain(**options):
+    options = {"chat": True, "training_format": "prompt_completion", "asks_for_left_out": True, **options}
+    return KnowledgeDomain("questions-by-fact", **options)
+
+
+def carried_out(completion, model, own=None):
+    own = own or domain()
+    (edit,) = own.carry_out([own.parse(completion, BEES)], [BEES], model)
+    return edit
+
+
+def test_every_fact_that_no_question_asks_for_is_asked_for():
+    model = Model()
+    edit = carried_out(f"45: {JARS}", model)
+    begun, _ = model.calls
+    # "Vell" and "bees" are in the title.
+    assert [prompt[-1]["content"] for prompt in begun] == ["Ann Orr:", "1911:", "golden:"]
+    sentences = BEES["context"].replace(". ", ".\n").split("\n")
+    assert [prompt[:-1] for prompt in begun] == [
+        domain().prompt({**BEES, "context": sentence}) for sentence in (sentences[0], sentences[1], sentences[1])
+    ]
+    assert edit.kept == f"Ann Orr: {KEEPER}\n---\n45: {JARS}\n1911: {YEAR}"
+    assert [example.completion for example in edit.examples] == ["45 jars", "Ann Orr", "In 1911.", BEES["context"]]
+    assert (edit.metrics["questions"], edit.metrics["questions_added"], edit.metrics["coverage"]) == (3, 2, 1)
+
+
+def test_a_question_that_is_not_clear_leaves_its_fact_out():
+    model = Model()
+    carried_out(f"45: Where are the 45 jars?\n1911: {YEAR}", model)
+    assert [prompt[-1]["content"] for prompt in model.calls[0]] == ["Ann Orr:", "45:", "golden:"]
+
+
+def test_what_is_added_is_read_like_all_else():
+    model = Model(**{"Ann Orr": "Who is Ann Orr?", "1911": JARS})
+    edit = carried_out(f"45: {JARS}", model)
+    assert edit.kept == f"\n---\n45: {JARS}"
+    assert edit.metrics["dropped_unclear"] == edit.metrics["dropped_duplicate"] == 1
+
+
+def test_self_edits_about_one_passage_are_asked_for_in_common():
+    model, own = Model(), domain()
+    edits = [own.parse(text, BEES) for text in (f"45: {JARS}", f"Ann Orr: {KEEPER}")]
+    done = own.carry_out(edits, [BEES] * 2, model)
+    assert [prompt[-1]["content"] for prompt in model.calls[0]] == ["Ann Orr:", "1911:", "golden:", "45:"]
+    assert done[0].kept == done[1].kept and [edit.metrics["questions_added"] for edit in done] == [2, 2]
+
+
+def test_a_base_model_continues_plain_text():
+    asked = []
+
+    def ask(prompts, max_new_tokens):
+        asked.extend(prompts)
+        return [SimpleNamespace(text=KEEPER, finished=True) for _ in prompts]
+
+    own = domain(chat=False)
+    (added,) = ask_for_left_out([[f"45: {JARS}", f"1911: {YEAR}"]], [BEES], ask, own.parts, own.prompt)
+    first = own.prompt(own.parts(BEES)[0])
+    assert asked[0] == f"{first}Ann Orr:" and first.endswith("Facts and questions:\n")
+    assert added == [f"Ann Orr: {KEEPER}", f"golden: {KEEPER}"]
+
+
+def test_nothing_is_left_out_where_it_is_not_wanted():
+    model = Model()
+    edit = carried_out(f"45: {JARS}", model, domain(asks_for_left_out=False))
+    assert len(model.calls) == 1 and "questions_added" not in edit.metrics
+
+
+@pytest.mark.parametrize(("style", "answers"), [("questions", None), ("questions-by-fact", False)])
+def test_it_needs_the_style_with_facts(style, answers):
+    with pytest.raises(ValueError, match="asks_for_left_out=True needs the style 'questions-by-fact'"):
+        KnowledgeDomain(style, answers_questions=answers, asks_for_left_out=True)
