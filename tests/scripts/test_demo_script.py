@@ -130,7 +130,8 @@ def test_facts_before_their_questions(run):
     sentences = ["", f"green slate: {MATERIAL}", f"212: {STEPS}", "", ""]
     shown, _ = run(sentences * 2, "--prompt_style", "questions-by-fact")
     assert f"\ngreen slate: {MATERIAL}\n212: {STEPS}\n" in shown
-    assert f"\nself-edit 1:\n  {MATERIAL} green slate." in shown and "2 of 2 questions kept; dropped: none." in words(shown)
+    assert f"\nself-edit 1:\n  {MATERIAL} green slate." in shown
+    assert "2 of 2 questions kept; dropped: none." in words(shown)
 
 
 def test_a_self_edit_without_questions_beside_one_with_them(run):
