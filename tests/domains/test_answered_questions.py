@@ -24,10 +24,11 @@ ANSWERS = {KEEPER: "Ann Orr", JARS: "45 jars", YEAR: "1911", LORD: "Lord Hask"}
 
 
 class ScriptedModel:
-    """Answers by the question, or by the question and whether the whole passage is in view; notes what it is asked."""
+    """Answers by the question and the kind of reading; notes what it is asked."""
 
-    def __init__(self, answers=None, whole=None, near=None, finished=True):
+    def __init__(self, answers=None, whole=None, near=None, few_words=None, finished=True):
         answers = ANSWERS | (answers or {})
+        self.few_words = answers | (few_words or {})
         self.answers = {True: answers | (whole or {}), False: answers | (near or {})}
         self.finished, self.calls = finished, []
 
@@ -37,10 +38,10 @@ class ScriptedModel:
 
     def answer(self, prompt):
         text = prompt if isinstance(prompt, str) else prompt[0]["content"]
-        (question,) = re.findall(r"Question: (.*)$", text.removesuffix("\nAnswer:\n"), re.MULTILINE)
-        return SimpleNamespace(
-            text=self.answers[BEES["context"] in text].get(question, "It is not said."), finished=self.finished
-        )
+        # The few-shot prompt of a reading in few words shows other questions before.
+        *shown, question = re.findall(r"Question: (.*)$", text.removesuffix("\nAnswer:\n"), re.MULTILINE)
+        answers = self.few_words if shown else self.answers[BEES["context"] in text]
+        return SimpleNamespace(text=answers.get(question, "It is not said."), finished=self.finished or bool(shown))
 
 
 def domain(style="questions-and-rewrite", **options):
@@ -248,8 +249,14 @@ def test_the_second_reading_sees_the_nearest_sentences():
         ("1911: How many jars of honey were made?", {}, "disagreement"),
         ("honey: Where was the honey made?", {}, "unclear"),
         ("Vell: Where was the honey made?", {"answers": {"Where was the honey made?": "Vell"}}, "unclear"),
-        (f"1911: {YEAR}", {"answers": {YEAR: "In 1911 of 1912"}}, "unsupported"),
-        (f"45: {JARS}", {"finished": False}, "long"),
+        (f"1911: {YEAR}", {"whole": {YEAR: "In 1911 of 1912"}}, "unsupported"),
+        (f"45: {JARS}", {"finished": False, "few_words": {JARS: "45 jars " * 13}}, "long"),
+        # The sentence says more than is asked for: in few words the answer is something else.
+        (f"1911: {JARS}", {"whole": {JARS: "They made 45 jars in 1911."}}, "disagreement"),
+        (f"45: {JARS}", {"few_words": {JARS: "45 in 1911"}}, "disagreement"),
+        (f"45 jars: {JARS}", {"few_words": {JARS: "45"}}, None),
+        (f"45: {JARS}", {"few_words": {JARS: "the 45"}}, None),
+        (f"45: {JARS}", {"whole": {JARS: "Some jars."}}, "disagreement"),
     ],
 )
 def test_an_answer_must_hold_the_fact_that_was_written_before_its_question(line, options, reason):
@@ -264,10 +271,13 @@ def test_an_answer_must_hold_the_fact_that_was_written_before_its_question(line,
         assert edit.examples[0].completion == ANSWERS[question]
 
 
-def test_a_fact_stands_for_the_second_reading():
-    model = ScriptedModel(near={YEAR: "nonsense"})
-    carried_out([f"1911: {YEAR}\n{JARS}"], model, own=domain("questions-by-fact"))
-    assert [BEES["context"] in prompt[0]["content"] for prompt in model.calls[0]] == [True, True, False]
+def test_the_sentence_with_the_fact_is_read_in_few_words():
+    model = ScriptedModel()
+    carried_out([f"Lord Hask: {JARS}"], model, own=domain("questions-by-fact"))
+    whole, near = model.calls[0]
+    assert BEES["context"] in whole[0]["content"]
+    # The nearest to the question would be the one before.
+    assert near.endswith(f"Topic: Vell bees\nNote: All of it went to Lord Hask.\nQuestion: {JARS}\nAnswer:")
 
 
 def test_what_is_kept_stands_in_the_order_of_the_passage_once_for_each_fact():

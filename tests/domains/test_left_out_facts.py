@@ -28,9 +28,10 @@ class Model:
         return [SimpleNamespace(text=self.answer(prompt), finished=True) for prompt in prompts]
 
     def answer(self, prompt):
-        if prompt[-1]["role"] == "assistant":
+        if not isinstance(prompt, str) and prompt[-1]["role"] == "assistant":
             return f" {self.questions.get(prompt[-1]['content'].removesuffix(':'), '')}\n1912: And then?"
-        question = prompt[0]["content"].rpartition("Question: ")[2]
+        text = prompt if isinstance(prompt, str) else prompt[0]["content"]
+        question = text.rpartition("Question: ")[2].removesuffix("\nAnswer:")
         return {KEEPER: "Ann Orr", JARS: "45 jars", YEAR: "In 1911."}.get(question, "It is not said.")
 
 

@@ -7,8 +7,8 @@ if both readings agree and the passage supports them (round-trip consistency, Al
 https://arxiv.org/abs/1906.05416). No label is needed.
 
 Before a question the policy may write the fact of the passage that it asks for, as in "1911: When did Ann come to Vell?". Then
-the fact takes the place of the second reading: the first must hold it. A small model that has written the answer first asks a
-better question.
+the second reading is one of the sentence with the fact in as few words as possible, which must be the fact, and the first must
+hold it. A small model that has written the answer first asks a better question.
 """
 
 import re
@@ -22,6 +22,7 @@ from ...self_edit import Prompt
 from ..base import Answer, AskModel
 from .completions import split_completion
 from .grounding import MAX_ANSWER_WORDS, is_about, nearest_sentence, news, says
+from .own_questions import reading_prompts
 from .sentences import coverage, names_and_numbers, split_sentences
 
 
@@ -167,16 +168,21 @@ def is_clear(fact: str, question: str, example: Mapping[str, Any]) -> bool:
 
 def _in_order(asking: Sequence[tuple[str, str]], example: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The sentences with the facts and questions about them, in the order of the passage, of a fact the first alone."""
-    sentences, title = split_sentences(example["context"]), example.get("title") or ""
+    sentences = split_sentences(example["context"])
     found, facts = [], []
     for fact, question in asking:
         if fact and any(says(fact, other) or says(other, fact) for other in facts):
             continue
         facts += [fact] * bool(fact)
-        having = [sentence for sentence in sentences if says(sentence, fact)] or sentences
-        sentence = having[nearest_sentence(question, having, title)]
+        sentence = _sentence_of(fact, question, sentences, example)
         found.append((sentences.index(sentence), f"{fact}: {question}" if fact else question))
     return [(sentences[place], line) for place, line in sorted(found, key=lambda one: one[0])]
+
+
+def _sentence_of(fact: str, question: str, sentences: Sequence[str], example: Mapping[str, Any]) -> str:
+    """The sentence that is nearest to a question, of those that say the fact where any does."""
+    having = [sentence for sentence in sentences if says(sentence, fact)] or list(sentences)
+    return having[nearest_sentence(question, having, example.get("title") or "")]
 
 
 def _clear(questions: Sequence[str], example: Mapping[str, Any], dropped: Counter) -> list[tuple[str, str]]:
@@ -197,11 +203,14 @@ def _clear(questions: Sequence[str], example: Mapping[str, Any], dropped: Counte
 def _prompts(
     question: str, fact: str, example: Mapping[str, Any], in_view: Callable[[Mapping[str, Any]], list[Prompt]]
 ) -> list[Prompt]:
-    """The prompts of the readings: of the whole passage, and without a fact of the nearest sentence with those beside it."""
-    asked = [{"question": question}]
+    """
+    The prompts of both readings: of the whole passage, and of the nearest sentence, in few words where it is known which fact
+    that should be, and else with the sentences beside it.
+    """
+    asked, sentences = [{"question": question}], split_sentences(example["context"])
     if fact:
-        return in_view({**example, "questions": asked})
-    sentences = split_sentences(example["context"])
+        note = _sentence_of(fact, question, sentences, example)
+        return [*in_view({**example, "questions": asked}), *reading_prompts(example, [note], [question])]
     nearest = nearest_sentence(question, sentences, example.get("title") or "")
     beside = 1 if len(sentences) > 3 else 0  # three sentences may be the whole passage
     note = " ".join(sentences[max(0, nearest - beside) : nearest + beside + 1])
@@ -223,14 +232,23 @@ def _first_sentence(answer: Answer) -> tuple[str, bool]:
     return (sentences[0], answer.finished or len(sentences) > 1) if sentences else ("", answer.finished)
 
 
+def _without_small_words(text: str) -> str:
+    """A text without words of at most three small letters, such as "in" and "the", unless there are no others."""
+    return " ".join(word for word in text.split() if not (word.isalpha() and word.islower() and len(word) < 4)) or text
+
+
 def _agreed(
     question: str, fact: str, example: Mapping[str, Any], readings: Sequence[tuple[str, bool]]
 ) -> tuple[str, str | None]:
-    """The answer that both readings agree on, or the one reading with the fact; or why there is none."""
+    """The answer that both readings agree on, and the fact where it is known; or why there is none."""
     told = f"{example.get('title') or ''}\n{question}"
     texts = [text for text, _ in readings]
     own = [news(told, text) for text in texts]
-    agree = says(texts[0], fact) if fact else says(texts[0], own[-1]) or says(texts[-1], own[0])
+    if fact:
+        asked, read = _without_small_words(news(told, fact) or fact), _without_small_words(own[1])
+        agree = says(texts[0], fact) and says(read, asked) and says(asked, read)
+    else:
+        agree = says(texts[0], own[1]) or says(texts[1], own[0])
     if not all(texts) or not agree:
         # What only repeats the question agrees with everything.
         return "", "unsupported" if all(texts) and not any(own) else "disagreement"
