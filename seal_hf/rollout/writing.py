@@ -75,8 +75,9 @@ def write_self_edits(
                 generations = [
                     [as_written(lm.processing_class, text) for text in stage.completions[place]] for place in places
                 ]
-            num_drafts = config.num_drafts if stage.completions is None else 1
-            own[first] = _carried_out(lm, examples, generations, num_drafts)
+            own[first] = _carried_out(
+                lm, examples, generations, config.num_drafts if stage.completions is None else None
+            )
     batches: dict[int, list[list[Written]]] = {}
     for written in processes.gather(own):
         batches.update(written)
@@ -92,17 +93,24 @@ def as_written(processing_class: PreTrainedTokenizerBase, completion: str) -> Ge
 
 
 def _carried_out(
-    lm: SelfAdaptingLM, examples: Sequence[Mapping], generations: Sequence[Sequence[Generation]], num_drafts: int
+    lm: SelfAdaptingLM,
+    examples: Sequence[Mapping],
+    generations: Sequence[Sequence[Generation]],
+    num_drafts: int | None,
 ) -> list[list[Written]]:
-    """The drafts of each example as self-edits of so many, after a tool has been asked about those that call it."""
-    drafts = [[own[first : first + num_drafts] for first in range(0, len(own), num_drafts)] for own in generations]
+    """
+    The drafts of each example as self-edits of so many, after a tool has been asked about those that call it; what somebody else
+    wrote (`None`) stays as it is.
+    """
+    size = num_drafts or 1
+    drafts = [[own[first : first + size] for first in range(0, len(own), size)] for own in generations]
     repeated = [example for example, own in zip(examples, drafts, strict=True) for _ in own]
     joined = [joined_parts(own) for group in drafts for own in group]
     parsed = [lm.domain.parse(one.text, example) for one, example in zip(joined, repeated, strict=True)]
     done = lm.carry_out(parsed, repeated)
     written = []
     for one, example, before, self_edit in zip(joined, repeated, parsed, done, strict=True):
-        if num_drafts > 1 or len(lm.domain.parts(example)) > 1:
+        if num_drafts is not None and (num_drafts > 1 or len(lm.domain.parts(example)) > 1):
             one = as_written(lm.processing_class, self_edit and self_edit.kept or one.text)
         written.append(Written(one, self_edit, called=before is not None and bool(before.calls)))
     remaining = iter(written)
