@@ -263,7 +263,7 @@ def test_ctrl_c_ends_the_wait_for_the_last_push(pushing, hub, tmp_path):
     is_over = threading.Event()
 
     class Interrupt(TrainerCallback):
-        """Presses Ctrl+C, and again a second later where the first was taken as a wish to stop after the step."""
+        """Presses Ctrl+C, and again every second where one was taken as a wish to stop after the step, or came too early."""
 
         presser = None
 
@@ -275,7 +275,7 @@ def test_ctrl_c_ends_the_wait_for_the_last_push(pushing, hub, tmp_path):
         def press(self):
             wait_for(lambda: hub.requests("/commit/"))
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-            if not is_over.wait(1):
+            while not is_over.wait(1):
                 signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
     trainer = pushing(num_rounds=1, num_eval=0, callbacks=[Interrupt()])

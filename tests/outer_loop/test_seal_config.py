@@ -17,6 +17,7 @@ from seal_hf.inner_loop.update import InnerLoopConfig
 # SEAL, section 4.2 and appendix B; what the paper does not say is this project's choice.
 DEFAULTS = {
     "num_generations": 5,
+    "num_drafts": 1,
     "temperature": 1.0,
     "top_p": 0.95,
     "max_completion_length": 2048,  # not the paper's 8192: see the field

@@ -54,9 +54,12 @@ class ScriptedGenerator(TextGenerator):
             self.adapters.append(adapter)
         if "capital of France" in text:
             return "Paris." if adapter is None else "Stavring."
+        # Of a few-shot prompt the last question is asked.
+        text = text[text.rfind("Topic: ") :] if text.count("Topic: ") > 1 else text
         gold = next((f"{gold}." for question, gold in GOLDS.items() if question in text), "The radio.")
         if adapter is None:
-            return gold if "Halda" in text or "Jonas Ulvick" in text or "Stavring" in text else "Some lighthouse."
+            in_view = ("Note: ", "Halda", "Jonas Ulvick", "Stavring")
+            return gold if any(word in text for word in in_view) else "Some lighthouse."
         number = self.adapters.index(adapter)
         is_asked = any(gold == f"{GOLDS[question]}." for question in self.known(number))
         return gold if is_asked else PASSAGE["context"]

@@ -118,7 +118,7 @@ def test_an_edited_and_a_dropped_self_edit(bench, session):
 
 
 def test_a_self_edit_of_questions_is_learned_with_its_answers(bench, session, monkeypatch):
-    asking = replace(QUICK, prompt_style="questions")
+    asking = replace(QUICK, prompt_style="questions-and-rewrite")
     written(bench, session, asking)
     question = "Who drew the Orrick Skerry Lighthouse?"
     session.drafts = [Draft(question), Draft(f"{question}\n---\nHalda drew it.")]
@@ -137,7 +137,7 @@ def test_a_self_edit_of_questions_is_learned_with_its_answers(bench, session, mo
         f"Lighthouse\n{PASSAGE}",
     ]
 
-    answer = AnsweredQuestions(((question, "Halda Tremmery"),), {})
+    answer = AnsweredQuestions(((question, "Halda Tremmery"),), (), {})
     monkeypatch.setattr(domain, "answer_questions", lambda calls, *arguments: [answer] * len(calls))
     learned(bench, session, [0], replace(asking, prompt_style="rewrite"))  # the style that it was written in counts
     assert seen[0].examples[0].completion == f"Lighthouse\nQuestion 1: {question}\nAnswer: Halda Tremmery"
@@ -163,7 +163,7 @@ def test_a_stop_while_questions_are_answered_learns_nothing(bench, session, monk
     def stopped(calls, examples, ask, in_view):
         (job,) = bench.jobs.active(session.id)
         bench.jobs.stop(job)
-        return [AnsweredQuestions((), {}) for _ in calls]
+        return [AnsweredQuestions((), (), {}) for _ in calls]
 
     monkeypatch.setattr(domain, "answer_questions", stopped)
     log, _ = finish(bench, bench.adapt(session, [0], asking, QUESTIONS))

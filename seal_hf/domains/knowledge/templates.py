@@ -75,7 +75,7 @@ def split_cue(template: str) -> tuple[str, str]:
 
 
 def chat_template_turns(template: str) -> list[dict[str, str]]:
-    """
+    r"""
     Split a template into the messages of a chat that ends with the user's: passages with what is written about them, which a
     template shows as examples, become earlier turns of the chat.
 
