@@ -206,7 +206,8 @@ def show_answered(lm: SelfAdaptingLM, example: Mapping, questions: Sequence[str]
     if not questions:
         print(f"\nself-edit {number} asks nothing, and is learned as it is.")
         return
-    questions = [split_fact(question, example)[1] for question in questions]
+    # With those that the tool has added.
+    questions = [split_fact(line, example)[1] for line in (*questions, *lines_of(edit.kept or ""))]
     prompts = map(repr, lm.domain.ask(questions, example["title"]))
     by_prompt = dict(zip(prompts, questions, strict=True))
     print(f"\nself-edit {number}:")

@@ -8,6 +8,7 @@ from transformers import HfArgumentParser
 from helpers.tiny_models import save_tiny_model
 from seal_hf import SelfEdit
 from seal_hf.domains import KnowledgeDomain, load_demo_passages
+from seal_hf.domains.knowledge import domain
 from seal_hf.generation.base import Generation, TextGenerator
 from seal_hf.self_edit import TrainingExample
 from trainers import demo
@@ -135,6 +136,13 @@ def test_facts_before_their_questions(run):
     assert f"\ngreen slate: {MATERIAL}\n212: {STEPS}\n" in shown
     assert f"\nself-edit 1:\n  {MATERIAL} green slate." in shown
     assert "2 of 2 questions kept; dropped: none." in words(shown)
+
+
+def test_questions_that_the_tool_adds(run, monkeypatch):
+    monkeypatch.setattr(domain, "ask_for_left_out", lambda questions, *_: [[f"212: {STEPS}"] for _ in questions])
+    written = ["", f"green slate: {MATERIAL}", "", "", ""] * 2
+    shown, _ = run(written, "--prompt_style", "questions-by-fact", "--asks_for_left_out", "true")
+    assert f"\nself-edit 1:\n  {MATERIAL} green slate." in shown and f"\n  {STEPS} 212.\n" in shown
 
 
 def test_a_self_edit_without_questions_beside_one_with_them(run):
