@@ -258,6 +258,15 @@ def test_a_hub_that_fails_to_the_end(pushing, hub, caplog, token, tmp_path, shor
     assert_last_policy(hub, trainer)
 
 
+@pytest.fixture
+def ctrl_c():
+    """Ctrl+C raises, as in a terminal; a shell lets the commands that it starts in the background ignore it."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, former)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_ends_the_wait_for_the_last_push(pushing, hub, tmp_path):
     hub.fall_silent("/commit/")
     is_over = threading.Event()
