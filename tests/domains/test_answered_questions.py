@@ -261,7 +261,7 @@ def test_the_second_reading_sees_the_nearest_sentences():
 )
 def test_an_answer_must_hold_the_fact_that_was_written_before_its_question(line, options, reason):
     model = ScriptedModel(**options)
-    (edit,) = carried_out([line], model, own=domain("questions-by-fact"))
+    (edit,) = carried_out([line], model)
     assert (edit.metrics["questions_kept"] == 1) == (reason is None)
     assert reason is None or edit.metrics[f"dropped_{reason}"] == 1
     if reason is None:
@@ -269,6 +269,12 @@ def test_an_answer_must_hold_the_fact_that_was_written_before_its_question(line,
         says_colon = line.startswith("Tell")
         assert edit.examples[0].prompt == domain().ask([line if says_colon else question], "Vell bees")[0]
         assert edit.examples[0].completion == ANSWERS[question]
+
+
+@pytest.mark.parametrize("line", [JARS, f"7: {JARS}", f"Bob Moll: {KEEPER}"])
+def test_where_facts_are_asked_for_a_question_without_one_is_dropped(line):
+    (edit,) = carried_out([f"{line}\n1911: {YEAR}"], own=domain("questions-by-fact"))
+    assert edit.metrics["dropped_unclear"] == 1 and edit.kept == f"\n---\n1911: {YEAR}\n---\n"
 
 
 def test_the_sentence_with_the_fact_is_read_in_few_words():

@@ -160,7 +160,7 @@ def test_a_stop_while_questions_are_answered_learns_nothing(bench, session, monk
     written(bench, session, asking)
     session.drafts = [Draft("Who drew the Orrick Skerry Lighthouse?")]
 
-    def stopped(calls, examples, ask, in_view):
+    def stopped(calls, *arguments):
         (job,) = bench.jobs.active(session.id)
         bench.jobs.stop(job)
         return [AnsweredQuestions((), (), {}) for _ in calls]

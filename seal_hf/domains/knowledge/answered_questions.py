@@ -95,6 +95,7 @@ def answer_questions(
     examples: Sequence[Mapping[str, Any]],
     ask: AskModel,
     in_view: Callable[[Mapping[str, Any]], list[Prompt]],
+    needs_facts: bool = False,
 ) -> list[AnsweredQuestions]:
     """
     Let the model answer the questions of many self-edits, all of them with one call.
@@ -108,12 +109,16 @@ def answer_questions(
             The model.
         in_view (`Callable[[Mapping], list[str | list[dict]]]`):
             Returns a prompt for each question of an example, with the passage in view.
+        needs_facts (`bool`, *optional*, defaults to `False`):
+            Whether a question without the fact that it asks for is dropped as unclear.
 
     Returns:
         `list[AnsweredQuestions]`: one for each self-edit.
     """
     dropped = [Counter() for _ in questions]
-    clear = [_clear(own, example, why) for own, example, why in zip(questions, examples, dropped, strict=True)]
+    clear = [
+        _clear(own, example, why, needs_facts) for own, example, why in zip(questions, examples, dropped, strict=True)
+    ]
     # Self-edits about one passage share most of their questions.
     prompts = [
         [_prompts(question, fact, example, in_view) for fact, question in own]
@@ -185,14 +190,16 @@ def _sentence_of(fact: str, question: str, sentences: Sequence[str], example: Ma
     return having[nearest_sentence(question, having, example.get("title") or "")]
 
 
-def _clear(questions: Sequence[str], example: Mapping[str, Any], dropped: Counter) -> list[tuple[str, str]]:
+def _clear(
+    questions: Sequence[str], example: Mapping[str, Any], dropped: Counter, needs_facts: bool
+) -> list[tuple[str, str]]:
     """The questions that make sense without the passage, each once, behind the facts that they ask for."""
     seen, kept = set(), []
     for written in questions:
         fact, question = split_fact(written, example)
         if (words := normalize(question)) in seen:
             dropped["duplicate"] += 1
-        elif not is_clear(fact, question, example):
+        elif (needs_facts and not fact) or not is_clear(fact, question, example):
             dropped["unclear"] += 1
         else:
             kept.append((fact, question))

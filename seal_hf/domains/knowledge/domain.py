@@ -212,7 +212,8 @@ class KnowledgeDomain(Domain):
         if self.asks_for_left_out:
             added = ask_for_left_out(questions, examples, ask, self.parts, self.prompt)
         questions = [[*own, *more] for own, more in zip(questions, added, strict=True)]
-        answered = answer_questions(questions, examples, ask, self.questions_in_context)
+        needs_facts = self.prompt_style == "questions-by-fact"
+        answered = answer_questions(questions, examples, ask, self.questions_in_context, needs_facts)
         carried_out = []
         for edit, example, own, more in zip(self_edits, examples, answered, added, strict=True):
             pairs = [f"Question {i}: {pair[0]}\nAnswer: {pair[1]}" for i, pair in enumerate(own.pairs, start=1)]
