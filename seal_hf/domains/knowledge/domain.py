@@ -87,7 +87,7 @@ class KnowledgeDomain(Domain):
     Raises:
         ValueError: If `prompt_style` is neither one of the styles nor a template with a place for the passage, if
             there is no such `answer_prompt` or `training_format`, if `num_passages` is below 0 or given for raw texts, or if
-            `asks_for_left_out` is set for another style.
+            `asks_for_left_out` is set for another style than `"questions-by-fact"`, or `sets_training` for that one.
         FileNotFoundError: If `prompt_style` is the path of a file that does not exist.
     """
 
@@ -113,7 +113,13 @@ class KnowledgeDomain(Domain):
                 f"num_passages={num_passages} must be 0 or more, and 1 in the format language_modeling; set "
                 "training_format='prompt_completion', or leave it out."
             )
-        if asks_for_left_out and (prompt_style != "questions-by-fact" or answers_questions is False):
+        self._is_by_fact = prompt_style == "questions-by-fact"
+        if self._is_by_fact and sets_training:
+            raise ValueError(
+                "The style 'questions-by-fact' writes about each sentence apart, so that no line can set the training of all; "
+                "choose another style, or leave sets_training out."
+            )
+        if asks_for_left_out and (not self._is_by_fact or answers_questions is False):
             raise ValueError(
                 "asks_for_left_out=True needs the style 'questions-by-fact', whose questions the model answers; choose "
                 "that, or leave it out."
@@ -153,7 +159,7 @@ class KnowledgeDomain(Domain):
 
     def parts(self, example: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
         """Return the sentences of the passage in the style `"questions-by-fact"`, and else the passage as a whole."""
-        if self.prompt_style != "questions-by-fact":
+        if not self._is_by_fact:
             return (example,)
         sentences = split_sentences(example["context"]) or [example["context"]]
         return tuple({**example, "context": sentence, "questions": ()} for sentence in sentences)
@@ -212,8 +218,7 @@ class KnowledgeDomain(Domain):
         if self.asks_for_left_out:
             added = ask_for_left_out(questions, examples, ask, self.parts, self.prompt)
         questions = [[*own, *more] for own, more in zip(questions, added, strict=True)]
-        needs_facts = self.prompt_style == "questions-by-fact"
-        answered = answer_questions(questions, examples, ask, self.questions_in_context, needs_facts)
+        answered = answer_questions(questions, examples, ask, self.questions_in_context, self._is_by_fact)
         carried_out = []
         for edit, example, own, more in zip(self_edits, examples, answered, added, strict=True):
             pairs = [f"Question {i}: {pair[0]}\nAnswer: {pair[1]}" for i, pair in enumerate(own.pairs, start=1)]
@@ -230,7 +235,8 @@ class KnowledgeDomain(Domain):
     @property
     def pools_drafts(self) -> bool:
         """Where questions are answered: what is wrong or was written before is dropped, so that the more drafts cover more."""
-        return self._calls_tool
+        # What sets the training is not in what is kept.
+        return self._calls_tool and not self.sets_training
 
     def _split(self, completion: str) -> tuple[list[str], list[str]]:
         """The questions of a completion that the model is to answer, and its other texts."""
