@@ -5,6 +5,7 @@ A language model that writes its own finetuning data, adapts to it and answers f
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from .generation.transformers_generation import TransformersGenerator
 from .inner_loop.training import InnerStep
 from .inner_loop.update import InnerLoopConfig, InnerUpdate, tokenize_self_edit
 from .inner_loop.within_memory import train_within_memory
-from .models.access import context_length, keep_trainable
+from .models.access import context_length, keep_trainable, without_policy
 from .models.encoding import encode_prompt
 from .models.loading import base_facts, load_causal_lm
 from .self_edit import Prompt, SelfEdit
@@ -35,6 +36,7 @@ from .self_edit import Prompt, SelfEdit
 logger = logging.getLogger(__name__)
 
 Passage = str | Mapping
+STUDENTS = ("policy", "base")
 
 
 class SelfAdaptingLM:
@@ -45,7 +47,7 @@ class SelfAdaptingLM:
 
     Parameters:
         model (`PreTrainedModel` or `PeftModel`):
-            The causal LM; a `PeftModel` carries a policy adapter, on top of which inner adapters are trained.
+            The causal LM; a `PeftModel` carries a policy adapter, which writes the self-edits.
         processing_class (`PreTrainedTokenizerBase`):
             Its tokenizer.
         domain ([`Domain`], *optional*):
@@ -60,13 +62,17 @@ class SelfAdaptingLM:
         inner_gradient_checkpointing (`bool`, *optional*, defaults to `False`):
             Whether the model's layers compute their activations again in the backward pass of the inner update: the same
             adapters in about a third more time, with a fraction of the activations' memory.
+        student (`str`, *optional*, defaults to `"policy"`):
+            What learns from the self-edits and answers. `"policy"`: base and policy adapter, as in the paper, where the inner
+            adapters are trained on top of the policy. `"base"`: the base alone, so that the policy is the teacher of a fixed
+            student (the paper's section 2 names these roles). Its adapters need no policy.
 
     Attributes:
         generator ([`TextGenerator`]):
             Writes texts with the model: prompts and an adapter for each in, texts out.
 
     Raises:
-        ValueError: Target modules that match nothing, a rank below 1, a domain in chat form for a tokenizer without a
+        ValueError: Target modules that match nothing, a rank below 1, an unknown student, a domain in chat form for a tokenizer without a
             chat template, or a tokenizer with neither padding nor end-of-sequence token.
 
     Example:
@@ -89,8 +95,12 @@ class SelfAdaptingLM:
         inner_config: InnerLoopConfig | None = None,
         base_model_id: str | None = None,
         inner_gradient_checkpointing: bool = False,
+        student: str = "policy",
     ):
+        if student not in STUDENTS:
+            raise ValueError(f"student={student!r} must be {' or '.join(map(repr, STUDENTS))}.")
         self.model = model
+        self.student = student
         self.processing_class = processing_class
         self.peft_config = peft_config or LoraConfig(r=32, lora_alpha=64)
         self.inner_config = inner_config or InnerLoopConfig()
@@ -399,16 +409,17 @@ class SelfAdaptingLM:
                 f"A training sequence of {longest} tokens exceeds the model's context of {context} tokens; shorten the "
                 "self-edit, or lower InnerLoopConfig(max_length=...)."
             )
-        policy = carried_policy(self.model, self.base_model_id)
-        trained = train_within_memory(
-            self.model,
-            self.peft_config,
-            updates,
-            seed=seeds,
-            on_step=on_step,
-            stop=stop,
-            gradient_checkpointing=self.inner_gradient_checkpointing,
-        )
+        with self._as_student():
+            policy = carried_policy(self.model, self.base_model_id)
+            trained = train_within_memory(
+                self.model,
+                self.peft_config,
+                updates,
+                seed=seeds,
+                on_step=on_step,
+                stop=stop,
+                gradient_checkpointing=self.inner_gradient_checkpointing,
+            )
         adapters = [
             Adapter(
                 layout=layout,
@@ -428,6 +439,10 @@ class SelfAdaptingLM:
             for update, own_seed, (layout, weights, result) in zip(updates, seeds, trained, strict=True)
         ]
         return adapters[0] if is_one else adapters
+
+    def _as_student(self) -> AbstractContextManager[None]:
+        """The model as it learns and answers."""
+        return without_policy(self.model) if self.student == "base" else nullcontext()
 
     def answer(
         self,
@@ -503,9 +518,10 @@ class SelfAdaptingLM:
         Raises:
             ValueError: Adapters of different shapes, for another base model, or not one per prompt.
         """
-        generations = self.generator.generate(
-            prompts, adapters, max_new_tokens=max_answer_length, on_text=on_text, stop=stop
-        )
+        with self._as_student():
+            generations = self.generator.generate(
+                prompts, adapters, max_new_tokens=max_answer_length, on_text=on_text, stop=stop
+            )
         return [generation.text.strip() for generation in generations]
 
     def answer_groups(

@@ -334,6 +334,26 @@ class TestPolicy:
         without_policy = Adapter(adapter.layout, adapter.weights, BASE_ID)
         assert tiny_lm().answer_prompts(prompts, [without_policy] * 3, max_answer_length=24) != answers
 
+    def test_a_base_student_learns_and_answers_as_if_there_were_no_policy(self, lm, adapters):
+        prompts, model = lm.domain.ask(QUESTIONS, "Bees"), tiny_policy_model()
+        student = tiny_lm(model, student="base")
+        learned = student.adapt(EDITS)
+        for own, other in zip(learned, adapters, strict=True):
+            assert own.policy is None and torch.equal(own.weights, other.weights)
+        answers = student.answer_prompts(prompts, learned, max_answer_length=24)
+        assert answers == lm.answer_prompts(prompts, adapters, max_answer_length=24)
+        assert student.answer_prompts(prompts, max_answer_length=24) == lm.answer_prompts(
+            prompts, max_answer_length=24
+        )
+        # The policy writes.
+        options = {"temperature": 1.0, "top_p": 1.0, "max_completion_length": 16, "seed": 0}
+        written = [one.write_batch([PASSAGE], 1, **options) for one in (student, tiny_lm(model), lm)]
+        assert written[0] == written[1] != written[2]
+
+    def test_an_unknown_student(self):
+        with pytest.raises(ValueError, match="student='teacher' must be 'policy' or 'base'"):
+            tiny_lm(student="teacher")
+
     def test_policy_is_never_changed(self):
         lm = tiny_lm(tiny_policy_model())
         weights = {name: tensor.clone() for name, tensor in lm.model.state_dict().items()}

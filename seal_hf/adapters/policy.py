@@ -5,10 +5,9 @@ The policy adapter that a model carries, copied and fingerprinted once for as lo
 from weakref import WeakKeyDictionary
 
 import torch
-from peft import PeftModel
 from torch import nn
 
-from ..models.access import policy_parameters
+from ..models.access import carries_policy, policy_parameters
 from ..models.transfers import to_host
 from .adapter import Adapter
 
@@ -32,12 +31,13 @@ def carried_policy(model: nn.Module, base_model_id: str) -> Adapter | None:
             Identity of the base model.
 
     Returns:
-        [`Adapter`]: the active adapter of a `PeftModel`; `None` for another model.
+        [`Adapter`]: the active adapter of a `PeftModel`; `None` for another model, or where it is left out (see
+            [`without_policy`]).
 
     Raises:
         ValueError: The policy adapter is not a plain LoRA.
     """
-    if not isinstance(model, PeftModel):
+    if not carries_policy(model):
         return None
     state = (base_model_id, model.active_adapter, _check_sums(model))
     known = _copies.get(model)

@@ -23,7 +23,8 @@ def linear_modules(model: nn.Module) -> dict[str, nn.Module]:
     """
     The linear modules of a causal LM by their base-model names, without the output embedding.
 
-    A module that a policy adapter wraps is returned as PEFT's wrapper, so that an inner adapter adds to base and policy.
+    A module that a policy adapter wraps is returned as PEFT's wrapper, so that an inner adapter adds to base and policy; as
+    what is wrapped where the policy is left out (see [`without_policy`]).
     """
     base = unwrap(model)
     output_embedding = base.get_output_embeddings()
@@ -35,6 +36,7 @@ def linear_modules(model: nn.Module) -> dict[str, nn.Module]:
         if isinstance(module, BaseTunerLayer):
             wrappers.append(name)
             inner = module.get_base_layer()
+            module = inner if module.disable_adapters else module
         else:
             inner = module
         # bitsandbytes' 4-bit and 8-bit layers are subclasses of nn.Linear
@@ -52,6 +54,29 @@ def policy_parameters(model: nn.Module) -> list[nn.Parameter]:
         for name, parameter in module.named_parameters()
         if "lora_" in name
     ]
+
+
+def carries_policy(model: nn.Module) -> bool:
+    """Whether a policy adapter takes part in what a model computes."""
+    return isinstance(model, PeftModel) and not any(
+        module.disable_adapters for module in model.modules() if isinstance(module, BaseTunerLayer)
+    )
+
+
+@contextmanager
+def without_policy(model: nn.Module) -> Iterator[None]:
+    """The base model alone inside the block, whatever policy adapter it carries."""
+    if not isinstance(model, PeftModel):
+        yield
+        return
+    # PEFT makes an adapter trainable that it switches on again.
+    trainable = [(parameter, parameter.requires_grad) for parameter in policy_parameters(model)]
+    try:
+        with model.disable_adapter():
+            yield
+    finally:
+        for parameter, is_trainable in trainable:
+            parameter.requires_grad_(is_trainable)
 
 
 def activation_dtype(model: nn.Module) -> torch.dtype:

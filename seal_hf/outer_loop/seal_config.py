@@ -10,6 +10,7 @@ from trl import SFTConfig
 
 from ..inner_loop.update import InnerLoopConfig, is_whole
 from ..rollout.stage import RolloutConfig
+from ..self_adapting_lm import STUDENTS
 
 
 @dataclass
@@ -68,6 +69,9 @@ class SEALConfig(SFTConfig):
         inner_gradient_checkpointing (`bool`, *optional*, defaults to `False`):
             Whether the layers compute their activations again in the backward pass: about a third more time, and of the
             activations' memory what the layers' inputs and a single layer take, for larger banks or longer self-edits.
+        student (`str`, *optional*, defaults to `"policy"`):
+            What learns from the self-edits and answers: `"policy"`, the policy itself as in the paper, or `"base"`, the base
+            model that the policy writes for (see [`SelfAdaptingLM`]).
         adapters_per_bank (`int`, *optional*):
             Most adapters trained together in one bank. Where absent it is chosen in every round, from the free memory
             and from the work (see [`adapters_per_bank`]).
@@ -154,6 +158,12 @@ class SEALConfig(SFTConfig):
             "the activations' memory."
         },
     )
+    student: str = field(
+        default="policy",
+        metadata={
+            "help": "What learns from the self-edits and answers: 'policy', or 'base', the model that the policy writes for."
+        },
+    )
     adapters_per_bank: int | None = field(
         default=None,
         metadata={"help": "Most adapters trained together; chosen from free memory and work where absent."},
@@ -218,8 +228,9 @@ class SEALConfig(SFTConfig):
             )
         if self.min_reward is not None and not (math.isfinite(self.min_reward) and 0 <= self.min_reward <= 1):
             raise ValueError(f"min_reward={self.min_reward} must be a share from 0 to 1, or None.")
-        if self.sft_on not in ("round", "all"):
-            raise ValueError(f"sft_on={self.sft_on!r} must be 'round' or 'all'.")
+        for name, possible in (("sft_on", ("round", "all")), ("student", STUDENTS)):
+            if getattr(self, name) not in possible:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be {' or '.join(map(repr, possible))}.")
         if self.gradient_accumulation_steps != 1:
             raise ValueError(
                 f"gradient_accumulation_steps={self.gradient_accumulation_steps} is not used by SEALTrainer; set "

@@ -151,6 +151,7 @@ class SEALTrainer(_BaseTrainer):
             inner_config=inner_config,
             base_model_id=base_model_id,
             inner_gradient_checkpointing=args.inner_gradient_checkpointing,
+            student=args.student,
         )
         self.domain = self.lm.domain
 

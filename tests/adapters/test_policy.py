@@ -13,7 +13,13 @@ from helpers.tiny_models import tiny_llama, tiny_policy_model
 from seal_hf.adapters import policy as policies
 from seal_hf.adapters.adapter import Adapter
 from seal_hf.adapters.policy import carried_policy
-from seal_hf.models.access import policy_in_activation_dtype, policy_parameters
+from seal_hf.models.access import (
+    carries_policy,
+    linear_modules,
+    policy_in_activation_dtype,
+    policy_parameters,
+    without_policy,
+)
 
 
 def step(model, **options) -> None:
@@ -101,6 +107,29 @@ def test_equal_policies_of_two_models_have_one_fingerprint():
 
 def test_a_model_without_a_policy():
     assert carried_policy(tiny_llama(), BASE_ID) is None
+    with without_policy(tiny_llama()) as nothing:
+        assert nothing is None
+
+
+@pytest.mark.parametrize("is_trainable", [True, False])
+def test_a_policy_is_left_out_and_back_as_it_was(is_trainable):
+    model, tokens = tiny_policy_model(), torch.arange(4, 24)[None]
+    for parameter in policy_parameters(model):
+        parameter.requires_grad_(is_trainable)
+    before = carried_policy(model, BASE_ID)
+    with torch.no_grad():
+        with_policy = model(tokens).logits
+    with pytest.raises(KeyError), torch.no_grad(), without_policy(model):
+        assert not carries_policy(model) and carried_policy(model, BASE_ID) is None
+        assert torch.equal(model(tokens).logits, tiny_llama()(tokens).logits)
+        plain = linear_modules(tiny_llama())
+        assert linear_modules(model).keys() == plain.keys()
+        assert {type(module) for module in linear_modules(model).values()} == {torch.nn.Linear}
+        raise KeyError
+    assert carries_policy(model) and carried_policy(model, BASE_ID) is before
+    with torch.no_grad():
+        assert torch.equal(model(tokens).logits, with_policy)
+    assert {parameter.requires_grad for parameter in policy_parameters(model)} == {is_trainable}
 
 
 def test_nothing_of_a_model_is_kept_when_it_is_gone():

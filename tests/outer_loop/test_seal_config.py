@@ -33,6 +33,7 @@ DEFAULTS = {
     "inner_warmup_ratio": 0.0,
     "inner_max_grad_norm": 1.0,
     "inner_gradient_checkpointing": False,
+    "student": "policy",
     "adapters_per_bank": None,
     "num_repeats": 3,
     "max_answer_length": 64,

@@ -7,8 +7,11 @@ import pytest
 import torch
 
 from helpers.observing import equal, policy_of, read, records, saved_policy
-from helpers.outer_loop import HashGrader, tiny_examples
+from helpers.outer_loop import HashGrader, tiny_examples, tiny_trainer
 from helpers.tiny_models import EOS_ID, tiny_tokenizer
+from seal_hf.domains.base import SELF_EDITS
+from seal_hf.domains.knowledge.domain import PASSAGE_ONLY
+from seal_hf.models.access import carries_policy
 
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
@@ -155,6 +158,25 @@ def test_policy_goes_on_from_round_to_round(run):
         assert not any(torch.equal(one[name], other[name]) for name in one)
     assert equal(saved_policy(run.folder / "policy" / "round_000"), after_first)
     assert equal(saved_policy(run.folder / "policy" / "round_001"), end)
+
+
+@pytest.mark.parametrize("student", ["policy", "base"])
+def test_the_student_is_the_policy_or_the_base(tmp_path, student):
+    trainer = tiny_trainer(tmp_path, num_train=2, num_eval=2, num_generations=2, num_repeats=1, student=student)
+    trainer.train()
+    assert carries_policy(trainer.model)
+    answers = [
+        {
+            (row["example"], row["condition"]): row["repeats"][0]["answers"]
+            for row in read(tmp_path / "evaluation" / "journal" / f"round_{index:03d}.jsonl")
+            if row["condition"] in (PASSAGE_ONLY, SELF_EDITS)
+        }
+        for index in (0, 2)
+    ]
+    own = [{key: found for key, found in rows.items() if key[1] == PASSAGE_ONLY} for rows in answers]
+    # What is learned from the passage alone depends on the student; what the policy writes has changed in any case.
+    assert len(own[0]) == 2 and (own[0] == own[1]) == (student == "base")
+    assert answers[0] != answers[1]
 
 
 def test_base_is_never_changed(run):
