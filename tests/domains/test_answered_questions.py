@@ -271,10 +271,38 @@ def test_an_answer_must_hold_the_fact_that_was_written_before_its_question(line,
         assert edit.examples[0].completion == ANSWERS[question]
 
 
-@pytest.mark.parametrize("line", [JARS, f"7: {JARS}", f"Bob Moll: {KEEPER}"])
-def test_where_facts_are_asked_for_a_question_without_one_is_dropped(line):
-    (edit,) = carried_out([f"{line}\n1911: {YEAR}"], own=domain("questions-by-fact"))
-    assert edit.metrics["dropped_unclear"] == 1 and edit.kept == f"\n---\n1911: {YEAR}\n---\n"
+@pytest.mark.parametrize(
+    ("line", "few_words", "kept"),
+    [
+        (JARS, "45 jars", f"45 jars: {JARS}"),
+        (f"7: {JARS}", "45 jars.", f"45 jars: {JARS}"),
+        (f"Bob Moll: {KEEPER}", "Ann Orr", f"Ann Orr: {KEEPER}"),
+        # The question asks for another fact than the one before it, or tells that one.
+        (f"Vell: {KEEPER}", "Ann Orr", f"Ann Orr: {KEEPER}"),
+        (f"1911: {JARS}", "45 jars", f"45 jars: {JARS}"),
+        # What is read must be a short fact of the passage, be new, and be what the whole passage says, too.
+        (JARS, "45 jars and 45 jars and 45 jars of", None),
+        (JARS, "Bob Moll", None),
+        (JARS, "jars of honey", None),
+        (JARS, "Lord Hask", None),
+        (JARS, "", None),
+    ],
+)
+def test_where_facts_are_asked_for_a_question_without_its_fact_gets_what_is_read(line, few_words, kept):
+    question = KEEPER if KEEPER in line else JARS
+    model = ScriptedModel(few_words={question: few_words})
+    (edit,) = carried_out([f"{line}\n1911: {YEAR}"], model, own=domain("questions-by-fact"))
+    assert [one for one in edit.kept.splitlines() if one not in ("---", "")] == [*[kept] * bool(kept), f"1911: {YEAR}"]
+    assert edit.metrics["questions_kept"] == 1 + bool(kept)
+    if kept:
+        assert ANSWERS[question] in [example.completion for example in edit.examples]
+
+
+def test_a_question_with_its_own_fact_stands_before_one_that_came_to_it_by_reading():
+    other = "How much honey was made?"
+    model = ScriptedModel({other: "45 jars"})
+    (edit,) = carried_out([f"1911: {other}\n45: {JARS}"], model, own=domain("questions-by-fact"))
+    assert edit.metrics["questions_kept"] == 2 and edit.kept == f"\n---\n45: {JARS}\n---\n"
 
 
 def test_the_sentence_with_the_fact_is_read_in_few_words():

@@ -7,8 +7,10 @@ if both readings agree and the passage supports them (round-trip consistency, Al
 https://arxiv.org/abs/1906.05416). No label is needed.
 
 Before a question the policy may write the fact of the passage that it asks for, as in "1911: When did Ann come to Vell?". Then
-the second reading is one of the sentence with the fact in as few words as possible, which must be the fact, and the first must
-hold it. A small model that has written the answer first asks a better question.
+the second reading is one of the sentence with the fact in as few words as possible, and the first must hold it. A small model
+that has written the answer first asks a better question. Where it asks for something else than it set out to, what was read is
+the fact: the policy is shown which question it did write, as in hindsight experience replay (Andrychowicz et al. 2017,
+https://arxiv.org/abs/1707.01495).
 """
 
 import re
@@ -31,6 +33,7 @@ from .sentences import coverage, names_and_numbers, split_sentences
 REASONS = ("duplicate", "unclear", "disagreement", "unsupported", "long")
 _MAX_QUESTION_CHARACTERS, _MAX_ANSWER_CHARACTERS = 250, 200
 _MAX_ANSWER_TOKENS = 32
+_MAX_FACT_WORDS = 6
 _QUESTION_MARKS = "?？؟"
 # "3. ", "- ", "Question 3: "; not "1911: ", which may be a fact
 _LABEL = re.compile(r"(?:[-*•]\s*|\(?\d+[.)]\s*|(?:Question|Q)\s*\d*\s*[.:]\s*)+")
@@ -95,7 +98,7 @@ def answer_questions(
     examples: Sequence[Mapping[str, Any]],
     ask: AskModel,
     in_view: Callable[[Mapping[str, Any]], list[Prompt]],
-    needs_facts: bool = False,
+    by_fact: bool = False,
 ) -> list[AnsweredQuestions]:
     """
     Let the model answer the questions of many self-edits, all of them with one call.
@@ -109,19 +112,19 @@ def answer_questions(
             The model.
         in_view (`Callable[[Mapping], list[str | list[dict]]]`):
             Returns a prompt for each question of an example, with the passage in view.
-        needs_facts (`bool`, *optional*, defaults to `False`):
-            Whether a question without the fact that it asks for is dropped as unclear.
+        by_fact (`bool`, *optional*, defaults to `False`):
+            Whether the second reading is one in few words, which gives each question the fact that it asks for.
 
     Returns:
         `list[AnsweredQuestions]`: one for each self-edit.
     """
     dropped = [Counter() for _ in questions]
     clear = [
-        _clear(own, example, why, needs_facts) for own, example, why in zip(questions, examples, dropped, strict=True)
+        _clear(own, example, why, by_fact) for own, example, why in zip(questions, examples, dropped, strict=True)
     ]
     # Self-edits about one passage share most of their questions.
     prompts = [
-        [_prompts(question, fact, example, in_view) for fact, question in own]
+        [_prompts(question, fact, example, in_view, by_fact) for fact, question in own]
         for own, example in zip(clear, examples, strict=True)
     ]
     distinct = {key_of(prompt): prompt for own in prompts for pair in own for prompt in pair}
@@ -129,19 +132,25 @@ def answer_questions(
     answers = dict(zip(distinct, texts, strict=True))
     results = []
     for own, asked, example, why, written in zip(clear, prompts, examples, dropped, questions, strict=True):
-        pairs, asking = [], []
-        for (fact, question), readings in zip(own, asked, strict=True):
-            answer, reason = _agreed(question, fact, example, [answers[key_of(prompt)] for prompt in readings])
+        pairs, asking, corrected = [], [], []
+        for (fact, question), prompts_of_question in zip(own, asked, strict=True):
+            readings = [answers[key_of(prompt)] for prompt in prompts_of_question]
+            answer, reason = "", "unclear"
+            if fact or not by_fact:
+                answer, reason = _agreed(question, fact, example, readings)
+                asking += [(fact, question)] * (not reason)
+            if reason and by_fact and (read := _fact_read(question, example, readings)):
+                answer, reason = _agreed(question, read, example, readings)
+                corrected += [(read, question)] * (not reason)
             if reason:
                 why[reason] += 1
             else:
                 pairs.append((question, answer))
-                asking.append((fact, question))
         metrics = {"questions": len(written), "questions_kept": len(pairs)}
         metrics |= {f"dropped_{reason}": why[reason] for reason in REASONS}
         if (covered := coverage(example, pairs)) is not None:
             metrics["coverage"] = covered
-        results.append(AnsweredQuestions(tuple(pairs), tuple(_in_order(asking, example)), metrics))
+        results.append(AnsweredQuestions(tuple(pairs), tuple(_in_order([*asking, *corrected], example)), metrics))
     return results
 
 
@@ -180,8 +189,9 @@ def _in_order(asking: Sequence[tuple[str, str]], example: Mapping[str, Any]) -> 
             continue
         facts += [fact] * bool(fact)
         sentence = _sentence_of(fact, question, sentences, example)
-        found.append((sentences.index(sentence), f"{fact}: {question}" if fact else question))
-    return [(sentences[place], line) for place, line in sorted(found, key=lambda one: one[0])]
+        place = sentences.index(sentence), sentence.lower().find(fact.lower())
+        found.append((place, f"{fact}: {question}" if fact else question))
+    return [(sentences[place], line) for (place, _), line in sorted(found, key=lambda one: one[0])]
 
 
 def _sentence_of(fact: str, question: str, sentences: Sequence[str], example: Mapping[str, Any]) -> str:
@@ -191,15 +201,18 @@ def _sentence_of(fact: str, question: str, sentences: Sequence[str], example: Ma
 
 
 def _clear(
-    questions: Sequence[str], example: Mapping[str, Any], dropped: Counter, needs_facts: bool
+    questions: Sequence[str], example: Mapping[str, Any], dropped: Counter, by_fact: bool
 ) -> list[tuple[str, str]]:
-    """The questions that make sense without the passage, each once, behind the facts that they ask for."""
+    """The questions that make sense without the passage, each once, behind the facts that they may ask for."""
     seen, kept = set(), []
     for written in questions:
         fact, question = split_fact(written, example)
+        if by_fact and not (fact and is_clear(fact, question, example)):
+            # What is not clear may be the fact alone, or what stands in its place and is not said by the passage.
+            fact, question = "", question.partition(": ")[2].strip() or question
         if (words := normalize(question)) in seen:
             dropped["duplicate"] += 1
-        elif (needs_facts and not fact) or not is_clear(fact, question, example):
+        elif not is_clear(fact, question, example):
             dropped["unclear"] += 1
         else:
             kept.append((fact, question))
@@ -208,14 +221,18 @@ def _clear(
 
 
 def _prompts(
-    question: str, fact: str, example: Mapping[str, Any], in_view: Callable[[Mapping[str, Any]], list[Prompt]]
+    question: str,
+    fact: str,
+    example: Mapping[str, Any],
+    in_view: Callable[[Mapping[str, Any]], list[Prompt]],
+    by_fact: bool,
 ) -> list[Prompt]:
     """
-    The prompts of both readings: of the whole passage, and of the nearest sentence, in few words where it is known which fact
-    that should be, and else with the sentences beside it.
+    The prompts of both readings: of the whole passage, and of the nearest sentence, in few words where that is to be a fact, and
+    else with the sentences beside it.
     """
     asked, sentences = [{"question": question}], split_sentences(example["context"])
-    if fact:
+    if fact or by_fact:
         note = _sentence_of(fact, question, sentences, example)
         return [*in_view({**example, "questions": asked}), *reading_prompts(example, [note], [question])]
     nearest = nearest_sentence(question, sentences, example.get("title") or "")
@@ -237,6 +254,15 @@ def _first_sentence(answer: Answer) -> tuple[str, bool]:
     """What an answer says first, and whether that is complete."""
     sentences = split_sentences(answer.text.strip())
     return (sentences[0], answer.finished or len(sentences) > 1) if sentences else ("", answer.finished)
+
+
+def _fact_read(question: str, example: Mapping[str, Any], readings: Sequence[tuple[str, bool]]) -> str:
+    """What the reading in few words found, where it is a fact of the passage that may stand before the question."""
+    _, (text, is_complete) = readings
+    read = text.strip().rstrip(".。।")
+    fact, rest = split_fact(f"{read}: {question}", example)
+    is_fact = is_complete and fact == read and rest == question and len(read.split()) <= _MAX_FACT_WORDS
+    return read if is_fact and is_clear(read, question, example) else ""
 
 
 def _without_small_words(text: str) -> str:
