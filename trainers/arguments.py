@@ -15,7 +15,7 @@ class DomainArguments:
     """How self-edits are asked for, read and trained on, and how questions are asked."""
 
     prompt_style: str = field(
-        default="questions",
+        default="questions-by-fact",
         metadata={"help": "How self-edits are asked for: the name of a style, or a prompt with {context}."},
     )
     split_newlines: bool = field(default=True, metadata={"help": "Make every line a training example of its own."})
@@ -43,9 +43,11 @@ class DomainArguments:
             "styles 'questions...'."
         },
     )
-    asks_for_left_out: bool = field(
-        default=False,
-        metadata={"help": "In the style 'questions-by-fact', also ask for facts that the self-edit leaves out."},
+    asks_for_left_out: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Also ask for facts that the self-edit leaves out; where absent, in the style 'questions-by-fact'."
+        },
     )
     sets_training: bool = field(
         default=False,
@@ -83,8 +85,8 @@ class AdaptationArguments(DomainArguments):
         default=None, metadata={"help": "Quantize the base to NF4 (QLoRA). Default: only on CUDA."}
     )
     dtype: str = field(default="bfloat16", metadata={"help": "Data type of the base model."})
-    num_generations: int = field(default=4, metadata={"help": "Self-edits per passage."})
-    temperature: float = field(default=0.5, metadata={"help": "Sampling temperature of the self-edits."})
+    num_generations: int = field(default=2, metadata={"help": "Self-edits per passage."})
+    temperature: float = field(default=0.7, metadata={"help": "Sampling temperature of the self-edits."})
     top_p: float = field(
         default=0.95, metadata={"help": "Sample from the most likely tokens of this total probability."}
     )

@@ -40,7 +40,6 @@ _UNANSWERED, _UNANSWERED_QUESTION = "radio", "Who presented the radio programme 
 class DemoArguments(AdaptationArguments):
     """A passage and questions about it."""
 
-    num_generations: int = field(default=2, metadata={"help": "Self-edits of the passage."})
     passage: str | None = field(default=None, metadata={"help": "Text file to learn. Default: a demo passage."})
     title: str | None = field(
         default=None,

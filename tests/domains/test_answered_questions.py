@@ -45,7 +45,8 @@ class ScriptedModel:
 
 
 def domain(style="questions-and-rewrite", **options):
-    return KnowledgeDomain(style, **{"chat": True, "training_format": "prompt_completion", **options})
+    options = {"chat": True, "training_format": "prompt_completion", "asks_for_left_out": False, **options}
+    return KnowledgeDomain(style, **options)
 
 
 def carried_out(completions, model=None, examples=None, own=None):

@@ -74,7 +74,7 @@ def run(tiny, monkeypatch, capsys):
     """What the demo prints, and the adapters that were asked, where the model writes these self-edits."""
 
     def run(written, *options):
-        args = parse(*tiny, *options)
+        args = parse(*tiny, "--prompt_style", "questions", *options)
         lm = args.load()
         lm.generator = ScriptedGenerator(written)
         monkeypatch.setattr(demo.DemoArguments, "load", lambda args: lm)
@@ -132,7 +132,7 @@ def test_one_adapter_of_all_self_edits(run):
 def test_facts_before_their_questions(run):
     # Of each self-edit what is written about each of the five sentences.
     sentences = ["", f"green slate: {MATERIAL}", f"212: {STEPS}", "", ""]
-    shown, _ = run(sentences * 2, "--prompt_style", "questions-by-fact")
+    shown, _ = run(sentences * 2, "--prompt_style", "questions-by-fact", "--asks_for_left_out", "false")
     assert f"\ngreen slate: {MATERIAL}\n212: {STEPS}\n" in shown
     assert f"\nself-edit 1:\n  {MATERIAL} green slate." in shown
     assert "2 of 2 questions kept; dropped: none." in words(shown)

@@ -77,9 +77,10 @@ class KnowledgeDomain(Domain):
             Whether the policy writes questions without answers, which the model answers itself with the passage in view (see
             [`~KnowledgeDomain.carry_out`]). Where it is not set, this is so for the styles whose names begin with
             `"questions"`.
-        asks_for_left_out (`bool`, *optional*, defaults to `False`):
+        asks_for_left_out (`bool`, *optional*):
             Whether the model is also asked, in the style `"questions-by-fact"`, for questions about the names, numbers and long
-            words of each sentence for which the policy wrote none (see [`ask_for_left_out`]).
+            words of each sentence for which the policy wrote none (see [`ask_for_left_out`]). Where it is not set, this is so
+            in that style, if the model answers its questions.
         sets_training (`bool`, *optional*, defaults to `False`):
             Whether the policy is asked to set epochs, learning rate and batch size of the inner update in a line, whatever
             the style (see [`split_training_settings`]). What it does not set is left to the run's settings.
@@ -101,7 +102,7 @@ class KnowledgeDomain(Domain):
         training_format: str = "language_modeling",
         num_passages: int = 1,
         answers_questions: bool | None = None,
-        asks_for_left_out: bool = False,
+        asks_for_left_out: bool | None = None,
         sets_training: bool = False,
     ):
         if training_format not in TRAINING_FORMATS:
@@ -119,7 +120,8 @@ class KnowledgeDomain(Domain):
                 "The style 'questions-by-fact' writes about each sentence apart, so that no line can set the training of all; "
                 "choose another style, or leave sets_training out."
             )
-        if asks_for_left_out and (not self._is_by_fact or answers_questions is False):
+        can_ask = self._is_by_fact and answers_questions is not False
+        if asks_for_left_out and not can_ask:
             raise ValueError(
                 "asks_for_left_out=True needs the style 'questions-by-fact', whose questions the model answers; choose "
                 "that, or leave it out."
@@ -130,7 +132,8 @@ class KnowledgeDomain(Domain):
         self.chat = chat
         self.answer_prompt = answer_prompt
         self.training_format, self.num_passages = training_format, num_passages
-        self.answers_questions, self.asks_for_left_out = answers_questions, asks_for_left_out
+        self.answers_questions = answers_questions
+        self.asks_for_left_out = can_ask if asks_for_left_out is None else asks_for_left_out
         self._calls_tool = prompt_style in QUESTION_STYLES if answers_questions is None else answers_questions
         self.sets_training = sets_training
         template = load_prompt_template(prompt_style)

@@ -150,9 +150,10 @@ PAPER = Settings()
 # A model of some hundred million parameters finds what it learned in the form in which it is asked, and few full steps keep it
 # able to answer.
 SMALL_MODEL = Settings(
-    prompt_style="questions",
+    num_generations=2,
+    prompt_style="questions-by-fact",
     training_format="prompt_completion",
-    temperature=0.5,
+    temperature=0.7,
     max_completion_length=300,
     num_train_epochs=8,
     batch_size=16,
@@ -196,10 +197,10 @@ class TrainingSettings:
     num_train_passages: int = 2
     num_eval_passages: int = 2
     num_rounds: int = 1
-    num_generations: int = 3
-    prompt_style: str = "questions"
+    num_generations: int = 2
+    prompt_style: str = "questions-by-fact"
     training_format: str = "prompt_completion"
-    temperature: float = 0.6
+    temperature: float = 0.7
     max_completion_length: int = 300
     inner_num_train_epochs: int = 8
     inner_batch_size: int = 16
@@ -254,6 +255,7 @@ class TrainingSettings:
             "shuffle_seed": SHUFFLE_SEED,
             "inner_target_modules": ["all-linear"],
             "num_repeats": 1,
+            "student": "base",
             # One passage after another, so that rewards appear early.
             "adapters_per_bank": self.num_generations,
             "sft_batch_size": 4,
