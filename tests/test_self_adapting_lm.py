@@ -83,7 +83,7 @@ class TestAdapt:
         assert [row["num_tokens"] for row in training] == [4 * (29 + 24 + 5), 5 * (19 + 31 + 1), 4 * (18 + 6)]
         assert all(len(row["losses"]) == row["num_steps"] for row in training)
         assert all(row["seed"] == 0 and row["stopped"] is None for row in training)
-        assert {"lr_scheduler_type", "warmup_ratio", "max_grad_norm", "max_length"} <= set(training[0])
+        assert {"lr_scheduler_type", "warmup_steps", "max_grad_norm", "max_length"} <= set(training[0])
         assert all(adapter.base_model_id == BASE_ID and adapter.policy is None for adapter in adapters)
 
     def test_learns(self, tmp_path):

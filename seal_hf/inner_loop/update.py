@@ -33,8 +33,9 @@ class InnerLoopConfig:
             Sequences per optimizer step.
         lr_scheduler_type (`str`, *optional*, defaults to `"linear"`):
             `"linear"` (to zero), `"cosine"` (to zero) or `"constant"`.
-        warmup_ratio (`float`, *optional*, defaults to `0.0`):
-            Share of the steps in which the learning rate rises linearly from zero.
+        warmup_steps (`int` or `float`, *optional*, defaults to `0`):
+            Number of steps in which the learning rate rises linearly from zero; below 1 the share of all steps, as in
+            `transformers.TrainingArguments`.
         max_grad_norm (`float`, *optional*, defaults to `1.0`):
             Greatest gradient norm of one adapter; 0 turns clipping off.
         max_length (`int`, *optional*, defaults to `2048`):
@@ -51,7 +52,7 @@ class InnerLoopConfig:
     num_train_epochs: int = 10
     batch_size: int = 1
     lr_scheduler_type: str = "linear"
-    warmup_ratio: float = 0.0
+    warmup_steps: float = 0
     max_grad_norm: float = 1.0
     max_length: int = 2048
     add_eos_token: bool = True
@@ -63,8 +64,13 @@ class InnerLoopConfig:
         # AdamW moves a weight by up to 3.2 learning rates a step; no number of steps gets from 1e30 out of fp32's range.
         if not (_is_number(self.learning_rate) and 0 < self.learning_rate <= 1e30):
             raise ValueError(f"learning_rate={self.learning_rate!r} must be a number above 0 and at most 1e30.")
-        if not (_is_number(self.warmup_ratio) and 0 <= self.warmup_ratio <= 1):
-            raise ValueError(f"warmup_ratio={self.warmup_ratio!r} must be a number from 0 to 1.")
+        if not (
+            _is_number(self.warmup_steps)
+            and (0 <= self.warmup_steps < 1 or 0 < self.warmup_steps == int(self.warmup_steps))
+        ):
+            raise ValueError(
+                f"warmup_steps={self.warmup_steps!r} must be a whole number, or a share from 0 to below 1."
+            )
         if not (_is_number(self.max_grad_norm) and self.max_grad_norm >= 0):
             raise ValueError(f"max_grad_norm={self.max_grad_norm!r} must be 0 (no clipping) or more.")
         if not isinstance(self.add_eos_token, bool):
@@ -202,7 +208,7 @@ def learning_rate(step: int, num_steps: int, config: InnerLoopConfig) -> float:
     >>> [round(learning_rate(step, 4, InnerLoopConfig(learning_rate=1.0)), 2) for step in range(4)]
     [1.0, 0.75, 0.5, 0.25]
     """
-    warmup_steps = math.ceil(num_steps * config.warmup_ratio)
+    warmup_steps = config.warmup_steps if config.warmup_steps >= 1 else math.ceil(num_steps * config.warmup_steps)
     if step < warmup_steps:
         return config.learning_rate * step / max(1, warmup_steps)
     progress = (step - warmup_steps) / max(1, num_steps - warmup_steps)

@@ -62,8 +62,8 @@ class SEALConfig(SFTConfig):
             Whether every training text ends in the end-of-sequence token, so that the adapted model learns to stop.
         inner_lr_scheduler_type (`str`, *optional*, defaults to `"linear"`):
             `"linear"`, `"cosine"` or `"constant"`.
-        inner_warmup_ratio (`float`, *optional*, defaults to `0.0`):
-            Share of the steps in which the learning rate rises.
+        inner_warmup_steps (`float`, *optional*, defaults to `0`):
+            Number of steps in which the learning rate rises; below 1 the share of all steps.
         inner_max_grad_norm (`float`, *optional*, defaults to `1.0`):
             Greatest gradient norm of one adapter.
         inner_gradient_checkpointing (`bool`, *optional*, defaults to `False`):
@@ -149,7 +149,9 @@ class SEALConfig(SFTConfig):
         default=True, metadata={"help": "End every training text in the end-of-sequence token."}
     )
     inner_lr_scheduler_type: str = field(default="linear", metadata={"help": "linear, cosine or constant."})
-    inner_warmup_ratio: float = field(default=0.0, metadata={"help": "Share of the steps with a rising rate."})
+    inner_warmup_steps: float = field(
+        default=0, metadata={"help": "Steps with a rising rate; below 1 their share of all steps."}
+    )
     inner_max_grad_norm: float = field(default=1.0, metadata={"help": "Greatest gradient norm of one adapter."})
     inner_gradient_checkpointing: bool = field(
         default=False,

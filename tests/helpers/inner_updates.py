@@ -49,7 +49,7 @@ def unlike_updates(count: int) -> list[InnerUpdate]:
             num_train_epochs=[20, 14, 12, 9][k % 4] + k // 4,
             batch_size=1 + (k + k // 4) % 3,
             lr_scheduler_type=SCHEDULES[k % 3],
-            warmup_ratio=[0.0, 0.1, 0.25, 0.0, 0.3][k % 5],
+            warmup_steps=[0.0, 0.1, 0.25, 0.0, 0.3][k % 5],
             max_grad_norm=[1.0, 0.0, 0.05][(k + k // 3) % 3],
         )
         for k in range(count)
@@ -83,7 +83,7 @@ def train_alone(
     scheduler = get_scheduler(
         update.config.lr_scheduler_type.replace("constant", "constant_with_warmup"),
         optimizer,
-        num_warmup_steps=math.ceil(update.num_steps * update.config.warmup_ratio),
+        num_warmup_steps=math.ceil(update.num_steps * update.config.warmup_steps),
         num_training_steps=update.num_steps,
     )
     losses = []

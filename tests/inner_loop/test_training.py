@@ -63,7 +63,7 @@ def test_each_adapter_equals_one_trained_alone(kind, target_modules, count, with
 
 
 @pytest.mark.parametrize(
-    ("schedule", "warmup_ratio", "batch_size", "max_grad_norm"),
+    ("schedule", "warmup_steps", "batch_size", "max_grad_norm"),
     [
         ("linear", 0.0, 1, 1.0),
         ("linear", 0.2, 2, 0.0),
@@ -73,13 +73,13 @@ def test_each_adapter_equals_one_trained_alone(kind, target_modules, count, with
         ("constant", 0.2, 3, 1.0),
     ],
 )
-def test_schedule_batch_and_clipping_equal_plain_loop(schedule, warmup_ratio, batch_size, max_grad_norm):
+def test_schedule_batch_and_clipping_equal_plain_loop(schedule, warmup_steps, batch_size, max_grad_norm):
     options = {
         "learning_rate": 2e-3,
         "num_train_epochs": 7 * batch_size,
         "batch_size": batch_size,
         "lr_scheduler_type": schedule,
-        "warmup_ratio": warmup_ratio,
+        "warmup_steps": warmup_steps,
         "max_grad_norm": max_grad_norm,
     }
     update = random_update(5, 4, **options)  # 4 sequences: the last batch of 3 is ragged

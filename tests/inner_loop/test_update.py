@@ -31,15 +31,15 @@ def self_edit(*sequences: tuple[str, str], **overrides) -> SelfEdit:
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 10, 37])
-@pytest.mark.parametrize("warmup_ratio", [0.0, 0.03, 0.1, 0.5, 1.0])
-def test_learning_rate_equals_get_scheduler(schedule, num_steps, warmup_ratio):
-    config = InnerLoopConfig(learning_rate=3e-4, lr_scheduler_type=schedule, warmup_ratio=warmup_ratio)
+@pytest.mark.parametrize("warmup_steps", [0, 0.03, 0.1, 0.5, 0.99, 1, 4.0, 11])
+def test_learning_rate_equals_get_scheduler(schedule, num_steps, warmup_steps):
+    config = InnerLoopConfig(learning_rate=3e-4, lr_scheduler_type=schedule, warmup_steps=warmup_steps)
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=config.learning_rate)
     scheduler = get_scheduler(
         # "constant" knows no warm-up in transformers; with none the two are equal.
         schedule.replace("constant", "constant_with_warmup"),
         optimizer,
-        num_warmup_steps=math.ceil(num_steps * warmup_ratio),
+        num_warmup_steps=int(warmup_steps) if warmup_steps >= 1 else math.ceil(num_steps * warmup_steps),
         num_training_steps=num_steps,
     )
     expected = []
@@ -52,10 +52,14 @@ def test_learning_rate_equals_get_scheduler(schedule, num_steps, warmup_ratio):
 
 
 def test_learning_rate_by_hand():
-    config = InnerLoopConfig(learning_rate=0.8, warmup_ratio=0.5)
+    config = InnerLoopConfig(learning_rate=0.8, warmup_steps=0.5)
     assert [learning_rate(step, 8, config) for step in range(8)] == pytest.approx(
         [0, 0.2, 0.4, 0.6, 0.8, 0.6, 0.4, 0.2]
     )
+    in_steps = InnerLoopConfig(learning_rate=0.8, warmup_steps=4)
+    assert [learning_rate(step, 8, in_steps) for step in range(8)] == [
+        learning_rate(step, 8, config) for step in range(8)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -75,8 +79,10 @@ def test_learning_rate_by_hand():
         ("learning_rate", 10**400),
         ("learning_rate", "1e-3"),
         ("learning_rate", None),
-        ("warmup_ratio", -0.1),
-        ("warmup_ratio", 1.1),
+        ("warmup_steps", -0.1),
+        ("warmup_steps", 1.1),
+        ("warmup_steps", math.inf),
+        ("warmup_steps", True),
         ("max_grad_norm", -1),
         ("max_grad_norm", math.nan),
         ("lr_scheduler_type", "polynomial"),

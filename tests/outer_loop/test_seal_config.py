@@ -30,7 +30,7 @@ DEFAULTS = {
     "inner_max_length": 2048,
     "inner_add_eos_token": True,
     "inner_lr_scheduler_type": "linear",
-    "inner_warmup_ratio": 0.0,
+    "inner_warmup_steps": 0,
     "inner_max_grad_norm": 1.0,
     "inner_gradient_checkpointing": False,
     "student": "policy",
@@ -121,7 +121,7 @@ def test_every_field_is_documented():
         ("inner_batch_size", 0, "must be a whole number of at least 1."),
         ("inner_max_length", 1, "must be a whole number of at least 2."),
         ("inner_lr_scheduler_type", "polynomial", "must be one of linear, cosine, constant."),
-        ("inner_warmup_ratio", 1.5, "must be a number from 0 to 1."),
+        ("inner_warmup_steps", 1.5, "must be a whole number, or a share from 0 to below 1."),
         ("inner_max_grad_norm", -1.0, "must be 0 (no clipping) or more."),
     ],
 )
@@ -156,7 +156,7 @@ def test_a_batch_of_no_rows_is_named(config):
         {"keep_best": None, "adapters_per_bank": 1, "min_reward": 0.0},
         {"min_reward": 1.0, "top_p": 1.0, "temperature": 1e-3, "sft_on": "all"},
         {"num_repeats": 1, "keep_best": None},
-        {"num_train_epochs": 1, "inner_max_grad_norm": 0.0, "inner_warmup_ratio": 1.0, "inner_max_length": 2},
+        {"num_train_epochs": 1, "inner_max_grad_norm": 0.0, "inner_warmup_steps": 11.0, "inner_max_length": 2},
     ],
 )
 def test_the_ends_of_the_ranges_are_taken(config, options):
@@ -170,7 +170,7 @@ def test_inner_config_has_every_field(config):
         "num_train_epochs": 7,
         "batch_size": 3,
         "lr_scheduler_type": "cosine",
-        "warmup_ratio": 0.25,
+        "warmup_steps": 0.25,
         "max_grad_norm": 0.5,
         "max_length": 99,
         "add_eos_token": False,

@@ -208,7 +208,7 @@ def test_paper_configuration_is_the_paper_s(knowledge, tmp_path, monkeypatch):
     assert (args.num_generations, args.temperature, args.top_p, args.max_completion_length) == (5, 1.0, 0.95, 8192)
     inner, shape = args.inner_config(), args.inner_peft_config()
     assert (inner.learning_rate, inner.num_train_epochs, inner.batch_size, inner.max_length) == (1e-3, 10, 1, 2048)
-    assert (inner.lr_scheduler_type, inner.warmup_ratio, inner.max_grad_norm) == ("linear", 0.0, 1.0)
+    assert (inner.lr_scheduler_type, inner.warmup_steps, inner.max_grad_norm) == ("linear", 0.0, 1.0)
     assert (shape.r, shape.lora_alpha, shape.target_modules) == (32, 64, {"q_proj", "v_proj"})
     assert (args.num_repeats, args.num_eval_generations, args.max_answer_length, args.keep_best) == (3, 1, 64, 1)
     assert (args.num_rounds, args.examples_per_round, args.sft_on) == (2, 50, "round")
