@@ -495,7 +495,7 @@ class SelfAdaptingLM:
         prompts: Sequence[str | list[dict]],
         adapters: Sequence[Adapter | None] | None = None,
         *,
-        max_answer_length: int = 64,
+        max_answer_length: int | Sequence[int] = 64,
         on_text: Callable[[list[str]], bool | None] | None = None,
         stop: threading.Event | None = None,
     ) -> list[str]:
@@ -507,8 +507,8 @@ class SelfAdaptingLM:
                 Evaluation prompts.
             adapters (`Sequence[Adapter | None]`, *optional*):
                 For each prompt its adapter; no inner adapter where `None` or absent.
-            max_answer_length (`int`, *optional*, defaults to `64`):
-                Longest answer, in tokens.
+            max_answer_length (`int` or `Sequence[int]`, *optional*, defaults to `64`):
+                Longest answer, in tokens: of all prompts, or of each.
             on_text, stop:
                 As in [`~SelfAdaptingLM.answer`].
 
@@ -529,7 +529,7 @@ class SelfAdaptingLM:
         groups: Sequence[Sequence[Prompt]],
         adapters: Sequence[Adapter | None] | None = None,
         *,
-        max_answer_length: int = 64,
+        max_answer_length: int | Sequence[int] = 64,
         on_text: Callable[[list[str]], bool | None] | None = None,
         stop: threading.Event | None = None,
     ) -> list[list[str]]:
@@ -541,18 +541,22 @@ class SelfAdaptingLM:
                 Evaluation prompts.
             adapters (`Sequence[Adapter | None]`, *optional*):
                 For each group its adapter; no inner adapter where `None` or absent.
-            max_answer_length, on_text, stop:
+            max_answer_length (`int` or `Sequence[int]`, *optional*, defaults to `64`):
+                Longest answer, in tokens: of all groups, or of each.
+            on_text, stop:
                 As in [`~SelfAdaptingLM.answer_prompts`].
 
         Returns:
             `list[list[str]]`: the answers of each group.
         """
         adapters = adapters or [None] * len(groups)
+        is_one = isinstance(max_answer_length, int)
+        limits = [max_answer_length] * len(groups) if is_one else max_answer_length
         answers = iter(
             self.answer_prompts(
                 [prompt for group in groups for prompt in group],
                 [adapter for group, adapter in zip(groups, adapters, strict=True) for _ in group],
-                max_answer_length=max_answer_length,
+                max_answer_length=[limit for group, limit in zip(groups, limits, strict=True) for _ in group],
                 on_text=on_text,
                 stop=stop,
             )

@@ -18,10 +18,13 @@ class TrainingExample:
             Where it is empty, the loss is taken on every token of the completion.
         completion (`str`):
             What the adapter learns to write.
+        trains_on_prompt (`bool`, *optional*, defaults to `False`):
+            Whether the loss is taken on the prompt, too.
     """
 
     prompt: Prompt
     completion: str
+    trains_on_prompt: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Tasks to learn with SEAL, and their data."""
 
+from .arc.domain import ArcDomain
 from .base import Condition, Domain
 from .knowledge.domain import KnowledgeDomain
 from .knowledge.passages import group_squad_rows, load_demo_passages, load_passages, shuffle_passages
@@ -10,6 +11,7 @@ from .knowledge.training_formats import TRAINING_FORMATS
 __all__ = [
     "PROMPT_STYLES",
     "TRAINING_FORMATS",
+    "ArcDomain",
     "Condition",
     "Domain",
     "KnowledgeDomain",

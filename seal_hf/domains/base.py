@@ -139,6 +139,17 @@ class Domain:
         """
         raise NotImplementedError
 
+    def max_answer_length(self, example: Mapping[str, Any]) -> int | None:
+        """
+        Return the longest answer to a question of an example, in tokens, where the domain knows it; `None`, the default, leaves
+        it to the run's settings.
+
+        Args:
+            example (`Mapping[str, Any]`):
+                One row of the dataset.
+        """
+        return None
+
     def carry_out(
         self, self_edits: Sequence[SelfEdit], examples: Sequence[Mapping[str, Any]], ask: AskModel
     ) -> list[SelfEdit]:

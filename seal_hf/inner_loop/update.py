@@ -144,7 +144,7 @@ def tokenize_self_edit(
     """
     Tokenize a self-edit's examples and apply its overrides, which cannot raise `max_length`.
 
-    An example with an empty prompt is trained on every token. The end-of-sequence token follows every completion, so that
+    An example with an empty prompt is trained on every token, and so is one that says so. The end-of-sequence token follows every completion, so that
     the model learns where to stop; a text without a prompt only where `add_eos_token` is set, and none that is cut. Prompt
     and completion are tokenized apart, as when the model is asked, and begin with one beginning-of-sequence token at most.
 
@@ -172,7 +172,8 @@ def tokenize_self_edit(
         if ends and tokenizer.eos_token_id is not None:
             ids = [*ids, tokenizer.eos_token_id]
         num_cut += len(ids) > config.max_length
-        sequence = TrainingSequence(tuple(ids[: config.max_length]), len(prompt_ids))
+        prompt_length = 0 if example.trains_on_prompt else len(prompt_ids)
+        sequence = TrainingSequence(tuple(ids[: config.max_length]), prompt_length)
         if sequence.first_label < len(sequence.input_ids):
             sequences.append(sequence)
     if num_cut:

@@ -60,7 +60,7 @@ class Proposal:
             The tokens that were sampled, with the end token where it is finished: what the outer SFT trains on. `None` in
             records of schema 1.
         tool_examples (`list[dict]`, *optional*):
-            What came of the tool that it called: `prompt` and `completion` of every training example. `None` where it called
+            What came of the tool that it called: the fields of every [`TrainingExample`]. `None` where it called
             none, so that its training examples are read from the completion.
         metrics (`dict[str, float]`, *optional*):
             What is told of it (see [`SelfEdit`]); `None` where that is nothing.

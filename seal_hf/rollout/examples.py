@@ -140,7 +140,7 @@ def check_examples(
         longest_question = max(len(encode_prompt(lm.processing_class, one)) for one in questions)
         for length, new_tokens, option in (
             (prompt_length, min(max_completion_length, _LEAST_ROOM), "max_completion_length"),
-            (longest_question, max_answer_length, "max_answer_length"),
+            (longest_question, lm.domain.max_answer_length(example) or max_answer_length, "max_answer_length"),
         ):
             if length + new_tokens > context:
                 raise ValueError(

@@ -85,7 +85,7 @@ def ask_and_grade(
         asked (`Sequence[Asked]`):
             Who is asked what.
         max_answer_length (`int`):
-            Longest answer, in tokens.
+            Longest answer, in tokens, of an example of which the domain does not know it (see [`Domain.max_answer_length`]).
         require_all (`bool`, *optional*, defaults to `False`):
             Whether an answer that could not be graded is an error.
         stop (`threading.Event`, *optional*):
@@ -109,7 +109,7 @@ def ask_and_grade(
     answers = lm.answer_groups(
         [prompts for *_, prompts in groups],
         [asked[index].adapter for index, *_ in groups],
-        max_answer_length=max_answer_length,
+        max_answer_length=[domain.max_answer_length(example) or max_answer_length for _, example, _ in groups],
         stop=stop,
     )
     for place, (index, *_) in enumerate(told, start=len(own)):

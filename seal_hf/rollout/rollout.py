@@ -215,7 +215,7 @@ class Rollout:
                     banks=[],
                     finished=one.generation.finished,
                     completion_ids=list(one.generation.token_ids),
-                    tool_examples=list(map(asdict, one.self_edit.examples)) if one.called else None,
+                    tool_examples=list(map(_record, one.self_edit.examples)) if one.called else None,
                     metrics=dict(one.self_edit.metrics) or None if one.self_edit is not None else None,
                 )
                 update = self._tokenized(draft, one.self_edit)
@@ -309,6 +309,11 @@ class Rollout:
     def _bar(self, stage: Stage, total: int) -> tqdm:
         hidden = self.config.disable_tqdm or not self.processes.is_main or not total
         return tqdm(total=total, desc=stage.name, unit=" tokens", unit_scale=True, leave=False, disable=hidden)
+
+
+def _record(example: TrainingExample) -> dict:
+    """What is recorded of a training example: `trains_on_prompt` only where it is set."""
+    return {name: value for name, value in asdict(example).items() if value or name != "trains_on_prompt"}
 
 
 def _key(proposal: Proposal) -> tuple[str, int, int]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from .augmentation import Pair, TrainingTask, leave_one_out
-from .grids import Grid
+from .grids import Grid, as_grid
 from .tasks import demonstrations
 from .transforms import VIEWS
 
@@ -70,7 +70,7 @@ def questions_of(task: Mapping[str, Any], seed: int) -> list[Question]:
     contexts = [one.demonstrations for one in leave_one_out(pairs)] if len(pairs) > 1 else [pairs]
     found = []
     for number, pair in enumerate(task["test"]):
-        grid = pair["input"]
+        grid = as_grid(pair["input"])
         drawn = [
             tuple(context[place] for place in generator.permutation(len(context)))
             for context in contexts
@@ -126,4 +126,4 @@ def is_solved(task: Mapping[str, Any], predicted: Sequence[Sequence[Grid]]) -> b
             f"Task {task['id']} has no output of test input {solutions.index(None) + 1}, so that it cannot be graded; add the "
             "solutions."
         )
-    return all(solution in own for solution, own in zip(solutions, predicted, strict=True))
+    return all(as_grid(solution) in own for solution, own in zip(solutions, predicted, strict=True))
