@@ -3,6 +3,7 @@
 #   make app [MODEL=user/name] [PORT=7860]   the web app
 #   make train      two rounds of SEAL on six passages; the same command continues an interrupted run
 #   make results    the larger run, whose tables are in RESULTS.md; continues as well
+#   make arc        SEAL on small generated ARC tasks; continues as well
 #   make bench      measures the inner loop and the app, writes benchmarks/README.md
 #   make bench-gpu  checks and measures the CUDA path, without a download
 #   make test [JOBS=4]   lint, format and all tests; JOBS is the number of processes, about 1 GB each
@@ -16,7 +17,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo app train results bench bench-gpu test lint
+.PHONY: demo app train results arc bench bench-gpu test lint
 
 demo: $(VENV)/.core
 	@$(BIN)/python -m trainers.demo $(if $(PASSAGE),--passage "$(PASSAGE)") $(if $(TITLE),--title "$(TITLE)") $(if $(QUESTION),--questions "$(QUESTION)")
@@ -29,6 +30,9 @@ train: $(VENV)/.core
 
 results: $(VENV)/.core
 	$(BIN)/python -m trainers.knowledge --config trainers/configs/results.yaml --resume_from_checkpoint true
+
+arc: $(VENV)/.core
+	$(BIN)/python -m trainers.arc --config trainers/configs/arc-small.yaml --resume_from_checkpoint true
 
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/bench.py

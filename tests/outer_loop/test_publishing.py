@@ -318,7 +318,7 @@ def test_the_script_tells_last_what_is_not_on_the_hub(pushing, hub, monkeypatch,
     from trainers import knowledge
 
     trainer = pushing(num_rounds=1, hub_strategy=strategy)
-    monkeypatch.setattr(knowledge, "SEALTrainer", lambda **options: trainer)
+    monkeypatch.setattr("trainers.outer_loop.SEALTrainer", lambda **options: trainer)
     hub.answer(403, "/commit/", "POST")
     with pytest.raises(SystemExit, match=f"error: .*may not write to {REPO}.*Everything is in {trainer._folder.path}"):
         knowledge.main(knowledge.KnowledgeArguments(), trainer.args, knowledge.PolicyModelConfig())
