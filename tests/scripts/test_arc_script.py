@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 
 import pytest
 import yaml
@@ -58,10 +59,8 @@ def test_a_run_on_generated_tasks(model, tmp_path):
     result = run_main(TRAINERS / "arc.py", *own)
     assert result.returncode == 0, result.stderr
     # A random model writes no JSON: what is malformed earns what the model without an adapter does.
-    assert (
-        "| 1     |        2 |          4 |           0 |" in " ".join(result.stdout.split("  "))
-        or "|           0 |" in result.stdout
-    )
+    # Round, tasks, self-edits, well-formed, kept.
+    assert re.search(r"\| 1 +\| +2 \| +4 \| +0 \| +0 \|", result.stdout)
     for row in ("base", "all tools before round 1", "self-edits before round 1", "self-edits after round 1"):
         assert f"| {row} " in result.stdout
     journal = [json.loads(line) for line in (tmp_path / "run" / "journal" / "round_000.jsonl").open(encoding="utf-8")]
