@@ -135,17 +135,12 @@ def answer_questions(
         pairs, asking, corrected = [], [], []
         for (fact, question), prompts_of_question in zip(own, asked, strict=True):
             readings = [answers[key_of(prompt)] for prompt in prompts_of_question]
-            answer, reason = "", "unclear"
-            if fact or not by_fact:
-                answer, reason = _agreed(question, fact, example, readings)
-                asking += [(fact, question)] * (not reason)
-            if reason and by_fact and (read := _fact_read(question, example, readings)):
-                answer, reason = _agreed(question, read, example, readings)
-                corrected += [(read, question)] * (not reason)
+            found, answer, reason = _fact_and_answer(fact, question, example, readings, by_fact)
             if reason:
                 why[reason] += 1
-            else:
-                pairs.append((question, answer))
+                continue
+            pairs.append((question, answer))
+            (asking if found == fact else corrected).append((found, question))
         metrics = {"questions": len(written), "questions_kept": len(pairs)}
         metrics |= {f"dropped_{reason}": why[reason] for reason in REASONS}
         if (covered := coverage(example, pairs)) is not None:
@@ -254,6 +249,20 @@ def _first_sentence(answer: Answer) -> tuple[str, bool]:
     """What an answer says first, and whether that is complete."""
     sentences = split_sentences(answer.text.strip())
     return (sentences[0], answer.finished or len(sentences) > 1) if sentences else ("", answer.finished)
+
+
+def _fact_and_answer(
+    fact: str, question: str, example: Mapping[str, Any], readings: Sequence[tuple[str, bool]], by_fact: bool
+) -> tuple[str, str, str | None]:
+    """The fact that a question asks for and the answer that both readings agree on, or why there is none."""
+    reason: str | None = "unclear"
+    if fact or not by_fact:
+        answer, reason = _agreed(question, fact, example, readings)
+        if reason is None:
+            return fact, answer, None
+    if by_fact and (read := _fact_read(question, example, readings)):
+        return read, *_agreed(question, read, example, readings)
+    return "", "", reason
 
 
 def _fact_read(question: str, example: Mapping[str, Any], readings: Sequence[tuple[str, bool]]) -> str:
