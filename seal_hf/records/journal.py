@@ -52,7 +52,7 @@ class Proposal:
         tokens (`int`):
             Tokens that one inner update trains on, all epochs together.
         banks (`list[int]`):
-            The bank of each repeat; empty when it is malformed.
+            The bank of each repeat; empty when it is malformed, or the same as another.
         finished (`bool`, *optional*):
             Whether the policy ended it itself; `False` where it was cut off at the longest length. `None` in records of
             schema 1, which did not note it.
@@ -64,6 +64,8 @@ class Proposal:
             none, so that its training examples are read from the completion.
         metrics (`dict[str, float]`, *optional*):
             What is told of it (see [`SelfEdit`]); `None` where that is nothing.
+        same_as (`int`, *optional*):
+            Which earlier self-edit of the example trains on exactly the same, in the same way: what that one is worth, this one is.
     """
 
     round: int
@@ -81,6 +83,7 @@ class Proposal:
     completion_ids: list[int] | None = None
     tool_examples: list[dict] | None = None
     metrics: dict[str, float] | None = None
+    same_as: int | None = None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from .stage import Stage
 
 
 # What the records of scored self-edits leave to those of the proposals.
-_OF_PROPOSALS = ("tokens", "banks", "tool_examples")
+_OF_PROPOSALS = ("tokens", "banks", "tool_examples", "same_as")
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,8 @@ def scored_self_edits(
     names += ["recited", "recitation", "short", "retention"] if stage.is_evaluation else []
     scored = []
     for proposal in (*proposals, *stage.untrained_proposals()):
-        own = by_edit[proposal.condition, proposal.example, proposal.edit]
+        edit = proposal.edit if proposal.same_as is None else proposal.same_as
+        own = by_edit[proposal.condition, proposal.example, edit]
         repeats = sorted(own, key=lambda result: result.repeat)
         base = by_edit.get((BASE, proposal.example, 0))
         rewards = [result.reward for result in repeats if result.reward is not None]

@@ -200,6 +200,7 @@ class Rollout:
                 (baseline.name, 0, Written(Generation("", 0, True), baseline.self_edit(example)))
                 for baseline in stage.trained_baselines
             ]
+            first_of: dict[InnerUpdate, int] = {}
             for condition, edit, one in candidates:
                 draft = Proposal(
                     round=stage.round,
@@ -221,8 +222,13 @@ class Rollout:
                 update = self._tokenized(draft, one.self_edit)
                 self._updates_of(stage)[_key(draft)] = update
                 if update is not None:
-                    work.append(work_of(update))
-                    draft = replace(draft, well_formed=True, tokens=work[-1].num_tokens)
+                    own_work = work_of(update)
+                    draft = replace(draft, well_formed=True, tokens=own_work.num_tokens)
+                    first = first_of.setdefault(update, edit) if condition == SELF_EDITS else edit
+                    if first != edit:
+                        draft = replace(draft, same_as=first)
+                    else:
+                        work.append(own_work)
                 drafts.append(draft)
         num_repeats = len(stage.inner_seeds)
         size = self.config.adapters_per_bank or adapters_per_bank(
@@ -234,7 +240,10 @@ class Rollout:
             self.lm.inner_gradient_checkpointing,
         )
         composed = iter(compose_banks(work, num_repeats, size))
-        proposals = [replace(draft, banks=next(composed)) if draft.well_formed else draft for draft in drafts]
+        proposals = [
+            replace(draft, banks=next(composed)) if draft.well_formed and draft.same_as is None else draft
+            for draft in drafts
+        ]
         stage.journal.write_proposals(stage.round, proposals)
         return proposals
 

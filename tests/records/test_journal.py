@@ -94,7 +94,7 @@ def test_a_record_is_readable_as_it_is_and_not_escaped(kind):
 )
 def test_records_of_the_first_schema_are_read(tmp_path, kind, record):
     own = Kind(kind, tmp_path)
-    later = ("finished", "completion_ids", "tool_examples", "metrics")
+    later = ("finished", "completion_ids", "tool_examples", "metrics", "same_as")
     known = {name: value for name, value in vars(record).items() if name not in later}
     own.file.parent.mkdir(parents=True)
     own.file.write_text(json.dumps({"schema_version": 1, **known}) + "\n")
