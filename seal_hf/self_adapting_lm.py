@@ -63,9 +63,9 @@ class SelfAdaptingLM:
             Whether the model's layers compute their activations again in the backward pass of the inner update: the same
             adapters in about a third more time, with a fraction of the activations' memory.
         student (`str`, *optional*, defaults to `"policy"`):
-            What learns from the self-edits and answers. `"policy"`: base and policy adapter, as in the paper, where the inner
-            adapters are trained on top of the policy. `"base"`: the base alone, so that the policy is the teacher of a fixed
-            student (the paper's section 2 names these roles). Its adapters need no policy.
+            What learns from the self-edits and answers questions, those of a tool as well. `"policy"`: base and policy adapter, as
+            in the paper, where the inner adapters are trained on top of the policy. `"base"`: the base alone, so that the
+            policy is the teacher of a fixed student (the paper's section 2 names these roles). Its adapters need no policy.
 
     Attributes:
         generator ([`TextGenerator`]):
@@ -311,8 +311,9 @@ class SelfAdaptingLM:
         if not calling:
             return list(self_edits)
 
-        def ask(prompts: Sequence[Prompt], max_new_tokens: int) -> list[Generation]:
-            return self._answer_those_that_fit(prompts, max_new_tokens, stop)
+        def ask(prompts: Sequence[Prompt], max_new_tokens: int, *, as_writer: bool = False) -> list[Generation]:
+            with nullcontext() if as_writer else self._as_student():
+                return self._answer_those_that_fit(prompts, max_new_tokens, stop)
 
         done = self.domain.carry_out(
             [self_edits[place] for place in calling], [examples[place] for place in calling], ask

@@ -2,6 +2,7 @@
 
 import pickle
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -349,6 +350,24 @@ class TestPolicy:
         options = {"temperature": 1.0, "top_p": 1.0, "max_completion_length": 16, "seed": 0}
         written = [one.write_batch([PASSAGE], 1, **options) for one in (student, tiny_lm(model), lm)]
         assert written[0] == written[1] != written[2]
+
+    def test_the_tool_asks_the_student_or_as_the_writer_the_policy(self):
+        told = {}
+
+        class Asking(KnowledgeDomain):
+            def carry_out(self, self_edits, examples, ask):
+                for as_writer in (False, True):
+                    told[as_writer] = [one.token_ids for one in ask(["Who keeps bees?"], 12, as_writer=as_writer)]
+                return [replace(edit, calls=()) for edit in self_edits]
+
+        def asked(model, **options):
+            lm = tiny_lm(model, domain=Asking(chat=False), **options)
+            lm.carry_out([replace(EDITS[0], calls=("?",))], [PASSAGE])
+            return dict(told)
+
+        policy, base = asked(tiny_policy_model()), asked(tiny_llama())
+        assert policy[False] == policy[True] != base[False] == base[True]
+        assert asked(tiny_policy_model(), student="base") == {False: base[False], True: policy[True]}
 
     def test_an_unknown_student(self):
         with pytest.raises(ValueError, match="student='teacher' must be 'policy' or 'base'"):

@@ -28,9 +28,14 @@ class Answer(Protocol):
 
 
 class AskModel(Protocol):
-    """The model that a tool may ask: the policy as it is, without an inner adapter. Its answers are greedy."""
+    """
+    The model that a tool may ask, without an inner adapter. Its answers are greedy. It is the student, which is to learn from
+    them, or as the writer the policy; they are one model unless the student is the base (see [`SelfAdaptingLM`]).
+    """
 
-    def __call__(self, prompts: Sequence[Prompt], max_new_tokens: int) -> Sequence[Answer]: ...
+    def __call__(
+        self, prompts: Sequence[Prompt], max_new_tokens: int, *, as_writer: bool = False
+    ) -> Sequence[Answer]: ...
 
 
 @dataclass(frozen=True)
@@ -165,10 +170,9 @@ class Domain:
                 Self-edits with calls.
             examples (`Sequence[Mapping[str, Any]]`):
                 For each the example that it was written for.
-            ask (`Callable[[Sequence[str | list[dict]], int], Sequence[Answer]]`):
-                Answers prompts with the policy, in common batches: prompts and the most tokens of an answer in, an object
-                with `text` and `finished` for each out. A prompt that does not fit the model's context is answered with
-                nothing.
+            ask ([`AskModel`]):
+                Answers prompts in common batches: prompts and the most tokens of an answer in, an object with `text` and
+                `finished` for each out. A prompt that does not fit the model's context is answered with nothing.
 
         Returns:
             `list[SelfEdit]`: for each the self-edit with its `examples`, without `calls`, and with `metrics`, which are added to

@@ -21,10 +21,11 @@ class Model:
 
     def __init__(self, **questions):
         self.questions = {"Ann Orr": KEEPER, "45": JARS, "1911": YEAR, **questions}
-        self.calls = []
+        self.calls, self.writers = [], []
 
-    def __call__(self, prompts, max_new_tokens):
+    def __call__(self, prompts, max_new_tokens, as_writer=False):
         self.calls.append(list(prompts))
+        self.writers.append(as_writer)
         return [SimpleNamespace(text=self.answer(prompt), finished=True) for prompt in prompts]
 
     def answer(self, prompt):
@@ -50,6 +51,7 @@ def test_every_fact_that_no_question_asks_for_is_asked_for():
     model = Model()
     edit = carried_out(f"45: {JARS}", model)
     begun, _ = model.calls
+    assert model.writers == [True, False]  # the policy writes, and the student reads
     # "Vell" and "bees" are in the title.
     assert [prompt[-1]["content"] for prompt in begun] == ["Ann Orr:", "1911:", "golden:"]
     sentences = BEES["context"].replace(". ", ".\n").split("\n")
@@ -85,7 +87,7 @@ def test_self_edits_about_one_passage_are_asked_for_in_common():
 def test_a_base_model_continues_plain_text():
     asked = []
 
-    def ask(prompts, max_new_tokens):
+    def ask(prompts, max_new_tokens, as_writer):
         asked.extend(prompts)
         return [SimpleNamespace(text=KEEPER, finished=True) for _ in prompts]
 

@@ -48,7 +48,7 @@ def ask_for_left_out(
     left_out = [_left_out(own, example, parts(example)) for own, example in zip(questions, examples, strict=True)]
     begun = [[(fact, _begun(prompt(part), fact)) for part, fact in own] for own in left_out]
     distinct = {key_of(one): one for own in begun for _, one in own}
-    answers = ask(list(distinct.values()), _MAX_QUESTION_TOKENS) if distinct else ()
+    answers = ask(list(distinct.values()), _MAX_QUESTION_TOKENS, as_writer=True) if distinct else ()
     lines = dict(zip(distinct, (answer.text.partition("\n")[0].strip() for answer in answers), strict=True))
     return [[f"{fact}: {lines[key_of(one)]}" for fact, one in own if lines[key_of(one)]] for own in begun]
 
