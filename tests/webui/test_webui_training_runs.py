@@ -362,7 +362,9 @@ def test_the_end_of_the_app_ends_its_runs(jobs, tmp_path):
 def test_a_run_of_others_is_small_short_and_replaces_the_one_before(jobs, tmp_path):
     script = stub(tmp_path, "import time\ntime.sleep(60)")
     runs = TrainingRuns(jobs, tmp_path / "runs", script, "m", limits=replace(SHARED, run_seconds=0.5))
-    large = TrainingSettings(num_train_passages=100, num_eval_passages=20, num_rounds=10, inner_num_train_epochs=20)
+    large = TrainingSettings(
+        num_train_passages=100, num_eval_passages=20, num_rounds=10, num_generations=3, inner_num_train_epochs=20
+    )
     with pytest.raises(
         ValueError, match="learns 520 self-edits .*, times 20 epochs is 10,400, and 1,000 is the limit"
     ):
