@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from seal_hf import Adapter, SelfAdaptingLM, SelfEdit
 from seal_hf.domains import load_demo_passages
-from seal_hf.domains.knowledge.answered_questions import split_fact
+from seal_hf.domains.knowledge.answered_questions import fact_and_question
 from seal_hf.domains.knowledge.own_questions import own_questions
 from seal_hf.domains.knowledge.passages import load_retention_questions
 from seal_hf.grading import show_gold_answers
@@ -206,7 +206,8 @@ def show_answered(lm: SelfAdaptingLM, example: Mapping, questions: Sequence[str]
         print(f"\nself-edit {number} asks nothing, and is learned as it is.")
         return
     # With those that the tool has added.
-    questions = [split_fact(line, example)[1] for line in (*questions, *lines_of(edit.kept or ""))]
+    lines = (*questions, *lines_of(edit.kept or ""))
+    questions = [fact_and_question(line, example, by_fact)[1] for line in lines for by_fact in (False, True)]
     prompts = map(repr, lm.domain.ask(questions, example["title"]))
     by_prompt = dict(zip(prompts, questions, strict=True))
     print(f"\nself-edit {number}:")

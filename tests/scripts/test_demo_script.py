@@ -131,10 +131,11 @@ def test_one_adapter_of_all_self_edits(run):
 
 def test_facts_before_their_questions(run):
     # Of each self-edit what is written about each of the five sentences.
-    sentences = ["", f"green slate: {MATERIAL}", f"212: {STEPS}", "", ""]
+    sentences = ["", f"green slate: {MATERIAL}", f"The stair: {STEPS}", "", ""]
     shown, _ = run(sentences * 2, "--prompt_style", "questions-by-fact", "--asks_for_left_out", "false")
-    assert f"\ngreen slate: {MATERIAL}\n212: {STEPS}\n" in shown
-    assert f"\nself-edit 1:\n  {MATERIAL} green slate." in shown
+    assert f"\ngreen slate: {MATERIAL}\nThe stair: {STEPS}\n" in shown
+    # What is trained on stands behind its question, also where no fact stood before it.
+    assert f"\nself-edit 1:\n  {MATERIAL} green slate." in shown and f"\n  {STEPS} 212.\n" in shown
     assert "2 of 2 questions kept; dropped: none." in words(shown)
 
 

@@ -169,6 +169,18 @@ def split_fact(question: str, example: Mapping[str, Any]) -> tuple[str, str]:
     return "", rest.strip() if is_number else question
 
 
+def fact_and_question(written: str, example: Mapping[str, Any], by_fact: bool) -> tuple[str, str]:
+    """
+    What a line asks, behind the fact that it asks for: as [`split_fact`], and where a fact is to stand before the question, without
+    what stands there in its place.
+    """
+    fact, question = split_fact(written, example)
+    if by_fact and not (fact and is_clear(fact, question, example)):
+        # What is not clear may be the fact alone, or what stands in its place and is not said by the passage.
+        return "", question.partition(": ")[2].strip() or question
+    return fact, question
+
+
 def is_clear(fact: str, question: str, example: Mapping[str, Any]) -> bool:
     """Whether a question makes sense without the passage and tells neither itself nor by the title the fact that it asks for."""
     is_short = len(question) <= _MAX_QUESTION_CHARACTERS
@@ -201,10 +213,7 @@ def _clear(
     """The questions that make sense without the passage, each once, behind the facts that they may ask for."""
     seen, kept = set(), []
     for written in questions:
-        fact, question = split_fact(written, example)
-        if by_fact and not (fact and is_clear(fact, question, example)):
-            # What is not clear may be the fact alone, or what stands in its place and is not said by the passage.
-            fact, question = "", question.partition(": ")[2].strip() or question
+        fact, question = fact_and_question(written, example, by_fact)
         if (words := normalize(question)) in seen:
             dropped["duplicate"] += 1
         elif not is_clear(fact, question, example):
