@@ -21,7 +21,7 @@ STYLES = {
     "self-qa": "Questions with answers",
     "questions": "Questions that it answers from the passage",
     "questions-by-sentence": "Questions about each sentence that it answers",
-    "questions-by-fact": "Facts, and the questions that ask for them",
+    "questions-by-fact": "Facts with their questions",
     "questions-and-rewrite": "Questions that it answers, and a rewrite",
     "none": "No instruction",
 }
