@@ -72,8 +72,8 @@ class SelfAdaptingLM:
             Writes texts with the model: prompts and an adapter for each in, texts out.
 
     Raises:
-        ValueError: Target modules that match nothing, a rank below 1, an unknown student, a domain in chat form for a tokenizer without a
-            chat template, or a tokenizer with neither padding nor end-of-sequence token.
+        ValueError: Target modules that match nothing, a rank below 1, an unknown student, a domain in chat form for a
+            tokenizer without a chat template, or a tokenizer with neither padding nor end-of-sequence token.
 
     Example:
 
