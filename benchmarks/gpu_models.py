@@ -17,7 +17,7 @@ from ways import TARGETS, lora_config
 from seal_hf import Adapter
 from seal_hf.adapters.layout import LoraLayout, lora_layout
 from seal_hf.inner_loop.update import InnerLoopConfig, InnerUpdate, TrainingSequence
-from seal_hf.models.access import linear_modules
+from seal_hf.models.architecture import linear_modules
 from seal_hf.models.memory import activation_bytes_per_token, free_memory
 
 

@@ -15,7 +15,8 @@ import torch
 from peft import LoraConfig
 from torch import nn
 
-from ..models.access import activation_dtype, hooked, keep_trainable
+from ..models.access import activation_dtype, keep_trainable
+from ..models.architecture import hooked, see_all_tokens
 from ..models.transfers import to_device
 from .adapter import Adapter
 from .layout import LoraLayout, LoraStacks, lora_layout
@@ -42,6 +43,8 @@ class AdapterRows:
             if adapter is not None:
                 lines.setdefault(adapter, []).append(row)
         self.num_rows, self.num_adapters = len(adapters), len(lines)
+        self.num_tokens: int | None = None  # of each row in the pass that is running
+        self.is_one = len(set(adapters)) == 1
         width = max((len(rows) for rows in lines.values()), default=0)
         ordered = [lines[adapter] for adapter in sorted(lines)]
         grid = [rows + rows[:1] * (width - len(rows)) for rows in ordered]
@@ -55,6 +58,14 @@ class AdapterRows:
             self.grid = grid.view(len(lines), width)  # (K, G)
             self.adapted = None if len(place) == self.num_rows else adapted.bool()[:, None, None]  # (R, 1, 1)
 
+    def read_length(self, module: nn.Module, args: tuple, output: torch.Tensor) -> None:
+        """A forward hook of the input embedding, which gives `(R, L, d)`."""
+        self.num_tokens = output.shape[1] if output.dim() == 3 else None
+
+
+class UnknownRows(ValueError):
+    """A module got an input that does not tell which row of the batch each token belongs to."""
+
 
 def _add_lora(
     matrices: tuple[torch.Tensor, torch.Tensor],  # (K, r, in) and (K, out, r)
@@ -66,20 +77,39 @@ def _add_lora(
 ) -> torch.Tensor:
     hidden, (lora_a, lora_b) = args[0], matrices
     if hidden.dim() != 3 or hidden.shape[0] != rows.num_rows:
-        raise ValueError(
-            f"An adapted module got an input of shape {tuple(hidden.shape)}, but adapters are attached for a batch of "
-            f"{rows.num_rows} rows; call the model with exactly these rows."
-        )
+        # One adapter's tokens may be in any order; those of several rows are told apart where all are there.
+        if not rows.is_one and hidden.shape[:-1] != (rows.num_rows * (rows.num_tokens or 0),):
+            raise UnknownRows(
+                f"An adapted {type(module).__name__} got an input of shape {tuple(hidden.shape)}, but adapters are attached "
+                f"for a batch of {rows.num_rows} rows; call the model with exactly these rows."
+            )
+        shape = (1, -1) if rows.is_one else (rows.num_rows, rows.num_tokens)
+        hidden = hidden.reshape(*shape, hidden.shape[-1])
+        by_row = output.reshape(*shape, output.shape[-1])
+        if rows.is_one:
+            return _added(hidden, by_row, lora_a, lora_b, scaling).view_as(output)
+        return _add_lora(matrices, rows, scaling, module, (hidden,), by_row).view_as(output)
     length = hidden.shape[1]
-    hidden = hidden.to(lora_a.dtype)
     if rows.in_order:
-        low_rank = torch.bmm(hidden.reshape(rows.num_adapters, -1, hidden.shape[2]), lora_a.mT)
+        hidden = hidden.reshape(rows.num_adapters, -1, hidden.shape[2])
         base = output.reshape(rows.num_adapters, -1, output.shape[2])
-        return torch.baddbmm(base, low_rank, lora_b.mT, alpha=scaling).view_as(output)
+        return _added(hidden, base, lora_a, lora_b, scaling).view_as(output)
+    hidden = hidden.to(lora_a.dtype)
     grouped = hidden[rows.grid].reshape(rows.num_adapters, -1, hidden.shape[2])  # (K, G * L, in)
     update = torch.bmm(torch.bmm(grouped, lora_a.mT).mul_(scaling), lora_b.mT)
     update = update.view(-1, length, output.shape[2])[rows.place]  # (R, L, out)
     return output + (update if rows.adapted is None else torch.where(rows.adapted, update, 0.0))
+
+
+def _added(
+    hidden: torch.Tensor,  # (K, T, in)
+    base: torch.Tensor,  # (K, T, out)
+    lora_a: torch.Tensor,  # (K, r, in)
+    lora_b: torch.Tensor,  # (K, out, r)
+    scaling: float,
+) -> torch.Tensor:
+    low_rank = torch.bmm(hidden.to(lora_a.dtype), lora_a.mT)
+    return torch.baddbmm(base, low_rank, lora_b.mT, alpha=scaling)
 
 
 class StackedAdapters:
@@ -97,7 +127,7 @@ class StackedAdapters:
     """
 
     def __init__(self, model: nn.Module, layout: LoraLayout, weights: Sequence[torch.Tensor]):
-        self.model, self.scaling, self.num_adapters = model, layout.scaling, len(weights)
+        self.model, self.layout, self.scaling, self.num_adapters = model, layout, layout.scaling, len(weights)
         self.device = model.get_input_embeddings().weight.device
         self._stacks = LoraStacks.of(layout, weights, activation_dtype(model), self.device)
 
@@ -117,10 +147,16 @@ class StackedAdapters:
             )
         return cls(model, layouts.pop(), [adapter.device_weights for adapter in adapters])
 
+    def fits_batches(self, adapters: Sequence[int | None]) -> bool:
+        """Whether rows with these adapters can be one batch: not where modules see a choice of tokens of unlike rows."""
+        return len(set(adapters)) < 2 or see_all_tokens([module.name for module in self.layout.modules])
+
     @contextmanager
     def attach(self, adapters: Sequence[int | None]) -> Iterator[None]:
         """
         Let row `i` of every batch use adapter `adapters[i]` (`None`: no inner adapter) inside the `with` block.
+
+        In a batch of unlike adapters a module may raise [`UnknownRows`].
 
         Raises:
             IndexError: An adapter that is not among these.
@@ -138,8 +174,16 @@ class StackedAdapters:
             name: partial(_add_lora, matrices, rows, self.scaling)
             for name, matrices in self._stacks.matrices(chosen).items()
         }
-        with hooked(self.model, hooks if used else {}):
+        if not used:
             yield
+            return
+        # What a module is given may have lost the rows, such as (R * L, d).
+        handle = self.model.get_input_embeddings().register_forward_hook(rows.read_length)
+        try:
+            with hooked(self.model, hooks):
+                yield
+        finally:
+            handle.remove()
 
 
 class AdapterBank:

@@ -12,11 +12,13 @@ from functools import cached_property
 
 import torch
 from peft import LoraConfig
-from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
+from peft.tuners.tuners_utils import _check_lora_target_modules_mamba, check_target_module_exists
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import nn
 
-from ..models.access import linear_modules, unwrap
+from ..models.access import unwrap
+from ..models.architecture import linear_modules, linear_sizes
 
 
 # Options of LoraConfig that a stacked adapter follows, or that do not change what an adapter computes. Every other one
@@ -32,6 +34,7 @@ _FOLLOWED_OPTIONS = {
         "inference_mode",
     ),
     *("r", "lora_alpha", "use_rslora", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+    *("rank_pattern", "alpha_pattern"),  # checked against the modules
     *("megatron_core", "runtime_config", "qalora_group_size", "ensure_weight_tying"),
 }
 # How the weights began, for these, and dropout do not matter once an adapter is trained.
@@ -297,8 +300,9 @@ def lora_layout(model: nn.Module, config: LoraConfig, trained: bool = False) -> 
     """
     Resolve a `LoraConfig` on a model.
 
-    `target_modules` may be anything that PEFT takes: `None` (PEFT's default for the architecture), names, a regular
-    expression, or `"all-linear"`.
+    `target_modules` may be anything that PEFT takes: `None` (PEFT's default for the architecture, and all linear modules
+    where it has none), names, a regular expression, or `"all-linear"`. The latter two kinds of all are of the language model
+    alone, without routers and without modules that PEFT cannot store (see [`linear_modules`]).
 
     Args:
         model (`PreTrainedModel` or `PeftModel`):
@@ -309,9 +313,14 @@ def lora_layout(model: nn.Module, config: LoraConfig, trained: bool = False) -> 
             Whether the adapter has its weights already, so that its initialization and dropout do not matter.
 
     Raises:
-        ValueError: An option that a stacked adapter does not follow, a rank below 1, or targets that match no linear
-            module.
+        ValueError: An option that a stacked adapter does not follow, a rank below 1, targets that match no linear module,
+            or one that PEFT cannot store.
     """
+    if config.target_parameters:
+        raise ValueError(
+            f"LoraConfig(target_parameters={sorted(config.target_parameters)!r:.200}) adapts parameters that are no linear "
+            "modules, such as fused experts; name linear modules in target_modules, such as those of attention, alone."
+        )
     defaults = LoraConfig()
     for option in (field.name for field in fields(LoraConfig)):
         value, default = getattr(config, option), getattr(defaults, option)
@@ -332,12 +341,10 @@ def lora_layout(model: nn.Module, config: LoraConfig, trained: bool = False) -> 
     target_modules = config.target_modules
     if target_modules is None:
         model_type = unwrap(model).config.model_type
-        target_modules = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model_type)
-        if target_modules is None:
-            raise ValueError(
-                f"PEFT has no default target_modules for the architecture {model_type!r}; "
-                f"name them, or use target_modules='all-linear'."
-            )
+        target_modules = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model_type, "all-linear")
+    lost = _endings_lost_by_peft(model, {_ending(name) for name in candidates})
+    if config.target_modules in (None, "all-linear"):
+        candidates = {name: module for name, module in candidates.items() if _ending(name) not in lost}
     resolved = LoraConfig(
         target_modules=list(candidates) if target_modules == "all-linear" else _present(target_modules, candidates),
         exclude_modules=_present(config.exclude_modules, candidates),
@@ -347,22 +354,57 @@ def lora_layout(model: nn.Module, config: LoraConfig, trained: bool = False) -> 
     names = [name for name in candidates if check_target_module_exists(resolved, name)]
     if not names:
         shown = target_modules if isinstance(target_modules, str) else sorted(target_modules)
-        present = sorted({_ending(name) for name in candidates})
-        raise ValueError(f"target_modules={shown!r:.200} match no linear module; this model has {', '.join(present)}.")
-    sizes = [
-        (inner.in_features, inner.out_features)
-        for module in (candidates[name] for name in names)
-        for inner in [module.get_base_layer() if isinstance(module, BaseTunerLayer) else module]
-    ]
-    modules = tuple(LoraModule(name, *size) for name, size in zip(names, sizes, strict=True))
+        present = ", ".join(sorted({_ending(name) for name in candidates} - lost)) or "none that can be adapted"
+        raise ValueError(f"target_modules={shown!r:.200} match no linear module; this model has {present}.")
+    if refused := sorted({_ending(name) for name in names} & lost):
+        raise ValueError(
+            f"target_modules name {refused[0]!r}, which PEFT cannot store for {type(unwrap(model)).__name__}: it takes the "
+            "name for a part of fused experts or of a state-space layer; leave it out, or use 'all-linear'."
+        )
+    for option, common in (("rank_pattern", config.r), ("alpha_pattern", config.lora_alpha)):
+        if not _is_without_effect(getattr(config, option), common, names):
+            raise ValueError(
+                f"LoraConfig({option}={getattr(config, option)!r:.200}) is not supported, since it gives modules another value "
+                f"than {common} and a stacked adapter has one for all; leave it out."
+            )
+    modules = tuple(LoraModule(name, *linear_sizes(candidates[name])) for name in names)
     endings = {_ending(name) for name in names}
-    whole_classes = {name for name in candidates if _ending(name) in endings} == set(names)
+    # PEFT looks for the endings among all modules, those of a vision tower or a router as well.
+    whole_classes = {name for name, _ in unwrap(model).named_modules() if _ending(name) in endings} == set(names)
     return LoraLayout(
         modules=modules,
         r=config.r,
         lora_alpha=config.lora_alpha,
         target_modules=tuple(sorted(endings if whole_classes else names)),
         use_rslora=config.use_rslora,
+    )
+
+
+def _endings_lost_by_peft(model: nn.Module, endings: Collection[str]) -> set[str]:
+    """
+    The last components of names that PEFT does not take as targets for this model, though they are linear modules.
+
+    It takes some for names of experts before transformers 5 fused them, and refuses some of state-space layers.
+    """
+    base, lost = unwrap(model), set()
+    for ending in endings:
+        config = LoraConfig(target_modules=[ending])
+        try:
+            _check_lora_target_modules_mamba(config, base, ending)
+            convert_peft_config_for_transformers(config, base, None)
+        except ValueError:
+            lost.add(ending)
+            continue
+        if set(config.target_modules) != {ending}:
+            lost.add(ending)
+    return lost
+
+
+def _is_without_effect(pattern: Mapping[str, float], common: float, names: Collection[str]) -> bool:
+    """Whether a pattern of ranks or alphas gives these modules the common value; no regular expression is tried."""
+    return all(
+        value == common or (key.replace(".", "_").isidentifier() and not any(name.endswith(key) for name in names))
+        for key, value in pattern.items()
     )
 
 

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.modeling_outputs import ModelOutput
 
 from ..adapters.bank import StackedAdapters
@@ -41,7 +40,7 @@ class Decoder:
 
     Parameters:
         model (`PreTrainedModel` or `PeftModel`):
-            The causal LM, in evaluation mode.
+            The causal LM, in evaluation mode; one that [`runs_in_batches`].
         pad_id (`int`):
             Token that rows are filled with on the left; it is masked.
         adapters (`Sequence[int | None]`):
@@ -56,13 +55,8 @@ class Decoder:
         self.base, self.device, self.pad_id = unwrap(model), model.device, pad_id
         self.adapters, self.stacked = list(adapters), stacked
         accepted = inspect.signature(self.base.forward).parameters
-        self.takes_positions = "position_ids" in accepted
         self.last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
-        layers = DynamicCache(config=self.base.config).layers
-        self.num_layers = len(layers)
-        # Layers of other kinds, such as Mamba's, hold states that rows can neither share nor drop.
-        plain = {type(layer) for layer in layers} <= {DynamicLayer, DynamicSlidingWindowLayer}
-        self.is_selectable = plain and self.takes_positions
+        self.num_layers = len(DynamicCache(config=self.base.config).layers)
         # A flash kernel would take what is beyond the text for it.
         self._width = _WIDTHS.get(self.device.type, 1) if can_group(self.base) else 1
         self._tokens_per_pass = tokens_per_pass(model)
@@ -94,12 +88,8 @@ class Decoder:
         self.length = max(map(len, prompts))  # of the rows, padding included
         self.starts, self.first, self.mask = self._padding(prompts)
         self._multiple = 1 if self.mask is None else self._width
-        if self.is_selectable:
-            self.cache, logits = self._read_in_passes(prompts)
-            return logits
-        self.cache = DynamicCache(config=self.base.config)
-        self._attach(self.adapters)
-        return self._read(self.base, prompts, self.length, self.cache, self.last_only).logits[:, -1]
+        self.cache, logits = self._read_in_passes(prompts)
+        return logits
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """
@@ -116,7 +106,7 @@ class Decoder:
         self.length += 1
         mask = None
         if self.mask is not None:
-            width = self.cache.get_mask_sizes(1, 0)[0] if self.is_selectable else self.length
+            width = self.cache.get_mask_sizes(1, 0)[0]
             if (missing := width - self.mask.shape[1]) > 0:
                 self.mask = F.pad(self.mask, (0, missing + _ROOM), value=1)
             # Columns that were not written yet are hidden by causal order.
@@ -124,7 +114,7 @@ class Decoder:
         return self._call(self.base, tokens[:, None], mask, positions, self.cache, self.last_only).logits[:, -1]
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Keep these rows alone, in the order given; only where `is_selectable`."""
+        """Keep these rows alone, in the order given."""
         index = to_device(rows, self.device)
         self.cache.batch_select_indices(index)
         self.starts = [self.starts[row] for row in rows]
@@ -195,9 +185,14 @@ class Decoder:
         cache: DynamicCache,
         options: dict,
     ) -> ModelOutput:
-        if self.takes_positions:
-            options = {**options, "position_ids": positions}
-        return model(input_ids=input_ids, attention_mask=mask, past_key_values=cache, use_cache=True, **options)
+        return model(
+            input_ids=input_ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            **options,
+        )
 
     def _padding(self, sequences: Sequence[list[int]]) -> tuple[list[int], torch.Tensor, torch.Tensor | None]:
         """

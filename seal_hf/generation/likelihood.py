@@ -12,8 +12,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from ..adapters.bank import StackedAdapters
+from ..adapters.bank import StackedAdapters, UnknownRows
 from ..models.access import context_length, evaluating, head_input_changed, unwrap
+from ..models.architecture import runs_in_batches
 from ..models.attention_kernels import without_cudnn
 from ..models.encoding import encode_answer, encode_prompt
 from ..models.transfers import to_device, to_host
@@ -77,14 +78,23 @@ def answer_log_likelihoods(
     # Rows of like length, so that little of a batch is padding.
     pairs.sort(key=lambda pair: -len(pair[1]))
 
+    def values_of(rows: Sequence[tuple[int, list[int], int]]) -> list[float]:
+        with stacked.attach([adapters[place] for place, *_ in rows]) if stacked is not None else nullcontext():
+            return _log_likelihoods(model, [ids for _, ids, _ in rows], [length for *_, length in rows])
+
     def evaluate(batch: Sequence[int]) -> Iterator[list[tuple[int, float]]]:
         rows = [pairs[row] for row in batch]
-        with stacked.attach([adapters[place] for place, *_ in rows]) if stacked is not None else nullcontext():
-            values = _log_likelihoods(model, [ids for _, ids, _ in rows], [length for *_, length in rows])
+        try:
+            values = values_of(rows)
+        except UnknownRows:
+            values = [value for row in rows for value in values_of([row])]
         yield [(place, value) for (place, *_), value in zip(rows, values, strict=True)]
 
     sizes = [(len(ids), len(ids) - length) for _, ids, length in pairs]
-    for values in in_halves(_passes(model, sizes), evaluate):
+    together = runs_in_batches(model, max((length for length, _ in sizes), default=0))
+    together = together and (stacked is None or stacked.fits_batches(adapters))
+    passes = _passes(model, sizes) if together else [range(row, row + 1) for row in range(len(sizes))]
+    for values in in_halves(passes, evaluate):
         for place, value in values:
             found[place].append(value)
     return [max(values) if all(map(math.isfinite, values)) else None for values in found]

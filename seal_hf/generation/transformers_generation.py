@@ -2,21 +2,24 @@
 Batched text generation with transformers: an adapter per row, reproducible samples, text as it is written.
 """
 
+import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from functools import partial
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ..adapters.adapter import Adapter
-from ..adapters.bank import StackedAdapters
+from ..adapters.bank import StackedAdapters, UnknownRows
 from ..adapters.policy import carried_policy
 from ..models.access import context_length, evaluating, unwrap
+from ..models.architecture import runs_in_batches
 from ..models.encoding import encode_prompt
 from ..models.transfers import to_device
 from ..self_edit import Prompt
+from .alone import write_alone
 from .base import Generation, Sampling, TextGenerator
 from .batch_sizes import tokens_per_batch
 from .decoder import Decoder
@@ -26,6 +29,8 @@ from .sampling import Greedy, Sampler
 from .writing import Writing
 
 
+logger = logging.getLogger(__name__)
+
 # Share of a batch's rows that may be done before the batch continues without them.
 _DONE = 0.25
 
@@ -34,7 +39,8 @@ class TransformersGenerator(TextGenerator):
     """
     Generation with transformers, in batches whose rows have adapters of their own.
 
-    What a row draws depends on its seed alone, whatever else is in the batch.
+    What a row draws depends on its seed alone, whatever else is in the batch. A model that cannot be run in batches (see
+    [`runs_in_batches`]) is asked one prompt at a time.
 
     Parameters:
         model (`PreTrainedModel` or `PeftModel`):
@@ -154,15 +160,34 @@ class TransformersGenerator(TextGenerator):
     ) -> Iterator[Sequence[int]]:
         """Write the texts at some places together, from where they were left; gives the places after every step."""
         places = [place for place in batch if not writing.is_done[place]]
+        longest = max((len(prompts[place]) + writing.limits[place] for place in places), default=0)
+        own = [adapters[place] for place in places]
+        with evaluating(self.model):
+            if runs_in_batches(self.model, longest) and (stacked is None or stacked.fits_batches(own)):
+                try:
+                    yield from self._write_together(prompts, places, own, stacked, sampling, pad_id, writing)
+                    return
+                except UnknownRows as error:
+                    logger.info("%s It is asked one prompt at a time.", error)
+            for place in places:
+                with stacked.attach([adapters[place]]) if stacked is not None else nullcontext():
+                    self._write_alone(prompts[place], place, sampling, pad_id, writing)
+
+    def _write_together(
+        self,
+        prompts: Sequence[list[int]],
+        places: list[int],
+        own: Sequence[int | None],
+        stacked: StackedAdapters | None,
+        sampling: Sampling | None,
+        pad_id: int,
+        writing: Writing,
+    ) -> Iterator[Sequence[int]]:
         if not places:
             return
-        written = [writing.tokens[place] for place in places]
-        if sampling is None:
-            choose = Greedy()
-        else:
-            choose = Sampler(sampling, [sampling.seeds[place] for place in places], [len(ids) for ids in written])
-        own = [adapters[place] for place in places]
-        with evaluating(self.model), Decoder(self.model, pad_id, own, stacked) as decoder:
+        batch, written = places, [writing.tokens[place] for place in places]
+        choose = _choice(sampling, places, writing)
+        with Decoder(self.model, pad_id, own, stacked) as decoder:
             logits = decoder.read([prompts[place] + ids for place, ids in zip(places, written, strict=True)])
             while True:
                 tokens, chosen = choose(logits)
@@ -172,12 +197,28 @@ class TransformersGenerator(TextGenerator):
                 going = [row for row, place in enumerate(places) if not writing.is_done[place]]
                 if not going:
                     return
-                if decoder.is_selectable and len(going) <= (1 - _DONE) * len(places):
+                if len(going) <= (1 - _DONE) * len(places):
                     decoder.keep(going)
                     choose.keep(going)
                     tokens = tokens[to_device(going, tokens.device)]
                     places = [places[row] for row in going]
                 logits = decoder.step(tokens)
+
+    def _write_alone(
+        self, prompt: list[int], place: int, sampling: Sampling | None, pad_id: int, writing: Writing
+    ) -> None:
+        """The text at one place, from where it was left. It is reported here, token by token."""
+        if writing.is_done[place] or writing.is_stopped:
+            return
+
+        def add(token: int) -> bool:
+            writing.add(place, token)
+            writing.report([place])
+            return writing.is_done[place] or writing.is_stopped
+
+        written = writing.tokens[place]
+        choose, left = _choice(sampling, [place], writing), writing.limits[place] - len(written)
+        write_alone(unwrap(self.model), prompt + written, left, pad_id, choose, add)
 
     def _special_ids(self) -> tuple[int, set[int]]:
         """The token that rows are filled with, and those that end a text."""
@@ -189,6 +230,14 @@ class TransformersGenerator(TextGenerator):
                 "`tokenizer.pad_token`."
             )
         return pad_id, eos_ids
+
+
+def _choice(sampling: Sampling | None, places: Sequence[int], writing: Writing) -> Greedy | Sampler:
+    if sampling is None:
+        return Greedy()
+    return Sampler(
+        sampling, [sampling.seeds[place] for place in places], [len(writing.tokens[place]) for place in places]
+    )
 
 
 def _require_one_each(prompts: Sequence[Prompt], options: Mapping[str, Sequence | None]) -> None:

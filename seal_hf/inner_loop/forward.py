@@ -15,11 +15,12 @@ import torch
 from torch import nn
 
 from ..adapters.layout import LoraLayout
-from ..models.access import activation_dtype, attention_set, head_input_changed, linear_modules, unwrap
+from ..models.access import activation_dtype, attention_set, head_input_changed, unwrap
+from ..models.architecture import linear_modules, see_all_tokens
 from .attention import PACKED_ATTENTION, PackedAttention, UnsupportedAttention
 from .blocks import Batch
 from .checkpointing import checkpointed_layers
-from .lora import LoraParameters, has_grouped_products, lora_added
+from .lora import ChoiceOfTokens, LoraParameters, has_grouped_products, lora_added
 from .losses import cross_entropy
 from .packing import PackedBatch
 from .passes import PassPlan
@@ -45,6 +46,8 @@ class TrainingForward:
     Attributes:
         packs (`bool`):
             Whether all blocks go through the model as one row.
+        apart (`bool`):
+            Whether each adapter has a pass of its own.
         plan (`PassPlan`):
             How the adapters of a step are shared out to passes and blocks.
         loss (`Callable`):
@@ -60,6 +63,8 @@ class TrainingForward:
         with torch.no_grad():
             self.loss = cross_entropy(self._plain_head())
             self.packs, attends_by_block = self._can_pack()
+        # Modules of single experts see a choice of tokens, of which it is not known whose they are.
+        self.apart = not see_all_tokens([module.name for module in layout.modules])
         self.plan = PassPlan(
             model,
             layout,
@@ -84,8 +89,19 @@ class TrainingForward:
         Returns:
             `torch.Tensor` of shape `(K,)`: the loss of each adapter, the mean over its labels.
         """
+        if not self.apart:
+            try:
+                return self._backward(parameters, batches, first)
+            except ChoiceOfTokens as error:
+                logger.info("%s; adapters are trained one after the other.", error)
+                self.apart = True
+        alone = [batch for block in batches for batch in block]
+        losses = [self._backward(parameters, [[batch]], first + place) for place, batch in enumerate(alone)]
+        return torch.cat(losses)
+
+    def _backward(self, parameters: LoraParameters, batches: Sequence[Sequence[Batch]], first: int) -> torch.Tensor:
         packed = PackedBatch(batches, self.device, self.plan.part_costs)
-        grouped = self.grouped and len(packed.blocks) > 1  # one block is fewer launches
+        grouped = self.grouped and not self.apart and len(packed.blocks) > 1  # one block is fewer launches
         loras = parameters.by_module(first, packed.num_adapters, () if grouped else packed.blocks)
         with ExitStack() as stack:
             stack.enter_context(torch.enable_grad())

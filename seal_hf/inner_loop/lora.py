@@ -299,20 +299,31 @@ def _add(
     args: tuple[torch.Tensor],
     output: torch.Tensor,  # (..., out)
 ) -> torch.Tensor:
-    base = output.reshape(packed.num_tokens, -1).contiguous()
+    base = output.reshape(-1, output.shape[-1]).contiguous()
     return _apply(lora, packed, scaling, args[0], base, None, None).view(output.shape)
+
+
+class ChoiceOfTokens(Exception):
+    """A module got other tokens than those of the batch, so that it is not known whose each of them is."""
+
+
+def _are_all_tokens(hidden: torch.Tensor, packed: PackedBatch) -> bool:
+    """Whether an input is all tokens of the batch in their order: `(N, d)`, or `(1, N, d)` or `(R, L, d)` as the model's."""
+    if hidden.dim() not in (2, 3) or hidden.shape[:-1].numel() != packed.num_tokens:
+        return False
+    return hidden.dim() == 2 or hidden.shape[1] in (packed.num_tokens, packed.blocks[0].lengths[0])
 
 
 def _apply(
     lora: TrainedLora, packed: PackedBatch, scaling: float, hidden: torch.Tensor, *base: torch.Tensor | None
 ) -> torch.Tensor:
-    num_tokens = packed.num_tokens
-    if hidden.numel() != num_tokens * hidden.shape[-1]:
-        raise ValueError(
-            f"An adapted module got an input of shape {tuple(hidden.shape)}, but the bank trains on {num_tokens} tokens; "
-            "leave modules that see a choice of tokens, such as routed experts, out of target_modules."
-        )
-    hidden = hidden.to(lora.lora_a.dtype).reshape(num_tokens, -1).contiguous()
+    blocks = packed.blocks
+    if not _are_all_tokens(hidden, packed):
+        if packed.num_adapters > 1:
+            raise ChoiceOfTokens(f"An adapted module got an input of shape {tuple(hidden.shape)}")
+        # All are of the one adapter, whichever they are.
+        blocks = (Block(0, 1, (hidden.shape[:-1].numel(),), 0),)
+    hidden = hidden.to(lora.lora_a.dtype).reshape(-1, hidden.shape[-1]).contiguous()
     if lora.blocks:
-        return _PackedLora.apply(hidden, lora.anchor, *base, lora, packed.blocks, scaling)
+        return _PackedLora.apply(hidden, lora.anchor, *base, lora, blocks, scaling)
     return _GroupedLora.apply(hidden, lora.anchor, *base, lora, packed.adapter_ends, scaling)

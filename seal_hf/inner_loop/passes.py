@@ -1,13 +1,14 @@
 """How the adapters of a step are shared out to forward passes and to blocks of like sequences, by what a device is good at."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ..adapters.layout import LoraLayout
-from ..models.access import linear_modules, unwrap
+from ..models.access import unwrap
+from ..models.architecture import linear_modules, linear_sizes
 from ..models.memory import activation_bytes_per_token, free_memory
 from .blocks import ONE_PART, Batch, PartCosts, cut_into_blocks, padded_sizes, share_out
 
@@ -123,6 +124,4 @@ class PassPlan:
 
 def _num_weights(model: nn.Module) -> int:
     """Of the linear layers, which do nearly all the arithmetic."""
-    modules = linear_modules(model).values()
-    inner = [module.get_base_layer() if isinstance(module, BaseTunerLayer) else module for module in modules]
-    return sum(module.in_features * module.out_features for module in inner)
+    return sum(math.prod(linear_sizes(module)) for module in linear_modules(model).values())

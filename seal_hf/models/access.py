@@ -3,7 +3,7 @@ What is asked of any causal LM, with or without a policy adapter: its modules, d
 hold inside a `with` block and are as before after it.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -17,32 +17,6 @@ from transformers import PreTrainedModel
 def unwrap(model: nn.Module) -> nn.Module:
     """The transformers model inside a `PeftModel` (with the policy's LoRA layers in place), or the model itself."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
-
-
-def linear_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """
-    The linear modules of a causal LM by their base-model names, without the output embedding.
-
-    A module that a policy adapter wraps is returned as PEFT's wrapper, so that an inner adapter adds to base and policy; as
-    what is wrapped where the policy is left out (see [`without_policy`]).
-    """
-    base = unwrap(model)
-    output_embedding = base.get_output_embeddings()
-    found: dict[str, nn.Module] = {}
-    wrappers: list[str] = []
-    for name, module in base.named_modules():
-        if any(name.startswith(f"{wrapper}.") for wrapper in wrappers[-1:]):
-            continue
-        if isinstance(module, BaseTunerLayer):
-            wrappers.append(name)
-            inner = module.get_base_layer()
-            module = inner if module.disable_adapters else module
-        else:
-            inner = module
-        # bitsandbytes' 4-bit and 8-bit layers are subclasses of nn.Linear
-        if isinstance(inner, nn.Linear) and inner is not output_embedding:
-            found[name] = module
-    return found
 
 
 def policy_parameters(model: nn.Module) -> list[nn.Parameter]:
@@ -153,27 +127,6 @@ def head_input_changed(model: PreTrainedModel, change: Callable[[torch.Tensor], 
         yield
     finally:
         handle.remove()
-
-
-@contextmanager
-def hooked(model: nn.Module, hooks: Mapping[str, Callable]) -> Iterator[None]:
-    """
-    Forward hooks on linear modules inside the `with` block, removed however it ends.
-
-    Args:
-        model (`PreTrainedModel` or `PeftModel`):
-            The model.
-        hooks (`Mapping[str, Callable]`):
-            For the names of [`linear_modules`] what torch calls with module, arguments and output.
-    """
-    modules, handles = linear_modules(model), []
-    try:
-        for name, hook in hooks.items():
-            handles.append(modules[name].register_forward_hook(hook))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from transformers import (
     set_seed,
 )
 
+from ..adapters.layout import lora_layout
 from ..adapters.sources import WEIGHTS_NAME
 from ..models.loading import load_causal_lm
 from ..records.files import explaining_failed_write
@@ -65,7 +66,9 @@ def prepare_policy(
     if not isinstance(model, PeftModel):
         set_seed(args.seed)
         peft_config = peft_config or LoraConfig(r=64, lora_alpha=128, target_modules="all-linear")
-        model = get_peft_model(model, replace(peft_config, task_type="CAUSAL_LM"))
+        # Resolved here: PEFT would adapt fused experts, a vision tower and the like as well, and has no default for many.
+        modules = lora_layout(model, peft_config, trained=True).target_modules
+        model = get_peft_model(model, replace(peft_config, task_type="CAUSAL_LM", target_modules=list(modules)))
         # PEFT notes where the model was loaded from, which for an embedded one is a folder of this machine.
         model.active_peft_config.base_model_name_or_path = base_model_id
     elif peft_config is not None:

@@ -14,7 +14,7 @@ from helpers.tiny_models import VOCAB_SIZE, tiny_llama, tiny_policy_model
 from seal_hf.adapters.adapter import Adapter
 from seal_hf.adapters.bank import StackedAdapters
 from seal_hf.adapters.sources import CONFIG_NAME, WEIGHTS_NAME
-from seal_hf.models.access import linear_modules
+from seal_hf.models.architecture import linear_modules
 
 
 OVERLAPPING = ["q_proj", "up_proj", "down_proj"]  # the policy has q_proj, v_proj and up_proj

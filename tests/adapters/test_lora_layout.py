@@ -6,7 +6,7 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 
 from helpers.tiny_models import KINDS, tiny_llama, tiny_model, tiny_policy_model
 from seal_hf.adapters.layout import lora_layout
-from seal_hf.models.access import linear_modules
+from seal_hf.models.architecture import linear_modules
 
 
 PROJECTIONS = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"]
@@ -141,11 +141,10 @@ def test_initialization_that_changes_the_base_is_refused():
         lora_layout(tiny_llama(), config, trained=True)
 
 
-def test_architecture_without_default_targets():
+def test_architecture_without_default_targets_is_adapted_in_all_linear_modules():
     model = tiny_llama()
     model.config.model_type = "unheard_of"
-    with pytest.raises(ValueError, match="no default target_modules for the architecture 'unheard_of'.*all-linear"):
-        lora_layout(model, LoraConfig(r=2))
+    assert lora_layout(model, LoraConfig(r=2)) == lora_layout(model, LoraConfig(r=2, target_modules="all-linear"))
 
 
 @pytest.mark.parametrize(("use_rslora", "scaling"), [(False, 2.0), (True, 4.0)])

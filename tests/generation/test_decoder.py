@@ -13,6 +13,7 @@ from seal_hf.generation.attention import GROUPED_ATTENTION
 from seal_hf.generation.decoder import Decoder
 from seal_hf.generation.key_values import roomy_cache
 from seal_hf.models.access import unwrap
+from seal_hf.models.architecture import runs_in_batches
 
 
 COMMON = "Answer the question about the keeper of the bees in one word, as briefly as you can: "
@@ -132,8 +133,7 @@ def test_model_with_states_of_other_kinds_generates():
     torch.manual_seed(0)
     model = MambaForCausalLM(MambaConfig(vocab_size=VOCAB_SIZE, hidden_size=16, state_size=4, num_hidden_layers=2))
     model, tokenizer = model.eval(), tiny_tokenizer()
-    with Decoder(model, PAD_ID, [None]) as decoder:
-        assert not decoder.is_selectable
+    assert not runs_in_batches(model)
     (found,) = generate(model, tokenizer, ["Ann keeps bees"], max_new_tokens=6)
     ids = tokenizer("Ann keeps bees")["input_ids"]
     config = GenerationConfig(do_sample=False, max_new_tokens=6, eos_token_id=EOS_ID, pad_token_id=PAD_ID)
