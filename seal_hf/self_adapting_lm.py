@@ -23,11 +23,14 @@ from .domains import Domain, KnowledgeDomain
 from .domains.base import check_conditions
 from .generation.base import Generation, TextGenerator
 from .generation.parts import JoinedParts
+from .generation.thoughts import without_thoughts
 from .generation.transformers_generation import TransformersGenerator
 from .inner_loop.training import InnerStep
 from .inner_loop.update import InnerLoopConfig, InnerUpdate, tokenize_self_edit
 from .inner_loop.within_memory import train_within_memory
 from .models.access import context_length, keep_trainable, without_policy
+from .models.architecture import check_causal_lm
+from .models.chat_template import with_fixed_template
 from .models.encoding import encode_prompt
 from .models.loading import base_facts, load_causal_lm
 from .self_edit import Prompt, SelfEdit
@@ -54,7 +57,8 @@ class SelfAdaptingLM:
             What is learned and how it is asked for. Defaults to a [`KnowledgeDomain`]. It is taken in the form that suits
             the tokenizer (see [`Domain.for_model`]) and not changed.
         peft_config (`LoraConfig`, *optional*):
-            Shape of the inner adapters. Defaults to the paper's: rank 32, alpha 64, PEFT's default target modules.
+            Shape of the inner adapters. Defaults to the paper's: rank 32, alpha 64, PEFT's default target modules, or all
+            linear layers of the language model where PEFT has none for it.
         inner_config ([`InnerLoopConfig`], *optional*):
             How a self-edit is trained on. Defaults to the paper's.
         base_model_id (`str`, *optional*):
@@ -66,13 +70,15 @@ class SelfAdaptingLM:
             What learns from the self-edits and answers questions, those of a tool as well. `"policy"`: base and policy adapter, as
             in the paper, where the inner adapters are trained on top of the policy. `"base"`: the base alone, so that the
             policy is the teacher of a fixed student (the paper's section 2 names these roles). Its adapters need no policy.
+        chat_template_kwargs (`Mapping[str, object]`, *optional*):
+            What the chat template is given in all prompts, such as `{"enable_thinking": False}`.
 
     Attributes:
         generator ([`TextGenerator`]):
             Writes texts with the model: prompts and an adapter for each in, texts out.
 
     Raises:
-        ValueError: Target modules that match nothing, a rank below 1, an unknown student, a domain in chat form for a
+        ValueError: A model that is no causal LM, target modules that match nothing, a rank below 1, an unknown student, a domain in chat form for a
             tokenizer without a chat template, or a tokenizer with neither padding nor end-of-sequence token.
 
     Example:
@@ -96,9 +102,12 @@ class SelfAdaptingLM:
         base_model_id: str | None = None,
         inner_gradient_checkpointing: bool = False,
         student: str = "policy",
+        chat_template_kwargs: Mapping[str, object] | None = None,
     ):
         if student not in STUDENTS:
             raise ValueError(f"student={student!r} must be {' or '.join(map(repr, STUDENTS))}.")
+        check_causal_lm(model)
+        processing_class = with_fixed_template(processing_class, chat_template_kwargs)
         self.model = model
         self.student = student
         self.processing_class = processing_class
@@ -251,7 +260,8 @@ class SelfAdaptingLM:
                 The number of each example, such as its place in a larger set. Defaults to 0, 1, 2 and so on.
 
         Returns:
-            `list[list[Generation]]`: `num_generations` for each example.
+            `list[list[Generation]]`: `num_generations` for each example. The text of one is what follows its thought, and
+            empty where the thought never closes; its tokens are all that were written.
 
         Raises:
             ValueError: `num_generations` below 1, an empty passage, or one that does not fit the model's context.
@@ -266,8 +276,9 @@ class SelfAdaptingLM:
         parts = [self.domain.parts(example) for example in examples]
         places = [(e, i) for e in range(len(examples)) for i in range(num_generations)]
         joined = JoinedParts([len(parts[e]) for e, _ in places], on_text)
+        prompts = [self.domain.prompt(part) for e, _ in places for part in parts[e]]
         generations = self.generator.sample(
-            [self.domain.prompt(part) for e, _ in places for part in parts[e]],
+            prompts,
             # The stream of a part has its number, where there are several.
             [
                 (seed, numbers[e], i, *([part] if len(parts[e]) > 1 else []))
@@ -280,6 +291,7 @@ class SelfAdaptingLM:
             on_text=None if on_text is None else joined.on_text,
             stop=stop,
         )
+        generations = without_thoughts(generations, prompts, self.processing_class)
         written = iter(joined.join(generations))
         return [[next(written) for _ in range(num_generations)] for _ in examples]
 
@@ -347,6 +359,7 @@ class SelfAdaptingLM:
         generations = self.generator.generate(
             [prompts[place] for place in fitting], max_new_tokens=max_new_tokens, stop=stop
         )
+        generations = without_thoughts(generations, [prompts[place] for place in fitting], self.processing_class)
         found = dict(zip(fitting, generations, strict=True))
         return [found.get(place, Generation("", 0, False)) for place in range(len(prompts))]
 
@@ -514,7 +527,8 @@ class SelfAdaptingLM:
                 As in [`~SelfAdaptingLM.answer`].
 
         Returns:
-            `list[str]`: one answer per prompt, without surrounding white space.
+            `list[str]`: one answer per prompt, without surrounding white space and without a thought before it; empty where
+            a thought never closes.
 
         Raises:
             ValueError: Adapters of different shapes, for another base model, or not one per prompt.
@@ -523,7 +537,8 @@ class SelfAdaptingLM:
             generations = self.generator.generate(
                 prompts, adapters, max_new_tokens=max_answer_length, on_text=on_text, stop=stop
             )
-        return [generation.text.strip() for generation in generations]
+        said = without_thoughts(generations, prompts, self.processing_class)
+        return [generation.text.strip() for generation in said]
 
     def answer_groups(
         self,

@@ -9,12 +9,16 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
+from weakref import WeakKeyDictionary
 
 import torch
 from peft import LoraConfig
 from peft.tuners.tuners_utils import _check_lora_target_modules_mamba, check_target_module_exists
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+from peft.utils.transformers_weight_conversion import (
+    convert_peft_adapter_state_dict_for_transformers,
+    convert_peft_config_for_transformers,
+)
 from torch import nn
 
 from ..models.access import unwrap
@@ -35,6 +39,7 @@ _FOLLOWED_OPTIONS = {
     ),
     *("r", "lora_alpha", "use_rslora", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
     *("rank_pattern", "alpha_pattern"),  # checked against the modules
+    "fan_in_fan_out",  # PEFT sets it by the modules' types
     *("megatron_core", "runtime_config", "qalora_group_size", "ensure_weight_tying"),
 }
 # How the weights began, for these, and dropout do not matter once an adapter is trained.
@@ -342,9 +347,9 @@ def lora_layout(model: nn.Module, config: LoraConfig, trained: bool = False) -> 
     if target_modules is None:
         model_type = unwrap(model).config.model_type
         target_modules = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model_type, "all-linear")
-    lost = _endings_lost_by_peft(model, {_ending(name) for name in candidates})
+    lost = _lost_by_peft(model, candidates)
     if config.target_modules in (None, "all-linear"):
-        candidates = {name: module for name, module in candidates.items() if _ending(name) not in lost}
+        candidates = {name: module for name, module in candidates.items() if name not in lost}
     resolved = LoraConfig(
         target_modules=list(candidates) if target_modules == "all-linear" else _present(target_modules, candidates),
         exclude_modules=_present(config.exclude_modules, candidates),
@@ -354,12 +359,15 @@ def lora_layout(model: nn.Module, config: LoraConfig, trained: bool = False) -> 
     names = [name for name in candidates if check_target_module_exists(resolved, name)]
     if not names:
         shown = target_modules if isinstance(target_modules, str) else sorted(target_modules)
-        present = ", ".join(sorted({_ending(name) for name in candidates} - lost)) or "none that can be adapted"
+        present = (
+            ", ".join(sorted({_ending(name) for name in candidates if name not in lost})) or "none that can be adapted"
+        )
         raise ValueError(f"target_modules={shown!r:.200} match no linear module; this model has {present}.")
-    if refused := sorted({_ending(name) for name in names} & lost):
+    if refused := [name for name in names if name in lost]:
         raise ValueError(
-            f"target_modules name {refused[0]!r}, which PEFT cannot store for {type(unwrap(model)).__name__}: it takes the "
-            "name for a part of fused experts or of a state-space layer; leave it out, or use 'all-linear'."
+            f"target_modules match {refused[0]}, which PEFT cannot adapt or read again in {type(unwrap(model)).__name__}: it "
+            "takes the name for one of fused experts, of a checkpoint or of a state-space layer. Leave it out, or use "
+            "'all-linear', which does."
         )
     for option, common in (("rank_pattern", config.r), ("alpha_pattern", config.lora_alpha)):
         if not _is_without_effect(getattr(config, option), common, names):
@@ -380,24 +388,37 @@ def lora_layout(model: nn.Module, config: LoraConfig, trained: bool = False) -> 
     )
 
 
-def _endings_lost_by_peft(model: nn.Module, endings: Collection[str]) -> set[str]:
-    """
-    The last components of names that PEFT does not take as targets for this model, though they are linear modules.
+# For each model and its linear modules those that PEFT loses.
+_lost: WeakKeyDictionary[nn.Module, tuple[frozenset[str], frozenset[str]]] = WeakKeyDictionary()
 
-    It takes some for names of experts before transformers 5 fused them, and refuses some of state-space layers.
+
+def _lost_by_peft(model: nn.Module, names: Collection[str]) -> frozenset[str]:
     """
-    base, lost = unwrap(model), set()
-    for ending in endings:
-        config = LoraConfig(target_modules=[ending])
-        try:
-            _check_lora_target_modules_mamba(config, base, ending)
-            convert_peft_config_for_transformers(config, base, None)
-        except ValueError:
-            lost.add(ending)
-            continue
-        if set(config.target_modules) != {ending}:
-            lost.add(ending)
-    return lost
+    The linear modules that PEFT does not adapt, or does not find again when it reads an adapter's file.
+
+    It takes the names of some for those of experts before transformers 5 fused them, renames some as if they were of a
+    checkpoint of the model, and refuses some of state-space layers.
+    """
+    base, known = unwrap(model), frozenset(names)
+    if base not in _lost or _lost[base][0] != known:
+        endings = {ending for ending in map(_ending, names) if not _is_target(base, ending)}
+        keys = {_peft_key(name, "A"): name for name in names}
+        read = convert_peft_adapter_state_dict_for_transformers(
+            base, LoraConfig(), {key: torch.zeros(1, 1) for key in keys}
+        )
+        found = frozenset(name for key, name in keys.items() if key not in read or _ending(name) in endings)
+        _lost[base] = (known, found)
+    return _lost[base][1]
+
+
+def _is_target(base: nn.Module, ending: str) -> bool:
+    config = LoraConfig(target_modules=[ending])
+    try:
+        _check_lora_target_modules_mamba(config, base, ending)
+        convert_peft_config_for_transformers(config, base, None)
+    except ValueError:
+        return False
+    return set(config.target_modules) == {ending}
 
 
 def _is_without_effect(pattern: Mapping[str, float], common: float, names: Collection[str]) -> bool:

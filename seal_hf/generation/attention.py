@@ -59,7 +59,8 @@ def _grouped_attention_forward(
     folded = query.reshape(num_rows, num_kv, groups * num_tokens, dim)
     attended = F.scaled_dot_product_attention(folded, key, value, attn_mask=bias, scale=scaling)
     # Kernels lay out what they return in different ways, so that there may be no view with the heads apart.
-    return attended.unflatten(2, (groups, num_tokens)).permute(0, 3, 1, 2, 4).flatten(2, 3), None
+    attended = attended.unflatten(2, (groups, num_tokens)).permute(0, 3, 1, 2, 4).flatten(2, 3)
+    return attended.contiguous(), None  # some models take a view of it
 
 
 def _bias_of(mask: torch.Tensor, groups: int, dtype: torch.dtype) -> torch.Tensor:

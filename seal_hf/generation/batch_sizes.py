@@ -6,7 +6,7 @@ On a GPU they are powers of two, so that a run that finds a little less memory f
 
 from torch import nn
 
-from ..models.access import activation_dtype, unwrap
+from ..models.access import activation_dtype, layer_size, unwrap
 from ..models.memory import activation_bytes_per_token, free_memory
 
 
@@ -48,11 +48,11 @@ def logits_per_pass(model: nn.Module) -> int:
 def key_value_bytes_per_token(model: nn.Module) -> int:
     """What all layers keep of a token, in bytes; 0 for a model without attention."""
     config = unwrap(model).config.get_text_config()
-    num_heads = getattr(config, "num_attention_heads", None)
+    num_heads = layer_size(config, "num_attention_heads")
     if not num_heads:
         return 0
-    num_kv_heads = getattr(config, "num_key_value_heads", None) or num_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // num_heads
+    num_kv_heads = layer_size(config, "num_key_value_heads") or num_heads
+    head_dim = layer_size(config, "head_dim") or config.hidden_size // num_heads
     return config.num_hidden_layers * num_kv_heads * head_dim * 2 * activation_dtype(model).itemsize
 
 

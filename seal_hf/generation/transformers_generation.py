@@ -16,6 +16,7 @@ from ..adapters.bank import StackedAdapters, UnknownRows
 from ..adapters.policy import carried_policy
 from ..models.access import context_length, evaluating, unwrap
 from ..models.architecture import runs_in_batches
+from ..models.chat_template import end_of_turn
 from ..models.encoding import encode_prompt
 from ..models.transfers import to_device
 from ..self_edit import Prompt
@@ -276,4 +277,4 @@ def _batches(
 def _eos_token_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     eos = model.generation_config.eos_token_id
     ids = set(eos) if isinstance(eos, list) else {eos}
-    return {token for token in ids | {tokenizer.eos_token_id} if token is not None}
+    return {token for token in ids | {tokenizer.eos_token_id, end_of_turn(tokenizer)} if token is not None}

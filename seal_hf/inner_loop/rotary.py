@@ -86,7 +86,8 @@ def written_out_rotary(model: nn.Module) -> Iterator[None]:
 def _apply(
     original: Callable, q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *args, **options
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    if args or options or not q.dtype == k.dtype == cos.dtype == sin.dtype:
+    # Where the angles are fewer than the dimensions, a part of these is turned.
+    if args or options or not q.dtype == k.dtype == cos.dtype == sin.dtype or q.shape[-1] != cos.shape[-1]:
         return original(q, k, cos, sin, *args, **options)
     return _Rotary.apply(q, k, cos[:, None], sin[:, None])
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from ..models.chat_template import end_of_turn
 from ..models.encoding import encode_prompt
 from ..self_edit import SelfEdit
 
@@ -145,7 +146,7 @@ def tokenize_self_edit(
     Tokenize a self-edit's examples and apply its overrides, which cannot raise `max_length`.
 
     An example with an empty prompt is trained on every token, and so is one that says so. The end-of-sequence token follows every completion, so that
-    the model learns where to stop; a text without a prompt only where `add_eos_token` is set, and none that is cut. Prompt
+    the model learns where to stop, and after one of a chat the token with which the template ends a turn; a text without a prompt only where `add_eos_token` is set, and none that is cut. Prompt
     and completion are tokenized apart, as when the model is asked, and begin with one beginning-of-sequence token at most.
 
     Raises:
@@ -160,7 +161,7 @@ def tokenize_self_edit(
     config = config.override(self_edit.overrides)
     # A self-edit may shorten its sequences, but not beyond what fits the model.
     config = replace(config, max_length=min(config.max_length, longest))
-    sequences, num_cut = [], 0
+    sequences, num_cut, turn_end = [], 0, end_of_turn(tokenizer)
     for example in self_edit.examples:
         if example.prompt:
             prompt_ids = encode_prompt(tokenizer, example.prompt)
@@ -169,8 +170,9 @@ def tokenize_self_edit(
             prompt_ids, ids = [], tokenizer(example.completion)["input_ids"]
         # A text of one token teaches nothing, with or without an end.
         ends = bool(example.prompt) or (config.add_eos_token and len(ids) > 1)
-        if ends and tokenizer.eos_token_id is not None:
-            ids = [*ids, tokenizer.eos_token_id]
+        end = tokenizer.eos_token_id if isinstance(example.prompt, str) else turn_end
+        if ends and end is not None:
+            ids = [*ids, end]
         num_cut += len(ids) > config.max_length
         prompt_length = 0 if example.trains_on_prompt else len(prompt_ids)
         sequence = TrainingSequence(tuple(ids[: config.max_length]), prompt_length)

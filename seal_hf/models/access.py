@@ -11,7 +11,7 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -61,6 +61,16 @@ def activation_dtype(model: nn.Module) -> torch.dtype:
 def context_length(model: nn.Module) -> int | None:
     """Most tokens that the model attends to; `None` where its config does not say."""
     return getattr(unwrap(model).config.get_text_config(), "max_position_embeddings", None)
+
+
+def layer_size(config: PreTrainedConfig, name: str) -> int | None:
+    """
+    A size that a config states for its layers, such as `"head_dim"`: the greatest where they differ; `None` where it states
+    none.
+    """
+    if not getattr(config, "is_heterogeneous", False):
+        return getattr(config, name, None)
+    return max(filter(None, (getattr(layer, name, None) for layer in config.per_layer_config)), default=None)
 
 
 def keep_trainable(model: nn.Module) -> None:

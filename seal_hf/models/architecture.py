@@ -53,12 +53,16 @@ def linear_modules(model: nn.Module) -> dict[str, nn.Module]:
             module = inner if module.disable_adapters else module
         else:
             inner = module
-        # bitsandbytes' 4-bit and 8-bit layers are subclasses of nn.Linear
-        if not isinstance(inner, nn.Linear | Conv1D) or inner is output_embedding or _is_router(base, name, inner):
+        if not _is_linear(inner) or inner is output_embedding or _is_router(base, name, inner):
             continue
         if any(name.startswith(part) for part in parts):
             found[name] = module
     return found
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Whether a module is one product. bitsandbytes' 4-bit and 8-bit layers are subclasses of nn.Linear."""
+    return isinstance(module, nn.Linear | Conv1D) and "Grouped" not in type(module).__name__
 
 
 def linear_sizes(module: nn.Module) -> tuple[int, int]:

@@ -7,7 +7,7 @@ import psutil
 import torch
 from torch import nn
 
-from .access import activation_dtype, unwrap
+from .access import activation_dtype, layer_size, unwrap
 
 
 # From this length on attention on the CPU keeps keys and values for all heads, and what it gives, in place of its weights.
@@ -51,10 +51,10 @@ def activation_bytes_per_token(model: nn.Module, checkpointed: bool = False, len
         `int`: bytes per token.
     """
     config, dtype = unwrap(model).config.get_text_config(), activation_dtype(model)
-    hidden, num_heads = config.hidden_size, config.num_attention_heads
-    intermediate = getattr(config, "intermediate_size", None) or 4 * hidden
-    head_size = getattr(config, "head_dim", None) or hidden // num_heads
-    queries, keys = (size * head_size for size in (num_heads, getattr(config, "num_key_value_heads", num_heads)))
+    hidden, num_heads = config.hidden_size, layer_size(config, "num_attention_heads") or 1
+    intermediate = layer_size(config, "intermediate_size") or 4 * hidden
+    head_size = layer_size(config, "head_dim") or hidden // num_heads
+    queries, keys = (size * head_size for size in (num_heads, layer_size(config, "num_key_value_heads") or num_heads))
     kept = 4 * hidden + 2 * queries + 2 * keys + 4 * intermediate
     momentary = 2 * hidden + 3 * intermediate
     if length is not None and not (model.get_input_embeddings().weight.is_cuda and dtype.itemsize == 2):

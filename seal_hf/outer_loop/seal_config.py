@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from peft import LoraConfig
@@ -69,6 +70,8 @@ class SEALConfig(SFTConfig):
         inner_gradient_checkpointing (`bool`, *optional*, defaults to `False`):
             Whether the layers compute their activations again in the backward pass: about a third more time, and of the
             activations' memory what the layers' inputs and a single layer take, for larger banks or longer self-edits.
+        chat_template_kwargs (`dict[str, Any]`, *optional*):
+            What the chat template is given in all prompts, such as `{"enable_thinking": false}`.
         student (`str`, *optional*, defaults to `"policy"`):
             What learns from the self-edits and answers: `"policy"`, the policy itself as in the paper, or `"base"`, the base
             model that the policy writes for (see [`SelfAdaptingLM`]).
@@ -128,6 +131,8 @@ class SEALConfig(SFTConfig):
         ValueError: A value out of its range.
     """
 
+    _VALID_DICT_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "chat_template_kwargs"]
+
     num_generations: int = field(default=5, metadata={"help": "Self-edits sampled per example."})
     num_drafts: int = field(default=1, metadata={"help": "Completions that one self-edit is made of."})
     temperature: float = field(default=1.0, metadata={"help": "Sampling temperature of the self-edits."})
@@ -159,6 +164,9 @@ class SEALConfig(SFTConfig):
             "help": "Compute activations again in the inner update's backward pass: about a third more time, a fraction of "
             "the activations' memory."
         },
+    )
+    chat_template_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "What the chat template is given in all prompts, in JSON."}
     )
     student: str = field(
         default="policy",

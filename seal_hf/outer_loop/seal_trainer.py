@@ -152,8 +152,9 @@ class SEALTrainer(_BaseTrainer):
             base_model_id=base_model_id,
             inner_gradient_checkpointing=args.inner_gradient_checkpointing,
             student=args.student,
+            chat_template_kwargs=args.chat_template_kwargs,
         )
-        self.domain = self.lm.domain
+        self.domain, processing_class = self.lm.domain, self.lm.processing_class
 
         # Data
         if train_dataset is None:

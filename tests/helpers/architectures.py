@@ -44,7 +44,7 @@ _MAMBA_HEADS = {"mamba_n_heads": 8, "mamba_d_head": 8}
 _SLIDING = {"layer_types": ["sliding_attention", "full_attention"]}
 _HEADS = {"head_dim": 8}  # whose default is `None`
 _EXCEPTIONS: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(("axk1", "deepseek_v2", "deepseek_v3", "glm4_moe_lite", "minicpm3", "youtu"), _MLA),
+    **dict.fromkeys(("axk1", "deepseek_v3", "glm4_moe_lite", "minicpm3", "youtu"), _MLA),
     **dict.fromkeys(("axk2", "deepseek_v32", "glm_moe_dsa"), _MLA | {"index_topk": 16, "index_n_heads": 2}),
     **dict.fromkeys(("bamba", "granitemoehybrid"), _MAMBA_HEADS),
     **dict.fromkeys(("codegen", "gptj"), {"rotary_dim": 4}),
@@ -52,7 +52,8 @@ _EXCEPTIONS: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("hunyuan_v1_dense", "hunyuan_v1_moe", "ministral", "nemotron"), _HEADS),
     "bamba": _MAMBA_HEADS | {"attn_layer_indices": [1]},
     "cohere_compass_text": _SLIDING,
-    "dots1": {"n_shared_experts": 1, "n_routed_experts": 4, "first_k_dense_replace": 1},
+    "deepseek_v2": _MLA | {"num_experts_per_tok": 2},
+    "dots1": {"n_shared_experts": 1, "n_routed_experts": 4, "first_k_dense_replace": 1, "num_experts_per_tok": 2},
     "gemma3n_text": _SLIDING | {"num_kv_shared_layers": 0, "activation_sparsity_pattern": [0.0, 0.0]},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
@@ -84,6 +85,7 @@ def _shrunk(default: PreTrainedConfig) -> dict[str, Any]:
         elif type(value) is float and ("drop" in name or "jitter" in name):
             fields[name] = 0.0
     special = {"pad_token_id": PAD_ID, "bos_token_id": BOS_ID, "eos_token_id": EOS_ID}
+    special = {name: value for name, value in special.items() if hasattr(default, name)}
     is_decoder = {"is_decoder": True} if hasattr(default, "is_decoder") else {}
     return {**fields, **special, **is_decoder, **_EXCEPTIONS.get(default.model_type, {})}
 

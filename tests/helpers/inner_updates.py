@@ -7,6 +7,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 from transformers import PreTrainedModel, get_scheduler
+from transformers.loss.loss_utils import ForCausalLMLoss
 
 from helpers.tiny_models import VOCAB_SIZE
 from seal_hf.adapters.layout import LoraLayout
@@ -97,7 +98,9 @@ def train_alone(
             input_ids[row, :end] = torch.tensor(sequence.input_ids)
             attention_mask[row, :end] = 1
             labels[row, sequence.prompt_length : end] = input_ids[row, sequence.prompt_length : end]
-        loss = peft_model(input_ids=input_ids, attention_mask=attention_mask, labels=labels).loss
+        logits = peft_model(input_ids=input_ids, attention_mask=attention_mask).logits
+        # Some models' own loss has other labels, such as that of BART's decoder, which does not shift them.
+        loss = ForCausalLMLoss(logits, labels, logits.shape[-1])
         optimizer.zero_grad()
         loss.backward()
         if update.config.max_grad_norm:
