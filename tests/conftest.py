@@ -43,6 +43,16 @@ from seal_hf.models.embedded import EMBEDDED_TINY, embedded_model_path
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(config, items):
+    """The long form of the table of architectures runs only where it is asked for."""
+    if "architectures" in config.option.markexpr:
+        return
+    left_out = [item for item in items if item.get_closest_marker("architectures")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("architectures")]
+
+
 @pytest.fixture(scope="session")
 def embedded_path():
     """Folder of the smaller embedded model, prepared once in the cache of the user who runs the tests."""

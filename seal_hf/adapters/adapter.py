@@ -16,6 +16,7 @@ from torch import nn
 
 from ..hub.model_card import AdapterCard, with_base_license, write_model_card
 from ..hub.transfer import is_hub_id, upload
+from ..models.identity import base_fingerprint
 from ..models.transfers import brought_to_host
 from .files import read_config, read_training, write_adapter_files, written_whole
 from .layout import LoraLayout, lora_layout
@@ -138,7 +139,7 @@ class Adapter:
                 f"{source} is an adapter for a plain base model, but this model carries a policy adapter; load the base."
             )
         with adapter_files(source, revision, subfolder, token, cache_dir) as files:
-            layout = lora_layout(model, read_config(files, base_model_id), trained=True)
+            layout = lora_layout(model, read_config(files, base_model_id, base_fingerprint(model)), trained=True)
             if max_bytes is not None and layout.num_bytes > max_bytes:
                 raise ValueError(
                     f"{files.name} is an adapter of rank {layout.r} with {layout.num_bytes / 1e6:,.1f} MB, but there is room for "

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 import re
 import tempfile
@@ -15,11 +16,17 @@ from peft import LoraConfig
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from ..models.identity import same_base
 from .sources import CONFIG_NAME, WEIGHTS_NAME, AdapterFiles
 
 
+logger = logging.getLogger(__name__)
+
 TRAINING_NAME = "seal_training.json"
 LARGEST_TEXT = 2**20  # bytes of a configuration, or of a record of training
+# How the matrices of an adapter may have begun, which does not matter once it is trained; others, such as LoftQ, may change
+# the base model as well.
+PLAIN_INITIALIZATIONS = (True, False, "gaussian", "orthogonal")
 MAX_RANK = 1024
 MAX_ALPHA = 1e6
 _MAX_LAYERS, _MAX_PATTERNS = 4096, 16
@@ -27,9 +34,11 @@ _MODULE_NAME = re.compile(r"[\w.-]{1,300}", re.ASCII)
 _PATTERN_NAME = re.compile(r"[\w.]{1,100}", re.ASCII)
 
 
-def read_config(files: AdapterFiles, base_model_id: str) -> LoraConfig:
+def read_config(files: AdapterFiles, base_model_id: str, base_fingerprint: str) -> LoraConfig:
     """
     The configuration of a LoRA adapter for this base. What comes from a file is plain: names and numbers, no patterns.
+
+    An adapter that names another base, or none, is taken with a warning where it says that its base was made alike.
 
     Raises:
         FileNotFoundError: There is none.
@@ -46,20 +55,40 @@ def read_config(files: AdapterFiles, base_model_id: str) -> LoraConfig:
         raise ValueError(
             f"{source} is a {fields.get('peft_type')!s:.100} adapter; only LoRA adapters can be loaded, so train it as one."
         )
-    named_base = fields.get("base_model_name_or_path")
-    if named_base != base_model_id:
-        named_base = f"{named_base!s:.200}"
-        raise ValueError(
-            f"{source} adapts {named_base}, but the loaded base model is {base_model_id}; load {named_base} to use it."
-        )
+    _check_base(files, fields.get("base_model_name_or_path"), base_model_id, base_fingerprint)
     _check_numbers(fields, source)
     _check_modules(fields, source)
+    if (init := fields.get("init_lora_weights", True)) not in PLAIN_INITIALIZATIONS:
+        raise ValueError(
+            f"{source} was begun with init_lora_weights={init!r:.50}, which may change the base model as well, so that it fits no "
+            "plain base; convert it with PEFT (`path_initial_model_for_weight_conversion`), or train it anew without that."
+        )
     try:
         return LoraConfig.from_peft_type(**{key: value for key, value in fields.items() if key != "runtime_config"})
     except Exception as error:  # PEFT takes what is in a file as it is
         raise ValueError(
             f"{source}: {CONFIG_NAME} is none that PEFT reads ({error!s:.200}); save the adapter again."
         ) from error
+
+
+def _check_base(files: AdapterFiles, named_base: object, base_model_id: str, base_fingerprint: str) -> None:
+    if isinstance(named_base, str | None) and same_base(named_base, base_model_id):
+        return
+    shown = f"{named_base!s:.200}"
+    trained_on = read_training(files).get("base_fingerprint")
+    if trained_on == base_fingerprint or not named_base:
+        logger.warning(
+            "%s %s; it is used on %s, which %s.",
+            files.name,
+            f"was trained on {shown}" if named_base else "does not name its base model",
+            base_model_id,
+            "is made alike" if trained_on else "its matrices must fit",
+        )
+        return
+    raise ValueError(
+        f"{files.name} adapts {shown}, but the loaded base model is {base_model_id}; load {shown} to use it. If the two are "
+        f"the same model by two names, load the model with base_model_id={shown!r}."
+    )
 
 
 def _json_object(files: AdapterFiles, name: str, remedy: str) -> dict[str, Any] | None:

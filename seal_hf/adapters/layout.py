@@ -23,6 +23,7 @@ from torch import nn
 
 from ..models.access import unwrap
 from ..models.architecture import linear_modules, linear_sizes
+from .files import PLAIN_INITIALIZATIONS
 
 
 # Options of LoraConfig that a stacked adapter follows, or that do not change what an adapter computes. Every other one
@@ -42,8 +43,6 @@ _FOLLOWED_OPTIONS = {
     "fan_in_fan_out",  # PEFT sets it by the modules' types
     *("megatron_core", "runtime_config", "qalora_group_size", "ensure_weight_tying"),
 }
-# How the weights began, for these, and dropout do not matter once an adapter is trained.
-_PLAIN_INITIALIZATIONS = (True, False, "gaussian", "orthogonal")
 
 
 @dataclass(frozen=True)
@@ -330,7 +329,7 @@ def lora_layout(model: nn.Module, config: LoraConfig, trained: bool = False) -> 
     for option in (field.name for field in fields(LoraConfig)):
         value, default = getattr(config, option), getattr(defaults, option)
         harmless = option in _FOLLOWED_OPTIONS or (
-            trained and (option == "lora_dropout" or option == "init_lora_weights" and value in _PLAIN_INITIALIZATIONS)
+            trained and (option == "lora_dropout" or option == "init_lora_weights" and value in PLAIN_INITIALIZATIONS)
         )
         if not harmless and value != default and (value or default):
             raise ValueError(

@@ -18,6 +18,7 @@ from ..models.access import context_length, evaluating, unwrap
 from ..models.architecture import runs_in_batches
 from ..models.chat_template import end_of_turn
 from ..models.encoding import encode_prompt
+from ..models.identity import same_base
 from ..models.transfers import to_device
 from ..self_edit import Prompt
 from .alone import write_alone
@@ -121,7 +122,7 @@ class TransformersGenerator(TextGenerator):
         return StackedAdapters.of(self.model, own), [adapter and numbers[adapter] for adapter in adapters]
 
     def _require_for_model(self, adapter: Adapter, policy: Adapter | None) -> None:
-        if adapter.base_model_id != self.base_model_id:
+        if not same_base(adapter.base_model_id, self.base_model_id):
             raise ValueError(
                 f"This adapter adapts {adapter.base_model_id}, but the loaded base model is {self.base_model_id}; load "
                 f"{adapter.base_model_id} to use it."

@@ -88,6 +88,9 @@ class TrainingForward:
 
         Returns:
             `torch.Tensor` of shape `(K,)`: the loss of each adapter, the mean over its labels.
+
+        Raises:
+            ValueError: No gradient reaches the adapters, or the output embedding gets other states than the tokens'.
         """
         if not self.apart:
             try:
@@ -111,6 +114,11 @@ class TrainingForward:
             if self.gradient_checkpointing:
                 stack.enter_context(checkpointed_layers(self.base, parameters.anchor))
             token_losses = self._losses(packed) * packed.shares
+            if not token_losses.requires_grad:
+                raise ValueError(
+                    f"No gradient reaches the adapters of {type(self.base).__name__}, whose layers are differentiated in a way "
+                    "of their own; use another model."
+                )
             # The adapters do not meet in any product, so the gradient of the sum is each adapter's own.
             token_losses.sum().backward()
         for lora in loras.values():
@@ -123,6 +131,11 @@ class TrainingForward:
         hidden = []
 
         def select(states: torch.Tensor) -> torch.Tensor:
+            if states.shape[:-1].numel() != packed.num_tokens:
+                raise ValueError(
+                    f"The output embedding of {type(self.base).__name__} gets other states than one for each token, so that it "
+                    "cannot be trained here; use another model."
+                )
             labelled = states.flatten(0, 1).index_select(0, packed.positions)
             hidden.append(labelled)
             return labelled if self.loss.takes_logits else labelled[:0]

@@ -83,12 +83,16 @@ def written_out_rotary(model: nn.Module) -> Iterator[None]:
                     setattr(file, _NAME, _originals.pop(file))
 
 
-def _apply(
-    original: Callable, q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *args, **options
-) -> tuple[torch.Tensor, torch.Tensor]:
-    # Where the angles are fewer than the dimensions, a part of these is turned.
-    if args or options or not q.dtype == k.dtype == cos.dtype == sin.dtype or q.shape[-1] != cos.shape[-1]:
-        return original(q, k, cos, sin, *args, **options)
+def _apply(original: Callable, *states: torch.Tensor, **options: object) -> tuple[torch.Tensor, torch.Tensor]:
+    # Where the angles are fewer than the dimensions, a part of these is turned; some models turn queries alone.
+    if (
+        options
+        or len(states) != 4
+        or len({one.dtype for one in states}) > 1
+        or states[0].shape[-1] != states[2].shape[-1]
+    ):
+        return original(*states, **options)
+    q, k, cos, sin = states
     return _Rotary.apply(q, k, cos[:, None], sin[:, None])
 
 

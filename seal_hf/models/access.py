@@ -60,7 +60,8 @@ def activation_dtype(model: nn.Module) -> torch.dtype:
 
 def context_length(model: nn.Module) -> int | None:
     """Most tokens that the model attends to; `None` where its config does not say."""
-    return getattr(unwrap(model).config.get_text_config(), "max_position_embeddings", None)
+    length = getattr(unwrap(model).config.get_text_config(), "max_position_embeddings", None)
+    return length if length is not None and length > 0 else None  # XLNet's is -1
 
 
 def layer_size(config: PreTrainedConfig, name: str) -> int | None:

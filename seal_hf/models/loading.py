@@ -21,6 +21,8 @@ from transformers.utils import is_bitsandbytes_available
 
 from .access import unwrap
 from .embedded import EMBEDDED, EMBEDDED_MODELS, embedded_model_path
+from .fit import DoesNotFit, check_fits
+from .identity import base_fingerprint
 
 
 def load_causal_lm(
@@ -66,6 +68,7 @@ def load_causal_lm(
         ValueError: An unknown dtype.
         OSError: The model does not exist or cannot be reached.
         ImportError: `load_in_4bit` without bitsandbytes.
+        DoesNotFit: The weights do not fit into the free memory, by the model's files; an `OSError`.
     """
     if (load_in_4bit or quantization_config is not None) and not is_bitsandbytes_available():
         raise ImportError("A quantized model needs bitsandbytes; run `pip install 'seal-hf[quantization]'`.")
@@ -90,6 +93,9 @@ def load_causal_lm(
                 bnb_4bit_use_double_quant=True,
                 bnb_4bit_compute_dtype=dtype,
             )
+        is_quantized = bool(getattr(quantization_config, "load_in_4bit", False))
+        if embedded is None and (quantization_config is None or is_quantized):
+            check_fits(path, revision, dtype, is_quantized=is_quantized, device=device)
         tokenizer = AutoTokenizer.from_pretrained(path, **shared)
         with _loaded_in_this_thread():
             model = AutoModelForCausalLM.from_pretrained(
@@ -100,6 +106,8 @@ def load_causal_lm(
                 **shared,
                 **model_kwargs,
             )
+    except DoesNotFit:
+        raise
     except (OSError, ValueError, HfHubHTTPError) as error:
         cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise OSError(
@@ -111,7 +119,7 @@ def load_causal_lm(
 
 
 def base_facts(model: PreTrainedModel | PeftModel) -> dict[str, str | None]:
-    """Which base a model is, for those who want to train the same again: its commit on the Hub, dtype and quantization."""
+    """Which base a model is, for those who want to train the same again: its commit, dtype, quantization, architecture."""
     config = unwrap(model).config
     found, quantization = getattr(config, "quantization_config", None), "none"
     if found is not None:
@@ -122,6 +130,7 @@ def base_facts(model: PreTrainedModel | PeftModel) -> dict[str, str | None]:
         "base_revision": getattr(config, "_commit_hash", None),
         "base_dtype": str(model.get_input_embeddings().weight.dtype).removeprefix("torch."),
         "quantization": quantization,
+        "base_fingerprint": base_fingerprint(model),
     }
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..adapters.layout import lora_layout
 from ..models.access import unwrap
+from ..models.identity import canonical_name
 from ..self_adapting_lm import SelfAdaptingLM
 
 
@@ -34,7 +35,7 @@ def describe(
     quantization = getattr(config, "quantization_config", None)
     settings = {
         **options,
-        "model": lm.base_model_id,
+        "model": canonical_name(lm.base_model_id),
         "model.dtype": lm.model.get_input_embeddings().weight.dtype,
         "model.revision": getattr(config, "_commit_hash", None),
         "model.quantization": quantization.to_dict() if quantization is not None else None,

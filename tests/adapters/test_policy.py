@@ -15,11 +15,11 @@ from seal_hf.adapters.adapter import Adapter
 from seal_hf.adapters.policy import carried_policy
 from seal_hf.models.access import (
     carries_policy,
-    linear_modules,
     policy_in_activation_dtype,
     policy_parameters,
     without_policy,
 )
+from seal_hf.models.architecture import linear_modules
 
 
 def step(model, **options) -> None:

@@ -18,6 +18,7 @@ from seal_hf import InnerLoopConfig, SelfAdaptingLM, SelfEdit
 from seal_hf.adapters.bank import StackedAdapters
 from seal_hf.domains import load_demo_passages
 from seal_hf.models import loading
+from seal_hf.rollout.settings import describe
 from seal_hf.self_edit import TrainingExample
 
 
@@ -67,8 +68,73 @@ def test_saved_adapter_names_its_base(lm, adapter, folder, tmp_path):
     other = SelfAdaptingLM(PeftModel.from_pretrained(base, tmp_path), lm.processing_class)
     prompts = ["Who keeps bees? ", "Ann keeps"]
     assert other.answer_prompts(prompts) == lm.answer_prompts(prompts, [adapter] * 2)
-    with pytest.raises(ValueError, match=f"adapts {folder}, but the loaded base model is me/other"):
-        SelfAdaptingLM(base, lm.processing_class, base_model_id="me/other").load_adapter(tmp_path)
+
+
+def copied(source: Path, target: Path, **changes: object) -> Path:
+    """An adapter's folder with other fields in its configuration."""
+    shutil.copytree(source, target)
+    config = json.loads((target / "adapter_config.json").read_text())
+    (target / "adapter_config.json").write_text(json.dumps(config | changes))
+    return target
+
+
+@pytest.mark.parametrize("form", ["{}/", "{}/.", "relative"])
+def test_one_folder_is_one_base(lm, adapter, folder, tmp_path, monkeypatch, caplog, form):
+    adapter.save_pretrained(tmp_path / "adapter")
+    monkeypatch.chdir(Path(folder).parent)
+    name = f"./{Path(folder).name}" if form == "relative" else form.format(folder)
+    other = SelfAdaptingLM(lm.model, lm.processing_class, base_model_id=name)
+    loaded = other.load_adapter(tmp_path / "adapter")
+    assert other.answer_prompts(["Ann"], [loaded]) == other.answer_prompts(["Ann"], [adapter])
+    assert caplog.records == []
+    assert describe(other, {}, {})["model"] == describe(lm, {}, {})["model"]
+
+
+def test_copy_or_mirror_of_a_base_is_taken_with_a_warning(lm, adapter, tmp_path, caplog):
+    adapter.save_pretrained(tmp_path)
+    other = SelfAdaptingLM(lm.model, lm.processing_class, base_model_id="me/mirror")
+    loaded = other.load_adapter(tmp_path)
+    assert "it is used on me/mirror, which is made alike" in caplog.text
+    assert other.answer_prompts(["Ann"], [loaded]) == lm.answer_prompts(["Ann"], [adapter])
+
+
+@pytest.mark.parametrize("name", [None, ""])
+def test_adapter_that_names_no_base_is_taken_with_a_warning(lm, adapter, tmp_path, caplog, name):
+    own = copied(adapter.save_pretrained(tmp_path / "own"), tmp_path / "copy", base_model_name_or_path=name)
+    loaded = lm.load_adapter(own)
+    assert torch.equal(loaded.weights, adapter.weights)
+    assert "does not name its base model" in caplog.text
+
+
+def test_adapter_for_another_base_is_refused_and_told_how_to_go_on(lm, adapter, tmp_path):
+    own = copied(adapter.save_pretrained(tmp_path / "own"), tmp_path / "copy", base_model_name_or_path="me/other")
+    (own / "seal_training.json").unlink()  # as of other software, which does not say how the base is made
+    with pytest.raises(ValueError, match=r"adapts me/other, but .*load the model with base_model_id='me/other'"):
+        lm.load_adapter(own)
+    other = SelfAdaptingLM(lm.model, lm.processing_class, base_model_id="me/other")
+    assert torch.equal(other.load_adapter(own).weights, adapter.weights)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"r": "4"}, "r='4' must be a whole number"),
+        ({"init_lora_weights": "loftq"}, "init_lora_weights='loftq'"),
+        ({"rank_pattern": {"q_proj": 3}}, r"rank_pattern=\{'q_proj': 3\}\) is not supported"),
+        ({"target_parameters": ["experts.down_proj"]}, "adapts parameters that are no linear modules"),
+    ],
+)
+def test_odd_configurations_are_refused_by_name(lm, adapter, tmp_path, changes, message):
+    own = copied(adapter.save_pretrained(tmp_path / "own"), tmp_path / "copy", **changes)
+    with pytest.raises(ValueError, match=message):
+        lm.load_adapter(own)
+
+
+def test_pattern_without_effect_is_taken(lm, adapter, tmp_path):
+    r, patterns = adapter.layout.r, {"rank_pattern": {"no_such_proj": 99}, "alpha_pattern": {}}
+    patterns["rank_pattern"]["q_proj"] = r
+    own = copied(adapter.save_pretrained(tmp_path / "own"), tmp_path / "copy", **patterns)
+    assert torch.equal(lm.load_adapter(own).weights, adapter.weights)
 
 
 @pytest.mark.parametrize(("dtype", "expected"), [("bfloat16", torch.bfloat16), (torch.float32, torch.float32)])
@@ -162,6 +228,7 @@ def test_a_model_goes_to_the_card_of_its_process(folder, monkeypatch, given, cur
     asked = []
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda path, **options: asked.append(options))
     monkeypatch.setattr(loading, "is_bitsandbytes_available", lambda: False)
+    monkeypatch.setattr(loading, "check_fits", lambda *args, **options: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: current)

@@ -1,0 +1,32 @@
+"""Whether two base models are the same: by name, by folder, and by what they are made of. The name is for people."""
+
+import hashlib
+from pathlib import Path
+
+from torch import nn
+
+from .access import unwrap
+from .architecture import linear_modules, linear_sizes
+
+
+def same_base(one: str | None, other: str | None) -> bool:
+    """Whether two names are of one base model: equal ones, or paths of one folder."""
+    if one == other:
+        return True
+    return bool(one and other) and Path(one).is_dir() and Path(other).is_dir() and Path(one).samefile(other)
+
+
+def canonical_name(base_model_id: str) -> str:
+    """The name of a base model, in one form for all paths of a folder."""
+    return str(Path(base_model_id).resolve()) if Path(base_model_id).is_dir() else base_model_id
+
+
+def base_fingerprint(model: nn.Module) -> str:
+    """
+    A digest of a model's type and of the names and sizes of its linear modules and its embedding: of a copy, a mirror or a
+    quantized form as of the model itself, but also of others of one architecture and size.
+    """
+    base = unwrap(model)
+    sizes = [(name, *linear_sizes(module)) for name, module in linear_modules(model).items()]
+    embedding = tuple(base.get_input_embeddings().weight.shape)
+    return hashlib.sha256(repr((base.config.model_type, embedding, sizes)).encode()).hexdigest()[:16]
