@@ -21,6 +21,7 @@ from starlette.middleware import Middleware
 
 import seal_hf
 from seal_hf import SelfAdaptingLM
+from seal_hf.models.chat_template import json_object
 from seal_hf.models.embedded import EMBEDDED, EMBEDDED_MODELS
 from seal_hf.webui.page import build_page
 from seal_hf.webui.server import launch
@@ -51,6 +52,10 @@ def parse_arguments() -> argparse.Namespace:
         action=argparse.BooleanOptionalAction,
         help="Quantize the base to NF4 (QLoRA). Default: on CUDA where bitsandbytes is installed.",
     )
+    parser.add_argument(
+        "--chat_template_kwargs",
+        help="What the chat template is given in all prompts, in JSON: '{\"enable_thinking\": false}'.",
+    )
     parser.add_argument("--host", default="0.0.0.0" if ON_SPACE else "127.0.0.1", help="Address to serve on.")
     parser.add_argument("--port", type=int, default=int(os.environ.get("GRADIO_SERVER_PORT") or 7860), help="Port.")
     parser.add_argument("--share", action="store_true", help="Make a public link. Nobody can push to the Hub then.")
@@ -65,7 +70,11 @@ def parse_arguments() -> argparse.Namespace:
 def load(args: argparse.Namespace) -> SelfAdaptingLM:
     """The model that all visitors share. ZeroGPU wants it on CUDA before the first call."""
     try:
-        return SelfAdaptingLM.from_pretrained(args.model_name_or_path, load_in_4bit=args.load_in_4bit)
+        return SelfAdaptingLM.from_pretrained(
+            args.model_name_or_path,
+            load_in_4bit=args.load_in_4bit,
+            chat_template_kwargs=json_object(args.chat_template_kwargs),
+        )
     except (ValueError, OSError) as error:
         if args.model_name_or_path not in EMBEDDED_MODELS:
             error.add_note("`python app.py --model_name_or_path embedded` runs on a small model, which needs no Hub.")
@@ -87,6 +96,7 @@ def main(args: argparse.Namespace) -> None:
             TRAINER if TRAINER.is_file() else None,
             args.model_name_or_path,
             bool(getattr(lm.model, "is_loaded_in_4bit", False)),
+            chat_template_kwargs=json_object(args.chat_template_kwargs),
             limits=limits,
         )
         may_push = ON_SPACE or (args.host in LOOPBACK and not args.share)

@@ -8,6 +8,7 @@ from peft import LoraConfig
 from seal_hf import InnerLoopConfig, SelfAdaptingLM
 from seal_hf.domains import KnowledgeDomain, load_demo_passages, load_passages, shuffle_passages
 from seal_hf.grading import JudgeGrader
+from seal_hf.models.chat_template import json_object
 
 
 @dataclass
@@ -85,6 +86,10 @@ class AdaptationArguments(DomainArguments):
         default=None, metadata={"help": "Quantize the base to NF4 (QLoRA). Default: only on CUDA."}
     )
     dtype: str = field(default="bfloat16", metadata={"help": "Data type of the base model."})
+    chat_template_kwargs: str | None = field(
+        default=None,
+        metadata={"help": "What the chat template is given in all prompts, in JSON: '{\"enable_thinking\": false}'."},
+    )
     num_generations: int = field(default=2, metadata={"help": "Self-edits per passage."})
     temperature: float = field(default=0.7, metadata={"help": "Sampling temperature of the self-edits."})
     top_p: float = field(
@@ -126,6 +131,7 @@ class AdaptationArguments(DomainArguments):
             domain=self.domain(grader),
             peft_config=peft_config,
             inner_config=inner_config,
+            chat_template_kwargs=json_object(self.chat_template_kwargs),
         )
 
 

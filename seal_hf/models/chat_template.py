@@ -56,6 +56,26 @@ def with_fixed_template(
     return fixed
 
 
+def json_object(text: str | None) -> dict[str, object] | None:
+    """
+    What an option such as `--chat_template_kwargs` says; `None` where it is not given.
+
+    Raises:
+        ValueError: It is no JSON object.
+    """
+    if text is None:
+        return None
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(
+            f"chat_template_kwargs={text!r:.100} is no JSON object; write it as '{{\"enable_thinking\": false}}'."
+        )
+    return found
+
+
 def _assignment(name: str, value: object) -> str:
     if not _NAME.fullmatch(name):
         raise ValueError(f"chat_template_kwargs has the name {name!r:.100}, which is none of a variable; rename it.")

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from peft import LoraConfig
@@ -147,7 +146,10 @@ class SEALConfig(SFTConfig):
     inner_lora_r: int = field(default=32, metadata={"help": "Rank of the inner adapters."})
     inner_lora_alpha: int = field(default=64, metadata={"help": "Alpha of the inner adapters."})
     inner_target_modules: list[str] | None = field(
-        default=None, metadata={"help": "Adapted modules, or 'all-linear'; PEFT's choice where absent."}
+        default=None,
+        metadata={
+            "help": "Adapted modules, or 'all-linear'; PEFT's choice where absent, and all linear layers where it has none."
+        },
     )
     inner_max_length: int = field(default=2048, metadata={"help": "Longest training sequence, in tokens."})
     inner_add_eos_token: bool = field(
@@ -165,7 +167,7 @@ class SEALConfig(SFTConfig):
             "the activations' memory."
         },
     )
-    chat_template_kwargs: dict[str, Any] | str | None = field(
+    chat_template_kwargs: dict | str | None = field(
         default=None, metadata={"help": "What the chat template is given in all prompts, in JSON."}
     )
     student: str = field(

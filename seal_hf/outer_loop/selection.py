@@ -87,7 +87,7 @@ def demonstrations(
             continue
         for part, text in zip(parts, split_parts(edit.completion), strict=True):
             if text:
-                ids = list(as_written(processing_class, text).token_ids)
+                ids = list(as_written(processing_class, text, domain.prompt(part)).token_ids)
                 shown.append(replace(edit, prompt=domain.prompt(part), completion=text, completion_ids=ids))
     return shown
 

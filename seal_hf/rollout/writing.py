@@ -8,8 +8,9 @@ from transformers import PreTrainedTokenizerBase
 from ..generation.base import Generation
 from ..generation.parts import joined_parts
 from ..models.access import policy_in_activation_dtype
+from ..models.chat_template import end_of_turn
 from ..self_adapting_lm import SelfAdaptingLM
-from ..self_edit import SelfEdit
+from ..self_edit import Prompt, SelfEdit
 from .examples import completion_room
 from .processes import Processes
 from .stage import RolloutConfig, Stage
@@ -73,7 +74,11 @@ def write_self_edits(
                 )
             else:
                 generations = [
-                    [as_written(lm.processing_class, text) for text in stage.completions[place]] for place in places
+                    [
+                        as_written(lm.processing_class, text, lm.domain.prompt(stage.data.examples[place]))
+                        for text in stage.completions[place]
+                    ]
+                    for place in places
                 ]
             own[first] = _carried_out(
                 lm, examples, generations, config.num_drafts if stage.completions is None else None
@@ -84,11 +89,12 @@ def write_self_edits(
     return [written for first in starts for written in batches[first]]
 
 
-def as_written(processing_class: PreTrainedTokenizerBase, completion: str) -> Generation:
-    """A text as if the policy had written and ended it."""
+def as_written(processing_class: PreTrainedTokenizerBase, completion: str, prompt: Prompt) -> Generation:
+    """A text as if the policy had written it after this prompt, and ended it."""
     token_ids = processing_class(completion, add_special_tokens=False)["input_ids"]
-    if processing_class.eos_token_id is not None:
-        token_ids = [*token_ids, processing_class.eos_token_id]
+    end = processing_class.eos_token_id if isinstance(prompt, str) else end_of_turn(processing_class)
+    if end is not None:
+        token_ids = [*token_ids, end]
     return Generation(completion, len(token_ids), True, tuple(token_ids))
 
 
@@ -111,7 +117,8 @@ def _carried_out(
     written = []
     for one, example, before, self_edit in zip(joined, repeated, parsed, done, strict=True):
         if num_drafts is not None and (num_drafts > 1 or len(lm.domain.parts(example)) > 1):
-            one = as_written(lm.processing_class, self_edit and self_edit.kept or one.text)
+            text = self_edit and self_edit.kept or one.text
+            one = as_written(lm.processing_class, text, lm.domain.prompt(lm.domain.parts(example)[0]))
         written.append(Written(one, self_edit, called=before is not None and bool(before.calls)))
     remaining = iter(written)
     return [[next(remaining) for _ in own] for own in drafts]

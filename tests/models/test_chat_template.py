@@ -7,7 +7,7 @@ from helpers.tiny_models import EOS_ID, tiny_llama, tiny_tokenizer
 from seal_hf import InnerLoopConfig, SelfAdaptingLM, SelfEdit
 from seal_hf.generation.transformers_generation import TransformersGenerator
 from seal_hf.inner_loop.update import tokenize_self_edit
-from seal_hf.models.chat_template import end_of_turn, with_fixed_template
+from seal_hf.models.chat_template import end_of_turn, json_object, with_fixed_template
 from seal_hf.models.encoding import encode_prompt
 from seal_hf.self_edit import TrainingExample
 
@@ -70,6 +70,14 @@ def test_arguments_that_a_template_cannot_have(arguments, message):
         with_fixed_template(tiny_tokenizer(), arguments)
     with pytest.raises(ValueError, match="no single chat template"):
         with_fixed_template(tiny_tokenizer(chat_template=False), arguments)
+
+
+def test_options_of_a_script():
+    assert json_object(None) is None
+    assert json_object('{"enable_thinking": false}') == {"enable_thinking": False}
+    for text in ("enable_thinking=false", "[1]", "[" * 9999):
+        with pytest.raises(ValueError, match="chat_template_kwargs=.* is no JSON object"):
+            json_object(text)
 
 
 def test_model_samples_trains_and_answers_with_the_same_arguments():

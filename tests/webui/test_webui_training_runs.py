@@ -331,11 +331,13 @@ def test_a_full_disk_leaves_nothing_in_the_way_of_the_next_run(jobs, tmp_path, m
 
 
 def test_without_the_script_the_command_remains(jobs, tmp_path):
-    runs = TrainingRuns(jobs, tmp_path / "runs", None, "user/model", load_in_4bit=True)
+    thinking = {"enable_thinking": False}
+    runs = TrainingRuns(jobs, tmp_path / "runs", None, "user/model", load_in_4bit=True, chat_template_kwargs=thinking)
     with pytest.raises(JobRefused, match="start it on your own machine"):
         runs.start("ann", QUICK)
     config = yaml.safe_load(runs.yaml(TrainingSettings(num_eval_passages=0), "mine.json"))
     assert config["model_name_or_path"] == "user/model" and config["load_in_4bit"] is True
+    assert config["chat_template_kwargs"] == thinking
     assert config["dataset_name"] == "mine.json" and "dataset_test_split" not in config
     assert "num_eval_passages" not in config and "eval_dataset_name" not in config
 

@@ -74,7 +74,8 @@ class Settings:
         learning_rate, num_train_epochs, batch_size:
             As in [`InnerLoopConfig`].
         lora_r, lora_alpha, target_modules:
-            As in `LoraConfig`. `target_modules` are names separated by commas; empty for PEFT's default.
+            As in `LoraConfig`. `target_modules` are names separated by commas; empty for PEFT's default, which is all linear
+            layers for architectures that it does not know.
 
     Raises:
         ValueError: A value is out of its range.
@@ -222,7 +223,13 @@ class TrainingSettings:
         return cls(**{one.name: config.get(one.name, absent.get(one.name)) for one in fields(cls)})
 
     def config(
-        self, model_name_or_path: str, output_dir: str, dataset: str = "demo", *, load_in_4bit: bool = False
+        self,
+        model_name_or_path: str,
+        output_dir: str,
+        dataset: str = "demo",
+        *,
+        load_in_4bit: bool = False,
+        chat_template_kwargs: dict[str, object] | None = None,
     ) -> str:
         """
         The YAML file of a run of `trainers/knowledge.py`.
@@ -236,6 +243,8 @@ class TrainingSettings:
                 A file of passages, or `"demo"`.
             load_in_4bit (`bool`, *optional*, defaults to `False`):
                 Whether to quantize the base model.
+            chat_template_kwargs (`dict[str, object]`, *optional*):
+                What the chat template is given.
         """
         values = asdict(self)
         evaluates = bool(values["num_eval_passages"])
@@ -245,6 +254,7 @@ class TrainingSettings:
         config = {
             "model_name_or_path": model_name_or_path,
             **({"load_in_4bit": True} if load_in_4bit else {}),
+            **({"chat_template_kwargs": chat_template_kwargs} if chat_template_kwargs else {}),
             "output_dir": output_dir,
             "dataset_name": dataset,
             **({"dataset_train_split": "train"} if is_demo else {}),

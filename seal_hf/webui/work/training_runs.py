@@ -53,6 +53,8 @@ class TrainingRuns:
             The base model.
         load_in_4bit (`bool`, *optional*, defaults to `False`):
             Whether the base model is quantized.
+        chat_template_kwargs (`dict[str, object]`, *optional*):
+            What the chat template is given.
         limits ([`Limits`], *optional*):
             How large and long a visitor's runs may be. Defaults to the limits of the user of this machine.
     """
@@ -64,12 +66,14 @@ class TrainingRuns:
         script: Path | None,
         model_name_or_path: str,
         load_in_4bit: bool = False,
+        chat_template_kwargs: dict[str, object] | None = None,
         *,
         limits: Limits = OWN_MACHINE,
     ):
         self.limits, self._usage = limits, Usage(4 * limits.run_seconds)
         self._jobs, self._folder, self._script = jobs, folder.absolute(), script
         self._model, self._load_in_4bit = model_name_or_path, load_in_4bit
+        self._chat_template_kwargs = chat_template_kwargs
         self._runs: dict[str, TrainingProcess] = {}
         self._lock = threading.Lock()
         atexit.register(self.close)
@@ -93,7 +97,13 @@ class TrainingRuns:
         return self._config(settings, "outputs/seal", dataset)
 
     def _config(self, settings: TrainingSettings, output_dir: str, dataset: str) -> str:
-        return settings.config(self._model, output_dir, dataset, load_in_4bit=self._load_in_4bit)
+        return settings.config(
+            self._model,
+            output_dir,
+            dataset,
+            load_in_4bit=self._load_in_4bit,
+            chat_template_kwargs=self._chat_template_kwargs,
+        )
 
     def settings(self, owner: str) -> TrainingSettings | None:
         """The settings of the session's run; `None` where there is none."""
