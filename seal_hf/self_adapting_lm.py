@@ -106,6 +106,7 @@ class SelfAdaptingLM:
     ):
         if student not in STUDENTS:
             raise ValueError(f"student={student!r} must be {' or '.join(map(repr, STUDENTS))}.")
+        keep_trainable(model)
         check_causal_lm(model)
         processing_class = with_fixed_template(processing_class, chat_template_kwargs)
         self.model = model
@@ -126,7 +127,6 @@ class SelfAdaptingLM:
                 "`tokenizer.pad_token`."
             )
         lora_layout(model, self.peft_config)  # raises where the adapters do not fit
-        keep_trainable(model)
         carried_policy(model, self.base_model_id)  # raises where the policy adapter is not a plain LoRA
         self.generator: TextGenerator = TransformersGenerator(model, processing_class, self.base_model_id)
 

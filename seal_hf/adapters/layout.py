@@ -305,8 +305,8 @@ def lora_layout(model: nn.Module, config: LoraConfig, trained: bool = False) -> 
     Resolve a `LoraConfig` on a model.
 
     `target_modules` may be anything that PEFT takes: `None` (PEFT's default for the architecture, and all linear modules
-    where it has none), names, a regular expression, or `"all-linear"`. The latter two kinds of all are of the language model
-    alone, without routers and without modules that PEFT cannot store (see [`linear_modules`]).
+    where it has none), names, a regular expression, or `"all-linear"`. All linear modules are those of the language model
+    (see [`linear_modules`]), without those that PEFT cannot store.
 
     Args:
         model (`PreTrainedModel` or `PeftModel`):
@@ -423,7 +423,7 @@ def _is_target(base: nn.Module, ending: str) -> bool:
 def _is_without_effect(pattern: Mapping[str, float], common: float, names: Collection[str]) -> bool:
     """Whether a pattern of ranks or alphas gives these modules the common value; no regular expression is tried."""
     return all(
-        value == common or (key.replace(".", "_").isidentifier() and not any(name.endswith(key) for name in names))
+        value == common or (key.isidentifier() and not any(name.endswith(key) for name in names))
         for key, value in pattern.items()
     )
 

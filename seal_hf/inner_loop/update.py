@@ -145,9 +145,10 @@ def tokenize_self_edit(
     """
     Tokenize a self-edit's examples and apply its overrides, which cannot raise `max_length`.
 
-    An example with an empty prompt is trained on every token, and so is one that says so. The end-of-sequence token follows every completion, so that
-    the model learns where to stop, and after one of a chat the token with which the template ends a turn; a text without a prompt only where `add_eos_token` is set, and none that is cut. Prompt
-    and completion are tokenized apart, as when the model is asked, and begin with one beginning-of-sequence token at most.
+    An example with an empty prompt is trained on every token, and so is one that says so. An end follows every completion, so
+    that the model learns where to stop: the end-of-sequence token, or in a chat the token with which the template ends a turn.
+    A text without a prompt has it only where `add_eos_token` is set, and none that is cut. Prompt and completion are tokenized
+    apart, as when the model is asked, and begin with one beginning-of-sequence token at most.
 
     Raises:
         ValueError: An invalid override, no example of at least two tokens, calls of a tool that are not carried out, or a

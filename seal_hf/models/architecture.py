@@ -11,13 +11,14 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from weakref import WeakSet
 
+import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.pytorch_utils import Conv1D
 
-from .access import unwrap
+from .access import evaluating, unwrap
 
 
 logger = logging.getLogger(__name__)
@@ -162,9 +163,18 @@ def _rotary_embeddings(config: PreTrainedConfig) -> list[Mapping]:
     return [rope, *(own for own in rope.values() if isinstance(own, Mapping))]
 
 
+@torch.no_grad()
+def _sees_later_tokens(base: PreTrainedModel) -> bool:
+    """Whether the logits of a token depend on what comes after it."""
+    input_ids = torch.tensor([[1, 2, 3], [1, 2, 4]], device=base.get_input_embeddings().weight.device)
+    with evaluating(base):
+        logits = base(input_ids=input_ids).logits[:, :2].float()
+    return not torch.allclose(logits[0], logits[1], rtol=1e-2, atol=1e-3)
+
+
 def check_causal_lm(model: nn.Module) -> None:
     """
-    Refuse what is no causal language model of text, before any work.
+    Refuse what is no causal language model of text, before any work. A model that may be an encoder is run on a few tokens.
 
     Raises:
         ValueError: A model that looks at later tokens, one that continues an encoder's text, or one without an output
@@ -174,7 +184,8 @@ def check_causal_lm(model: nn.Module) -> None:
     name = type(base).__name__
     if getattr(base.config, "is_encoder_decoder", False):
         raise ValueError(f"{name} is an encoder with a decoder; SEAL needs a decoder alone, such as Qwen2ForCausalLM.")
-    if getattr(base.config, "is_decoder", True) is False:
+    # GPT-NeoX says the same and is causal.
+    if getattr(base.config, "is_decoder", True) is False and _sees_later_tokens(base):
         raise ValueError(
             f"{name} looks at later tokens (is_decoder=False in its config); load it with is_decoder=True, or use a causal "
             "LM."

@@ -68,6 +68,8 @@ _EXCEPTIONS: dict[str, dict[str, Any]] = {
     "deepseek_v2": _MLA | {"num_experts_per_tok": 2},
     "dots1": {"n_shared_experts": 1, "n_routed_experts": 4, "first_k_dense_replace": 1, "num_experts_per_tok": 2},
     "gemma3n_text": _SLIDING | {"num_kv_shared_layers": 0, "activation_sparsity_pattern": [0.0, 0.0]},
+    # Causal, whatever it says.
+    **dict.fromkeys(("gpt_neox", "gpt_neox_japanese"), {"is_decoder": False}),
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
     "granitemoehybrid": _MAMBA_HEADS | {"layer_types": ["mamba", "attention"]},
