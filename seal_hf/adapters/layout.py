@@ -9,21 +9,17 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from weakref import WeakKeyDictionary
 
 import torch
 from peft import LoraConfig
-from peft.tuners.tuners_utils import _check_lora_target_modules_mamba, check_target_module_exists
+from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-from peft.utils.transformers_weight_conversion import (
-    convert_peft_adapter_state_dict_for_transformers,
-    convert_peft_config_for_transformers,
-)
 from torch import nn
 
 from ..models.access import unwrap
 from ..models.architecture import linear_modules, linear_sizes
 from .files import PLAIN_INITIALIZATIONS
+from .peft_targets import ending_of, is_without_effect, lost_by_peft, peft_key
 
 
 # Options of LoraConfig that a stacked adapter follows, or that do not change what an adapter computes. Every other one
@@ -174,7 +170,7 @@ class LoraLayout:
     def by_peft_key(self, weights: torch.Tensor) -> dict[str, torch.Tensor]:
         """The matrices inside a weight vector of shape `(num_parameters,)`, sharing its memory, by PEFT's names."""
         return {
-            _peft_key(name, letter): matrix
+            peft_key(name, letter): matrix
             for name, matrices in self.views(weights).items()
             for letter, matrix in zip("AB", matrices, strict=True)
         }
@@ -215,10 +211,6 @@ class LoraLayout:
         for key, matrix in self.by_peft_key(weights).items():
             matrix.copy_(state_dict[key])
         return weights
-
-
-def _peft_key(module_name: str, letter: str) -> str:
-    return f"base_model.model.{module_name}.lora_{letter}.weight"
 
 
 class LoraStacks:
@@ -346,7 +338,7 @@ def lora_layout(model: nn.Module, config: LoraConfig, trained: bool = False) -> 
     if target_modules is None:
         model_type = unwrap(model).config.model_type
         target_modules = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model_type, "all-linear")
-    lost = _lost_by_peft(model, candidates)
+    lost = lost_by_peft(model, candidates)
     if config.target_modules in (None, "all-linear"):
         candidates = {name: module for name, module in candidates.items() if name not in lost}
     resolved = LoraConfig(
@@ -359,7 +351,8 @@ def lora_layout(model: nn.Module, config: LoraConfig, trained: bool = False) -> 
     if not names:
         shown = target_modules if isinstance(target_modules, str) else sorted(target_modules)
         present = (
-            ", ".join(sorted({_ending(name) for name in candidates if name not in lost})) or "none that can be adapted"
+            ", ".join(sorted({ending_of(name) for name in candidates if name not in lost}))
+            or "none that can be adapted"
         )
         raise ValueError(f"target_modules={shown!r:.200} match no linear module; this model has {present}.")
     if refused := [name for name in names if name in lost]:
@@ -369,15 +362,15 @@ def lora_layout(model: nn.Module, config: LoraConfig, trained: bool = False) -> 
             "'all-linear', which does."
         )
     for option, common in (("rank_pattern", config.r), ("alpha_pattern", config.lora_alpha)):
-        if not _is_without_effect(getattr(config, option), common, names):
+        if not is_without_effect(getattr(config, option), common, names):
             raise ValueError(
                 f"LoraConfig({option}={getattr(config, option)!r:.200}) is not supported, since it gives modules another value "
-                f"than {common} and a stacked adapter has one for all; leave it out."
+                f"than {common} and a stacked adapter has one for all; leave it at {{}}."
             )
     modules = tuple(LoraModule(name, *linear_sizes(candidates[name])) for name in names)
-    endings = {_ending(name) for name in names}
+    endings = {ending_of(name) for name in names}
     # PEFT looks for the endings among all modules, those of a vision tower or a router as well.
-    whole_classes = {name for name, _ in unwrap(model).named_modules() if _ending(name) in endings} == set(names)
+    whole_classes = {name for name, _ in unwrap(model).named_modules() if ending_of(name) in endings} == set(names)
     return LoraLayout(
         modules=modules,
         r=config.r,
@@ -385,51 +378,6 @@ def lora_layout(model: nn.Module, config: LoraConfig, trained: bool = False) -> 
         target_modules=tuple(sorted(endings if whole_classes else names)),
         use_rslora=config.use_rslora,
     )
-
-
-# For each model and its linear modules those that PEFT loses.
-_lost: WeakKeyDictionary[nn.Module, tuple[frozenset[str], frozenset[str]]] = WeakKeyDictionary()
-
-
-def _lost_by_peft(model: nn.Module, names: Collection[str]) -> frozenset[str]:
-    """
-    The linear modules that PEFT does not adapt, or does not find again when it reads an adapter's file.
-
-    It takes the names of some for those of experts before transformers 5 fused them, renames some as if they were of a
-    checkpoint of the model, and refuses some of state-space layers.
-    """
-    base, known = unwrap(model), frozenset(names)
-    if base not in _lost or _lost[base][0] != known:
-        endings = {ending for ending in map(_ending, names) if not _is_target(base, ending)}
-        keys = {_peft_key(name, "A"): name for name in names}
-        read = convert_peft_adapter_state_dict_for_transformers(
-            base, LoraConfig(), {key: torch.zeros(1, 1) for key in keys}
-        )
-        found = frozenset(name for key, name in keys.items() if key not in read or _ending(name) in endings)
-        _lost[base] = (known, found)
-    return _lost[base][1]
-
-
-def _is_target(base: nn.Module, ending: str) -> bool:
-    config = LoraConfig(target_modules=[ending])
-    try:
-        _check_lora_target_modules_mamba(config, base, ending)
-        convert_peft_config_for_transformers(config, base, None)
-    except ValueError:
-        return False
-    return set(config.target_modules) == {ending}
-
-
-def _is_without_effect(pattern: Mapping[str, float], common: float, names: Collection[str]) -> bool:
-    """Whether a pattern of ranks or alphas gives these modules the common value; no regular expression is tried."""
-    return all(
-        value == common or (key.isidentifier() and not any(name.endswith(key) for name in names))
-        for key, value in pattern.items()
-    )
-
-
-def _ending(module_name: str) -> str:
-    return module_name.rsplit(".", 1)[-1]
 
 
 def _present(names: str | Collection[str] | None, candidates: Collection[str]) -> str | list[str] | None:

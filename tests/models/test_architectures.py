@@ -20,6 +20,10 @@ from seal_hf.models.architecture import check_causal_lm, linear_modules, runs_in
 # One of each kind of attention, state, expert and wrapper; `pytest -m architectures` takes all types.
 SELECTION = (
     *("bart", "bert", "bloom", "codegen", "cohere2", "deepseek_v3", "ernie4_5_moe", "exaone4", "falcon", "falcon_h1"),
+    *("apertus", "bamba", "biogpt", "bitnet", "cohere", "deepseek_v2", "diffllama", "doge", "electra", "exaone_moe"),
+    *("gemma", "gemma2", "gemma3_text", "glm", "glm4_moe", "gpt_bigcode", "gpt_neo", "gptj", "granitemoe", "helium"),
+    *("hunyuan_v1_moe", "kimi_linear", "lfm2_moe", "longcat_flash", "minimax", "mistral", "nemotron_h", "olmo3"),
+    *("openai-gpt", "persimmon", "phi", "qwen2", "qwen3_5_text", "roformer", "seed_oss", "starcoder2", "zamba2"),
     *("falcon_mamba", "gemma3", "gemma4_text", "gpt2", "gpt_neox", "gpt_oss", "granite", "granitemoehybrid", "jamba"),
     *("jetmoe", "laguna", "lfm2", "llama4_text", "mamba", "mamba2", "mixtral", "mpt", "olmo2", "olmoe", "opt", "phi3"),
     *("phimoe", "qwen2_moe", "qwen3", "qwen3_moe", "qwen3_next", "recurrent_gemma", "rwkv", "smollm3", "stablelm"),
@@ -77,7 +81,7 @@ def test_routers_are_not_adapted(model_type):
 
 
 def test_modules_that_peft_loses_are_refused_by_name():
-    with pytest.raises(ValueError, match=r"target_modules match model\.layers\..*PEFT cannot adapt or read again"):
+    with pytest.raises(ValueError, match=r"target_modules match backbone\.layers\..*PEFT cannot adapt or read again"):
         lora_layout(tiny_causal_lm("mamba"), LoraConfig(target_modules=["out_proj"]))
 
 

@@ -33,6 +33,7 @@ DEFAULTS = {
     "inner_warmup_steps": 0,
     "inner_max_grad_norm": 1.0,
     "inner_gradient_checkpointing": False,
+    "chat_template_kwargs": None,
     "student": "policy",
     "adapters_per_bank": None,
     "num_repeats": 3,
