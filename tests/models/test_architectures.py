@@ -7,13 +7,15 @@ import torch
 from peft import LoraConfig
 from transformers import BertConfig, BertLMHeadModel, T5Config, T5ForConditionalGeneration
 
+from helpers.adapters import BASE_ID
 from helpers.architecture_checks import check_texts, check_training
 from helpers.architecture_table import row_of, written_rows
 from helpers.architectures import MODEL_TYPES, NOT_BUILT, tiny_causal_lm
-from helpers.generating import generate
+from helpers.generating import adapters_of, generate, random_bank
 from helpers.tiny_models import tiny_tokenizer
 from seal_hf.adapters.layout import lora_layout
 from seal_hf.generation.base import Sampling
+from seal_hf.generation.transformers_generation import TransformersGenerator
 from seal_hf.models.architecture import check_causal_lm, linear_modules, runs_in_batches
 
 
@@ -114,6 +116,24 @@ def test_model_that_is_asked_alone_stops_when_it_is_told():
         model, tokenizer, ["ab", "cde"], max_new_tokens=6, on_text=lambda texts: seen.append(texts) or len(seen) == 2
     )
     assert [generation.num_tokens for generation in found] == [2, 0]
+
+
+@pytest.mark.parametrize("model_type", ["falcon", "mamba", "opt", "qwen2_moe"])
+def test_likelihoods_with_an_adapter_for_each_row_are_those_alone(model_type):
+    model, tokenizer = tiny_causal_lm(model_type), tiny_tokenizer()
+    bank = random_bank(model)
+    adapters = adapters_of(bank, [0, 1, None])
+    likelihoods = TransformersGenerator(model, tokenizer, BASE_ID).answer_log_likelihoods
+    prompts, answers = ["Who keeps bees? ", "Where? ", "Ann"], [["Ann"], ["in Vell"], ["a"]]
+    found = likelihoods(prompts, answers, adapters)
+    for prompt, (answer,), number, value in zip(prompts, answers, [0, 1, None], found, strict=True):
+        ids, own = (
+            tokenizer(prompt)["input_ids"],
+            tokenizer(answer if prompt[-1] == " " else f" {answer}")["input_ids"],
+        )
+        with bank.attach([number]), torch.no_grad():
+            logits = model(input_ids=torch.tensor([ids + own])).logits[0, len(ids) - 1 : -1].log_softmax(-1)
+        assert value == pytest.approx(logits.gather(-1, torch.tensor(own)[:, None]).mean().item(), abs=1e-4)
 
 
 def test_generation_config_of_a_model_that_is_asked_alone_neither_acts_nor_changes():
