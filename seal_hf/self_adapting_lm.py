@@ -78,8 +78,9 @@ class SelfAdaptingLM:
             Writes texts with the model: prompts and an adapter for each in, texts out.
 
     Raises:
-        ValueError: A model that is no causal LM, target modules that match nothing, a rank below 1, an unknown student, a domain in chat form for a
-            tokenizer without a chat template, or a tokenizer with neither padding nor end-of-sequence token.
+        ValueError: A model that is no causal LM, target modules that match nothing, a rank below 1, an unknown student, a
+            domain in chat form for a tokenizer without a chat template, arguments of a template that it cannot have, or a
+            tokenizer with neither padding nor end-of-sequence token.
 
     Example:
 
