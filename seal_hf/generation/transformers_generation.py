@@ -59,6 +59,7 @@ class TransformersGenerator(TextGenerator):
         self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, base_model_id: str, *, batch_size: int = 256
     ):
         self.model, self.tokenizer, self.base_model_id, self.batch_size = model, tokenizer, base_model_id, batch_size
+        self._has_told = False  # that unlike adapters are asked apart
 
     def generate(
         self,
@@ -169,8 +170,13 @@ class TransformersGenerator(TextGenerator):
                 try:
                     yield from self._write_together(prompts, places, own, stacked, sampling, pad_id, writing)
                     return
-                except UnknownRows as error:
-                    logger.info("%s It is asked one prompt at a time.", error)
+                except UnknownRows:
+                    if not self._has_told:
+                        self._has_told = True
+                        logger.info(
+                            "Prompts with unlike adapters are asked one at a time: a module of %s does not tell its rows apart.",
+                            type(unwrap(self.model)).__name__,
+                        )
             for place in places:
                 with stacked.attach([adapters[place]]) if stacked is not None else nullcontext():
                     self._write_alone(prompts[place], place, sampling, pad_id, writing)
