@@ -49,6 +49,9 @@ class DomainArguments:
             "help": "Also ask for facts that the self-edit leaves out; where absent, in the style 'questions-by-fact'."
         },
     )
+    num_left_out_words: int = field(
+        default=6, metadata={"help": "Most words of a sentence that it then asks about, beside names and numbers."}
+    )
     sets_training: bool = field(
         default=False,
         metadata={"help": "Let self-edits set their epochs, learning rate and batch size, within bounds."},
@@ -66,6 +69,7 @@ class DomainArguments:
             num_passages=self.num_passages_per_epoch,
             answers_questions=self.answers_questions,
             asks_for_left_out=self.asks_for_left_out,
+            num_left_out_words=self.num_left_out_words,
             sets_training=self.sets_training,
         )
 

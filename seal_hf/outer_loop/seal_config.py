@@ -29,8 +29,10 @@ class SEALConfig(SFTConfig):
         num_generations (`int`, *optional*, defaults to `5`):
             Self-edits sampled per example.
         num_drafts (`int`, *optional*, defaults to `1`):
-            How many completions one self-edit is made of, in rounds and evaluations, where the domain pools them (see
-            [`Domain.pools_drafts`]). What its tool keeps of them is then what is trained on, and what the policy learns from.
+            How many completions one self-edit is made of, where the domain pools them (see [`Domain.pools_drafts`]). What its
+            tool keeps of them is then what is trained on, and what the policy learns from.
+        num_eval_drafts (`int`, *optional*):
+            The same in evaluations. Defaults to `num_drafts`.
         temperature (`float`, *optional*, defaults to `1.0`):
             Sampling temperature.
         top_p (`float`, *optional*, defaults to `0.95`):
@@ -130,6 +132,9 @@ class SEALConfig(SFTConfig):
 
     num_generations: int = field(default=5, metadata={"help": "Self-edits sampled per example."})
     num_drafts: int = field(default=1, metadata={"help": "Completions that one self-edit is made of."})
+    num_eval_drafts: int | None = field(
+        default=None, metadata={"help": "Completions that one self-edit is made of in evaluations, if not as many."}
+    )
     temperature: float = field(default=1.0, metadata={"help": "Sampling temperature of the self-edits."})
     top_p: float = field(default=0.95, metadata={"help": "Nucleus of the sampling."})
     max_completion_length: int = field(
@@ -252,12 +257,22 @@ class SEALConfig(SFTConfig):
         if self.packing or self.padding_free:
             raise ValueError("packing and padding_free are not supported by SEALTrainer; leave them off.")
         self.rollout_config()  # raise for values out of range
+        self.eval_rollout_config()
         self.inner_config()
 
     def rollout_config(self) -> RolloutConfig:
         """How self-edits are written, banks composed and answers given."""
         names = [option.name for option in dataclasses.fields(RolloutConfig)]
         return RolloutConfig(**{name: getattr(self, name) for name in names})
+
+    def eval_rollout_config(self) -> RolloutConfig:
+        """The same in evaluations."""
+        if self.num_eval_drafts is None:
+            return self.rollout_config()
+        try:
+            return dataclasses.replace(self.rollout_config(), num_drafts=self.num_eval_drafts)
+        except ValueError as error:
+            raise ValueError(f"num_eval_drafts={self.num_eval_drafts!r}: {error}") from error
 
     def inner_config(self) -> InnerLoopConfig:
         """How a self-edit is trained on."""

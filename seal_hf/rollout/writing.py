@@ -52,7 +52,8 @@ def write_self_edits(
         `list[list[Written]]`: for each example of the stage its self-edits, in every process.
     """
     num_completions = stage.num_generations * config.num_drafts
-    per_batch = max(1, _PROMPTS_PER_BATCH // num_completions)
+    most_parts = max((len(lm.domain.parts(stage.data.examples[place])) for place in stage.places), default=1)
+    per_batch = max(1, _PROMPTS_PER_BATCH // (num_completions * most_parts))
     starts = range(0, len(stage.places), per_batch)
     own = {}
     with policy_in_activation_dtype(lm.model):

@@ -18,6 +18,7 @@ from seal_hf.inner_loop.update import InnerLoopConfig
 DEFAULTS = {
     "num_generations": 5,
     "num_drafts": 1,
+    "num_eval_drafts": None,
     "temperature": 1.0,
     "top_p": 0.95,
     "max_completion_length": 2048,  # not the paper's 8192: see the field

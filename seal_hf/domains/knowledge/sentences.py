@@ -49,7 +49,11 @@ def names_in(sentence: str) -> list[str]:
 
 
 def likely_answers(
-    sentence: str, example: Mapping[str, Any], num_words: int = 1, num_answers: int | None = _ANSWERS_PER_SENTENCE
+    sentence: str,
+    example: Mapping[str, Any],
+    num_words: int = 1,
+    num_answers: int | None = _ANSWERS_PER_SENTENCE,
+    min_letters: int = 6,
 ) -> list[str]:
     """
     Parts of a sentence that a question may ask for, without knowing its language: numbers, names, long words.
@@ -60,9 +64,11 @@ def likely_answers(
         example (`Mapping[str, Any]`):
             The passage, whose title is no answer.
         num_words (`int`, *optional*, defaults to `1`):
-            Most words in small letters, the longest ones of more than five letters.
+            Most words in small letters, the longest.
         num_answers (`int`, *optional*, defaults to `4`):
             Most answers; all where it is `None`.
+        min_letters (`int`, *optional*, defaults to `6`):
+            Letters of the shortest of these words.
 
     Returns:
         `list[str]`: Answers; empty in scripts without upper case, where the sentence has no number.
@@ -76,9 +82,9 @@ def likely_answers(
     ```
     """
     words = [word.group() for word in _WORD.finditer(sentence)]
-    long_words = [word for word in words[1:] if word[0].islower() and len(word) > 5]
+    long_words = [word for word in words[1:] if word[0].islower() and len(word) >= min_letters]
     names = sorted(names_in(sentence), key=len, reverse=True)
-    ordered = [*_NUMBER.findall(sentence), *names, *sorted(long_words, key=len)[-num_words:]]
+    ordered = [*_NUMBER.findall(sentence), *names, *sorted(long_words, key=len)[max(0, len(long_words) - num_words) :]]
     found = [text for text in ordered if not says(example.get("title") or "", text)]
     return list(dict.fromkeys(found))[:num_answers]
 
