@@ -89,6 +89,10 @@ class AdaptationArguments(DomainArguments):
         default=None, metadata={"help": "Quantize the base to NF4 (QLoRA). Default: only on CUDA."}
     )
     dtype: str = field(default="bfloat16", metadata={"help": "Data type of the base model."})
+    use_vllm: bool = field(default=False, metadata={"help": "Let a vLLM server write self-edits and answers."})
+    vllm_server_base_url: str = field(
+        default="http://127.0.0.1:8000", metadata={"help": "The vLLM server, which has the base model."}
+    )
     num_generations: int = field(default=2, metadata={"help": "Self-edits per passage."})
     temperature: float = field(default=0.7, metadata={"help": "Sampling temperature of the self-edits."})
     top_p: float = field(
@@ -130,6 +134,7 @@ class AdaptationArguments(DomainArguments):
             domain=self.domain(grader),
             peft_config=peft_config,
             inner_config=inner_config,
+            vllm_server_base_url=self.vllm_server_base_url if self.use_vllm else None,
         )
 
 

@@ -41,6 +41,8 @@ _FREE_FIELDS = (
     "inner_gradient_checkpointing",
     "logging_steps",
     "ddp_timeout",
+    "use_vllm",
+    "vllm_server_base_url",
 )
 
 

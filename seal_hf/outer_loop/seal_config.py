@@ -42,6 +42,11 @@ class SEALConfig(SFTConfig):
             scripts allow 8192, but the longest self-edits that the authors published end at about 2048, of 1000 about
             five; neither the inner loop nor the outer SFT reads further (`inner_max_length`, `max_length`), and batches
             are cut by this length, so that four times as much makes writing several times slower.
+        use_vllm (`bool`, *optional*, defaults to `False`):
+            Whether a vLLM server writes self-edits and answers (see [`VLLMGenerator`]). Its draws are others than those of the
+            model in this process, so that a run is resumed with the same choice.
+        vllm_server_base_url (`str`, *optional*, defaults to `"http://127.0.0.1:8000"`):
+            That server, which has the base model.
 
         > Parameters that control the inner update
 
@@ -139,6 +144,10 @@ class SEALConfig(SFTConfig):
     top_p: float = field(default=0.95, metadata={"help": "Nucleus of the sampling."})
     max_completion_length: int = field(
         default=2048, metadata={"help": "Longest self-edit, in tokens, where the model's context leaves so much."}
+    )
+    use_vllm: bool = field(default=False, metadata={"help": "Let a vLLM server write self-edits and answers."})
+    vllm_server_base_url: str = field(
+        default="http://127.0.0.1:8000", metadata={"help": "The vLLM server, which has the base model."}
     )
 
     inner_learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the inner update."})

@@ -157,6 +157,7 @@ class SEALTrainer(_BaseTrainer):
             base_model_id=base_model_id,
             inner_gradient_checkpointing=args.inner_gradient_checkpointing,
             student=args.student,
+            vllm_server_base_url=args.vllm_server_base_url if args.use_vllm else None,
         )
         self.lm = lm_of(domain=domain or KnowledgeDomain())
         self._eval_lm = self.lm if eval_domain is None else lm_of(domain=eval_domain)

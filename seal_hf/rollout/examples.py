@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from accelerate import PartialState
 from datasets import Dataset, IterableDataset
 
-from ..models.access import context_length
 from ..models.encoding import encode_prompt
 from ..self_adapting_lm import SelfAdaptingLM
 
@@ -84,7 +83,7 @@ class ExampleSet:
 
 def completion_room(lm: SelfAdaptingLM, example: Mapping, max_completion_length: int) -> int:
     """Most tokens of a self-edit about an example: no more than the model's context leaves after the prompt."""
-    context = context_length(lm.model)
+    context = lm.context_length
     if context is None:
         return max_completion_length
     return min(max_completion_length, context - len(encode_prompt(lm.processing_class, lm.domain.prompt(example))))
@@ -116,7 +115,7 @@ def check_examples(
     Raises:
         ValueError: An example that the domain refuses, or whose prompts are too long; the message names it.
     """
-    context = context_length(lm.model)
+    context = lm.context_length
     for example, example_id in zip(data.examples, data.ids, strict=True):
         try:
             lm.domain.check(example)

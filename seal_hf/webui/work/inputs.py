@@ -15,7 +15,6 @@ from huggingface_hub.utils import validate_repo_id
 from ...domains import load_demo_passages, load_passages, shuffle_passages
 from ...domains.knowledge.passages import read_rows
 from ...grading import gold_answers, show_gold_answers
-from ...models.access import context_length
 from ...models.encoding import encode_prompt
 from ...self_adapting_lm import SelfAdaptingLM
 from ...self_edit import SelfEdit
@@ -109,7 +108,7 @@ def count_tokens(lm: SelfAdaptingLM, text: str) -> int:
 def max_tokens(lm: SelfAdaptingLM, title: str, settings: Settings) -> int:
     """The longest passage, in tokens, that this model can write about and be trained on."""
     around = len(encode_prompt(lm.processing_class, lm.domain.prompt(example_of(title, "."))))
-    room = (context_length(lm.model) or sys.maxsize) - around - settings.max_completion_length
+    room = (lm.context_length or sys.maxsize) - around - settings.max_completion_length
     return max(0, min(room, lm.inner_config.max_length - count_tokens(lm, title) - 8))
 
 
