@@ -1,7 +1,6 @@
 """A run whose texts a server writes comes to what it comes to without, also where the server is gone in between."""
 
 import json
-import threading
 from pathlib import Path
 
 import pytest
@@ -71,14 +70,11 @@ def test_a_run_that_loses_its_server_is_continued_to_the_same_end(tmp_path, serv
 
 def test_it_is_not_continued_with_another_generator(tmp_path, server, without_pictures):
     folder = tmp_path / "out"
-    vllm_trainer(folder, server).plan()
-    trainer = vllm_trainer(folder, server)
-    trainer._folder.open(False, 0)
+    vllm_trainer(folder, server)._folder.open(False, 0)
     other = tiny_llama()
     other.config.name_or_path = BASE_ID
     with pytest.raises(ValueError, match="other settings: use_vllm .True there, None here."):
         tiny_trainer(folder, model=other, **SMALLEST).train(resume_from_checkpoint=True)
-    assert threading.active_count() < 50
 
 
 def test_the_servers_context_bounds_the_self_edits(tmp_path, server, monkeypatch):
