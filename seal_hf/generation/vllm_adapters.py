@@ -172,7 +172,7 @@ class ServedAdapters:
 
     def _explained(self, error: VLLMRefusal, adapter: Adapter, path: Path) -> ValueError | VLLMServerGone:
         """What the server means when it does not load an adapter, and what to do."""
-        server, said = f"The vLLM server {self.client.base_url}", str(error)
+        server, said = f"The vLLM server {self.client.base_url}", error.said
         own, policy = adapter.layout.r, adapter.policy.layout.r if adapter.policy is not None else 0
         r = own + policy
         rank = f"{r} (policy {policy} and inner adapter {own})" if policy else f"{r}"
@@ -185,8 +185,8 @@ class ServedAdapters:
             return ValueError(f"{server} runs without LoRA ({said}); start it with --enable-lora.")
         if "No adapter found" in said or str(path) in said:
             return ValueError(
-                f"{server} does not see {path}, where the adapters are written ({said}); run it on this machine, with this "
-                f"machine's {path.parent.parent.parent}."
+                f"{server} does not see {path}, where the adapters are written ({said}); run it on this machine and as this user, "
+                f"with this machine's {path.parent.parent.parent}."
             )
         if error.status == 404:
             return ValueError(

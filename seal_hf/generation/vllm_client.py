@@ -26,7 +26,9 @@ _KEPT = "A training run keeps what it has scored, and goes on with resume_from_c
 _CONNECT_SECONDS = 10.0
 # The longest answer that is not a completion.
 _ANSWER_SECONDS = 120.0
-# A machine that is gone sends nothing, and a completion may take hours: the connection itself is asked every 5 seconds.
+# A completion may take hours.
+_NO_LIMIT = httpx2.Timeout(None, connect=_CONNECT_SECONDS)
+# A machine that is gone sends nothing: the connection itself is asked every 5 seconds.
 _KEEP_ALIVE = [
     (level, option, value)
     for level, name, value in (
@@ -43,18 +45,20 @@ class VLLMServerGone(ConnectionError):
     """The vLLM server does not answer, or lost what it was given."""
 
 
-class VLLMRefusal(Exception):
+class VLLMRefusal(ValueError):
     """
     The server refused a request.
 
     Attributes:
         status (`int`):
             The HTTP status.
+        said (`str`):
+            The server's reason.
     """
 
-    def __init__(self, status: int, message: str):
-        super().__init__(message)
-        self.status = status
+    def __init__(self, request: str, status: int, said: str):
+        super().__init__(f"The vLLM server refuses {request} ({status}): {said}.")
+        self.status, self.said = status, said
 
 
 class ServedModel(NamedTuple):
@@ -132,16 +136,17 @@ class VLLMClient:
             VLLMServerGone: Nothing answers.
             VLLMRefusal: What answers is no vLLM server.
         """
-        found = self._json("GET", "/version").get("version")
-        if not isinstance(found, str):
-            raise VLLMRefusal(200, "it states no version")
-        return found
+        response = self._request("GET", "/version")
+        try:
+            return response.json()["version"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise VLLMRefusal(str(response.url), response.status_code, "it states no version") from error
 
     def models(self) -> list[ServedModel]:
         """The model, by all its names, and the adapters that are loaded."""
         return [
             ServedModel(one["id"], one.get("root") or "", one.get("parent") is not None, one.get("max_model_len"))
-            for one in self._json("GET", "/v1/models")["data"]
+            for one in self._request("GET", "/v1/models").json()["data"]
         ]
 
     def engine(self) -> Engine:
@@ -188,7 +193,7 @@ class VLLMClient:
         body = {**request, "stream": True, "return_token_ids": True}
         with (
             self._explaining(),
-            self._http.stream("POST", "/v1/completions", json=body, timeout=httpx2.Timeout(None)) as response,
+            self._http.stream("POST", "/v1/completions", json=body, timeout=_NO_LIMIT) as response,
         ):
             if response.is_error:
                 response.read()
@@ -199,7 +204,10 @@ class VLLMClient:
                     return
                 if not data:
                     continue
-                event = json.loads(data)
+                try:
+                    event = json.loads(data)
+                except ValueError:  # half a line
+                    break
                 if "error" in event:
                     raise VLLMServerGone(f"The vLLM server {self.base_url} failed: {_said(event)}.")
                 for choice in event["choices"]:
@@ -214,7 +222,7 @@ class VLLMClient:
     def prompt_log_probs(self, model: str, token_ids: list[int]) -> list[float]:
         """The log-probability that a model gives each token after the first, in nats."""
         body = {"model": model, "prompt": token_ids, "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}
-        (choice,) = self._json("POST", "/v1/completions", body)["choices"]
+        (choice,) = self._request("POST", "/v1/completions", body).json()["choices"]
         found = choice["prompt_logprobs"]
         return [entry[str(token)]["logprob"] for token, entry in zip(token_ids[1:], found[1:], strict=True)]
 
@@ -260,16 +268,6 @@ class VLLMClient:
             time.sleep(pause)
             pause = min(2 * pause, 5.0)
 
-    def _json(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        response = self._request(method, path, body)
-        try:
-            found = response.json()
-        except ValueError as error:
-            raise VLLMRefusal(response.status_code, "it answers with something other than JSON") from error
-        if not isinstance(found, dict):
-            raise VLLMRefusal(response.status_code, "it answers with something other than an object")
-        return found
-
     def _request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> httpx2.Response:
         with self._explaining():
             response = self._http.request(method, path, json=body)
@@ -287,7 +285,7 @@ class VLLMClient:
         is_lost = response.url.path == "/v1/completions" and response.status_code in (404, 500)
         if is_lost or response.status_code in (502, 503, 504):
             raise VLLMServerGone(f"The vLLM server {self.base_url} answers {response.status_code}: {said}.")
-        raise VLLMRefusal(response.status_code, said)
+        raise VLLMRefusal(str(response.url), response.status_code, said)
 
     @contextmanager
     def _explaining(self) -> Iterator[None]:

@@ -158,11 +158,8 @@ class VLLMGenerator(TextGenerator):
             def attempt() -> None:
                 if texts.is_stopped():
                     return
-                try:
-                    with self._name_of(adapter) as name:
-                        texts.write(self._client, name, places_of[adapter], put)
-                except VLLMRefusal as error:
-                    raise ValueError(f"The vLLM server {self._client.base_url} refuses a prompt: {error}") from error
+                with self._name_of(adapter) as name:
+                    texts.write(self._client, name, places_of[adapter], put)
 
             self._client.persist(attempt, texts.is_stopped)
 
@@ -196,8 +193,8 @@ class VLLMGenerator(TextGenerator):
             ) from error
         except VLLMRefusal as error:
             raise ValueError(
-                f"There is no vLLM server at vllm_server_base_url={self._client.base_url!r} ({error}); start one with "
-                "`make vllm-server`, or correct the URL."
+                f"There is no vLLM server at vllm_server_base_url={self._client.base_url!r} ({error.said}); start one "
+                "with `make vllm-server`, or correct the URL."
             ) from error
         found = re.match(r"(\d+)\.(\d+)", version)  # development builds have other names
         if found is not None and tuple(map(int, found.groups())) < OLDEST_VERSION:

@@ -12,7 +12,7 @@ from peft import LoraConfig
 from helpers.adapters import BASE_ID, random_adapter
 from helpers.generating import generate
 from helpers.tiny_models import tiny_llama, tiny_policy_model, tiny_tokenizer
-from helpers.vllm_server import break_off, served
+from helpers.vllm_server import break_off, break_off_in_a_line, served
 from seal_hf.adapters.policy import carried_policy
 from seal_hf.generation import vllm_adapters, vllm_client
 from seal_hf.generation.base import Sampling
@@ -167,7 +167,7 @@ def test_an_error_of_the_caller_leaves_nothing(adapters, generator, server, tmp_
 
 @pytest.mark.parametrize("sampling", [None, Sampling((1, 2, 3, 4, 5))])
 def test_a_broken_answer_is_gone_on_with(model, tokenizer, adapters, generator, server, tmp_path, sampling):
-    server.faults += [lambda handler: None, break_off, lambda handler: None, break_off]
+    server.faults += [lambda handler: None, break_off, lambda handler: None, break_off_in_a_line]
     seen, chosen = [], [adapters[0]] * 3 + [None, adapters[1]]
     found = generator.generate(PROMPTS, chosen, max_new_tokens=12, sampling=sampling, on_text=seen.append)
     assert ["".join(parts) for parts in zip(*seen, strict=True)] == [one.text for one in found]
@@ -284,7 +284,11 @@ def test_a_full_disk_is_an_error_that_leaves_nothing(adapters, generator, server
         ({"has_lora": False}, "runs without LoRA .*; start it with --enable-lora"),
         ({"loads_adapters": False}, "start it with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"),
         ({"max_lora_rank": 1}, r"takes adapters of a lower rank than 4: .*; start it with --max-lora-rank 8\."),
-        ({"sees_files": False}, "does not see .*, where the adapters are written .*; run it on this machine"),
+        (
+            {"sees_files": False},
+            "does not see .*, where the adapters are written .*; run it on this machine and as this user",
+        ),
+        ({"needs_key": True}, r"The vLLM server refuses http.*/v1/models \(401\): Unauthorized\."),
         ({"num_replicas": 2}, "shares requests out to 2 copies .*; start it without --data-parallel-size"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

@@ -50,7 +50,7 @@ class VLLMServer:
         self.model, self.name, self.path = model, name, "/models/tiny"
         self.generator = TransformersGenerator(model, TokenIds(tokenizer), name)
         self.version, self.context, self.num_replicas = "0.32.0", 4096, 1
-        self.has_lora, self.loads_adapters, self.sees_files = True, True, True
+        self.has_lora, self.loads_adapters, self.sees_files, self.needs_key = True, True, True, False
         self.max_loras, self.max_lora_rank = 2, 16
         self.adapters: dict[str, tuple[Adapter, str]] = {}
         self.log, self.faults, self.most_adapters, self.num_used = [], [], 0, 0
@@ -158,6 +158,8 @@ class Handler(BaseHTTPRequestHandler):
         }
         if self.path not in routes:
             return self.answer(404, {"detail": "Not Found"})
+        if state.needs_key and self.path.startswith("/v1"):
+            return self.answer(401, {"error": "Unauthorized"})
         self.answer(200, routes[self.path]())
 
     def do_POST(self):
@@ -220,6 +222,12 @@ def error(message: str) -> dict:
 
 def break_off(handler: Handler) -> None:
     """A fault: the connection closes."""
+    raise Broken
+
+
+def break_off_in_a_line(handler: Handler) -> None:
+    """A fault: the connection closes after half a line."""
+    handler.wfile.write(b'data: {"choices": [{"ind')
     raise Broken
 
 
