@@ -79,8 +79,9 @@ class SelfAdaptingLM:
 
     Raises:
         VLLMServerGone: Nothing answers at `vllm_server_base_url`.
-        ValueError: A vLLM server that does not fit (see [`VLLMGenerator.check`]), target modules that match nothing, a rank below 1, an unknown student, a domain in chat form for a
-            tokenizer without a chat template, or a tokenizer with neither padding nor end-of-sequence token.
+        ValueError: A vLLM server that does not fit (see [`VLLMGenerator.check`]), target modules that match nothing, a rank
+            below 1, an unknown student, a domain in chat form for a tokenizer without a chat template, or a tokenizer with
+            neither padding nor end-of-sequence token.
 
     Example:
 

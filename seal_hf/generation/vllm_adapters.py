@@ -88,11 +88,10 @@ class ServedAdapters:
             VLLMServerGone: It does not answer.
             OSError: The folder cannot be written.
         """
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if self.folder.stat().st_uid != os.getuid():
-            raise ValueError(
-                f"{self.folder}, where adapters are written for vLLM, belongs to another user; remove it."
-            )
+        for folder in (self.folder.parent, self.folder):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if folder.stat().st_uid != os.getuid():
+                raise ValueError(f"{folder}, where adapters are written for vLLM, belongs to another user; remove it.")
         lock, is_told = FileLock(self.folder / "turn.lock"), False
         while True:
             if is_stopped():

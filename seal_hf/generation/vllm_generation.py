@@ -105,6 +105,11 @@ class VLLMGenerator(TextGenerator):
             VLLMServerGone: It does not answer.
             OSError: An adapter could not be written.
         """
+        if (num_replicas := self._client.engine().num_replicas) > 1:
+            raise ValueError(
+                f"The vLLM server {self._client.base_url} shares requests out to {num_replicas} copies of the model, and "
+                "loads an adapter into one of them alone; start it without --data-parallel-size."
+            )
         with self._adapters.turn(lambda: False), without_policy(self.model):
             self._require_same_weights()
         with nullcontext() if on_policy else without_policy(self.model):
@@ -112,13 +117,7 @@ class VLLMGenerator(TextGenerator):
             fresh = Adapter(layout, layout.initial_weights(0), self.base_model_id, policy)
             self.generate([_PROBE[0]], [fresh], max_new_tokens=1)
         self.generate([_PROBE[0]], max_new_tokens=1)
-        engine = self._client.engine()
-        if engine.num_replicas > 1:
-            raise ValueError(
-                f"The vLLM server {self._client.base_url} shares requests out to {engine.num_replicas} copies of the model, "
-                "and loads an adapter into one of them alone; start it without --data-parallel-size."
-            )
-        self._max_loras = engine.max_loras or 1
+        self._max_loras = self._client.engine().max_loras or 1
 
     def generate(
         self,

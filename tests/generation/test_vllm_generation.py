@@ -1,6 +1,7 @@
 """What is asked of a vLLM server, with a small one in its place: adapters, draws, streams, and what goes wrong."""
 
 import errno
+import os
 import re
 import threading
 import time
@@ -332,7 +333,19 @@ def test_the_shorter_context_counts(model, tokenizer, tmp_path):
         assert server.log == []
 
 
-def test_a_folder_of_another_user_is_not_used(model, generator, monkeypatch, server):
+def test_what_is_written_is_open_to_this_user_alone(generator, adapters, monkeypatch):
+    modes, load = [], generator._client.load_adapter
+
+    def noted(name, path):
+        modes.append(os.stat(os.path.dirname(path)).st_mode & 0o777)
+        load(name, path)
+
+    monkeypatch.setattr(generator._client, "load_adapter", noted)
+    generator.generate(PROMPTS[:1], adapters[:1], max_new_tokens=2)
+    assert modes == [0o700]
+
+
+def test_a_folder_of_another_user_is_not_used(generator, monkeypatch, server):
     monkeypatch.setattr(vllm_adapters, "os", SimpleNamespace(getuid=lambda: 12345))
     with pytest.raises(ValueError, match="belongs to another user; remove it"):
         generator.generate(PROMPTS, max_new_tokens=3)
