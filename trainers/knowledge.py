@@ -20,7 +20,8 @@ class KnowledgeArguments(JudgeArguments, DomainArguments):
     """Passages to learn from and to evaluate on."""
 
     dataset_name: str = field(
-        default="demo", metadata={"help": "'demo', a .json, .jsonl or .parquet file, or a dataset on the Hub."}
+        default="demo",
+        metadata={"help": "'demo', a .json, .jsonl, .ndjson, .csv or .parquet file, or a dataset on the Hub."},
     )
     dataset_train_split: str | None = field(default=None, metadata={"help": "Split to learn from."})
     dataset_test_split: str | None = field(

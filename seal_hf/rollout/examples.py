@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from accelerate import PartialState
 from datasets import Dataset, IterableDataset
 
+from ..domains.files import fault_of
 from ..models.encoding import encode_prompt
 from ..self_adapting_lm import SelfAdaptingLM
 
@@ -39,7 +40,8 @@ class ExampleSet:
 
         Raises:
             TypeError: It cannot be indexed.
-            ValueError: It is empty, or two examples have the same id. Messages begin with `name`.
+            ValueError: It is empty, two examples have the same id, or an id is no text that can be stored. Messages begin
+                with `name`.
         """
         if isinstance(dataset, IterableDataset | Mapping | str) or not hasattr(dataset, "__getitem__"):
             raise TypeError(
@@ -57,6 +59,9 @@ class ExampleSet:
         if len(set(ids)) < len(ids):
             twice = next(one for one in ids if ids.count(one) > 1)
             raise ValueError(f"{name} has more than one example with the id {twice!r}; make ids unique or drop them.")
+        for place, own in enumerate(ids):
+            if fault := fault_of({"id": own}):
+                raise ValueError(f"{name}: example {place} has {fault}.")
         return cls(examples, ids)
 
     def __len__(self) -> int:

@@ -14,10 +14,12 @@ from ...grading import JudgeGrader, LexicalGrader, gold_answers, is_short
 from ...grading.recitation import recited
 from ...self_edit import Prompt, SelfEdit, TrainingExample
 from ..base import BASE, AskModel, Condition, Domain
+from ..files import fault_of
 from .answered_questions import answer_questions, split_questions
 from .completions import split_completion
 from .left_out_facts import ask_for_left_out
-from .passages import is_question, is_text, load_retention_questions
+from .passages import load_retention_questions
+from .questions import is_question, is_text
 from .sentences import split_sentences
 from .templates import (
     PURE_QUESTION_STYLES,
@@ -283,6 +285,8 @@ class KnowledgeDomain(Domain):
             if not isinstance(item, Mapping) or not is_text(item.get("question")):
                 raise ValueError('has a question without a text; write {"question": ..., "answer": ...}, or drop it.')
         super().check(example)
+        if fault := fault_of({key: example.get(key) for key in ("title", "context", "questions")}):
+            raise ValueError(f"has {fault}.")
         for item in example["questions"]:
             if not is_question(item):
                 raise ValueError(
