@@ -98,7 +98,8 @@ class SEALConfig(SFTConfig):
             Self-edits kept per example, those with the highest reward; the first of equals. All are kept where it is
             `None`.
         min_reward (`float`, *optional*):
-            Least reward of a self-edit that is kept, a share from 0 to 1.
+            Least reward of a self-edit that is kept, a share from 0 to 1. Where it is `None`, nothing is kept of a round in
+            which all rewards are 0; with `0` it is.
         drop_zero_std (`bool`, *optional*, defaults to `False`):
             Whether an example whose self-edits all have the same reward is left out: its best one is no better than
             the others.
