@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from ..generation.base import Generation
 from ..generation.parts import joined_parts
 from ..models.access import policy_in_activation_dtype
+from ..models.control_tokens import encode_text
 from ..self_adapting_lm import SelfAdaptingLM
 from ..self_edit import SelfEdit
 from .examples import completion_room
@@ -87,7 +88,7 @@ def write_self_edits(
 
 def as_written(processing_class: PreTrainedTokenizerBase, completion: str) -> Generation:
     """A text as if the policy had written and ended it."""
-    token_ids = processing_class(completion, add_special_tokens=False)["input_ids"]
+    token_ids = encode_text(processing_class, completion, add_special_tokens=False)
     if processing_class.eos_token_id is not None:
         token_ids = [*token_ids, processing_class.eos_token_id]
     return Generation(completion, len(token_ids), True, tuple(token_ids))

@@ -18,6 +18,7 @@ from ...domains.files import fault_of
 from ...domains.knowledge.passages import load_questions
 from ...domains.knowledge.questions import QUESTION_FORM, read_question
 from ...grading import gold_answers, show_gold_answers
+from ...models.control_tokens import encode_text
 from ...models.encoding import encode_prompt
 from ...self_adapting_lm import SelfAdaptingLM
 from ...self_edit import SelfEdit
@@ -99,8 +100,8 @@ def has_words(text: str) -> bool:
 
 
 def count_tokens(lm: SelfAdaptingLM, text: str) -> int:
-    """Number of tokens of a text, without special ones."""
-    return len(lm.processing_class(text, add_special_tokens=False)["input_ids"])
+    """Number of tokens of a text, without those that a tokenizer adds."""
+    return len(encode_text(lm.processing_class, text, add_special_tokens=False))
 
 
 def max_tokens(lm: SelfAdaptingLM, title: str, settings: Settings) -> int:
