@@ -8,8 +8,15 @@ from .grounding import says
 
 
 _ANSWERS_PER_SENTENCE = 4
-# After a word of three letters, so that "Dr. Ann" stays together; scripts without spaces end sentences without one.
-_SENTENCE_END = re.compile(r"(?<=\w\w\w[.!?؟۔।])[\"'”’»)\]]*\s+|(?<=[。！？])|\n+")
+# After a word of three letters, so that "Dr. Ann" stays together; marks that do nothing else end sentences without a blank.
+_SENTENCE_END = re.compile(r"(?<=\w\w\w[.!?؟۔।])[\"'”’»)\]]*\s+|(?<=[。！？։።፧])|\n+")
+# Of Latin, Chinese, Arabic and Ethiopic script, the reversed one, and the Greek one, which is mostly typed as a semicolon. The
+# Armenian one stands in the word that asks, and Japanese may end a question in "か" without a mark.
+_QUESTION_MARKS = "?？؟፧⸮\u037e"
+_GREEK = re.compile(r"[\u0370-\u037d\u037f-\u03ff\u1f00-\u1fff]")
+_ARMENIAN_MARK = "՞"
+_QUESTION_END = re.compile(rf"(?<=[{_QUESTION_MARKS}])(?![{_QUESTION_MARKS}])|(?<=か[。｡])|(?<=։)")
+_GREEK_QUESTION_END = re.compile(rf"{_QUESTION_END.pattern}|(?<=;)")
 _NUMBER = re.compile(r"\d(?:[\d.,]*\d)?")
 _WORD = re.compile(r"[^\W\d_][\w'’-]*")
 
@@ -27,6 +34,41 @@ def split_sentences(passage: str) -> list[str]:
     ```
     """
     return [sentence.strip() for sentence in _SENTENCE_END.split(passage) if re.search(r"\w", sentence)]
+
+
+def is_asking(text: str) -> bool:
+    """
+    Whether a text ends as a question does, without knowing its language.
+
+    Example:
+
+    ```python
+    >>> list(map(is_asking, ["Who keeps bees?", "Ποιος έχει μέλισσες;", "蜂を飼うのは誰ですか。", "Ո՞վ է եկել։", "ማን መጣ፧"]))
+    [True, True, True, True, True]
+    >>> list(map(is_asking, ["Ann keeps bees.", "Ann; Bob;", "蜂が飛ぶ。"]))
+    [False, False, False]
+
+    ```
+    """
+    text = text.rstrip()
+    is_greek = text.endswith(";") and _GREEK.search(text) is not None
+    return text.endswith((*_QUESTION_MARKS, "か。", "か｡")) or _ARMENIAN_MARK in text or is_greek
+
+
+def questions_in(line: str) -> list[str]:
+    """
+    The questions of a line, each with what comes before it since the last one.
+
+    Example:
+
+    ```python
+    >>> questions_in("Who keeps bees? Where?"), questions_in("誰が飼うか。いつからか。")
+    (['Who keeps bees?', 'Where?'], ['誰が飼うか。', 'いつからか。'])
+
+    ```
+    """
+    ends = _GREEK_QUESTION_END if _GREEK.search(line) else _QUESTION_END
+    return [part.strip() for part in ends.split(line) if is_asking(part) and re.search(r"\w", part)]
 
 
 def names_in(sentence: str) -> list[str]:
