@@ -78,6 +78,9 @@ def test_several_right_answers_in_the_table_and_back():
         ValueError, match="Question 1 has no answer: write the right one as a text, or several as a list"
     ):
         inputs.questions_from_table([["Who?", " | "]])
+    for row in (["Who\ud83d?", "Ann"], ["Who?", float("nan")]):
+        with pytest.raises(ValueError, match="Question 1 has (half a character|a number that is not finite)"):
+            inputs.questions_from_table([row])
 
 
 @pytest.mark.parametrize(

@@ -170,6 +170,8 @@ def questions_from_table(rows: Sequence[Sequence[object]]) -> list[dict]:
     for number, row in enumerate(rows, 1):
         for cell in row[:2]:
             _check_length(f"Question {number} or its answer", cell, _LONGEST_CELL)
+        if fault := fault_of(list(row[:2])):
+            raise ValueError(f"Question {number} has {fault}.")
     cells = ([clean(cell) for cell in (*row[:2], "", "")[:2]] for row in rows)
     parted = ((question, [part.strip() for part in answer.split("|")]) for question, answer in cells)
     return _checked_questions([(question, [part for part in answer if part] or "") for question, answer in parted])
