@@ -237,7 +237,7 @@ def _passages_of(located_rows: Iterable[tuple[str, Any]]) -> _Read:
 
 
 def _unfolded(located_rows: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The rows, with each paragraph of SQuAD's articles as a row of its own."""
+    """The rows, with each paragraph of SQuAD's articles that is asked about as a row of its own."""
     for where, row in located_rows:
         if not isinstance(row, Mapping):
             raise ValueError(f"{where}: a {name_of_type(row)} instead of an object; write {ROW_FORM}.")
@@ -250,6 +250,8 @@ def _unfolded(located_rows: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Ma
             place = f"{where}, paragraph {number}"
             if not isinstance(paragraph, Mapping):
                 raise ValueError(f"{place}: a {name_of_type(paragraph)} instead of an object; write {ROW_FORM}.")
+            if paragraph.get("qas") == []:
+                continue
             yield place, {"title": title, "context": paragraph.get("context"), "questions": paragraph.get("qas")}
 
 

@@ -14,7 +14,6 @@ from ..files import is_unicode, name_of_type
 
 
 QUESTION_FORM = '{"question": ..., "answer": ...}'
-_SEVERAL = "several that are right as a list"
 _SHOWN_KEYS = 6
 
 
@@ -60,8 +59,8 @@ def read_question(where: str, item: Any) -> dict[str, Any] | None:
         return None
     if (golds := gold_answers(answer)) is None:
         raise ValueError(
-            f"{where}: no answer to the question{among_keys(item, 'answer')}; write {QUESTION_FORM}, the answer as a text or "
-            f"{_SEVERAL}, or remove the question."
+            f"{where}: no answer to the question{among_keys(item, 'answer', 'answers')}; write {QUESTION_FORM}, the answer as a "
+            "text or several that are right as a list, or remove the question."
         )
     # A single text stays as it is.
     answer = answer if isinstance(answer, str) else list(golds) if len(golds) > 1 else golds[0]
