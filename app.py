@@ -56,6 +56,10 @@ def parse_arguments() -> argparse.Namespace:
         "--chat_template_kwargs",
         help="What the chat template is given in all prompts, in JSON: '{\"enable_thinking\": false}'.",
     )
+    parser.add_argument("--use_vllm", action="store_true", help="Let a vLLM server write self-edits and answers.")
+    parser.add_argument(
+        "--vllm_server_base_url", default="http://127.0.0.1:8000", help="The vLLM server, which has the base model."
+    )
     parser.add_argument("--host", default="0.0.0.0" if ON_SPACE else "127.0.0.1", help="Address to serve on.")
     parser.add_argument("--port", type=int, default=int(os.environ.get("GRADIO_SERVER_PORT") or 7860), help="Port.")
     parser.add_argument("--share", action="store_true", help="Make a public link. Nobody can push to the Hub then.")
@@ -74,6 +78,7 @@ def load(args: argparse.Namespace) -> SelfAdaptingLM:
             args.model_name_or_path,
             load_in_4bit=args.load_in_4bit,
             chat_template_kwargs=json_object(args.chat_template_kwargs),
+            vllm_server_base_url=args.vllm_server_base_url if args.use_vllm else None,
         )
     except (ValueError, OSError) as error:
         if args.model_name_or_path not in EMBEDDED_MODELS:

@@ -25,6 +25,7 @@ from .generation.base import Generation, TextGenerator
 from .generation.parts import JoinedParts
 from .generation.thoughts import without_thoughts
 from .generation.transformers_generation import TransformersGenerator
+from .generation.vllm_generation import VLLMGenerator
 from .inner_loop.training import InnerStep
 from .inner_loop.update import InnerLoopConfig, InnerUpdate, tokenize_self_edit
 from .inner_loop.within_memory import train_within_memory
@@ -72,15 +73,21 @@ class SelfAdaptingLM:
             policy is the teacher of a fixed student (the paper's section 2 names these roles). Its adapters need no policy.
         chat_template_kwargs (`Mapping[str, object]`, *optional*):
             What the chat template is given in all prompts, such as `{"enable_thinking": False}`.
+        vllm_server_base_url (`str`, *optional*):
+            A vLLM server of the same base model that writes all texts, such as `"http://127.0.0.1:8000"` (see
+            [`VLLMGenerator`]); where absent the model here does.
 
     Attributes:
         generator ([`TextGenerator`]):
             Writes texts with the model: prompts and an adapter for each in, texts out.
+        context_length (`int`, *optional*):
+            Most tokens of a prompt with what is written after it; `None` where the model's config does not say.
 
     Raises:
-        ValueError: A model that is no causal LM, target modules that match nothing, a rank below 1, an unknown student, a
-            domain in chat form for a tokenizer without a chat template, arguments of a template that it cannot have, or a
-            tokenizer with neither padding nor end-of-sequence token.
+        VLLMServerGone: Nothing answers at `vllm_server_base_url`.
+        ValueError: A model that is no causal LM, a vLLM server that does not fit (see [`VLLMGenerator.check`]), target modules
+            that match nothing, a rank below 1, an unknown student, a domain in chat form for a tokenizer without a chat template,
+            arguments of a template that it cannot have, or a tokenizer with neither padding nor end-of-sequence token.
 
     Example:
 
@@ -104,6 +111,7 @@ class SelfAdaptingLM:
         inner_gradient_checkpointing: bool = False,
         student: str = "policy",
         chat_template_kwargs: Mapping[str, object] | None = None,
+        vllm_server_base_url: str | None = None,
     ):
         if student not in STUDENTS:
             raise ValueError(f"student={student!r} must be {' or '.join(map(repr, STUDENTS))}.")
@@ -130,6 +138,11 @@ class SelfAdaptingLM:
         lora_layout(model, self.peft_config)  # raises where the adapters do not fit
         carried_policy(model, self.base_model_id)  # raises where the policy adapter is not a plain LoRA
         self.generator: TextGenerator = TransformersGenerator(model, processing_class, self.base_model_id)
+        self.context_length = context_length(model)
+        if vllm_server_base_url is not None:
+            server = VLLMGenerator(model, processing_class, self.base_model_id, vllm_server_base_url)
+            server.check(self.peft_config, on_policy=student == "policy")
+            self.generator, self.context_length = server, server.context_length
 
     @classmethod
     def from_pretrained(
@@ -352,7 +365,7 @@ class SelfAdaptingLM:
         self, prompts: Sequence[Prompt], max_new_tokens: int, stop: threading.Event | None
     ) -> list[Generation]:
         """Greedy answers; nothing for prompts that do not fit the context, since a policy may write anything."""
-        context = context_length(self.model)
+        context = self.context_length
         lengths = [len(encode_prompt(self.processing_class, prompt)) for prompt in prompts]
         fitting = [
             place for place, length in enumerate(lengths) if context is None or length + max_new_tokens <= context

@@ -50,6 +50,9 @@ class DomainArguments:
             "help": "Also ask for facts that the self-edit leaves out; where absent, in the style 'questions-by-fact'."
         },
     )
+    num_left_out_words: int = field(
+        default=6, metadata={"help": "Most words of a sentence that it then asks about, beside names and numbers."}
+    )
     sets_training: bool = field(
         default=False,
         metadata={"help": "Let self-edits set their epochs, learning rate and batch size, within bounds."},
@@ -67,6 +70,7 @@ class DomainArguments:
             num_passages=self.num_passages_per_epoch,
             answers_questions=self.answers_questions,
             asks_for_left_out=self.asks_for_left_out,
+            num_left_out_words=self.num_left_out_words,
             sets_training=self.sets_training,
         )
 
@@ -89,6 +93,10 @@ class AdaptationArguments(DomainArguments):
     chat_template_kwargs: str | None = field(
         default=None,
         metadata={"help": "What the chat template is given in all prompts, in JSON: '{\"enable_thinking\": false}'."},
+    )
+    use_vllm: bool = field(default=False, metadata={"help": "Let a vLLM server write self-edits and answers."})
+    vllm_server_base_url: str = field(
+        default="http://127.0.0.1:8000", metadata={"help": "The vLLM server, which has the base model."}
     )
     num_generations: int = field(default=2, metadata={"help": "Self-edits per passage."})
     temperature: float = field(default=0.7, metadata={"help": "Sampling temperature of the self-edits."})
@@ -132,6 +140,7 @@ class AdaptationArguments(DomainArguments):
             peft_config=peft_config,
             inner_config=inner_config,
             chat_template_kwargs=json_object(self.chat_template_kwargs),
+            vllm_server_base_url=self.vllm_server_base_url if self.use_vllm else None,
         )
 
 

@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from seal_hf import Adapter, SelfAdaptingLM, SelfEdit
 from seal_hf.domains import load_demo_passages
+from seal_hf.domains.files import read_text
 from seal_hf.domains.knowledge.answered_questions import fact_and_question
 from seal_hf.domains.knowledge.own_questions import own_questions
 from seal_hf.domains.knowledge.passages import load_retention_questions
@@ -70,10 +71,7 @@ def read_example(args: DemoArguments) -> dict:
     path = Path(args.passage)
     if not path.is_file():
         raise FileNotFoundError(f"There is no passage at {path}; give the path of a text file.")
-    try:
-        context = path.read_text(encoding="utf-8").strip()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text; save it in that encoding.") from error
+    context = read_text(path).strip()
     if not context:
         raise ValueError(f"{path} is empty; give it some text to learn.")
     title = path.stem if args.title is None else args.title

@@ -30,7 +30,8 @@ class EvaluationArguments(JudgeArguments, AdaptationArguments):
     """Passages to evaluate on, and where the results go."""
 
     dataset: str = field(
-        default="demo", metadata={"help": "'demo', a .json, .jsonl or .parquet file, or a dataset on the Hub."}
+        default="demo",
+        metadata={"help": "'demo', a .json, .jsonl, .ndjson, .csv or .parquet file, or a dataset on the Hub."},
     )
     split: str | None = field(default=None, metadata={"help": "Split of the dataset."})
     num_passages: int | None = field(default=None, metadata={"help": "Take only the first so many passages."})
@@ -44,7 +45,7 @@ class EvaluationArguments(JudgeArguments, AdaptationArguments):
     self_edits: str | None = field(
         default=None,
         metadata={
-            "help": "Self-edits that somebody else wrote, in place of the model's own: a .json, .jsonl or .parquet file, or a "
+            "help": "Self-edits that somebody else wrote, in place of the model's own: a .json, .jsonl, .ndjson, .csv or .parquet file, or a "
             "dataset of self-edits in a folder or on the Hub."
         },
     )

@@ -8,7 +8,7 @@ Every field of SEALConfig and of TRL's ModelConfig is an option, on the command 
 everything is checked and the plan is printed. The same command with --resume_from_checkpoint true continues a run.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from seal_hf import SEALConfig
 from trainers.arguments import DomainArguments, JudgeArguments, load_dataset_argument
@@ -20,7 +20,8 @@ class KnowledgeArguments(JudgeArguments, DomainArguments):
     """Passages to learn from and to evaluate on."""
 
     dataset_name: str = field(
-        default="demo", metadata={"help": "'demo', a .json, .jsonl or .parquet file, or a dataset on the Hub."}
+        default="demo",
+        metadata={"help": "'demo', a .json, .jsonl, .ndjson, .csv or .parquet file, or a dataset on the Hub."},
     )
     dataset_train_split: str | None = field(default=None, metadata={"help": "Split to learn from."})
     dataset_test_split: str | None = field(
@@ -38,6 +39,9 @@ class KnowledgeArguments(JudgeArguments, DomainArguments):
         metadata={
             "help": "How adapters are trained on self-edits: 'language_modeling' (the paper's) or 'prompt_completion'."
         },
+    )
+    eval_asks_for_left_out: bool | None = field(
+        default=None, metadata={"help": "--asks_for_left_out of the evaluations, if it is not the same."}
     )
     num_train_passages: int | None = field(default=None, metadata={"help": "Take only the first so many."})
     num_eval_passages: int | None = field(default=None, metadata={"help": "Take only the first so many."})
@@ -66,12 +70,16 @@ def main(script_args: KnowledgeArguments, training_args: SEALConfig, model_args:
         script_args.num_train_passages,
         script_args.shuffle_seed,
     )
+    grader, eval_domain = script_args.judge_grader(), None
+    if script_args.eval_asks_for_left_out is not None:
+        eval_domain = replace(script_args, asks_for_left_out=script_args.eval_asks_for_left_out).domain(grader)
     train(
-        script_args.domain(script_args.judge_grader()),
+        script_args.domain(grader),
         train_dataset,
         eval_dataset,
         training_args,
         model_args,
+        eval_domain=eval_domain,
         dry_run=script_args.dry_run,
         texts=[example["context"] for example in eval_dataset or ()],
     )

@@ -42,6 +42,7 @@ def train(
     training_args: SEALConfig,
     model_args: PolicyModelConfig,
     *,
+    eval_domain: Domain | None = None,
     dry_run: bool = False,
     texts: Sequence[str] = (),
 ) -> None:
@@ -55,6 +56,8 @@ def train(
             Its examples.
         training_args ([`SEALConfig`]), model_args ([`PolicyModelConfig`]):
             The options.
+        eval_domain ([`Domain`], *optional*):
+            The domain of evaluations, where it is another.
         dry_run (`bool`, *optional*, defaults to `False`):
             Whether nothing is trained.
         texts (`Sequence[str]`, *optional*):
@@ -75,6 +78,7 @@ def train(
         model=model_args.model_name_or_path,
         args=training_args,
         domain=domain,
+        eval_domain=eval_domain,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         peft_config=get_peft_config(model_args),

@@ -202,18 +202,39 @@ class Adapter:
         self._save(folder, folder.absolute().name, card)
         return folder
 
-    def _save(self, folder: Path, name: str, card: AdapterCard | None) -> None:
+    def export(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
+        """
+        Write configuration and weights alone, as another engine loads them on the plain base model.
+
+        Args:
+            folder (`str` or `Path`):
+                Where to.
+            dtype (`torch.dtype`, *optional*, defaults to `torch.float32`):
+                Dtype of the weights.
+
+        Raises:
+            OSError: The disk is full, or the folder cannot be written.
+        """
         adapter = self.on_base()
-        alpha = adapter.layout.lora_alpha
+        with written_whole(Path(folder)) as partial:
+            write_adapter_files(partial, *adapter._files(dtype), {})
+
+    def _files(self, dtype: torch.dtype = torch.float32) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
+        """PEFT's configuration and weights of an adapter without a policy."""
+        alpha = self.layout.lora_alpha
         config = LoraConfig(
             task_type="CAUSAL_LM",
-            base_model_name_or_path=adapter.base_model_id,
-            r=adapter.layout.r,
+            base_model_name_or_path=self.base_model_id,
+            r=self.layout.r,
             lora_alpha=int(alpha) if alpha == int(alpha) else alpha,
-            use_rslora=adapter.layout.use_rslora,
-            target_modules=list(adapter.layout.target_modules),
+            use_rslora=self.layout.use_rslora,
+            target_modules=list(self.layout.target_modules),
             inference_mode=True,
         )
+        return config, self.layout.state_dict(self.weights.to(dtype))
+
+    def _save(self, folder: Path, name: str, card: AdapterCard | None) -> None:
+        adapter = self.on_base()
         settings = {
             "r": self.layout.r,
             "lora_alpha": self.layout.lora_alpha,
@@ -223,7 +244,7 @@ class Adapter:
         if self.training.get("losses"):
             settings["last loss"] = f"{self.training['losses'][-1]:.4f}"
         with written_whole(folder) as partial:
-            write_adapter_files(partial, config, adapter.layout.state_dict(adapter.weights), self.training)
+            write_adapter_files(partial, *adapter._files(), self.training)
             write_model_card(partial, name, self.base_model_id, settings, card, on_policy=self.policy is not None)
 
     def push_to_hub(

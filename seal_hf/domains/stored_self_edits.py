@@ -85,7 +85,8 @@ def _content(domain: Domain, row: Mapping[str, Any]) -> str | None:
 def _completions(row: Any, number: int) -> list[str]:
     if isinstance(row, Mapping):
         several = row.get("completions")
-        completions = list(map(_text, [row.get("completion")] if several is None else several))
+        several = [row.get("completion")] if several is None else several
+        completions = list(map(_text, several)) if isinstance(several, list | tuple) else []
         if completions and None not in completions:
             return completions
     raise ValueError(f"self_edits: row {number} has no completion, as a text or chat messages; write {STORED_FORM}.")

@@ -4,7 +4,7 @@ Batched text generation with transformers: an adapter per row, reproducible samp
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, nullcontext
 from functools import partial
 
@@ -16,9 +16,6 @@ from ..adapters.bank import StackedAdapters, UnknownRows
 from ..adapters.policy import carried_policy
 from ..models.access import context_length, evaluating, unwrap
 from ..models.architecture import runs_in_batches
-from ..models.chat_template import end_of_turn
-from ..models.encoding import encode_prompt
-from ..models.identity import same_base
 from ..models.transfers import to_device
 from ..self_edit import Prompt
 from .alone import write_alone
@@ -27,6 +24,7 @@ from .batch_sizes import tokens_per_batch
 from .decoder import Decoder
 from .halves import in_halves
 from .likelihood import answer_log_likelihoods
+from .requests import eos_token_ids, read_requests, require_for_model, require_one_each
 from .sampling import Greedy, Sampler
 from .writing import Writing
 
@@ -72,13 +70,9 @@ class TransformersGenerator(TextGenerator):
         stop: threading.Event | None = None,
     ) -> list[Generation]:
         """Continue prompts (see [`TextGenerator.generate`])."""
-        limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
-        seeds = sampling.seeds if sampling is not None else None
-        _require_one_each(prompts, {"max_new_tokens": limits, "sampling.seeds": seeds, "adapters": adapters})
-        if limits and min(limits) < 1:
-            raise ValueError(f"max_new_tokens={min(limits)} must be at least 1.")
-        token_ids = [encode_prompt(self.tokenizer, prompt) for prompt in prompts]
-        self._require_fitting(token_ids, limits)
+        token_ids, limits = read_requests(
+            self.tokenizer, prompts, adapters, max_new_tokens, sampling, context_length(self.model)
+        )
         pad_id, eos_ids = self._special_ids()
         stacked, numbers = self._stack(adapters, len(prompts))
         writing = Writing(self.tokenizer, limits, eos_ids, on_text, stop)
@@ -103,7 +97,7 @@ class TransformersGenerator(TextGenerator):
         adapters: Sequence[Adapter | None] | None = None,
     ) -> list[float | None]:
         """How likely the gold answers are (see [`TextGenerator.answer_log_likelihoods`])."""
-        _require_one_each(prompts, {"lists of gold answers": gold_answers, "adapters": adapters})
+        require_one_each(prompts, {"lists of gold answers": gold_answers, "adapters": adapters})
         stacked, numbers = self._stack(adapters, len(prompts))
         return answer_log_likelihoods(self.model, self.tokenizer, prompts, gold_answers, stacked, numbers)
 
@@ -116,40 +110,11 @@ class TransformersGenerator(TextGenerator):
             return None, [None] * num_prompts
         policy = carried_policy(self.model, self.base_model_id)
         for adapter in distinct:
-            self._require_for_model(adapter, policy)
+            require_for_model(adapter, policy, self.base_model_id)
         # An adapter that was trained on a policy includes it where the model carries none.
         own = distinct if policy is not None else [adapter.on_base() for adapter in distinct]
         numbers = {adapter: number for number, adapter in enumerate(distinct)}
         return StackedAdapters.of(self.model, own), [adapter and numbers[adapter] for adapter in adapters]
-
-    def _require_for_model(self, adapter: Adapter, policy: Adapter | None) -> None:
-        if not same_base(adapter.base_model_id, self.base_model_id):
-            raise ValueError(
-                f"This adapter adapts {adapter.base_model_id}, but the loaded base model is {self.base_model_id}; load "
-                f"{adapter.base_model_id} to use it."
-            )
-        if policy is None or adapter.policy is policy:
-            return
-        if adapter.policy is None or adapter.policy.fingerprint != policy.fingerprint:
-            trained_on = "the plain base model" if adapter.policy is None else "another policy adapter"
-            raise ValueError(
-                f"This adapter was trained on {trained_on}, but this model carries a policy adapter; use it with "
-                f"SelfAdaptingLM.from_pretrained({self.base_model_id!r})."
-            )
-
-    def _require_fitting(self, token_ids: Sequence[list[int]], limits: Sequence[int]) -> None:
-        if [] in token_ids:
-            raise ValueError(
-                f"prompts[{token_ids.index([])}] is empty; give the model at least one token to continue."
-            )
-        context = context_length(self.model)
-        sizes = [(len(ids) + limit, len(ids), limit) for ids, limit in zip(token_ids, limits, strict=True)]
-        total, length, limit = max(sizes, default=(0, 0, 0))
-        if context is not None and total > context:
-            raise ValueError(
-                f"A prompt of {length} tokens and up to {limit} new ones exceed the model's context of {context} "
-                "tokens; shorten the text or ask for fewer new tokens."
-            )
 
     def _write(
         self,
@@ -230,7 +195,7 @@ class TransformersGenerator(TextGenerator):
 
     def _special_ids(self) -> tuple[int, set[int]]:
         """The token that rows are filled with, and those that end a text."""
-        eos_ids = _eos_token_ids(unwrap(self.model), self.tokenizer)
+        eos_ids = eos_token_ids(self.model, self.tokenizer)
         pad_id = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else min(eos_ids, default=None)
         if pad_id is None:
             raise ValueError(
@@ -246,12 +211,6 @@ def _choice(sampling: Sampling | None, places: Sequence[int], writing: Writing) 
     return Sampler(
         sampling, [sampling.seeds[place] for place in places], [len(writing.tokens[place]) for place in places]
     )
-
-
-def _require_one_each(prompts: Sequence[Prompt], options: Mapping[str, Sequence | None]) -> None:
-    for name, values in options.items():
-        if values is not None and len(values) != len(prompts):
-            raise ValueError(f"{len(values)} {name} were given for {len(prompts)} prompts; give one for each.")
 
 
 def _batches(
@@ -279,9 +238,3 @@ def _batches(
         batch.append(place)
     if batch:
         yield sorted(batch, key=adapter)
-
-
-def _eos_token_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    eos = model.generation_config.eos_token_id
-    ids = set(eos) if isinstance(eos, list) else {eos}
-    return {token for token in ids | {tokenizer.eos_token_id, end_of_turn(tokenizer)} if token is not None}

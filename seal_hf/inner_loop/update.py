@@ -11,6 +11,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from ..models.chat_template import end_of_turn
+from ..models.control_tokens import encode_text
 from ..models.encoding import encode_prompt
 from ..self_edit import SelfEdit
 
@@ -166,9 +167,9 @@ def tokenize_self_edit(
     for example in self_edit.examples:
         if example.prompt:
             prompt_ids = encode_prompt(tokenizer, example.prompt)
-            ids = prompt_ids + tokenizer(example.completion, add_special_tokens=False)["input_ids"]
+            ids = prompt_ids + encode_text(tokenizer, example.completion, add_special_tokens=False)
         else:
-            prompt_ids, ids = [], tokenizer(example.completion)["input_ids"]
+            prompt_ids, ids = [], encode_text(tokenizer, example.completion)
         # A text of one token teaches nothing, with or without an end.
         ends = bool(example.prompt) or (config.add_eos_token and len(ids) > 1)
         end = tokenizer.eos_token_id if isinstance(example.prompt, str) else turn_end

@@ -5,17 +5,19 @@ Prompts and answers as token ids.
 from transformers import PreTrainedTokenizerBase
 
 from ..self_edit import Prompt
+from .control_tokens import encode_messages, encode_text
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
     """
-    Token ids of a plain or chat prompt. Messages that end with the assistant's are to be continued.
+    Token ids of a plain or chat prompt. Messages that end with the assistant's are to be continued. Control tokens that are
+    written out in a prompt or a message are text (see [`encode_text`]).
 
     Raises:
         ValueError: Chat messages, but the tokenizer has no chat template.
     """
     if isinstance(prompt, str):
-        return tokenizer(prompt)["input_ids"]
+        return encode_text(tokenizer, prompt)
     if not tokenizer.chat_template:
         raise ValueError(
             f"The tokenizer of {tokenizer.name_or_path} has no chat template for a prompt of messages; use plain "
@@ -23,7 +25,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[in
         )
     is_begun = prompt[-1]["role"] == "assistant"
     form = {"continue_final_message": True} if is_begun else {"add_generation_prompt": True}
-    return tokenizer.apply_chat_template(prompt, return_dict=True, **form)["input_ids"]
+    return encode_messages(tokenizer, prompt, **form)
 
 
 def encode_answer(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, answer: str) -> list[int]:
@@ -38,11 +40,10 @@ def encode_answer(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, answer: st
     prompt_ids, answer = encode_prompt(tokenizer, prompt), answer.strip()
     if isinstance(prompt, str):
         text = answer if not prompt or prompt[-1].isspace() else f" {answer}"
-        whole = tokenizer(prompt + text)["input_ids"]
+        whole = encode_text(tokenizer, prompt + text)
     else:
         text, turn = answer, {"role": "assistant", "content": answer}
-        whole = tokenizer.apply_chat_template([*prompt, turn], continue_final_message=True, return_dict=True)
-        whole = whole["input_ids"]
+        whole = encode_messages(tokenizer, [*prompt, turn], continue_final_message=True)
     if whole[: len(prompt_ids)] == prompt_ids and len(whole) > len(prompt_ids):
         return whole[len(prompt_ids) :]
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+    return encode_text(tokenizer, text, add_special_tokens=False)

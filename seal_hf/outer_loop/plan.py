@@ -114,8 +114,9 @@ def plan_run(
             num_conditions = (args.num_eval_generations + len(trained)) * num_evaluations
             num_conditions += len(lm.domain.conditions) - len(trained)
             num_answers += _num_questions(lm, evaluation.examples) * num_conditions
-        num_written = num_self_edits * args.num_rounds + num_eval * args.num_eval_generations * num_evaluations
-        num_written *= args.num_drafts
+        num_written = num_self_edits * args.num_rounds * args.num_drafts
+        num_eval_drafts = args.eval_rollout_config().num_drafts
+        num_written += num_eval * args.num_eval_generations * num_evaluations * num_eval_drafts
         tokens_per_second, prompt_seconds, token_seconds = _probe(lm, trained[-1], train, per_bank)
         written_length = min(args.max_completion_length, _mean_length(list(chain.from_iterable(baselines))))
         generated = num_written * written_length + num_answers * args.max_answer_length

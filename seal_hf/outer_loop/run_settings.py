@@ -41,6 +41,8 @@ _FREE_FIELDS = (
     "inner_gradient_checkpointing",
     "logging_steps",
     "ddp_timeout",
+    "use_vllm",
+    "vllm_server_base_url",
 )
 
 
@@ -50,9 +52,11 @@ def run_settings(
     train_examples: Sequence[Mapping],
     eval_examples: Sequence[Mapping] | None,
     num_per_round: int,
+    eval_lm: SelfAdaptingLM,
 ) -> dict[str, Any]:
     """
-    Describe a run of [`SEALTrainer`] with so many examples per round (see [`seal_hf.rollout.settings.describe`]).
+    Describe a run of [`SEALTrainer`] with so many examples per round (see [`seal_hf.rollout.settings.describe`]), and what is
+    different of its evaluations, where they have a domain of their own.
 
     Returns:
         `dict[str, Any]`: flat and JSON-serializable.
@@ -60,4 +64,9 @@ def run_settings(
     own = [name for name in SEALConfig.__annotations__ if name not in _FREE_FIELDS]
     options = {name: getattr(args, name) for name in dict.fromkeys((*own, *_SFT_SETTINGS))}
     options["examples_per_round"] = num_per_round
-    return describe(lm, {"train_dataset": train_examples, "eval_dataset": eval_examples}, options)
+    settings = describe(lm, {"train_dataset": train_examples, "eval_dataset": eval_examples}, options)
+    if eval_lm is not lm:
+        of_evaluations = describe(eval_lm, {"eval_dataset": eval_examples}, {})
+        settings |= {f"eval_{name}": value for name, value in of_evaluations.items() if name.startswith("domain")}
+        settings |= {name: of_evaluations[name] for name in ("eval_dataset", "retention") if name in of_evaluations}
+    return settings

@@ -29,8 +29,10 @@ class SEALConfig(SFTConfig):
         num_generations (`int`, *optional*, defaults to `5`):
             Self-edits sampled per example.
         num_drafts (`int`, *optional*, defaults to `1`):
-            How many completions one self-edit is made of, in rounds and evaluations, where the domain pools them (see
-            [`Domain.pools_drafts`]). What its tool keeps of them is then what is trained on, and what the policy learns from.
+            How many completions one self-edit is made of, where the domain pools them (see [`Domain.pools_drafts`]). What its
+            tool keeps of them is then what is trained on, and what the policy learns from.
+        num_eval_drafts (`int`, *optional*):
+            The same in evaluations. Defaults to `num_drafts`.
         temperature (`float`, *optional*, defaults to `1.0`):
             Sampling temperature.
         top_p (`float`, *optional*, defaults to `0.95`):
@@ -40,6 +42,11 @@ class SEALConfig(SFTConfig):
             scripts allow 8192, but the longest self-edits that the authors published end at about 2048, of 1000 about
             five; neither the inner loop nor the outer SFT reads further (`inner_max_length`, `max_length`), and batches
             are cut by this length, so that four times as much makes writing several times slower.
+        use_vllm (`bool`, *optional*, defaults to `False`):
+            Whether a vLLM server writes self-edits and answers (see [`VLLMGenerator`]). Its draws are others than those of the
+            model in this process, so that a run is resumed with the same choice.
+        vllm_server_base_url (`str`, *optional*, defaults to `"http://127.0.0.1:8000"`):
+            That server, which has the base model.
 
         > Parameters that control the inner update
 
@@ -93,7 +100,8 @@ class SEALConfig(SFTConfig):
             Self-edits kept per example, those with the highest reward; the first of equals. All are kept where it is
             `None`.
         min_reward (`float`, *optional*):
-            Least reward of a self-edit that is kept, a share from 0 to 1.
+            Least reward of a self-edit that is kept, a share from 0 to 1. Where it is `None`, nothing is kept of a round in
+            which all rewards are 0; with `0` it is.
         drop_zero_std (`bool`, *optional*, defaults to `False`):
             Whether an example whose self-edits all have the same reward is left out: its best one is no better than
             the others.
@@ -134,10 +142,17 @@ class SEALConfig(SFTConfig):
 
     num_generations: int = field(default=5, metadata={"help": "Self-edits sampled per example."})
     num_drafts: int = field(default=1, metadata={"help": "Completions that one self-edit is made of."})
+    num_eval_drafts: int | None = field(
+        default=None, metadata={"help": "Completions that one self-edit is made of in evaluations, if not as many."}
+    )
     temperature: float = field(default=1.0, metadata={"help": "Sampling temperature of the self-edits."})
     top_p: float = field(default=0.95, metadata={"help": "Nucleus of the sampling."})
     max_completion_length: int = field(
         default=2048, metadata={"help": "Longest self-edit, in tokens, where the model's context leaves so much."}
+    )
+    use_vllm: bool = field(default=False, metadata={"help": "Let a vLLM server write self-edits and answers."})
+    vllm_server_base_url: str = field(
+        default="http://127.0.0.1:8000", metadata={"help": "The vLLM server, which has the base model."}
     )
 
     inner_learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the inner update."})
@@ -262,12 +277,22 @@ class SEALConfig(SFTConfig):
         if self.packing or self.padding_free:
             raise ValueError("packing and padding_free are not supported by SEALTrainer; leave them off.")
         self.rollout_config()  # raise for values out of range
+        self.eval_rollout_config()
         self.inner_config()
 
     def rollout_config(self) -> RolloutConfig:
         """How self-edits are written, banks composed and answers given."""
         names = [option.name for option in dataclasses.fields(RolloutConfig)]
         return RolloutConfig(**{name: getattr(self, name) for name in names})
+
+    def eval_rollout_config(self) -> RolloutConfig:
+        """The same in evaluations."""
+        if self.num_eval_drafts is None:
+            return self.rollout_config()
+        try:
+            return dataclasses.replace(self.rollout_config(), num_drafts=self.num_eval_drafts)
+        except ValueError as error:
+            raise ValueError(f"num_eval_drafts={self.num_eval_drafts!r}: {error}") from error
 
     def inner_config(self) -> InnerLoopConfig:
         """How a self-edit is trained on."""

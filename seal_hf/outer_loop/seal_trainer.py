@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -37,7 +38,7 @@ from trl.trainer.base_trainer import _BaseTrainer
 
 from ..domains import Domain, KnowledgeDomain
 from ..models.access import context_length
-from ..records.journal import Journal, Proposal, ScoredSelfEdit, SelectedSelfEdit
+from ..records.journal import Journal, ScoredSelfEdit, SelectedSelfEdit
 from ..records.plot import save_plot
 from ..records.report import Evaluation, evaluations, metrics, round_metrics
 from ..records.run_folder import LAST_CHECKPOINT, RunFolder
@@ -83,6 +84,9 @@ class SEALTrainer(_BaseTrainer):
         domain ([`Domain`], *optional*):
             What is learned. Defaults to a [`KnowledgeDomain`]. `trainer.domain` is the form of it that suits the tokenizer
             (see [`Domain.for_model`]).
+        eval_domain ([`Domain`], *optional*):
+            The domain of evaluations, such as one whose tool adds nothing to what the policy writes, so that they tell what
+            the policy has learned from a tool that does. Defaults to `domain`.
         train_dataset (`datasets.Dataset` or `Sequence[Mapping]`):
             Examples of the domain.
         eval_dataset (`datasets.Dataset` or `Sequence[Mapping]`, *optional*):
@@ -131,6 +135,7 @@ class SEALTrainer(_BaseTrainer):
         peft_config: LoraConfig | None = None,
         quantization_config: BitsAndBytesConfig | None = None,
         callbacks: list[TrainerCallback] | None = None,
+        eval_domain: Domain | None = None,
     ):
         if args is None:
             name = model if isinstance(model, str) else model.config.name_or_path
@@ -143,17 +148,20 @@ class SEALTrainer(_BaseTrainer):
         inner_config = args.inner_config()
         if (context := context_length(model)) is not None:
             inner_config = replace(inner_config, max_length=min(inner_config.max_length, context))
-        self.lm = SelfAdaptingLM(
+        lm_of = partial(
+            SelfAdaptingLM,
             model,
             processing_class,
-            domain=domain or KnowledgeDomain(),
             peft_config=args.inner_peft_config(),
             inner_config=inner_config,
             base_model_id=base_model_id,
             inner_gradient_checkpointing=args.inner_gradient_checkpointing,
             student=args.student,
             chat_template_kwargs=args.chat_template_kwargs,
+            vllm_server_base_url=args.vllm_server_base_url if args.use_vllm else None,
         )
+        self.lm = lm_of(domain=domain or KnowledgeDomain())
+        self._eval_lm = self.lm if eval_domain is None else lm_of(domain=eval_domain)
         self.domain, processing_class = self.lm.domain, self.lm.processing_class
 
         # Data
@@ -175,10 +183,10 @@ class SEALTrainer(_BaseTrainer):
         per_round = examples_per_round(args, len(places))  # raises where there are too few
         require_end_token(processing_class, self.domain.prompt(self._train.examples[0]))
         if self._eval is not None:
-            check_examples(self.lm, self._eval, "eval_dataset", *lengths)
+            check_examples(self._eval_lm, self._eval, "eval_dataset", *lengths)
             self._eval.warn_of_shared(self._train, self.domain.content)
         eval_examples = None if self._eval is None else self._eval.examples
-        settings = run_settings(args, self.lm, self._train.examples, eval_examples, per_round)
+        settings = run_settings(args, self.lm, self._train.examples, eval_examples, per_round, self._eval_lm)
         self._folder = RunFolder(args.output_dir, settings, FIT_SETTINGS)
         self._folder.check_writable()
         self._publisher = Publisher(
@@ -216,6 +224,9 @@ class SEALTrainer(_BaseTrainer):
         self._rounds_fitted = 0
         self._processes = Processes(Path(args.output_dir), timeout=args.ddp_timeout)
         self._rollout = Rollout(self.lm, args.rollout_config(), self._processes, self._after_bank)
+        self._eval_rollout = self._rollout
+        if eval_domain is not None or args.eval_rollout_config() != args.rollout_config():
+            self._eval_rollout = Rollout(self._eval_lm, args.eval_rollout_config(), self._processes, self._after_bank)
 
     def train(self, resume_from_checkpoint: bool | str | None = None) -> TrainOutput:
         """
@@ -259,8 +270,7 @@ class SEALTrainer(_BaseTrainer):
                     self._evaluate_round(0)
                     for round_index in range(self.args.num_rounds):
                         stage = self._begin_round(round_index)
-                        proposals = self._rollout.propose(stage)
-                        scored = self._score(stage, proposals)
+                        scored = self._score(self._rollout, stage)
                         selected = self._select(round_index, scored)
                         self._fit(round_index, selected)
                         self._evaluate_round(round_index + 1)
@@ -311,7 +321,7 @@ class SEALTrainer(_BaseTrainer):
             if eval_dataset is not None:
                 data = ExampleSet.of(eval_dataset, "eval_dataset")
                 lengths = (self.args.max_completion_length, self.args.max_answer_length)
-                check_examples(self.lm, data, "eval_dataset", *lengths)
+                check_examples(self._eval_lm, data, "eval_dataset", *lengths)
                 with tempfile.TemporaryDirectory() as directory:
                     # There is no earlier evaluation of these examples, so the baselines are measured too.
                     evaluation = self._evaluation(Journal(Path(directory)), data, 0)
@@ -437,8 +447,8 @@ class SEALTrainer(_BaseTrainer):
 
     def _evaluation(self, journal: Journal, data: ExampleSet, num_rounds: int) -> Evaluation:
         """The accuracies of a policy that was trained for `num_rounds`."""
-        stage = evaluation_stage(self.args, self.domain, journal, data, num_rounds)
-        self._score(stage, self._rollout.propose(stage))
+        stage = evaluation_stage(self.args, self._eval_lm.domain, journal, data, num_rounds)
+        self._score(self._eval_rollout, stage)
         return self._processes.on_main(evaluations, journal)[num_rounds]
 
     def _log_evaluation(self, evaluation: Evaluation, prefix: str, labels: dict[str, int]) -> dict[str, float]:
@@ -456,9 +466,9 @@ class SEALTrainer(_BaseTrainer):
         self._end_if_stopped()
         return training_stage(self.args, self.domain, self._folder.journal, self._train, round_index)
 
-    def _score(self, stage: Stage, proposals: Sequence[Proposal]) -> list[ScoredSelfEdit]:
-        """Train and ask the adapters of a stage."""
-        scored = self._rollout.score(stage, proposals)
+    def _score(self, rollout: Rollout, stage: Stage) -> list[ScoredSelfEdit]:
+        """Let a stage's self-edits be written, and train and ask their adapters."""
+        scored = rollout.score(stage, rollout.propose(stage))
         if scored is None:
             raise _RunStopped
         return scored

@@ -2,7 +2,7 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,13 +33,16 @@ def select_self_edits(
         keep_best (`int`, *optional*, defaults to `1`):
             How many per example; of equal rewards those that were not cut off, then the first. All where it is `None`.
         min_reward (`float`, *optional*):
-            Least reward of one that is kept, among these best.
+            Least reward of one that is kept, among these best. Where it is `None`, nothing is kept of a round whose rewards
+            are all 0: its best ones are no better than any other. With `0` they are kept.
         drop_zero_std (`bool`, *optional*, defaults to `False`):
             Whether an example whose rewards are all equal is left out.
 
     Returns:
         `list[SelectedSelfEdit]`: by example, the best first.
     """
+    if min_reward is None and not _any_reward(scored):
+        return []
     by_example: dict[int, list[ScoredSelfEdit]] = defaultdict(list)
     for edit in scored:
         by_example[edit.example].append(edit)
@@ -57,6 +60,11 @@ def select_self_edits(
             if min_reward is None or rounded(edit.reward) >= rounded(min_reward)
         ]
     return selected
+
+
+def _any_reward(scored: Iterable[ScoredSelfEdit]) -> bool:
+    """Whether the reward of a self-edit that can be kept is above 0."""
+    return any(edit.well_formed and edit.reward is not None and rounded(edit.reward) > 0 for edit in scored)
 
 
 def demonstrations(
@@ -104,6 +112,15 @@ def warn_of_little(
             round_number,
             len(scored),
             output_dir / "proposals",
+        )
+    elif num_ungraded < len(scored) and not _any_reward(scored):
+        logger.warning(
+            "Round %d: the rewards of all %d self-edits are 0, so %s; look at the answers in %s, and train the adapters longer "
+            "(inner_num_train_epochs) or ask easier questions, or set min_reward to 0 to learn in any case.",
+            round_number,
+            len(scored) - num_ungraded,
+            "chance decides what is learned" if selected else "nothing is learned",
+            output_dir / "journal",
         )
     elif not selected:
         logger.warning(

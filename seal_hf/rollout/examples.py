@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from accelerate import PartialState
 from datasets import Dataset, IterableDataset
 
-from ..models.access import context_length
+from ..domains.files import fault_of
 from ..models.encoding import encode_prompt
 from ..self_adapting_lm import SelfAdaptingLM
 
@@ -40,7 +40,8 @@ class ExampleSet:
 
         Raises:
             TypeError: It cannot be indexed.
-            ValueError: It is empty, or two examples have the same id. Messages begin with `name`.
+            ValueError: It is empty, two examples have the same id, or an id is no text that can be stored. Messages begin
+                with `name`.
         """
         if isinstance(dataset, IterableDataset | Mapping | str) or not hasattr(dataset, "__getitem__"):
             raise TypeError(
@@ -58,6 +59,9 @@ class ExampleSet:
         if len(set(ids)) < len(ids):
             twice = next(one for one in ids if ids.count(one) > 1)
             raise ValueError(f"{name} has more than one example with the id {twice!r}; make ids unique or drop them.")
+        for place, own in enumerate(ids):
+            if fault := fault_of({"id": own}):
+                raise ValueError(f"{name}: example {place} has {fault}.")
         return cls(examples, ids)
 
     def __len__(self) -> int:
@@ -84,7 +88,7 @@ class ExampleSet:
 
 def completion_room(lm: SelfAdaptingLM, example: Mapping, max_completion_length: int) -> int:
     """Most tokens of a self-edit about an example: no more than the model's context leaves after the prompt."""
-    context = context_length(lm.model)
+    context = lm.context_length
     if context is None:
         return max_completion_length
     return min(max_completion_length, context - len(encode_prompt(lm.processing_class, lm.domain.prompt(example))))
@@ -116,7 +120,7 @@ def check_examples(
     Raises:
         ValueError: An example that the domain refuses, or whose prompts are too long; the message names it.
     """
-    context = context_length(lm.model)
+    context = lm.context_length
     for example, example_id in zip(data.examples, data.ids, strict=True):
         try:
             lm.domain.check(example)

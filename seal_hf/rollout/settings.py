@@ -9,6 +9,7 @@ from peft import PeftModel
 from torch import nn
 
 from ..adapters.layout import lora_layout
+from ..generation.vllm_generation import VLLMGenerator
 from ..models.access import unwrap
 from ..models.identity import canonical_name
 from ..self_adapting_lm import SelfAdaptingLM
@@ -41,6 +42,8 @@ def describe(
         "model.quantization": quantization.to_dict() if quantization is not None else None,
         "domain": type(lm.domain).__qualname__,
     }
+    if isinstance(lm.generator, VLLMGenerator):  # named only then, so that older runs can be resumed
+        settings["use_vllm"] = True
     if isinstance(lm.model, PeftModel):
         policy = lm.model.active_peft_config
         names = ("r", "lora_alpha", "lora_dropout", "use_rslora")

@@ -9,6 +9,7 @@ from ..generation.base import Generation
 from ..generation.parts import joined_parts
 from ..models.access import policy_in_activation_dtype
 from ..models.chat_template import end_of_turn
+from ..models.control_tokens import encode_text
 from ..self_adapting_lm import SelfAdaptingLM
 from ..self_edit import Prompt, SelfEdit
 from .examples import completion_room
@@ -53,7 +54,8 @@ def write_self_edits(
         `list[list[Written]]`: for each example of the stage its self-edits, in every process.
     """
     num_completions = stage.num_generations * config.num_drafts
-    per_batch = max(1, _PROMPTS_PER_BATCH // num_completions)
+    most_parts = max((len(lm.domain.parts(stage.data.examples[place])) for place in stage.places), default=1)
+    per_batch = max(1, _PROMPTS_PER_BATCH // (num_completions * most_parts))
     starts = range(0, len(stage.places), per_batch)
     own = {}
     with policy_in_activation_dtype(lm.model):
@@ -91,7 +93,7 @@ def write_self_edits(
 
 def as_written(processing_class: PreTrainedTokenizerBase, completion: str, prompt: Prompt) -> Generation:
     """A text as if the policy had written it after this prompt, and ended it."""
-    token_ids = processing_class(completion, add_special_tokens=False)["input_ids"]
+    token_ids = encode_text(processing_class, completion, add_special_tokens=False)
     end = processing_class.eos_token_id if isinstance(prompt, str) else end_of_turn(processing_class)
     if end is not None:
         token_ids = [*token_ids, end]

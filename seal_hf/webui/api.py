@@ -63,8 +63,8 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
         Args:
             session: The session of propose.
             self_edits: Texts to learn instead of the proposed self-edits; empty to learn those.
-            questions: Objects with "question" and "answer", a text or a list of several right ones, which decide which adapter
-                is best; empty for questions that the model writes.
+            questions: Objects with "question" and "answer", a text, a number or a list of several right ones, which decide which
+                adapter is best; empty for questions that the model writes.
 
         Returns:
             The adapters with their rewards (the share of right answers), which of them is best, and the questions. One with a

@@ -74,6 +74,8 @@ def dropped(result):
         (f"Question 1: {KEEPER}\nAnswer: Bob\nQuestion 2: {JARS}\nAnswer: 44", [KEEPER, JARS], []),
         (f"1. {KEEPER} {JARS}\n2. {LORD}", [KEEPER, JARS, LORD], []),
         ("谁养蜜蜂？蜜蜂做什么？\n¿Quién?\nكم؟", ["谁养蜜蜂？", "蜜蜂做什么？", "¿Quién?", "كم؟"], []),
+        ("1. Ποιος ήρθε; Πότε;\n2. ማን መጣ፧ መቼ፧", ["Ποιος ήρθε;", "Πότε;", "ማን መጣ፧", "መቼ፧"], []),
+        ("Ո՞վ է եկել։ Ե՞րբ։\n誰が飼うか。いつですか。", ["Ո՞վ է եկել։", "Ե՞րբ։", "誰が飼うか。", "いつですか。"], []),
         (f"{KEEPER}\nHow many jars of", [KEEPER], []),
         (f"{KEEPER}\n---\nBees hum.\nThey sting.", [KEEPER], ["Bees hum.", "They sting."]),
         (f"Bees hum.\n-----\n{KEEPER}\n---\n{JARS}", [KEEPER, JARS], ["Bees hum."]),

@@ -51,8 +51,8 @@ def test_many_tasks_with_their_solutions_in_another_file(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "is not JSON (Expecting property name"),
-        ("[" * 100_000, "is not JSON ("),
+        ("{", "line 1: malformed JSON (Expecting property name enclosed in double quotes); give a file of ARC"),
+        ("[" * 100_000, "line 1 has lists or objects that are nested more than 50 deep"),
         ([TASK], 'holds no task; give {"train": ..., "test": ...}, or many of these by their ids'),
         ({}, "holds no task"),
         ({"a": 3}, 'task a is no task; give {"train": ..., "test": ...}'),

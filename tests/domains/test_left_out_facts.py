@@ -37,7 +37,13 @@ class Model:
 
 
 def domain(**options):
-    options = {"chat": True, "training_format": "prompt_completion", "asks_for_left_out": True, **options}
+    options = {
+        "chat": True,
+        "training_format": "prompt_completion",
+        "asks_for_left_out": True,
+        "num_left_out_words": 1,
+        **options,
+    }
     return KnowledgeDomain("questions-by-fact", **options)
 
 
@@ -53,10 +59,10 @@ def test_every_fact_that_no_question_asks_for_is_asked_for():
     begun, _ = model.calls
     assert model.writers == [True, False]  # the policy writes, and the student reads
     # "Vell" and "bees" are in the title.
-    assert [prompt[-1]["content"] for prompt in begun] == ["Ann Orr:", "1911:", "golden:"]
+    assert [prompt[-1]["content"] for prompt in begun] == ["Ann Orr:", "kept:", "1911:", "golden:"]
     sentences = BEES["context"].replace(". ", ".\n").split("\n")
     assert [prompt[:-1] for prompt in begun] == [
-        domain().prompt({**BEES, "context": sentence}) for sentence in (sentences[0], sentences[1], sentences[1])
+        domain().prompt({**BEES, "context": sentence}) for sentence in (*2 * sentences[:1], *2 * sentences[1:])
     ]
     assert edit.kept == f"Ann Orr: {KEEPER}\n---\n45: {JARS}\n1911: {YEAR}"
     assert [example.completion for example in edit.examples] == ["45 jars", "Ann Orr", "In 1911.", BEES["context"]]
@@ -66,7 +72,23 @@ def test_every_fact_that_no_question_asks_for_is_asked_for():
 def test_a_question_that_is_not_clear_leaves_its_fact_out():
     model = Model()
     carried_out(f"45: Where are the 45 jars?\n1911: {YEAR}", model)
-    assert [prompt[-1]["content"] for prompt in model.calls[0]] == ["Ann Orr:", "45:", "golden:"]
+    assert [prompt[-1]["content"] for prompt in model.calls[0]] == ["Ann Orr:", "kept:", "45:", "golden:"]
+
+
+@pytest.mark.parametrize(
+    ("num_words", "words"),
+    [(0, []), (2, ["kept:", "honey:", "golden:"]), (6, ["kept:", "made:", "jars:", "honey:", "golden:"])],
+)
+def test_of_the_words_of_a_sentence_so_many_are_asked_for(num_words, words):
+    model = Model()
+    carried_out(f"45: {JARS}", model, domain(num_left_out_words=num_words))
+    facts = [prompt[-1]["content"] for prompt in model.calls[0]]
+    assert [fact for fact in facts if fact not in ("Ann Orr:", "1911:")] == words and "Ann Orr:" in facts
+
+
+def test_a_number_of_words_below_zero_is_refused():
+    with pytest.raises(ValueError, match="num_left_out_words=-1 must be 0 or more"):
+        domain(num_left_out_words=-1)
 
 
 def test_what_is_added_is_read_like_all_else():
@@ -80,7 +102,7 @@ def test_self_edits_about_one_passage_are_asked_for_in_common():
     model, own = Model(), domain()
     edits = [own.parse(text, BEES) for text in (f"45: {JARS}", f"Ann Orr: {KEEPER}")]
     done = own.carry_out(edits, [BEES] * 2, model)
-    assert [prompt[-1]["content"] for prompt in model.calls[0]] == ["Ann Orr:", "1911:", "golden:", "45:"]
+    assert [prompt[-1]["content"] for prompt in model.calls[0]] == ["Ann Orr:", "kept:", "1911:", "golden:", "45:"]
     assert done[0].kept == done[1].kept and [edit.metrics["questions_added"] for edit in done] == [2, 2]
 
 
@@ -92,10 +114,10 @@ def test_a_base_model_continues_plain_text():
         return [SimpleNamespace(text=KEEPER, finished=True) for _ in prompts]
 
     own = domain(chat=False)
-    (added,) = ask_for_left_out([[f"45: {JARS}", f"1911: {YEAR}"]], [BEES], ask, own.parts, own.prompt)
+    (added,) = ask_for_left_out([[f"45: {JARS}", f"1911: {YEAR}"]], [BEES], ask, own.parts, own.prompt, 1)
     first = own.prompt(own.parts(BEES)[0])
     assert asked[0] == f"{first}Ann Orr:" and first.endswith("Facts and questions:\n")
-    assert added == [f"Ann Orr: {KEEPER}", f"golden: {KEEPER}"]
+    assert added == [f"{fact}: {KEEPER}" for fact in ("Ann Orr", "kept", "golden")]
 
 
 def test_nothing_is_left_out_where_it_is_not_wanted():

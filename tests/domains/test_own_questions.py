@@ -100,6 +100,13 @@ def test_prompts_are_spread_over_the_sentences():
         (" Ann\nQuestion: Who keeps bees?\nAnswer", "Who keeps bees?"),
         (" ¿Quién cuida abejas?", "¿Quién cuida abejas?"),
         ("谁养蜜蜂？\n", "谁养蜜蜂？"),
+        (" Ποιος έχει μέλισσες;\nΑπάντηση", "Ποιος έχει μέλισσες;"),
+        (" Άνα\nQuestion: Ποιος έχει μέλισσες\u037e", "Ποιος έχει μέλισσες\u037e"),
+        (" ንቦችን ማን ያረባል፧\n", "ንቦችን ማን ያረባል፧"),
+        (" Ո՞վ է պահում մեղուներ։", "Ո՞վ է պահում մեղուներ։"),
+        ("蜂を飼うのは誰ですか。\n答え", "蜂を飼うのは誰ですか。"),
+        (" Ann; Bob;", None),
+        ("蜂が飛ぶ。", None),
         (" Who keeps", None),
         ("", None),
         (" Ann\nQuestion: Who keeps", None),
@@ -107,6 +114,11 @@ def test_prompts_are_spread_over_the_sentences():
 )
 def test_parse_question(completion, question):
     assert parse_question(completion) == question
+
+
+def test_sentences_of_scripts_with_ends_of_their_own():
+    assert split_sentences("አና ንቦች አላት። ማን መጣ፧ ቦብ።") == ["አና ንቦች አላት።", "ማን መጣ፧", "ቦብ።"]
+    assert split_sentences("Աննան եկել է։ Բոբը գնաց։") == ["Աննան եկել է։", "Բոբը գնաց։"]
 
 
 GERMAN = {"title": "Turm", "context": "Der Turm wurde 1643 von der Baumeisterin Agnes Tölk errichtet."}

@@ -3,7 +3,8 @@
 import pytest
 
 from seal_hf.domains import KnowledgeDomain, load_demo_passages
-from seal_hf.domains.knowledge.passages import is_question, load_retention_questions
+from seal_hf.domains.knowledge.passages import load_retention_questions
+from seal_hf.domains.knowledge.questions import is_question
 from seal_hf.grading import gold_answers, is_short
 
 

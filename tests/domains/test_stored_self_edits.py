@@ -75,6 +75,8 @@ def test_another_domain_is_found_by_its_whole_example_or_its_prompt():
             "1 completion about example 8, where num_generations=2 are wanted; add rows with the same passage",
         ),
         ([{**BEES, "completions": []}], "row 1 has no completion"),
+        ([{**BEES, "completions": 7}], "row 1 has no completion"),
+        ([{**BEES, "completions": "ab"}], "row 1 has no completion"),
         ([{**BEES, "completion": "a"}, BEES], "row 2 has no completion, as a text or chat messages; write {"),
         ([{**BEES, "completions": ["a", 3]}], "row 1 has no completion"),
         ([{**BEES, "completion": [{"role": "assistant"}]}], "row 1 has no completion"),

@@ -23,7 +23,14 @@ from seal_hf.grading import LexicalGrader, gold_answers, show_gold_answers
         (True, None),
         (float("nan"), None),
         (float("inf"), None),
-        ({"text": ["Ann"]}, None),
+        (10**400, None),
+        ({"text": ["the keeper", "Ann"], "answer_start": [0, 12]}, ("the keeper", "Ann")),
+        ({"text": ["", "Ann"]}, ("Ann",)),
+        ({"text": "Ann"}, ("Ann",)),
+        ([{"text": "the keeper", "answer_start": 0}, {"text": "Ann"}, {"text": " "}], ("the keeper", "Ann")),
+        ({"text": []}, None),
+        ({"text": [["Ann"]]}, None),
+        ({"a": 1}, None),
     ],
 )
 def test_gold_answers(answer, golds):
@@ -34,6 +41,11 @@ def test_gold_answers_in_a_line():
     assert show_gold_answers("Ann") == "Ann"
     assert show_gold_answers(["the keeper", "Ann"]) == "the keeper | Ann"
     assert show_gold_answers(None) == ""
+
+
+def test_any_of_squads_texts_is_right():
+    golds = [{"text": ["the keeper", "Edric Molloway"]}] * 2
+    assert LexicalGrader().grade(["Who lit it?"] * 2, golds, ["Edric Molloway", "The cook"]) == [True, False]
 
 
 def test_any_of_several_gold_answers_is_right():

@@ -112,3 +112,45 @@ def test_one_verdict_for_each_example(tmp_path):
     table = pq.read_table(tmp_path / "self_edits" / "round_000.parquet").to_pylist()
     assert [len(entry["verdicts"]) for entry in table if entry["well_formed"]] == [1] * (len(repeats) // 2)
     assert trainer.state.log_history[0]["eval_num_questions"] == 1
+
+
+class Spaced(Sums):
+    """The same task with a prompt of its own, and with its own number of questions."""
+
+    def __init__(self, sign="+"):
+        self.sign = sign
+
+    def prompt(self, example):
+        return f"{example['a']} {self.sign} {example['b']} ="
+
+    def questions(self, example):
+        return [self.prompt(example)] * 3
+
+
+def test_evaluations_may_have_a_domain_of_their_own(tmp_path):
+    def trainer(eval_domain):
+        return SEALTrainer(
+            model=tiny_llama(),
+            args=tiny_config(tmp_path, num_rounds=1, num_repeats=1, num_generations=2),
+            domain=Sums(),
+            train_dataset=[{"a": 1, "b": 2}, {"a": 3, "b": 4}],
+            eval_dataset=[{"a": 8, "b": 9}],
+            processing_class=tiny_tokenizer(),
+            peft_config=LoraConfig(r=2, target_modules=["q_proj"]),
+            eval_domain=eval_domain,
+        )
+
+    run = trainer(Spaced())
+    run.train()
+    trained = read(tmp_path / "proposals" / "round_000.jsonl")
+    assert {one["prompt"] for one in trained} == {"1+2=", "3+4="}
+    for number in range(2):
+        evaluated = read(tmp_path / "evaluation" / "proposals" / f"round_{number:03d}.jsonl")
+        assert {one["prompt"] for one in evaluated} == {"8 + 9 ="}
+    assert run.state.log_history[0]["eval_num_questions"] == 3
+    assert run.evaluate([{"a": 5, "b": 6}, {"a": 6, "b": 7}])["eval_num_questions"] == 6
+    with pytest.raises(ValueError, match=r"eval_domain\.sign \('\+' there, 'plus' here\)"):
+        trainer(Spaced("plus")).train(resume_from_checkpoint=True)
+    with pytest.raises(ValueError, match="eval_domain"):
+        trainer(None).train(resume_from_checkpoint=True)
+    trainer(Spaced()).train(resume_from_checkpoint=True)

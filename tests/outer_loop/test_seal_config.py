@@ -18,9 +18,12 @@ from seal_hf.inner_loop.update import InnerLoopConfig
 DEFAULTS = {
     "num_generations": 5,
     "num_drafts": 1,
+    "num_eval_drafts": None,
     "temperature": 1.0,
     "top_p": 0.95,
     "max_completion_length": 2048,  # not the paper's 8192: see the field
+    "use_vllm": False,
+    "vllm_server_base_url": "http://127.0.0.1:8000",
     "inner_learning_rate": 1e-3,
     "inner_num_train_epochs": 10,
     "inner_batch_size": 1,
@@ -73,6 +76,11 @@ def test_defaults_are_the_papers(tmp_path):
     config = SEALConfig(str(tmp_path))
     assert {name: getattr(config, name) for name in DEFAULTS} == DEFAULTS
     assert set(SEALConfig.__annotations__) == set(DEFAULTS)
+
+
+def test_a_vllm_server_is_an_option(parse):
+    parsed = parse("--use_vllm", "--vllm_server_base_url", "http://server:9000")
+    assert (parsed.use_vllm, parsed.vllm_server_base_url) == (True, "http://server:9000")
 
 
 def test_every_field_is_documented():

@@ -172,10 +172,12 @@ TWICE = [{**example, "id": "bees"} for example in tiny_examples(2)]
             ValueError,
             ["example 0", "no answer to 'Who?'"],
         ),
+        ([{**tiny_examples(1)[0], "id": "\ud83d"}], ValueError, ["example 0 has half a character", '"id"']),
+        ([{**tiny_examples(1)[0], "title": "\ud83d"}], ValueError, ["example 0 has half a character", '"title"']),
     ],
     ids=(
         "empty no-rows iterable dict dict-of-splits name iterator same-id text no-questions questions-missing no-answer "
-        "answer-null"
+        "answer-null half-id half-title"
     ).split(),
 )
 def test_dataset_of_another_form(name, dataset, error, parts, tmp_path):

@@ -36,18 +36,19 @@ from seal_hf.records.journal import Journal
 pytestmark = pytest.mark.usefixtures("without_pictures")
 
 
-def test_selection_that_keeps_nothing(tmp_path, caplog):
+def test_a_run_without_a_reward_learns_nothing_and_says_so(tmp_path, caplog):
     domain = KnowledgeDomain("{title}: {context}", grader=AlwaysWrong(), chat=False)
     recorder = Recorder()
-    trainer = small_trainer(tmp_path, domain=domain, min_reward=1.0, callbacks=[recorder])
+    trainer = small_trainer(tmp_path, domain=domain, callbacks=[recorder])
     start = policy_of(trainer.model)
     with caplog.at_level(logging.WARNING):
         output = trainer.train()
     first, second = warnings_of(caplog)
     assert first.startswith(
-        "Round 1: the selection keeps none of 4 self-edits, so there is nothing new to learn; lower min"
+        "Round 1: the rewards of all 4 self-edits are 0, so nothing is learned; look at the answers in"
     )
-    assert second.startswith("Round 2: the selection keeps none of 4 self-edits")
+    assert first.endswith("or set min_reward to 0 to learn in any case.")
+    assert second.startswith("Round 2: the rewards of all 4 self-edits are 0, so nothing is learned")
     assert equal(policy_of(trainer.model), start)
     assert output.global_step == 2 and output.training_loss == 0.0
     assert recorder.count("save") == 2 and recorder.count("evaluate") == 3

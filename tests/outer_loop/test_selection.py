@@ -1,11 +1,12 @@
 """What is kept of a round: the best of each example, and nothing that cannot be learned from."""
 
 import random
+from pathlib import Path
 
 import pytest
 
 from seal_hf.domains.base import SELF_EDITS
-from seal_hf.outer_loop.selection import select_self_edits
+from seal_hf.outer_loop.selection import select_self_edits, warn_of_little
 from seal_hf.records.journal import ScoredSelfEdit, SelectedSelfEdit
 
 
@@ -92,7 +93,41 @@ def test_limit_and_least_reward_together():
     assert places(select_self_edits(edits, keep_best=1, min_reward=0.25)) == [(0, 1), (1, 0)]
 
 
-@pytest.mark.parametrize("options", [{}, {"keep_best": None}, {"keep_best": 2, "min_reward": 0.0}])
+def test_nothing_is_kept_of_a_round_without_a_reward_unless_it_is_asked_for():
+    edits = [scored(example, edit, 0.0) for example in range(3) for edit in range(2)]
+    assert select_self_edits(edits) == select_self_edits(edits, keep_best=None) == []
+    assert places(select_self_edits(edits, min_reward=0.0)) == [(0, 0), (1, 0), (2, 0)]
+    # One that is malformed or not graded earns nothing; with one reward the best of every example is kept.
+    assert select_self_edits([*edits, scored(3, 0, 1.0, well_formed=False), scored(3, 1, None)]) == []
+    assert places(select_self_edits([*edits, scored(3, 0, 0.25)])) == [(0, 0), (1, 0), (2, 0), (3, 0)]
+
+
+@pytest.mark.parametrize(
+    ("rewards", "options", "said"),
+    [
+        (
+            (0.0, 0.0),
+            {},
+            "the rewards of all 2 self-edits are 0, so nothing is learned; look at the answers in run/journal",
+        ),
+        ((0.0, 0.0), {"min_reward": 0.0}, "the rewards of all 2 self-edits are 0, so chance decides what is learned;"),
+        ((0.0, None), {}, "the rewards of all 1 self-edits are 0"),
+        (
+            (0.5, 0.0),
+            {"min_reward": 0.75},
+            "the selection keeps none of 2 self-edits, so there is nothing new to learn;",
+        ),
+        ((0.5, 0.0), {}, None),
+    ],
+)
+def test_a_round_that_teaches_nothing_is_warned_of(caplog, rewards, options, said):
+    edits = one_example(*rewards)
+    warn_of_little(3, edits, select_self_edits(edits, **options), Path("run"))
+    assert bool(caplog.messages) == (said is not None)
+    assert said is None or caplog.messages[0].startswith(f"Round 3: {said}")
+
+
+@pytest.mark.parametrize("options", [{"min_reward": 0.0}, {"keep_best": 2, "min_reward": 0.0}])
 def test_malformed_and_ungraded_ones_are_never_kept(options):
     edits = [scored(0, 0, 1.0, well_formed=False), scored(0, 1, None), scored(0, 2, 0.0), scored(1, 0, None)]
     assert places(select_self_edits(edits, **options)) == [(0, 2)]
@@ -118,7 +153,7 @@ def test_nothing_is_kept_of_malformed_ones_alone(drop_zero_std):
 )
 def test_examples_of_equal_rewards_are_dropped(edits, with_std):
     assert kept(edits, drop_zero_std=True) == with_std
-    assert len(kept(edits)) == 1
+    assert len(kept(edits, min_reward=0.0)) == 1
 
 
 def test_min_reward_has_no_part_in_whether_rewards_are_equal():
@@ -143,6 +178,8 @@ def test_selected_are_ordered_by_example():
 def naive_selection(edits, keep_best, min_reward, drop_zero_std):
     """Take the best remaining self-edit of each example, one at a time."""
     result = []
+    if min_reward is None and not any(edit.reward for edit in edits if edit.well_formed):
+        return []
     for example in range(max(edit.example for edit in edits) + 1):
         own = [edit for edit in edits if edit.example == example]
         graded = [edit.reward for edit in own if edit.reward is not None]

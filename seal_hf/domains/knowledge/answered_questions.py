@@ -25,7 +25,7 @@ from ..base import Answer, AskModel
 from .completions import split_completion
 from .grounding import MAX_ANSWER_WORDS, is_about, nearest_sentence, news, says
 from .own_questions import reading_prompts
-from .sentences import coverage, names_and_numbers, split_sentences
+from .sentences import coverage, is_asking, names_and_numbers, questions_in, split_sentences
 
 
 # Why a question is dropped: it was written before; it is not about the passage, or not clear where that is not in view; the two
@@ -34,10 +34,8 @@ REASONS = ("duplicate", "unclear", "disagreement", "unsupported", "long")
 _MAX_QUESTION_CHARACTERS, _MAX_ANSWER_CHARACTERS = 250, 200
 _MAX_ANSWER_TOKENS = 32
 _MAX_FACT_WORDS = 6
-_QUESTION_MARKS = "?？؟"
 # "3. ", "- ", "Question 3: "; not "1911: ", which may be a fact
 _LABEL = re.compile(r"(?:[-*•]\s*|\(?\d+[.)]\s*|(?:Question|Q)\s*\d*\s*[.:]\s*)+")
-_QUESTION = re.compile(rf"[^{_QUESTION_MARKS}]+[{_QUESTION_MARKS}]+")
 
 
 @dataclass(frozen=True)
@@ -85,9 +83,9 @@ def split_questions(completion: str, split_newlines: bool = True) -> tuple[list[
     texts: list[str] = []
     for part in re.split("-{3,}", completion):
         lines = [line.strip() for line in part.splitlines() if line.strip()]
-        asking = [line for line in lines if line.endswith(tuple(_QUESTION_MARKS))]
+        asking = [line for line in lines if is_asking(line)]
         if asking and 2 * len(asking) >= len(lines):
-            questions += [one.strip() for line in asking for one in _QUESTION.findall(_LABEL.sub("", line, count=1))]
+            questions += [one for line in asking for one in questions_in(_LABEL.sub("", line, count=1))]
         else:
             texts += split_completion(part, split_newlines)
     return questions, texts

@@ -14,10 +14,12 @@ from ...grading import JudgeGrader, LexicalGrader, gold_answers, is_short
 from ...grading.recitation import recited
 from ...self_edit import Prompt, SelfEdit, TrainingExample
 from ..base import BASE, AskModel, Condition, Domain
+from ..files import fault_of
 from .answered_questions import answer_questions, split_questions
 from .completions import split_completion
 from .left_out_facts import ask_for_left_out
-from .passages import is_question, is_text, load_retention_questions
+from .passages import load_retention_questions
+from .questions import is_question, is_text
 from .sentences import split_sentences
 from .templates import (
     PURE_QUESTION_STYLES,
@@ -81,14 +83,18 @@ class KnowledgeDomain(Domain):
             Whether the model is also asked, in the style `"questions-by-fact"`, for questions about the names, numbers and long
             words of each sentence for which the policy wrote none (see [`ask_for_left_out`]). Where it is not set, this is so
             in that style, if the model answers its questions.
+        num_left_out_words (`int`, *optional*, defaults to `6`):
+            Most words of a sentence, the longest, that it is then asked about, beside names and numbers. Twelve are nearly all
+            words of a sentence that are longer than three letters, for about half as much time again.
         sets_training (`bool`, *optional*, defaults to `False`):
             Whether the policy is asked to set epochs, learning rate and batch size of the inner update in a line, whatever
             the style (see [`split_training_settings`]). What it does not set is left to the run's settings.
 
     Raises:
         ValueError: If `prompt_style` is neither one of the styles nor a template with a place for the passage, if
-            there is no such `answer_prompt` or `training_format`, if `num_passages` is below 0 or given for raw texts, or if
-            `asks_for_left_out` is set for another style than `"questions-by-fact"`, or `sets_training` for that one.
+            there is no such `answer_prompt` or `training_format`, if `num_passages` is below 0 or given for raw texts, if
+            `num_left_out_words` is below 0, or if `asks_for_left_out` is set for another style than `"questions-by-fact"`, or
+            `sets_training` for that one.
         FileNotFoundError: If `prompt_style` is the path of a file that does not exist.
     """
 
@@ -103,6 +109,7 @@ class KnowledgeDomain(Domain):
         num_passages: int = 1,
         answers_questions: bool | None = None,
         asks_for_left_out: bool | None = None,
+        num_left_out_words: int = 6,
         sets_training: bool = False,
     ):
         if training_format not in TRAINING_FORMATS:
@@ -126,6 +133,8 @@ class KnowledgeDomain(Domain):
                 "asks_for_left_out=True needs the style 'questions-by-fact', whose questions the model answers; choose "
                 "that, or leave it out."
             )
+        if num_left_out_words < 0:
+            raise ValueError(f"num_left_out_words={num_left_out_words} must be 0 or more.")
         self.prompt_style = prompt_style
         self.split_newlines = split_newlines
         self.grader = LexicalGrader() if grader is None else grader
@@ -134,6 +143,7 @@ class KnowledgeDomain(Domain):
         self.training_format, self.num_passages = training_format, num_passages
         self.answers_questions = answers_questions
         self.asks_for_left_out = can_ask if asks_for_left_out is None else asks_for_left_out
+        self.num_left_out_words = num_left_out_words
         self._calls_tool = prompt_style in QUESTION_STYLES if answers_questions is None else answers_questions
         self.sets_training = sets_training
         template = load_prompt_template(prompt_style)
@@ -219,7 +229,7 @@ class KnowledgeDomain(Domain):
         questions = [list(edit.calls) for edit in self_edits]
         added = [[] for _ in questions]
         if self.asks_for_left_out:
-            added = ask_for_left_out(questions, examples, ask, self.parts, self.prompt)
+            added = ask_for_left_out(questions, examples, ask, self.parts, self.prompt, self.num_left_out_words)
         questions = [[*own, *more] for own, more in zip(questions, added, strict=True)]
         answered = answer_questions(questions, examples, ask, self.questions_in_context, self._is_by_fact)
         carried_out = []
@@ -275,6 +285,8 @@ class KnowledgeDomain(Domain):
             if not isinstance(item, Mapping) or not is_text(item.get("question")):
                 raise ValueError('has a question without a text; write {"question": ..., "answer": ...}, or drop it.')
         super().check(example)
+        if fault := fault_of({key: example.get(key) for key in ("title", "context", "questions")}):
+            raise ValueError(f"has {fault}.")
         for item in example["questions"]:
             if not is_question(item):
                 raise ValueError(

@@ -15,7 +15,7 @@ from .grounding import says
 from .sentences import likely_answers
 
 
-_WORDS_PER_SENTENCE = 6
+_MIN_LETTERS = 4  # of a word that may be a fact, such as "iron"
 _MAX_QUESTION_TOKENS = 40
 
 
@@ -25,6 +25,7 @@ def ask_for_left_out(
     ask: AskModel,
     parts: Callable[[Mapping[str, Any]], Sequence[Mapping[str, Any]]],
     prompt: Callable[[Mapping[str, Any]], Prompt],
+    num_words: int,
 ) -> list[list[str]]:
     """
     Let the model write the questions that self-edits lack, all of them with one call.
@@ -40,12 +41,16 @@ def ask_for_left_out(
             Returns the sentences of a passage, each as an example.
         prompt (`Callable[[Mapping], str | list[dict]]`):
             Returns the prompt for a self-edit about a sentence.
+        num_words (`int`):
+            Most words of a sentence that are taken for facts, beside its names and numbers: the longest.
 
     Returns:
         `list[list[str]]`: for each self-edit a question behind its fact for every fact that it leaves out, where the model writes
             one.
     """
-    left_out = [_left_out(own, example, parts(example)) for own, example in zip(questions, examples, strict=True)]
+    left_out = [
+        _left_out(own, example, parts(example), num_words) for own, example in zip(questions, examples, strict=True)
+    ]
     begun = [[(fact, _begun(prompt(part), fact)) for part, fact in own] for own in left_out]
     distinct = {key_of(one): one for own in begun for _, one in own}
     answers = ask(list(distinct.values()), _MAX_QUESTION_TOKENS, as_writer=True) if distinct else ()
@@ -54,7 +59,7 @@ def ask_for_left_out(
 
 
 def _left_out(
-    questions: Sequence[str], example: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]
+    questions: Sequence[str], example: Mapping[str, Any], parts: Sequence[Mapping[str, Any]], num_words: int
 ) -> list[tuple[Mapping[str, Any], str]]:
     """The facts that no clear question asks for, each with its sentence."""
     split = [split_fact(question, example) for question in questions]
@@ -62,7 +67,7 @@ def _left_out(
     return [
         (part, fact)
         for part in parts
-        for fact in likely_answers(part["context"], example, _WORDS_PER_SENTENCE, None)
+        for fact in likely_answers(part["context"], example, num_words, None, _MIN_LETTERS)
         if not any(says(known, fact) for known in asked)
     ]
 

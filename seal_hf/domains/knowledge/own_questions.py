@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from ...grading.words import normalize
 from .grounding import is_about, is_grounded, says
-from .sentences import likely_answers, split_sentences
+from .sentences import is_asking, likely_answers, split_sentences
 from .templates import fill_template, read_prompt_file
 
 
@@ -91,9 +91,9 @@ def parse_question(completion: str) -> str | None:
     """
     before, label, after = completion.partition("Question:")
     line = before.strip().partition("\n")[0].strip()
-    if not line.endswith(("?", "？", "؟")) and label:
+    if not is_asking(line) and label:
         line = after.strip().partition("\n")[0].strip()
-    return line if line.endswith(("?", "？", "؟")) else None
+    return line if is_asking(line) else None
 
 
 def reading_prompts(example: Mapping[str, Any], notes: list[str], questions: list[str]) -> list[str]:

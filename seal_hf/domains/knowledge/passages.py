@@ -1,63 +1,99 @@
 """
 Passages with questions, read from a file, from the Hugging Face Hub or from the demo set that ships.
 
-A row is `{"title": str, "context": str, "questions": [{"question": str, "answer": str}]}`; the title may be absent and
-further keys are kept. An answer may be a list of several, of which each is right.
+A passage is `{"title": str, "context": str, "questions": [{"question": str, "answer": str}]}`; the title may be absent and
+further keys are kept. An answer may be a list of several, of which each is right. Read are also rows of one question each
+with their passage, which are grouped by passage, and SQuAD's articles.
 """
 
-import json
+import logging
 import random
-from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from ...grading import gold_answers
+from ..files import FILE_TYPES, name_of_type, read_rows
+from .questions import QUESTION_FORM, among_keys, is_text, read_question
 
 
-FILE_TYPES = (".json", ".jsonl", ".parquet")
-ROW_FORM = '{"title": ..., "context": ..., "questions": [{"question": ..., "answer": ...}]}'
+logger = logging.getLogger(__name__)
+
+ROW_FORM = f'{{"title": ..., "context": ..., "questions": [{QUESTION_FORM}]}}'
 
 
 def load_passages(path_or_id: str | Path, split: str | None = None) -> list[dict[str, Any]]:
     """
     Load passages with their questions and check them before any work is done.
 
-    Rows in the form of `rajpurkar/squad`, one question each, are grouped by passage (see [`group_squad_rows`]).
+    Rows of one question each, such as those of `rajpurkar/squad`, are grouped by passage (see [`group_squad_rows`]).
+    Questions that SQuAD marks as unanswerable are left out, with a warning, and so are passages that have no others.
 
     Args:
         path_or_id (`str` or `Path`):
-            A `.json` file (an array of rows), a `.jsonl` file (a row per line), a `.parquet` file or the id of a
-            dataset on the Hugging Face Hub.
+            A file (`.json`, `.jsonl`, `.ndjson`, `.csv` or `.parquet`; see [`read_rows`]) or the id of a dataset on the
+            Hugging Face Hub.
         split (`str`, *optional*):
             For a dataset on the Hub its split, `"train"` unless given. In a file, only the rows whose `"split"` is
             this one.
 
     Returns:
-        `list[dict[str, Any]]`: A dictionary for each passage, in the order of the source.
+        `list[dict[str, Any]]`: A dictionary for each passage, at least one, in the order of the source.
 
     Raises:
         FileNotFoundError: The file does not exist.
-        ValueError: The file is empty, malformed or of another type, or a row lacks its passage or questions. The
-            message names the file and the line or row.
+        ValueError: The file is empty, malformed, in another encoding or of another type, a row lacks its passage or
+            questions, or no question has an answer. The message names the file and the line or row.
         ConnectionError: The dataset is not on the Hub or the Hub cannot be reached.
     """
     path = Path(path_or_id)
-    if path.suffix in FILE_TYPES or path.exists() or not _looks_like_hub_id(str(path_or_id)):
-        located_rows = read_rows(path)
+    if path.suffix.lower() in FILE_TYPES or path.exists() or not _looks_like_hub_id(str(path_or_id)):
+        located_rows = read_rows(path, ROW_FORM)
         if split is not None:
             located_rows = [(where, row) for where, row in located_rows if _is_of_split(row, split)]
             if not located_rows:
                 raise ValueError(f'{path} has no rows of split {split!r}; check the "split" of its rows.')
     else:
         located_rows = _read_hub_dataset(str(path_or_id), split or "train")
-    first_row = located_rows[0][1]
-    is_squad = isinstance(first_row, Mapping) and "question" in first_row and "answers" in first_row
-    for where, row in located_rows:
-        _check_row(where, row, is_squad)
-    rows = [row for _, row in located_rows]
-    return group_squad_rows(rows) if is_squad else rows
+    read = _passages_of(located_rows)
+    if not read.passages:
+        raise ValueError(
+            f"{path_or_id}: no question of {read.num_questions} has an answer, so that nothing can be graded; give passages with "
+            "questions that can be answered."
+        )
+    if read.num_unanswerable:
+        logger.warning(
+            "%s: %d of %d questions have no answer and are left out, and so are %d passages without any other question.",
+            path_or_id,
+            read.num_unanswerable,
+            read.num_questions,
+            read.num_dropped,
+        )
+    return read.passages
+
+
+def load_questions(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """
+    The questions of a file, with or without their passages.
+
+    Args:
+        path (`Path`):
+            As for [`load_passages`]. Its rows may also be questions alone.
+
+    Returns:
+        `tuple[list[dict[str, Any]], int]`: The questions that have an answer, in the order of the file, and how many others
+            there are, which SQuAD marks as unanswerable.
+
+    Raises:
+        FileNotFoundError: The file does not exist.
+        ValueError: As in [`load_passages`].
+    """
+    items: list[tuple[str, Any]] = []
+    for place, row in _unfolded(read_rows(path, QUESTION_FORM)):
+        items += _items_of(place, row) if "context" in row or "questions" in row else [(place, row)]
+    questions = [read_question(place, item) for place, item in items]
+    answered = [question for question in questions if question is not None]
+    return answered, len(questions) - len(answered)
 
 
 def load_demo_passages(split: str = "train") -> list[dict[str, Any]]:
@@ -84,15 +120,15 @@ def load_demo_passages(split: str = "train") -> list[dict[str, Any]]:
 def load_retention_questions() -> list[dict[str, Any]]:
     """Load 20 general questions with short answers that ship with the package and that no passage is about."""
     with resources.as_file(resources.files(__package__) / "data" / "retention_questions.jsonl") as path:
-        return [row for _, row in read_rows(path)]
+        return [row for _, row in read_rows(path, QUESTION_FORM)]
 
 
 def group_squad_rows(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """
-    Group rows in the form of `rajpurkar/squad`, one question each, by passage.
+    Group rows of one question each, such as those of `rajpurkar/squad`, by passage.
 
     Passages keep the order of their first appearance. Several different reference answers become a list; a question
-    without any, as in SQuAD 2.0, or with blank ones alone is left out. Underscores in titles become spaces.
+    without any, as in SQuAD 2.0, or with blank ones alone is left out. Underscores in SQuAD's titles become spaces.
 
     Args:
         rows (`Iterable[Mapping[str, Any]]`):
@@ -100,6 +136,9 @@ def group_squad_rows(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
     Returns:
         `list[dict[str, Any]]`: One example for each distinct title and context.
+
+    Raises:
+        ValueError: A row has another form.
 
     Example:
 
@@ -110,18 +149,7 @@ def group_squad_rows(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
     ```
     """
-    examples = {}
-    for row in rows:
-        accepted = gold_answers([text for text in row["answers"]["text"] if is_text(text)])
-        if accepted is None:
-            continue
-        title = (row.get("title") or "").replace("_", " ")
-        example = examples.setdefault(
-            (title, row["context"]), {"title": title, "context": row["context"], "questions": []}
-        )
-        answer = list(accepted) if len(accepted) > 1 else accepted[0]
-        example["questions"].append({"question": row["question"], "answer": answer})
-    return list(examples.values())
+    return _passages_of([(f"row {number}", row) for number, row in enumerate(rows, start=1)]).passages
 
 
 def shuffle_passages(passages: Sequence[Mapping[str, Any]], seed: int) -> list[Mapping[str, Any]]:
@@ -148,81 +176,6 @@ def _looks_like_hub_id(name: str) -> bool:
     return name.count("/") <= 1 and not name.startswith((".", "/", "~")) and not name.endswith("/")
 
 
-def read_rows(path: Path, row_form: str = ROW_FORM) -> list[tuple[str, Any]]:
-    """
-    The rows of a `.json`, `.jsonl` or `.parquet` file as they are, each with the name of its place for messages, which tell
-    what a row should be by `row_form`.
-
-    Raises:
-        FileNotFoundError: The file does not exist.
-        ValueError: The file is empty, malformed or of another type.
-    """
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; check the path, or give the id of a dataset on the Hub.")
-    readers = {
-        ".json": partial(_read_json, row_form=row_form),
-        ".jsonl": partial(_read_jsonl, row_form=row_form),
-        ".parquet": _read_parquet,
-    }
-    if path.suffix not in readers or not path.is_file():
-        raise ValueError(
-            f"{path} is not a passage file; give a {', '.join(FILE_TYPES[:-1])} or {FILE_TYPES[-1]} file."
-        )
-    located_rows = readers[path.suffix](path)
-    if not located_rows:
-        raise ValueError(f"{path} is empty; it should hold rows of the form {row_form}.")
-    return located_rows
-
-
-def _read_json(path: Path, row_form: str) -> list[tuple[str, Any]]:
-    text = _read_text(path)
-    if not text.strip():
-        return []
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path}, line {error.lineno}: malformed JSON ({error.msg}); correct it, or name the file .jsonl if it "
-            "holds a row per line."
-        ) from error
-    if not isinstance(rows, list):
-        raise ValueError(f"{path} holds a JSON {type(rows).__name__}; it should hold an array of rows: [{row_form}].")
-    return [(f"{path}, row {number}", row) for number, row in enumerate(rows, start=1)]
-
-
-def _read_jsonl(path: Path, row_form: str) -> list[tuple[str, Any]]:
-    located_rows = []
-    # Not splitlines(): JSON strings may hold other line separators, such as U+2028, unescaped.
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
-        if line.strip():
-            try:
-                located_rows.append((f"{path}, line {number}", json.loads(line)))
-            except json.JSONDecodeError as error:
-                raise ValueError(
-                    f"{path}, line {number}: malformed JSON ({error.msg}); each line should hold one row of the form "
-                    f"{row_form}."
-                ) from error
-    return located_rows
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise ValueError(f"{path}, line {line}: not UTF-8 text; save the file in that encoding.") from error
-
-
-def _read_parquet(path: Path) -> list[tuple[str, Any]]:
-    import pyarrow.parquet
-
-    try:
-        rows = pyarrow.parquet.read_table(path).to_pylist()
-    except pyarrow.ArrowException as error:
-        raise ValueError(f"{path} is not a readable parquet file; write it again.") from error
-    return [(f"{path}, row {number}", row) for number, row in enumerate(rows, start=1)]
-
-
 def _read_hub_dataset(dataset_id: str, split: str) -> list[tuple[str, Any]]:
     # Importing it takes a second, which nothing else here needs.
     import datasets
@@ -243,35 +196,75 @@ def _is_of_split(row: Any, split: str) -> bool:
     return isinstance(row, Mapping) and row.get("split") == split
 
 
-def _check_row(where: str, row: Any, is_squad: bool) -> None:
-    if not isinstance(row, Mapping):
-        raise ValueError(f"{where}: a {type(row).__name__} instead of an object; write {ROW_FORM}.")
-    if not is_text(row.get("context")):
-        raise ValueError(f'{where}: no passage; give "context" a text that is not empty.')
-    if not isinstance(row.get("title") or "", str):
-        raise ValueError(f'{where}: "title" is not a text; put it in quotes or leave it out.')
-    if is_squad:
-        answers = row.get("answers")
-        texts = answers.get("text") if isinstance(answers, Mapping) else None
-        if not is_text(row.get("question")) or not isinstance(texts, list) or not all(map(is_text, texts)):
-            raise ValueError(f'{where}: not a SQuAD row; write "question": ..., "answers": {{"text": [...]}}.')
-        return
-    questions = row.get("questions")
-    if not isinstance(questions, list) or not questions:
-        raise ValueError(f'{where}: no questions; give "questions" a list of {{"question": ..., "answer": ...}}.')
-    for number, item in enumerate(questions, start=1):
-        if not is_question(item):
+class _Read(NamedTuple):
+    """Passages, the number of all questions, of those without an answer, and of passages that have no other."""
+
+    passages: list[dict[str, Any]]
+    num_questions: int
+    num_unanswerable: int
+    num_dropped: int
+
+
+def _passages_of(located_rows: Iterable[tuple[str, Any]]) -> _Read:
+    found: list[dict[str, Any]] = []
+    grouped: dict[tuple[str, str], dict[str, Any]] = {}
+    num_questions = num_answered = 0
+    for place, row in _unfolded(located_rows):
+        if not is_text(row.get("context")):
             raise ValueError(
-                f'{where}: question {number} lacks its question or its answer; write both as texts: {{"question": '
-                '..., "answer": ...}, or the answer as a list of several that are right.'
+                f'{place}: no passage{among_keys(row, "context")}; give "context" a text that is not empty.'
             )
+        if not isinstance(row.get("title") or "", str):
+            raise ValueError(f'{place}: "title" is not a text; put it in quotes or leave it out.')
+        items = _items_of(place, row)
+        if not items:
+            raise ValueError(f'{place}: no questions; give "questions" a list of {QUESTION_FORM}.')
+        asked = [read_question(where, item) for where, item in items]
+        answered = [question for question in asked if question is not None]
+        num_questions, num_answered = num_questions + len(asked), num_answered + len(answered)
+        if not _is_one_question(row):
+            found.append({**row, "questions": answered})
+            continue
+        title = row.get("title") or ""
+        title = title.replace("_", " ") if isinstance(row.get("answers"), Mapping) else title
+        key = title, row["context"]
+        if key not in grouped:
+            grouped[key] = {"title": title, "context": row["context"], "questions": []}
+            found.append(grouped[key])
+        grouped[key]["questions"] += [{name: own[name] for name in ("question", "answer")} for own in answered]
+    passages = [passage for passage in found if passage["questions"]]
+    return _Read(passages, num_questions, num_questions - num_answered, len(found) - len(passages))
 
 
-def is_question(item: Any) -> bool:
-    """Whether a value is a question with one gold answer or several, as every reader of questions takes them."""
-    return isinstance(item, Mapping) and is_text(item.get("question")) and gold_answers(item.get("answer")) is not None
+def _unfolded(located_rows: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The rows, with each paragraph of SQuAD's articles that is asked about as a row of its own."""
+    for where, row in located_rows:
+        if not isinstance(row, Mapping):
+            raise ValueError(f"{where}: a {name_of_type(row)} instead of an object; write {ROW_FORM}.")
+        if not isinstance(row.get("paragraphs"), list):
+            yield where, row
+            continue
+        title = row.get("title")
+        title = title.replace("_", " ") if isinstance(title, str) else title
+        for number, paragraph in enumerate(row["paragraphs"], start=1):
+            place = f"{where}, paragraph {number}"
+            if not isinstance(paragraph, Mapping):
+                raise ValueError(f"{place}: a {name_of_type(paragraph)} instead of an object; write {ROW_FORM}.")
+            if paragraph.get("qas") == []:
+                continue
+            yield place, {"title": title, "context": paragraph.get("context"), "questions": paragraph.get("qas")}
 
 
-def is_text(value: Any) -> bool:
-    """Whether a value is a text with something other than white space in it."""
-    return isinstance(value, str) and bool(value.strip())
+def _is_one_question(row: Mapping[str, Any]) -> bool:
+    return row.get("questions") is None and row.get("question") is not None
+
+
+def _items_of(place: str, row: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """The questions of a row, with their places: the row itself where it is one. They are not checked."""
+    if _is_one_question(row):
+        return [(place, row)]
+    questions = row.get("questions")
+    if not isinstance(questions, list):
+        among = among_keys(row, "questions", "question")
+        raise ValueError(f'{place}: no questions{among}; give "questions" a list of {QUESTION_FORM}.')
+    return [(f"{place}, question {number}", item) for number, item in enumerate(questions, start=1)]

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 
+from ..files import read_text
+
 
 # Styles that ask for questions without answers, which the model then answers itself, and for nothing else.
 PURE_QUESTION_STYLES = ("questions", "questions-by-sentence", "questions-by-fact")
@@ -125,7 +127,7 @@ def load_prompt_template(prompt_style: str) -> str:
     path = Path(prompt_style)
     if not path.is_file():
         raise FileNotFoundError(f"The prompt template {prompt_style!r} does not exist; check the path.")
-    template = path.read_text(encoding="utf-8")
+    template = read_text(path)
     if not _has_passage(template):
         raise ValueError(f"The prompt template {prompt_style!r} has no place for the passage; add {{context}} to it.")
     return template

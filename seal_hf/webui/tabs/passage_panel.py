@@ -7,6 +7,7 @@ from pathlib import Path
 import gradio as gr
 
 from ...domains import PROMPT_STYLES, load_demo_passages
+from ...domains.files import TEXT_FILE_TYPES
 from ..work import inputs
 from ..work.settings import MAX_SELF_EDITS, PAPER, PRESETS, RANGES, Settings, preset_for
 from ..work.workbench import Workbench
@@ -96,7 +97,7 @@ def build_passage_panel(workbench: Workbench) -> PassagePanel:
             show_label=False,
             elem_id="questions",
         )
-        upload = gr.UploadButton("Load from a file", size="sm", file_types=[".json", ".jsonl"])
+        upload = gr.UploadButton("Load from a file", size="sm", file_types=list(TEXT_FILE_TYPES))
         upload_status = gr.Markdown(elem_classes="quiet")
     with gr.Row():
         num_generations = gr.Slider(
@@ -185,7 +186,8 @@ def _count_text(workbench: Workbench, title: str, passage: str, settings: Settin
 
 def _read_upload(file: str) -> tuple[object, str]:
     try:
-        found = inputs.questions_from_file(Path(file))
+        found, num_unanswerable = inputs.questions_from_file(Path(file))
     except (ValueError, OSError) as error:
         return gr.skip(), f"⚠️ {escape(str(error))}"
-    return inputs.table_of(found), f"{len(found)} questions."
+    left_out = f" {num_unanswerable} others have no answer and are left out." * (num_unanswerable > 0)
+    return inputs.table_of(found), f"{len(found)} questions.{left_out}"

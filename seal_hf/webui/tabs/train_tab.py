@@ -8,6 +8,7 @@ import gradio as gr
 import pandas as pd
 
 from ...domains.base import SELF_EDITS
+from ...domains.files import TEXT_FILE_TYPES
 from ...records.report import Evaluation
 from ..work.jobs import DONE, FAILED, RUNNING, STOPPED, JobRefused
 from ..work.sessions import Sessions
@@ -65,8 +66,8 @@ def build_train_tab(
             if limits := runs.limits.say_of_runs():
                 gr.Markdown(limits, elem_id="train-limits", elem_classes="quiet")
             upload = gr.File(
-                label="Your passages (JSON, JSONL) or the demo's",
-                file_types=[".json", ".jsonl"], height=150, elem_id="train-file",
+                label="Your passages (JSON, JSONL, CSV) or the demo's",
+                file_types=list(TEXT_FILE_TYPES), height=150, elem_id="train-file",
             )  # fmt: skip
             with gr.Row():
                 numbers = {name: _number(name, defaults) for name in _SHOWN}

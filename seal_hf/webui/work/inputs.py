@@ -6,16 +6,19 @@ The keys of an example of the knowledge domain are known here and in the domain 
 
 import sys
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from ...domains import load_demo_passages, load_passages, shuffle_passages
-from ...domains.knowledge.passages import read_rows
+from ...domains.files import fault_of
+from ...domains.knowledge.passages import load_questions
+from ...domains.knowledge.questions import QUESTION_FORM, read_question
 from ...grading import gold_answers, show_gold_answers
-from ...models.access import context_length
+from ...models.control_tokens import encode_text
 from ...models.encoding import encode_prompt
 from ...self_adapting_lm import SelfAdaptingLM
 from ...self_edit import SelfEdit
@@ -71,13 +74,8 @@ def count_passages(file: Path | None) -> int:
     if file is None:
         return len(load_demo_passages("train"))
     check_file_size(file)
-    try:
+    with _without_folder(file):
         return len(load_passages(file))
-    except RecursionError as error:
-        raise ValueError(f"{file.name} is nested too deeply: write a list of passages.") from error
-    except ValueError as error:
-        # The folder of an upload means nothing to the visitor.
-        raise ValueError(str(error).replace(f"{file.parent}/", "")) from error
 
 
 def clean(text: object) -> str:
@@ -102,14 +100,14 @@ def has_words(text: str) -> bool:
 
 
 def count_tokens(lm: SelfAdaptingLM, text: str) -> int:
-    """Number of tokens of a text, without special ones."""
-    return len(lm.processing_class(text, add_special_tokens=False)["input_ids"])
+    """Number of tokens of a text, without those that a tokenizer adds."""
+    return len(encode_text(lm.processing_class, text, add_special_tokens=False))
 
 
 def max_tokens(lm: SelfAdaptingLM, title: str, settings: Settings) -> int:
     """The longest passage, in tokens, that this model can write about and be trained on."""
     around = len(encode_prompt(lm.processing_class, lm.domain.prompt(example_of(title, "."))))
-    room = (context_length(lm.model) or sys.maxsize) - around - settings.max_completion_length
+    room = (lm.context_length or sys.maxsize) - around - settings.max_completion_length
     return max(0, min(room, lm.inner_config.max_length - count_tokens(lm, title) - 8))
 
 
@@ -141,7 +139,8 @@ def checked_example(
 
 def questions_from_items(items: Sequence[object]) -> list[dict]:
     """
-    Questions from objects with a question and its answer, or a list of several right answers.
+    Questions from objects as [`read_question`] takes them, such as those with a question and its answer, or a list of several
+    right answers.
 
     Raises:
         ValueError: An object has other keys, a question has no answer, an answer has no question, a text is too long, or
@@ -150,9 +149,13 @@ def questions_from_items(items: Sequence[object]) -> list[dict]:
     pairs = []
     _check_count(items)
     for number, item in enumerate(items, 1):
-        if not _is_item(item):
-            raise ValueError(f'Entry {number} has no question: write {{"question": "...", "answer": "..."}}.')
-        pairs.append((item.get("question"), item.get("answer")))
+        if fault := fault_of(item):
+            raise ValueError(f"Entry {number} has {fault}.")
+        if (read := read_question(f"Entry {number}", item)) is None:
+            raise ValueError(
+                f"Entry {number} has a question without an answer: add the answer, or remove the question."
+            )
+        pairs.append((read["question"], read["answer"]))
     return _checked_questions(pairs)
 
 
@@ -167,6 +170,8 @@ def questions_from_table(rows: Sequence[Sequence[object]]) -> list[dict]:
     for number, row in enumerate(rows, 1):
         for cell in row[:2]:
             _check_length(f"Question {number} or its answer", cell, _LONGEST_CELL)
+        if fault := fault_of(list(row[:2])):
+            raise ValueError(f"Question {number} has {fault}.")
     cells = ([clean(cell) for cell in (*row[:2], "", "")[:2]] for row in rows)
     parted = ((question, [part.strip() for part in answer.split("|")]) for question, answer in cells)
     return _checked_questions([(question, [part for part in answer if part] or "") for question, answer in parted])
@@ -175,10 +180,6 @@ def questions_from_table(rows: Sequence[Sequence[object]]) -> list[dict]:
 def _check_count(entries: Sequence[object]) -> None:
     if len(entries) > _MOST_ENTRIES:
         raise ValueError(f"There are {len(entries):,} questions: keep {MAX_QUESTIONS} at most.")
-
-
-def _is_item(item: object) -> bool:
-    return isinstance(item, Mapping) and not {"question", "answer"}.isdisjoint(item)
 
 
 def table_of(questions: Sequence[Mapping]) -> list[list[str]]:
@@ -227,31 +228,30 @@ def check_file_size(file: Path) -> None:
         )
 
 
-def questions_from_file(file: Path) -> list[dict]:
+@contextmanager
+def _without_folder(file: Path) -> Iterator[None]:
+    """Errors name an uploaded file without its folder, which means nothing to the visitor."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(str(error).replace(f"{file.parent}/", "")) from error
+
+
+def questions_from_file(file: Path) -> tuple[list[dict], int]:
     """
-    The questions of an uploaded file. Its entries have `question` and `answer`, or are passages with `questions`.
+    The questions of an uploaded file (see [`load_questions`]), and how many others there are without an answer.
 
     Raises:
-        ValueError: The file is not JSON or JSONL, or its entries have another form.
+        ValueError: The file cannot be read, or its questions are none that the page takes.
     """
-    found = []
     check_file_size(file)
-    try:
-        for where, entry in read_rows(file):
-            items = entry.get("questions", [entry]) if isinstance(entry, Mapping) else None
-            if not isinstance(items, list) or not all(map(_is_item, items)):
-                raise ValueError(f'{where}: no question; write {{"question": "...", "answer": "..."}}.')
-            found += items
-    except RecursionError as error:
-        raise ValueError(
-            f'{file.name} is nested too deeply: write a list of {{"question": "...", "answer": "..."}}.'
-        ) from error
-    except ValueError as error:
-        # The folder of an upload means nothing to the visitor.
-        raise ValueError(str(error).replace(f"{file.parent}/", "")) from error
-    if not (questions := questions_from_items(found)):
-        raise ValueError(f'{file.name} has no questions: write a list of {{"question": "...", "answer": "..."}}.')
-    return questions
+    with _without_folder(file):
+        found, num_unanswerable = load_questions(file)
+    _check_count(found)
+    if not (questions := _checked_questions([(item["question"], item["answer"]) for item in found])):
+        others = f", and {num_unanswerable} without an answer" * (num_unanswerable > 0)
+        raise ValueError(f"{file.name} has no questions with answers{others}: write a list of {QUESTION_FORM}.")
+    return questions, num_unanswerable
 
 
 def checked_question(lm: SelfAdaptingLM, question: object) -> str:

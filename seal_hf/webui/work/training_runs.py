@@ -120,7 +120,7 @@ class TrainingRuns:
             settings ([`TrainingSettings`]):
                 What the run does.
             dataset_file (`Path`, *optional*):
-                Passages with questions, as JSON or JSONL. Defaults to the demo passages.
+                Passages with questions, in a file that [`load_passages`] reads. Defaults to the demo passages.
 
         Raises:
             ValueError: The file has no passages, or too few of them, or the run would be too large.
