@@ -154,6 +154,7 @@ class SelfAdaptingLM:
         device: str | torch.device | None = None,
         revision: str = "main",
         trust_remote_code: bool = False,
+        policy: str | Path | None = None,
         **kwargs,
     ) -> "SelfAdaptingLM":
         """
@@ -168,6 +169,9 @@ class SelfAdaptingLM:
                 Where absent: on CUDA if that extra is installed.
             dtype, device, revision, trust_remote_code:
                 As in [`load_causal_lm`].
+            policy (`str` or `Path`, *optional*):
+                The adapter that writes the self-edits, as [`SEALTrainer`] trains it: a folder, such as `policy/round_001` of a
+                run, or a repository on the Hub (see [`Adapter.from_pretrained`] for the errors).
             **kwargs:
                 Passed to [`SelfAdaptingLM`].
         """
@@ -179,7 +183,10 @@ class SelfAdaptingLM:
             revision=revision,
             trust_remote_code=trust_remote_code,
         )
-        return cls(model, tokenizer, **{"base_model_id": base_model_id, **kwargs})
+        base_model_id = kwargs.pop("base_model_id", base_model_id)
+        if policy is not None:
+            model = Adapter.from_pretrained(policy, model, base_model_id).as_policy(model)
+        return cls(model, tokenizer, base_model_id=base_model_id, **kwargs)
 
     def propose(
         self,

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass, field
+from typing import Any
 
 from peft import LoraConfig
 
@@ -118,8 +119,8 @@ class AdaptationArguments(DomainArguments):
     )
     seed: int = field(default=0, metadata={"help": "Seed of sampling, initialization and order."})
 
-    def load(self, grader: JudgeGrader | None = None) -> SelfAdaptingLM:
-        """Load the model with its domain, and with the local grader unless another is given."""
+    def load(self, grader: JudgeGrader | None = None, **options: Any) -> SelfAdaptingLM:
+        """Load the model with its domain, and with the local grader unless another is given; options as for the model's class."""
         names = [name.strip() for name in self.target_modules.split(",")]
         peft_config = LoraConfig(
             r=self.lora_r,
@@ -141,6 +142,7 @@ class AdaptationArguments(DomainArguments):
             inner_config=inner_config,
             chat_template_kwargs=json_object(self.chat_template_kwargs),
             vllm_server_base_url=self.vllm_server_base_url if self.use_vllm else None,
+            **options,
         )
 
 

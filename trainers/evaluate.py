@@ -49,6 +49,17 @@ class EvaluationArguments(JudgeArguments, AdaptationArguments):
             "dataset of self-edits in a folder or on the Hub."
         },
     )
+    policy: str | None = field(
+        default=None,
+        metadata={
+            "help": "The adapter that writes the self-edits: a folder, such as outputs/seal/policy/round_001, or a repository on "
+            "the Hub. Where absent, the base model does."
+        },
+    )
+    student: str = field(
+        default="base",
+        metadata={"help": "Who learns from the self-edits of a policy and answers: 'base', or the 'policy' itself."},
+    )
     num_drafts: int = field(default=1, metadata={"help": "Completions that one self-edit is made of."})
     max_answer_length: int = field(default=64, metadata={"help": "Longest answer, in tokens."})
     adapters_per_bank: int | None = field(
@@ -70,7 +81,7 @@ def main(args: EvaluationArguments) -> None:
     )
     start = time.perf_counter()
     single_passage(
-        args.load(args.judge_grader()),
+        args.load(args.judge_grader(), policy=args.policy, student=args.student),
         examples,
         args.output_dir,
         num_generations=args.num_generations,

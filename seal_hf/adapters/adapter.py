@@ -6,12 +6,12 @@ import hashlib
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 
 from ..hub.model_card import AdapterCard, with_base_license, write_model_card
@@ -218,6 +218,28 @@ class Adapter:
         adapter = self.on_base()
         with written_whole(Path(folder)) as partial:
             write_adapter_files(partial, *adapter._files(dtype), {})
+
+    def as_policy(self, model: nn.Module) -> PeftModel:
+        """
+        The base model with this adapter as its policy, in fp32.
+
+        Args:
+            model (`PreTrainedModel`):
+                The base model that the adapter was loaded for. It is wrapped, not copied.
+
+        Raises:
+            ValueError: The model carries a policy already.
+        """
+        if isinstance(model, PeftModel):
+            raise ValueError(
+                f"{self.source or 'An adapter'} cannot be the policy of a model that carries one; load the base."
+            )
+        config, weights = self.on_base()._files()
+        # PEFT warns of a base model by another name than its folder's.
+        carrying = get_peft_model(model, replace(config, base_model_name_or_path=None))
+        carrying.active_peft_config.base_model_name_or_path = self.base_model_id
+        set_peft_model_state_dict(carrying, weights)
+        return carrying
 
     def _files(self, dtype: torch.dtype = torch.float32) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
         """PEFT's configuration and weights of an adapter without a policy."""

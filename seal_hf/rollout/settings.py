@@ -49,6 +49,7 @@ def describe(
         names = ("r", "lora_alpha", "lora_dropout", "use_rslora")
         settings |= {f"peft.{name}": getattr(policy, name) for name in names}
         settings["peft.target_modules"] = lora_layout(lm.model, policy, trained=True).target_modules
+        settings["student"] = lm.student
         settings["initial_policy"] = _policy_fingerprint(lm.model)
     settings |= {f"domain.{name}": value for name, value in _plain_attributes(lm.domain).items()}
     grader = getattr(lm.domain, "grader", None)

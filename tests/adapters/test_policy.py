@@ -139,3 +139,18 @@ def test_nothing_of_a_model_is_kept_when_it_is_gone():
     del model
     gc.collect()
     assert len(policies._copies) == number - 1
+
+
+def test_a_saved_policy_comes_back(tmp_path):
+    trained, ids = tiny_policy_model(), torch.arange(4, 12)[None]
+    saved = carried_policy(trained, BASE_ID)
+    saved.save_pretrained(tmp_path / "policy")
+    loaded = Adapter.from_pretrained(tmp_path / "policy", tiny_llama(), BASE_ID)
+    model = loaded.as_policy(tiny_llama())
+    assert carried_policy(model, BASE_ID).fingerprint == saved.fingerprint
+    with torch.no_grad():
+        assert torch.allclose(model(input_ids=ids).logits, trained(input_ids=ids).logits, atol=1e-6)
+        with without_policy(model):
+            assert torch.equal(model(input_ids=ids).logits, tiny_llama()(input_ids=ids).logits)
+    with pytest.raises(ValueError, match="cannot be the policy of a model that carries one; load the base"):
+        loaded.as_policy(model)

@@ -6,11 +6,13 @@ import subprocess
 import sys
 
 import pytest
-from transformers import HfArgumentParser
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, HfArgumentParser
 
 from helpers.folders import ROOT, TRAINERS
 from helpers.scripts import run_main
-from helpers.tiny_models import save_tiny_model
+from helpers.tiny_models import randomize_lora, save_tiny_model
+from seal_hf import Adapter
 from seal_hf.domains import load_demo_passages, shuffle_passages
 from seal_hf.domains.base import SELF_EDITS
 from seal_hf.records.journal import Journal
@@ -113,6 +115,31 @@ def test_evaluate_takes_self_edits_from_a_file(evaluation, loaded_script, tmp_pa
     with pytest.raises(ValueError, match="no completion about example [0-2] [(]'Cleo'[)], where num_generations=2"):
         (tmp_path / "theirs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:2]))
         script.main(parse(*evaluation, "--self_edits", tmp_path / "theirs.jsonl"))
+
+
+def test_evaluate_lets_a_policy_write(evaluation, loaded_script, model, tmp_path):
+    carried = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(model),
+        LoraConfig(r=4, lora_alpha=64, target_modules=["q_proj", "v_proj"]),
+    )
+    randomize_lora(carried, seed=1)
+    Adapter.from_peft_model(carried, str(model)).save_pretrained(tmp_path / "policy")
+    script, parse = loaded_script("evaluate")
+
+    def written(name, *options):
+        folder = tmp_path / name
+        script.main(parse(*evaluation, "--output_dir", folder, *options))
+        records = Journal(folder / "evaluation").scored(0)
+        edits = [one.completion for one in records if one.condition == SELF_EDITS]
+        return edits, [one.repeats for one in records if one.condition == "base"]
+
+    alone, learned = written("alone")
+    by_policy, of_base = written("base", "--policy", tmp_path / "policy")
+    same, of_policy = written("policy", "--policy", tmp_path / "policy", "--student", "policy")
+    assert by_policy == same != alone
+    assert learned == of_base != of_policy
+    with pytest.raises(ValueError, match="student .'base' there, 'policy' here"):
+        written("base", "--policy", tmp_path / "policy", "--student", "policy")
 
 
 def test_the_first_passages_are_taken_of_the_shuffled_ones(tmp_path):
