@@ -56,7 +56,7 @@ def training_stage(args: SEALConfig, domain: Domain, journal: Journal, data: Exa
     """The self-edits that a round chooses from, beside the base model's reward."""
     seed = draw_seed(args.seed, _TRAINING, round_index)
     return Stage(
-        name=f"round {round_index + 1}/{args.num_rounds}: inner updates",
+        name=f"round {round_index + 1}/{args.num_rounds}",
         journal=journal,
         round=round_index,
         data=data,

@@ -317,7 +317,8 @@ class Rollout:
 
     def _bar(self, stage: Stage, total: int) -> tqdm:
         hidden = self.config.disable_tqdm or not self.processes.is_main or not total
-        return tqdm(total=total, desc=stage.name, unit=" tokens", unit_scale=True, leave=False, disable=hidden)
+        desc = f"{stage.name}: inner updates"
+        return tqdm(total=total, desc=desc, unit=" tokens", unit_scale=True, leave=False, disable=hidden)
 
 
 def _record(example: TrainingExample) -> dict:

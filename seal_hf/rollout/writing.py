@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from ..generation.base import Generation
@@ -58,7 +59,11 @@ def write_self_edits(
     per_batch = max(1, _PROMPTS_PER_BATCH // (num_completions * most_parts))
     starts = range(0, len(stage.places), per_batch)
     own = {}
-    with policy_in_activation_dtype(lm.model):
+    hidden = config.disable_tqdm or not processes.is_main
+    bar = tqdm(
+        total=len(stage.places), desc=f"{stage.name}: self-edits", unit=" examples", leave=False, disable=hidden
+    )
+    with bar, policy_in_activation_dtype(lm.model):
         for first in starts[processes.index :: processes.count]:
             places = stage.places[first : first + per_batch]
             examples = [stage.data.examples[place] for place in places]
@@ -85,6 +90,8 @@ def write_self_edits(
             own[first] = _carried_out(
                 lm, examples, generations, config.num_drafts if stage.completions is None else None
             )
+            # The other processes are taken to be as far.
+            bar.update(min(processes.count * len(places), bar.total - bar.n))
     batches: dict[int, list[list[Written]]] = {}
     for written in processes.gather(own):
         batches.update(written)
