@@ -85,6 +85,8 @@ def fit_policy(
     forward = _Forward(on_step, on_log)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     before = [parameter.detach().clone() for parameter in parameters]
+    device = model.get_input_embeddings().weight.device
+    release_memory(device)
     finished = False
     try:
         with _left_as_found(model, processing_class), _without_progress_bars(), without_cudnn():
@@ -115,7 +117,7 @@ def fit_policy(
         if not finished:
             for parameter, values in zip(parameters, before, strict=True):
                 parameter.data = parameter.data.to(values.dtype).copy_(values)
-    release_memory(model.get_input_embeddings().weight.device)
+    release_memory(device)
     return finished
 
 
