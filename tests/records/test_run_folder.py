@@ -57,7 +57,7 @@ def settings(tmp_path):
             base_model_id=base,
         )
         args = tiny_config(tmp_path / "any", **options)
-        return run_settings(args, lm, train, evaluation, examples_per_round(args, len(train)))
+        return run_settings(args, lm, train, evaluation, examples_per_round(args, len(train)), lm)
 
     return settings
 
