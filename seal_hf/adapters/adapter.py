@@ -3,6 +3,7 @@ One trained LoRA adapter, apart from the model, and its files in PEFT's format.
 """
 
 import hashlib
+import shlex
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -139,7 +140,11 @@ class Adapter:
                 f"{source} is an adapter for a plain base model, but this model carries a policy adapter; load the base."
             )
         with adapter_files(source, revision, subfolder, token, cache_dir) as files:
-            layout = lora_layout(model, read_config(files, base_model_id, base_fingerprint(model)), trained=True)
+            config = read_config(files, base_model_id, base_fingerprint(model))
+            try:
+                layout = lora_layout(model, config, trained=True)
+            except ValueError as error:
+                raise ValueError(f"{files.name}: {error}") from error
             if max_bytes is not None and layout.num_bytes > max_bytes:
                 raise ValueError(
                     f"{files.name} is an adapter of rank {layout.r} with {layout.num_bytes / 1e6:,.1f} MB, but there is room for "
@@ -319,7 +324,8 @@ class Adapter:
             )
         card = with_base_license(card or AdapterCard(), self.base_model_id, token)
         folder = Path(tempfile.mkdtemp(prefix=f"{repo_id.rsplit('/', 1)[-1]}-"))
-        safe = f"The adapter is in {folder}; `hf upload {repo_id} {folder}` uploads it from there."
+        # Not with `repo_id`, which may be what was refused.
+        safe = f"The adapter is in {folder}; `hf upload user/name {shlex.quote(str(folder))}` uploads it from there."
         is_kept = False
         try:
             self._save(folder, repo_id, card)

@@ -57,6 +57,7 @@ def read_config(files: AdapterFiles, base_model_id: str, base_fingerprint: str) 
         )
     _check_base(files, fields.get("base_model_name_or_path"), base_model_id, base_fingerprint)
     _check_numbers(fields, source)
+    _check_patterns(fields, source)
     _check_modules(fields, source)
     if (init := fields.get("init_lora_weights", True)) not in PLAIN_INITIALIZATIONS:
         raise ValueError(
@@ -75,14 +76,14 @@ def _check_base(files: AdapterFiles, named_base: object, base_model_id: str, bas
     if isinstance(named_base, str | None) and same_base(named_base, base_model_id):
         return
     shown = f"{named_base!s:.200}"
-    trained_on = read_training(files).get("base_fingerprint")
-    if trained_on == base_fingerprint or not named_base:
+    is_alike = read_training(files).get("base_fingerprint") == base_fingerprint
+    if is_alike or not named_base:
         logger.warning(
-            "%s %s; it is used on %s, which %s.",
+            "%s %s; it is used on %s, %s.",
             files.name,
             f"was trained on {shown}" if named_base else "does not name its base model",
             base_model_id,
-            "is made alike" if trained_on else "its matrices must fit",
+            "which is made alike" if is_alike else "whose modules its matrices must fit",
         )
         return
     raise ValueError(
@@ -118,6 +119,16 @@ def _check_numbers(fields: Mapping[str, Any], source: str) -> None:
         raise ValueError(
             f"{source}: lora_alpha={lora_alpha!r:.50} must be a number within ±{MAX_ALPHA:,.0f}; save the adapter again."
         )
+
+
+def _check_patterns(fields: Mapping[str, Any], source: str) -> None:
+    for option in ("rank_pattern", "alpha_pattern"):
+        pattern = fields.get(option, {})
+        if not isinstance(pattern, dict) or not all(type(value) in (int, float) for value in pattern.values()):
+            raise ValueError(
+                f"{source}: {option}={pattern!r:.100} gives no number for each name of a module; set it to {{}}, or save the "
+                "adapter again."
+            )
 
 
 def _check_modules(fields: Mapping[str, Any], source: str) -> None:

@@ -19,7 +19,8 @@ from torch import nn
 from ..models.access import unwrap
 from ..models.architecture import linear_modules, linear_sizes
 from .files import PLAIN_INITIALIZATIONS
-from .peft_targets import ending_of, is_without_effect, lost_by_peft, peft_key
+from .peft_targets import ending_of, is_lora_matrix, is_without_effect, lost_by_peft, peft_key
+from .sources import CONFIG_NAME
 
 
 # Options of LoraConfig that a stacked adapter follows, or that do not change what an adapter computes. Every other one
@@ -183,21 +184,33 @@ class LoraLayout:
             ValueError: A tensor is missing, is left over or has another shape.
         """
         expected = self.by_peft_key(torch.empty(self.num_parameters, device="meta"))
-        if unknown := sorted(set(shapes) - set(expected)):
+        unknown = sorted(set(shapes) - set(expected))
+        if others := [key for key in unknown if not is_lora_matrix(key)]:
             raise ValueError(
-                f"{source} holds {len(unknown)} tensors that this base model has no place for, such as {unknown[0]:.300}; "
-                "load it on the base model it was trained for."
+                f"{source} holds {len(others)} tensors that are no LoRA matrices by PEFT's names, such as {others[0]:.300}; "
+                "train and save the adapter without them (an embedding by save_embedding_layers=False)."
+            )
+        if unknown:
+            raise ValueError(
+                f"{source} holds {len(unknown)} LoRA matrices of modules that its {CONFIG_NAME} does not name or this base "
+                f"model lacks, such as {unknown[0]:.300}; correct its target_modules, or load the base model that it was "
+                "trained on."
             )
         for key, matrix in expected.items():
             if key not in shapes:
+                raise ValueError(f"{source} lacks the tensor {key} that its {CONFIG_NAME} promises; save it again.")
+            if (shape := tuple(shapes[key])) == matrix.shape:
+                continue
+            of_rank = 0 if ".lora_A." in key else 1  # the dimension of a matrix that is the rank
+            if len(shape) == 2 and shape[1 - of_rank] == matrix.shape[1 - of_rank]:
                 raise ValueError(
-                    f"{source} lacks the tensor {key} that its adapter_config.json promises; save it again."
+                    f"{source}: {key} has rank {shape[of_rank]}, but its {CONFIG_NAME} says r={self.r}; set r to the rank of "
+                    "all matrices."
                 )
-            if tuple(shapes[key]) != matrix.shape:
-                raise ValueError(
-                    f"{source}: {key} has shape {tuple(shapes[key])}, the base model needs {tuple(matrix.shape)}; load it on "
-                    "the base model it was trained for."
-                )
+            raise ValueError(
+                f"{source}: {key} has shape {shape}, but this base model needs {tuple(matrix.shape)}; load the base model "
+                "that it was trained on."
+            )
 
     def weights_from_state_dict(self, state_dict: Mapping[str, torch.Tensor], source: str) -> torch.Tensor:
         """
@@ -325,8 +338,8 @@ def lora_layout(model: nn.Module, config: LoraConfig, trained: bool = False) -> 
         )
         if not harmless and value != default and (value or default):
             raise ValueError(
-                f"LoraConfig({option}={value!r:.200}) is not supported by {'a policy' if trained else 'an inner'} adapter; "
-                f"leave it at {default!r}."
+                f"LoraConfig({option}={value!r:.200}) is not supported, since adapters are plain LoRA here; train with it left "
+                f"at {default!r}."
             )
     if config.r < 1:
         raise ValueError(f"The LoRA rank r={config.r} must be at least 1.")
@@ -365,7 +378,7 @@ def lora_layout(model: nn.Module, config: LoraConfig, trained: bool = False) -> 
         if not is_without_effect(getattr(config, option), common, names):
             raise ValueError(
                 f"LoraConfig({option}={getattr(config, option)!r:.200}) is not supported, since it gives modules another value "
-                f"than {common} and a stacked adapter has one for all; leave it at {{}}."
+                f"than {common} and a stacked adapter has one for all; train with it left at {{}}."
             )
     modules = tuple(LoraModule(name, *linear_sizes(candidates[name])) for name in names)
     endings = {ending_of(name) for name in names}

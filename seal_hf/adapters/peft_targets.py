@@ -1,5 +1,6 @@
 """What PEFT makes of the names of modules: its keys in a file, and the modules that it loses."""
 
+import re
 from collections.abc import Collection, Mapping
 from weakref import WeakKeyDictionary
 
@@ -15,6 +16,8 @@ from torch import nn
 from ..models.access import unwrap
 
 
+# Words between points. PEFT takes a point for any character, which makes no difference between names of modules.
+_PLAIN = re.compile(r"\w+(\.\w+)*", re.ASCII)
 # For each model and its linear modules those that PEFT loses.
 _lost: WeakKeyDictionary[nn.Module, tuple[frozenset[str], frozenset[str]]] = WeakKeyDictionary()
 
@@ -49,11 +52,20 @@ def _is_target(base: nn.Module, ending: str) -> bool:
 
 
 def is_without_effect(pattern: Mapping[str, float], common: float, names: Collection[str]) -> bool:
-    """Whether a pattern of ranks or alphas gives these modules the common value; no regular expression is tried."""
+    """
+    Whether a pattern of ranks or alphas gives these modules the common value. Its keys are compared as PEFT does, if they are
+    plain names or ends of names; no other regular expression is tried.
+    """
+    ends = {f".{name}"[place.start() :] for name in names for place in re.finditer(r"\.", f".{name}")}
     return all(
-        value == common or (key.isidentifier() and not any(name.endswith(key) for name in names))
+        value == common or (_PLAIN.fullmatch(key) is not None and f".{key}" not in ends)
         for key, value in pattern.items()
     )
+
+
+def is_lora_matrix(key: str) -> bool:
+    """Whether a tensor's name in a file is that of a module's matrix."""
+    return key.endswith((".lora_A.weight", ".lora_B.weight"))
 
 
 def ending_of(module_name: str) -> str:

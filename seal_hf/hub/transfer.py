@@ -274,7 +274,7 @@ def too_large(source: str, name: str, size: int | None, largest: int) -> str:
     has = "is of unknown size" if size is None else f"has {size / 1e6:,.1f} MB"
     return (
         f"{source}: {name} {has}, but for this base model and configuration it has at most {largest / 1e6:,.1f} MB; save the "
-        "adapter again, or load it on the base model it was trained for."
+        "adapter again without anything else, or load the base model that it was trained on."
     )
 
 

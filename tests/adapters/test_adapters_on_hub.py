@@ -226,6 +226,8 @@ def test_refused_pushes_keep_the_adapter(base, adapter, hub, token, case):
     assert raised.value.is_refusal
     assert hub.files(REPO) == before
     folder = kept_folder(raised.value)
+    # Not to the name that was refused.
+    assert f"`hf upload user/name {folder}`" in str(raised.value)
     assert torch.equal(base.load_adapter(folder).weights, adapter.weights)
     kept = list(folder.parent.iterdir())
     with pytest.raises(HubError, match=message) as not_kept:

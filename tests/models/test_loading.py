@@ -103,7 +103,11 @@ def test_adapter_that_names_no_base_is_taken_with_a_warning(lm, adapter, tmp_pat
     own = copied(adapter.save_pretrained(tmp_path / "own"), tmp_path / "copy", base_model_name_or_path=name)
     loaded = lm.load_adapter(own)
     assert torch.equal(loaded.weights, adapter.weights)
-    assert "does not name its base model" in caplog.text
+    assert f"does not name its base model; it is used on {lm.base_model_id}, which is made alike" in caplog.text
+    training = json.loads((own / "seal_training.json").read_text())
+    (own / "seal_training.json").write_text(json.dumps(training | {"base_fingerprint": "of another"}))
+    lm.load_adapter(own)
+    assert "whose modules its matrices must fit" in caplog.text
 
 
 def test_adapter_for_another_base_is_refused_and_told_how_to_go_on(lm, adapter, tmp_path):
@@ -121,6 +125,8 @@ def test_adapter_for_another_base_is_refused_and_told_how_to_go_on(lm, adapter, 
         ({"r": "4"}, "r='4' must be a whole number"),
         ({"init_lora_weights": "loftq"}, "init_lora_weights='loftq'"),
         ({"rank_pattern": {"q_proj": 3}}, r"rank_pattern=\{'q_proj': 3\}\) is not supported"),
+        ({"rank_pattern": {"layers.0.mlp.up_proj": 3}}, r"rank_pattern=.* is not supported"),
+        ({"rank_pattern": {".*proj": 3}}, r"rank_pattern=.* is not supported"),
         ({"target_parameters": ["experts.down_proj"]}, "adapts parameters that are no linear modules"),
     ],
 )
@@ -131,7 +137,10 @@ def test_odd_configurations_are_refused_by_name(lm, adapter, tmp_path, changes, 
 
 
 def test_pattern_without_effect_is_taken(lm, adapter, tmp_path):
-    r, patterns = adapter.layout.r, {"rank_pattern": {"no_such_proj": 99}, "alpha_pattern": {}}
+    r, patterns = (
+        adapter.layout.r,
+        {"rank_pattern": {"no_such_proj": 99, "proj": 9, "vision.q_proj": 9}, "alpha_pattern": {}},
+    )
     patterns["rank_pattern"]["q_proj"] = r
     own = copied(adapter.save_pretrained(tmp_path / "own"), tmp_path / "copy", **patterns)
     assert torch.equal(lm.load_adapter(own).weights, adapter.weights)

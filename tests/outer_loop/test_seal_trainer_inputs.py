@@ -328,7 +328,7 @@ def test_policy_adapter_that_is_not_a_plain_lora(options, tmp_path):
         with pytest.raises(ValueError) as raised:
             trainer_of(tmp_path, **given)
         (option,) = options
-        one_sentence(raised, f"LoraConfig({option}=", "is not supported", "leave it at")
+        one_sentence(raised, f"LoraConfig({option}=", "is not supported", "train with it left at")
 
 
 def test_model_by_name(model_folder, tmp_path):
