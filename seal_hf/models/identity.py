@@ -3,10 +3,16 @@
 import hashlib
 from pathlib import Path
 
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from .access import unwrap
 from .architecture import linear_modules, linear_sizes
+from .transfers import to_host
+
+
+_SAMPLE = 16  # weights of each module
 
 
 def same_base(one: str | None, other: str | None) -> bool:
@@ -30,3 +36,14 @@ def base_fingerprint(model: nn.Module) -> str:
     sizes = [(name, *linear_sizes(module)) for name, module in linear_modules(model).items()]
     embedding = tuple(base.get_input_embeddings().weight.shape)
     return hashlib.sha256(repr((base.config.model_type, embedding, sizes)).encode()).hexdigest()[:16]
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """
+    A digest of the first weights of every linear module of the base: of a copy or a mirror in the same dtype and quantization
+    as of the model itself, but not of one of the same architecture that was trained further.
+    """
+    modules = linear_modules(model).values()
+    own = [module.get_base_layer() if isinstance(module, BaseTunerLayer) else module for module in modules]
+    sample = torch.cat([module.weight.data.flatten()[:_SAMPLE].float() for module in own])
+    return hashlib.sha256(repr(to_host(sample)).encode()).hexdigest()[:16]

@@ -39,6 +39,8 @@ RUN_FILES = (
     "rewards.png",
     *(f"{folder}/*{suffix}" for folder in _RUN_FOLDERS for suffix in (".json", ".jsonl", ".safetensors")),
 )
+# Settings that tell the model: a name, and what its weights are, which runs of earlier versions do not have.
+_NAME, _WEIGHTS = "model", "model.weights"
 _STATE_FIELDS = ("global_step", "epoch", "log_history", "best_metric")
 
 
@@ -119,7 +121,8 @@ class RunFolder:
             # Changed after a fit that failed: the rounds before it had the former ones.
             former = {name: found["settings"].get(name) for name in self._fit_settings}
             own = {name: value for name, value in former.items() if value != self._settings.get(name)}
-            record["former"] = [*found.get("former", []), {"rounds_fitted": self.num_policies(), **own}]
+            changes = [*found.get("former", []), *([{"rounds_fitted": self.num_policies(), **own}] if own else [])]
+            record |= {"former": changes} if changes else {}
         write_text(run_file, json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
     @contextmanager
@@ -165,6 +168,16 @@ class RunFolder:
                 "rewards mean something else; finish the run with that version, or give another output_dir."
             )
         different = sorted(name for name in {*found, *self._settings} if found.get(name) != self._settings.get(name))
+        if _WEIGHTS not in found:
+            different = [name for name in different if name != _WEIGHTS]
+        elif _NAME in different and _WEIGHTS not in different:
+            logger.warning(
+                "%s was begun with the model %s, and goes on with %s, whose weights are the same.",
+                self.path,
+                found.get(_NAME),
+                self._settings[_NAME],
+            )
+            different.remove(_NAME)
         if different and not (self._fit_failed() and self._fit_settings.issuperset(different)):
             shown = ", ".join(
                 f"{name} ({found.get(name)!r} there, {self._settings.get(name)!r} here)" for name in different[:5]

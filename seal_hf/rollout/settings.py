@@ -11,7 +11,7 @@ from torch import nn
 from ..adapters.layout import lora_layout
 from ..generation.vllm_generation import VLLMGenerator
 from ..models.access import unwrap
-from ..models.identity import canonical_name
+from ..models.identity import canonical_name, weights_fingerprint
 from ..self_adapting_lm import SelfAdaptingLM
 
 
@@ -37,6 +37,7 @@ def describe(
     settings = {
         **options,
         "model": canonical_name(lm.base_model_id),
+        "model.weights": weights_fingerprint(lm.model),
         "model.dtype": lm.model.get_input_embeddings().weight.dtype,
         "model.revision": getattr(config, "_commit_hash", None),
         "model.quantization": quantization.to_dict() if quantization is not None else None,

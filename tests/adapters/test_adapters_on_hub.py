@@ -185,7 +185,7 @@ def test_an_adapter_that_does_not_fit_is_refused_before_its_weights_are_fetched(
 
     adapter.push_to_hub(REPO, token=token)
     lm = SelfAdaptingLM(tiny_llama(hidden_size=64), tiny_tokenizer(), base_model_id=BASE)
-    with pytest.raises(ValueError, match=rf"{REPO}@.*shape \(4, 32\), the base model needs \(4, 64\)"):
+    with pytest.raises(ValueError, match=rf"{REPO}@.*shape \(4, 32\), but this base model needs \(4, 64\)"):
         lm.load_adapter(REPO)
 
 

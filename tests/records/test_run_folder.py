@@ -150,7 +150,8 @@ CHANGES = [
     ({"max_length": 99}, "max_length (2048 there, 99 here)"),
     ({"bf16": True}, "bf16 (False there, True here)"),
     ({"seed": 4}, "seed (3 there, 4 here)"),
-    ({"base": "other"}, "model ('tiny' there, 'other' here)"),
+    ({"base": "other", "model": {"initializer_range": 0.3}}, "model ('tiny' there, 'other' here)"),
+    ({"model": {"initializer_range": 0.3}}, "model.weights ('"),
     ({"model": {"dtype": "bfloat16"}}, "model.dtype ('torch.float32' there, 'torch.bfloat16' here)"),
     ({"policy": {"r": 4}}, "peft.r (3 there, 4 here)"),
     ({"policy": {"lora_alpha": 8}}, "peft.lora_alpha (6 there, 8 here)"),
@@ -176,6 +177,22 @@ def test_every_difference_is_refused_and_named(run, settings, change, named):
         assert message.startswith(f"{run.path} holds a run with other settings: ")
         assert message.endswith("; give another output_dir, or these settings.")
         assert named in message
+
+
+def test_the_same_model_by_another_name_goes_on_with_a_warning(run, settings, caplog):
+    RunFolder(run.path, settings(base="moved/tiny")).open(True, 0)
+    assert "begun with the model tiny, and goes on with moved/tiny, whose weights are the same" in caplog.text
+    record = json.loads((run.path / "run.json").read_text())
+    assert record["settings"] == settings(base="moved/tiny") and "former" not in record
+
+
+def test_a_run_that_does_not_tell_its_weights_goes_on_by_the_name(run, settings):
+    record = json.loads((run.path / "run.json").read_text())
+    del record["settings"]["model.weights"]
+    (run.path / "run.json").write_text(json.dumps(record))
+    assert "model ('tiny' there, 'other' here)" in refusal(run, settings(base="other"))
+    RunFolder(run.path, settings()).open(True, 0)
+    assert json.loads((run.path / "run.json").read_text())["settings"] == settings()
 
 
 def test_an_answer_alone_is_a_difference(run, settings):
