@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import torch
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from .memory import free_memory
 
@@ -24,7 +24,8 @@ def check_fits(
     """
     Compare the weights of a model, by its index file or the header of its only file, with the memory that is free.
 
-    Nothing is said of a model on the Hub in a single file, which is not there yet, or of one in another format.
+    Nothing is said of a model on the Hub in a single file, which is not there yet, of one in another format, or of one that is
+    quantized already, whose tensors hold several weights in a number.
 
     Args:
         model_name_or_path (`str`):
@@ -41,8 +42,9 @@ def check_fits(
     Raises:
         DoesNotFit: They do not fit; the message says what would.
     """
+    config = _read_json(model_name_or_path, CONFIG_NAME, revision) or {}
     num_weights = _num_weights(model_name_or_path, revision)
-    if num_weights is None:
+    if num_weights is None or config.get("quantization_config"):
         return
     needed = int(num_weights * (_FOUR_BIT_BYTES if is_quantized else dtype.itemsize))
     free = free_memory(device)
@@ -72,19 +74,24 @@ def _num_weights(model_name_or_path: str, revision: str) -> int | None:
             return None
         shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         return sum(_in_header(folder / shard) for shard in shards if (folder / shard).is_file())
-    index = cached_file(
+    if (index := _read_json(model_name_or_path, SAFE_WEIGHTS_INDEX_NAME, revision)) is None:
+        return None
+    metadata = index["metadata"]
+    # The index of older files states bytes alone; nearly all of those hold two for each weight.
+    return metadata.get("total_parameters") or metadata["total_size"] // 2
+
+
+def _read_json(model_name_or_path: str, name: str, revision: str) -> dict | None:
+    """A JSON file of a folder or a repository; `None` where there is none, or no Hub."""
+    file = cached_file(
         model_name_or_path,
-        SAFE_WEIGHTS_INDEX_NAME,
+        name,
         revision=revision,
         _raise_exceptions_for_gated_repo=False,
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
-    if index is None:
-        return None
-    metadata = json.loads(Path(index).read_text(encoding="utf-8"))["metadata"]
-    # The index of older files states bytes alone; nearly all of those hold two for each weight.
-    return metadata.get("total_parameters") or metadata["total_size"] // 2
+    return None if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
 
 
 def _in_header(path: Path) -> int:

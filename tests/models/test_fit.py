@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from helpers.tiny_models import save_tiny_model, tiny_llama
 from seal_hf.models import fit
@@ -42,6 +43,15 @@ def test_smaller_model_is_the_remedy_where_four_bits_are_too_many(monkeypatch, f
     for is_quantized, form in ((False, "as float32"), (True, "in 4 bits")):
         with pytest.raises(DoesNotFit, match=f"{form}.*take one of at most 0.0B parameters"):
             check_fits(str(folder), "main", torch.float32, is_quantized=is_quantized, device=CPU)
+
+
+def test_nothing_is_said_of_a_model_that_is_quantized_already(monkeypatch, tmp_path):
+    model = tiny_llama()
+    model.config.quantization_config = {"quant_method": "gptq", "bits": 4}
+    model.config.save_pretrained(tmp_path)
+    save_file({"packed": torch.zeros(10_000, dtype=torch.int32)}, tmp_path / "model.safetensors")
+    monkeypatch.setattr(fit, "free_memory", lambda device: 5_000)
+    check_fits(str(tmp_path), "main", torch.bfloat16, is_quantized=False, device=CPU)
 
 
 def test_nothing_is_loaded_of_a_model_that_does_not_fit(monkeypatch, folder):
