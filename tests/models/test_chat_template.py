@@ -1,14 +1,16 @@
 """What a chat template decides: arguments and date in all prompts, and the token that ends a turn."""
 
 import pytest
+import torch
 
 from helpers.generating import generate
 from helpers.tiny_models import EOS_ID, tiny_llama, tiny_tokenizer
 from seal_hf import InnerLoopConfig, SelfAdaptingLM, SelfEdit
+from seal_hf.domains import PROMPT_STYLES, KnowledgeDomain
 from seal_hf.generation.transformers_generation import TransformersGenerator
 from seal_hf.inner_loop.update import tokenize_self_edit
 from seal_hf.models.chat_template import end_of_turn, json_object, with_fixed_template
-from seal_hf.models.encoding import encode_prompt
+from seal_hf.models.encoding import encode_answer, encode_prompt
 from seal_hf.self_edit import TrainingExample
 
 
@@ -90,6 +92,12 @@ def test_model_samples_trains_and_answers_with_the_same_arguments():
     assert list(trained.input_ids[: trained.prompt_length]) == expected
 
 
+STRICT = (
+    "{% for message in messages %}{% if message['role'] != ['user', 'assistant'][loop.index0 % 2] %}"
+    "{{ raise_exception('Only user and assistant take turns.') }}{% endif %}"
+    "[{{ message['role'] }}] {{ message['content'] }}<end>{% endfor %}"
+    "{% if add_generation_prompt %}[assistant] {% endif %}"
+)
 TURNS = "{% for message in messages %}[{{ message['role'] }}] {{ message['content'] }}<end>\n{% endfor %}[assistant] "
 
 
@@ -113,4 +121,27 @@ def test_text_stops_at_the_end_of_a_turn(monkeypatch):
     )
     (found,) = generate(model, tokenizer, [MESSAGES], max_new_tokens=5)
     assert (found.text, found.num_tokens, found.finished) == ("", 1, True)
-    assert end in TransformersGenerator(model, tokenizer, "tests/tiny")._special_ids()[1]
+    # A base model may carry a template and end its texts in its own way.
+    assert {end, EOS_ID} <= TransformersGenerator(model, tokenizer, "tests/tiny")._special_ids()[1]
+
+
+def test_answer_ends_with_the_turn():
+    tokenizer = with_template(TURNS, "<end>")
+    model = tiny_llama(vocab_size=len(tokenizer))
+    script = iter(tokenizer("peat<end>\n[user] And why? [assistant]")["input_ids"])
+    model.get_output_embeddings().register_forward_hook(
+        lambda module, args, output: output.new_zeros(output.shape).index_fill_(-1, torch.tensor([next(script)]), 1)
+    )
+    lm = SelfAdaptingLM(model, tokenizer, domain=KnowledgeDomain(chat=True))
+    assert lm.answer("What burns?", max_answer_length=20) == "peat"
+
+
+@pytest.mark.parametrize("style", PROMPT_STYLES)
+def test_template_without_a_system_role_takes_all_prompts(style):
+    tokenizer, domain = with_template(STRICT, "<end>"), KnowledgeDomain(style, chat=True)
+    example = {"title": "Kiln", "context": "It burns peat.", "questions": [{"question": "What?", "answer": "peat"}]}
+    for prompt in (domain.prompt(example), *domain.questions(example), *domain.questions_in_context(example)):
+        text = tokenizer.decode(encode_prompt(tokenizer, prompt))
+        assert text.startswith("[user] ") and text.endswith("[assistant] ")
+        assert tokenizer.decode(encode_answer(tokenizer, prompt, "peat")) == "peat"
+    assert end_of_turn(tokenizer) == tokenizer.convert_tokens_to_ids("<end>")

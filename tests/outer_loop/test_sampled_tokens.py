@@ -5,10 +5,12 @@ from transformers import AutoTokenizer
 
 from helpers.observing import observed, read
 from helpers.outer_loop import HashGrader, tiny_config, tiny_examples
-from helpers.tiny_models import tiny_llama
+from helpers.tiny_models import tiny_llama, tiny_tokenizer
 from seal_hf import SEALTrainer
 from seal_hf.domains import KnowledgeDomain
 from seal_hf.generation.transformers_generation import TransformersGenerator
+from seal_hf.models.chat_template import with_fixed_template
+from seal_hf.models.encoding import encode_prompt
 
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
@@ -55,3 +57,29 @@ def test_sampled_and_trained_tokens_are_equal(tokenizer, style, chat, tmp_path, 
     assert {(one["completion"], one["finished"], *one["completion_ids"]) for one in proposals} == {
         (one.text, one.finished, *one.token_ids) for one in sampled.values()
     }
+
+
+def test_arguments_of_the_template_are_in_what_is_sampled_and_trained(tmp_path):
+    tokenizer, arguments = tiny_tokenizer(), {"enable_thinking": False}
+    tokenizer.chat_template = "{{ messages[0]['content'] }}[assistant] {% if enable_thinking is not defined or enable_thinking %}<think>{% endif %}"
+    options = {
+        "num_rounds": 1,
+        "num_generations": 2,
+        "inner_num_train_epochs": 1,
+        "max_completion_length": 5,
+        "num_train_epochs": 1,
+        "min_reward": 0.0,
+    }
+    domain = KnowledgeDomain("rewrite", grader=HashGrader(), chat=True)
+    trainer = SEALTrainer(
+        model=tiny_llama(),
+        args=tiny_config(tmp_path, num_repeats=1, keep_best=None, chat_template_kwargs=arguments, **options),
+        domain=domain,
+        train_dataset=tiny_examples(1),
+        processing_class=tokenizer,
+    )
+    _, (rows,), _ = observed(trainer)
+    sampled_from = with_fixed_template(tokenizer, arguments)
+    selected = [(edit["prompt"], edit["completion_ids"]) for edit in read(tmp_path / "selected" / "round_000.jsonl")]
+    assert rows == sorted((*encode_prompt(sampled_from, prompt), *ids) for prompt, ids in selected) != []
+    assert all("[assistant] " in tokenizer.decode(row) and "<think>" not in tokenizer.decode(row) for row in rows)
