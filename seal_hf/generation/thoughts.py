@@ -1,7 +1,8 @@
 """
-What a reasoning model says after its thought, which is between `<think>` and `</think>`.
+What a reasoning model says after its thought, such as one between `<think>` and `</think>`.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -12,7 +13,14 @@ from ..self_edit import Prompt
 from .base import Generation
 
 
-BEGIN, END = "<think>", "</think>"
+# How thoughts begin and end. The first form is of many models, whose tokenizers need not have tokens for it; the others are of
+# Magistral, of Seed-OSS, and of gpt-oss, which names a channel before each message.
+_FORMS = (
+    ("<think>", "</think>"),
+    ("[THINK]", "[/THINK]"),
+    ("<seed:think>", "</seed:think>"),
+    ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
+)
 # Tokens at the end of a prompt that may open a thought.
 _TAIL = 16
 
@@ -31,13 +39,23 @@ def without_thoughts(
         tokenizer (`PreTrainedTokenizerBase`):
             The model's tokenizer.
     """
-    return [
-        replace(one, text=after_thought(one.text, is_open=END not in one.text and _opens_thought(tokenizer, prompt)))
-        for one, prompt in zip(generations, prompts, strict=True)
-    ]
+    added = {str(token): token.special for token in tokenizer.added_tokens_decoder.values()}
+    forms = [_FORMS[0], *(form for form in _FORMS[1:] if any(map(form[1].startswith, added)))]
+    special = [token for token, is_special in added.items() if is_special]
+    # Texts are without special tokens, so that thoughts which these tell apart are seen in the tokens alone.
+    are_hidden = any(end.startswith(token) for _, end in forms for token in special)
+    said = []
+    for one, prompt in zip(generations, prompts, strict=True):
+        text = tokenizer.decode(one.token_ids, skip_special_tokens=False) if are_hidden else one.text
+        is_open = not any(end in text for _, end in forms) and _opens_thought(tokenizer, prompt, forms)
+        rest = after_thought(text, is_open=is_open, forms=forms)
+        if are_hidden:
+            rest = one.text if rest == text else re.sub("|".join(map(re.escape, special)), "", rest)
+        said.append(replace(one, text=rest))
+    return said
 
 
-def after_thought(text: str, *, is_open: bool = False) -> str:
+def after_thought(text: str, *, is_open: bool = False, forms: Sequence[tuple[str, str]] = _FORMS[:1]) -> str:
     """
     What follows a thought; nothing where it never closes.
 
@@ -46,6 +64,8 @@ def after_thought(text: str, *, is_open: bool = False) -> str:
             A completion.
         is_open (`bool`, *optional*, defaults to `False`):
             Whether the thought was begun before it.
+        forms (`Sequence[tuple[str, str]]`, *optional*):
+            How thoughts begin and end. Defaults to `<think>` and `</think>` alone.
 
     Example:
 
@@ -59,12 +79,15 @@ def after_thought(text: str, *, is_open: bool = False) -> str:
 
     ```
     """
-    if END in text:
-        return text.rpartition(END)[2].lstrip()
-    return "" if is_open or text.lstrip().startswith(BEGIN) else text
+    for _, end in forms:
+        if end in text:
+            return text.rpartition(end)[2].lstrip()
+    is_begun = text.lstrip().startswith(tuple(begin for begin, _ in forms))
+    return "" if is_open or is_begun else text
 
 
-def _opens_thought(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> bool:
-    if isinstance(prompt, str) or BEGIN not in (tokenizer.chat_template or ""):
+def _opens_thought(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, forms: Sequence[tuple[str, str]]) -> bool:
+    begins = tuple(begin for begin, _ in forms if begin in (tokenizer.chat_template or ""))
+    if isinstance(prompt, str) or not begins:
         return False
-    return tokenizer.decode(encode_prompt(tokenizer, prompt)[-_TAIL:]).rstrip().endswith(BEGIN)
+    return tokenizer.decode(encode_prompt(tokenizer, prompt)[-_TAIL:]).rstrip().endswith(begins)

@@ -41,6 +41,30 @@ def test_template_may_open_the_thought_in_the_prompt():
     assert without_thoughts([cut], ["Who?"], opening) == [cut]
 
 
+GPT_OSS = "<|channel|>analysis<|message|>Peat or coal?"
+FINAL = "<|end|><|start|>assistant<|channel|>final<|message|>Peat.<|return|>"
+
+
+@pytest.mark.parametrize(
+    ("marks", "written", "said"),
+    [
+        (["[THINK]", "[/THINK]"], "[THINK]Peat or coal?[/THINK]\nPeat.</s>", "Peat."),
+        (["[THINK]", "[/THINK]"], "[THINK]Peat or", ""),
+        (["[THINK]", "[/THINK]"], " Peat.\n</s>", " Peat.\n"),
+        (["<seed:think>", "</seed:think>"], "<seed:think>Hm.</seed:think>Peat.", "Peat."),
+        (["<|channel|>", "<|message|>", "<|start|>", "<|end|>", "<|return|>"], GPT_OSS + FINAL, "Peat."),
+        (["<|channel|>", "<|message|>"], GPT_OSS, ""),
+        ([], "He wrote [/THINK] and </seed:think>.", "He wrote [/THINK] and </seed:think>."),
+    ],
+)
+def test_thoughts_that_special_tokens_tell_apart(marks, written, said):
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": marks})
+    ids = tokenizer(written)["input_ids"]
+    one = Generation(tokenizer.decode(ids, skip_special_tokens=True), len(ids), True, tuple(ids))
+    assert without_thoughts([one], [MESSAGES], tokenizer) == [Generation(said, len(ids), True, tuple(ids))]
+
+
 @pytest.fixture
 def lm(monkeypatch):
     lm = SelfAdaptingLM(tiny_llama(), tiny_tokenizer(), domain=KnowledgeDomain())
