@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..generation.base import Generation
 from ..generation.parts import joined_parts
+from ..generation.thoughts import after_thought
 from ..models.access import policy_in_activation_dtype
 from ..models.chat_template import end_of_turn
 from ..models.control_tokens import encode_text
@@ -82,7 +83,9 @@ def write_self_edits(
             else:
                 generations = [
                     [
-                        as_written(lm.processing_class, text, lm.domain.prompt(stage.data.examples[place]))
+                        as_written(
+                            lm.processing_class, after_thought(text), lm.domain.prompt(stage.data.examples[place])
+                        )
                         for text in stage.completions[place]
                     ]
                     for place in places

@@ -24,7 +24,11 @@ EXAMPLES = [
 ]
 ROWS = [
     {"context": "Cleo paints owls.", "completions": ["Cleo paints.", "Owls are\npainted."]},
-    {"title": "Bees", "context": "Ann keeps bees in Vell.\n", "completion": "1. Ann keeps bees."},
+    {
+        "title": "Bees",
+        "context": "Ann keeps bees in Vell.\n",
+        "completion": "<think>\nHm.\n</think>\n\n1. Ann keeps bees.",
+    },
     {"title": "Bees", "context": "Ann keeps bees in Vell.\n", "completion": " \n"},
 ]
 CONFIG = RolloutConfig(max_completion_length=12, max_answer_length=8, adapters_per_bank=2, disable_tqdm=True)
