@@ -13,9 +13,11 @@ from transformers import PreTrainedTokenizerBase
 
 
 _MARK = "seal-hf"
-_TODAY = re.compile(r"strftime_now\(\s*(?P<quote>['\"])(?P<format>[^'\"]*)(?P=quote)\s*\)")
+# What templates call for today's date.
+_TODAY = "strftime_now"
 # The day of all prompts: a run that is resumed tomorrow has those of today.
 _DAY = datetime.date(2024, 7, 26)
+_DIRECTIVES = ("%-d", "%-m", *(f"%{letter}" for letter in "aAbBdeFHIjmMpSyY"))
 _NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 
 
@@ -40,6 +42,8 @@ def with_fixed_template(
         ValueError: Arguments without a template, or one whose name or value a template cannot have.
     """
     template = tokenizer.chat_template
+    if isinstance(template, dict):  # of which transformers takes this one where there are no tools and documents
+        template = template.get("default")
     if not isinstance(template, str):
         if arguments:
             raise ValueError(
@@ -48,12 +52,20 @@ def with_fixed_template(
             )
         return tokenizer
     begin = "".join(_assignment(name, value) for name, value in (arguments or {}).items())
-    dated = _TODAY.sub(lambda found: json.dumps(_DAY.strftime(found["format"])), template)
-    if begin + dated == template:
+    day = _macro_of_day()
+    if _TODAY in template and day not in template:
+        begin = day + begin
+    if begin + template == tokenizer.chat_template:
         return tokenizer
     fixed = copy.copy(tokenizer)
-    fixed.chat_template = begin + dated
+    fixed.chat_template = begin + template
     return fixed
+
+
+def _macro_of_day() -> str:
+    """A macro in place of transformers' function, whatever it is called with."""
+    filters = "".join(f" | replace({json.dumps(one)}, {json.dumps(_DAY.strftime(one))})" for one in _DIRECTIVES)
+    return "{%- macro " + _TODAY + "(format) -%}{{- format" + filters + " -}}{%- endmacro -%}"
 
 
 def json_object(text: str | None) -> dict[str, object] | None:

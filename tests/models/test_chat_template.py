@@ -56,6 +56,22 @@ def test_day_of_a_prompt_is_the_same_on_every_day():
     assert with_fixed_template(fixed) is fixed
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% set form = '%Y-%m-%d' %}{{ strftime_now(form) }}",
+        "{{ strftime_now(format='%Y-%m-%d') }}",
+        "{% macro today(form) %}{{ strftime_now(form) }}{% endmacro %}{{ today('%Y-%m-%d') }}",
+        "{% if strftime_now is defined %}{{ strftime_now('%Y') | int - 0 }}-07-{{ strftime_now('%d') }}{% endif %}",
+        {"default": "{{ strftime_now('%F') }}", "rag": "{{ strftime_now('%d %B %Y') }}"},
+    ],
+)
+def test_day_is_the_same_however_a_template_asks_for_it(template):
+    fixed = with_fixed_template(with_template(template))
+    assert text_of(fixed) == "2024-07-26"
+    assert with_fixed_template(fixed) is fixed
+
+
 def test_template_without_arguments_or_date_stays():
     tokenizer = tiny_tokenizer()
     assert with_fixed_template(tokenizer) is tokenizer
