@@ -141,7 +141,7 @@ class SEALTrainer(_BaseTrainer):
             name = model if isinstance(model, str) else model.config.name_or_path
             args = SEALConfig(f"{Path(name).name or 'model'}-SEAL")
 
-        model, processing_class, base_model_id = prepare_policy(
+        model, own_processing_class, base_model_id = prepare_policy(
             model, args, processing_class, peft_config, quantization_config
         )
 
@@ -151,7 +151,7 @@ class SEALTrainer(_BaseTrainer):
         lm_of = partial(
             SelfAdaptingLM,
             model,
-            processing_class,
+            own_processing_class,
             peft_config=args.inner_peft_config(),
             inner_config=inner_config,
             base_model_id=base_model_id,
@@ -193,7 +193,7 @@ class SEALTrainer(_BaseTrainer):
             args,
             self._folder,
             model,
-            processing_class,
+            own_processing_class,  # without the arguments and the date of this run in its template
             base_model_id,
             require_latest=lambda: self._folder.require_latest(self._rounds_fitted),
             on_push=lambda: self.callback_handler.on_push_begin(self.args, self.state, self.control),

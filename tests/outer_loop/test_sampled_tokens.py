@@ -79,6 +79,8 @@ def test_arguments_of_the_template_are_in_what_is_sampled_and_trained(tmp_path):
         processing_class=tokenizer,
     )
     _, (rows,), _ = observed(trainer)
+    trainer.save_model()
+    assert AutoTokenizer.from_pretrained(tmp_path).chat_template == tokenizer.chat_template
     sampled_from = with_fixed_template(tokenizer, arguments)
     selected = [(edit["prompt"], edit["completion_ids"]) for edit in read(tmp_path / "selected" / "round_000.jsonl")]
     assert rows == sorted((*encode_prompt(sampled_from, prompt), *ids) for prompt, ids in selected) != []
