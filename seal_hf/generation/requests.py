@@ -77,7 +77,7 @@ def require_for_model(adapter: Adapter, policy: Adapter | None, base_model_id: s
     if not same_base(adapter.base_model_id, base_model_id):
         raise ValueError(
             f"This adapter adapts {adapter.base_model_id}, but the loaded base model is {base_model_id}; load "
-            f"{adapter.base_model_id} to use it. If the two are the same model by two names, load it with one base_model_id."
+            f"{adapter.base_model_id} to use it. If the two are the same model by two names, give both one base_model_id."
         )
     if policy is None or adapter.policy is policy:
         return

@@ -17,7 +17,9 @@ _MARK = "seal-hf"
 _TODAY = "strftime_now"
 # The day of all prompts: a run that is resumed tomorrow has those of today.
 _DAY = datetime.date(2024, 7, 26)
-_DIRECTIVES = ("%-d", "%-m", *(f"%{letter}" for letter in "aAbBdeFHIjmMpSyY"))
+# What of it a format can ask for; not every system knows the first four.
+_PARTS = {"%-d": "26", "%-m": "7", "%e": "26", "%F": "2024-07-26"}
+_PARTS |= {one: _DAY.strftime(one) for one in map("%{}".format, "aAbBdHIjmMpSyY")}
 _NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 
 
@@ -64,7 +66,7 @@ def with_fixed_template(
 
 def _macro_of_day() -> str:
     """A macro in place of transformers' function, whatever it is called with."""
-    filters = "".join(f" | replace({json.dumps(one)}, {json.dumps(_DAY.strftime(one))})" for one in _DIRECTIVES)
+    filters = "".join(f" | replace({json.dumps(one)}, {json.dumps(part)})" for one, part in _PARTS.items())
     return "{%- macro " + _TODAY + "(format) -%}{{- format" + filters + " -}}{%- endmacro -%}"
 
 

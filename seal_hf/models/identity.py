@@ -45,5 +45,6 @@ def weights_fingerprint(model: nn.Module) -> str:
     """
     modules = linear_modules(model).values()
     own = [module.get_base_layer() if isinstance(module, BaseTunerLayer) else module for module in modules]
-    sample = torch.cat([module.weight.data.flatten()[:_SAMPLE].float() for module in own])
+    device = own[0].weight.device
+    sample = torch.cat([module.weight.data.flatten()[:_SAMPLE].to(device, torch.float32) for module in own])
     return hashlib.sha256(repr(to_host(sample)).encode()).hexdigest()[:16]
