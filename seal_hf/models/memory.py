@@ -26,12 +26,17 @@ def free_memory(device: torch.device) -> int:
 
 
 def release_memory(device: torch.device) -> None:
-    """Give back what nobody refers to any more, such as the tensors of a step that failed or of the stage before."""
+    """Give back what nobody refers to any more, such as the tensors of a step that failed."""
     gc.collect()  # errors and the frames they came through refer to each other
+    return_freed(device)
+
+
+def return_freed(device: torch.device) -> None:
+    """Give back to the device what was freed here and is kept for later, such as after the banks of a round."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
     elif sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
-        trim(0)  # glibc keeps what was freed between blocks in use, by gigabytes after an inner loop
+        trim(0)  # glibc keeps blocks between others in use, by gigabytes after an inner loop
 
 
 def activation_bytes_per_token(model: nn.Module, checkpointed: bool = False, length: int | None = None) -> int:

@@ -20,7 +20,7 @@ from ..domains.base import Domain
 from ..models.access import unwrap
 from ..models.attention_kernels import without_cudnn
 from ..models.encoding import encode_prompt
-from ..models.memory import release_memory
+from ..models.memory import release_memory, return_freed
 from ..records.journal import SelectedSelfEdit
 from .seal_config import SEALConfig
 
@@ -86,7 +86,7 @@ def fit_policy(
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     before = [parameter.detach().clone() for parameter in parameters]
     device = model.get_input_embeddings().weight.device
-    release_memory(device)
+    return_freed(device)
     finished = False
     try:
         with _left_as_found(model, processing_class), _without_progress_bars(), without_cudnn():

@@ -192,10 +192,14 @@ def test_state_dict_round_trip_is_bit_equal():
         (lambda tensors, key: tensors.update(extra=torch.zeros(1)), "here holds 1 tensors .* such as extra"),
         (
             lambda tensors, key: tensors.update({key: torch.zeros(32, 5)}),
-            r"lora_B.weight has shape \(32, 5\), the base model needs \(32, 2\)",
+            r"lora_B.weight has rank 5, but its adapter_config.json says r=2",
+        ),
+        (
+            lambda tensors, key: tensors.update({key: torch.zeros(31, 2)}),
+            r"lora_B.weight has shape \(31, 2\), but this base model needs \(32, 2\)",
         ),
     ],
-    ids=["missing", "left-over", "shape"],
+    ids=["missing", "left-over", "rank", "shape"],
 )
 def test_state_dict_that_does_not_fit(change, message):
     layout = lora_layout(tiny_llama(), LoraConfig(r=2, target_modules=["q_proj"]))

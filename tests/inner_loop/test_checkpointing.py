@@ -145,7 +145,7 @@ def test_layers_that_are_no_transformer_blocks_are_checkpointed_too():
     weights = []
     for checkpointed in (False, True):
         torch.manual_seed(0)
-        bank = AdapterBank.initialize(MambaForCausalLM(config), lora_config(["in_proj", "out_proj"]), seeds=[0, 1])
+        bank = AdapterBank.initialize(MambaForCausalLM(config), lora_config(["in_proj", "x_proj"]), seeds=[0, 1])
         train(bank, unlike_updates(2), gradient_checkpointing=checkpointed)
         weights.append(bank.weights)
     assert torch.equal(*weights)

@@ -156,7 +156,7 @@ def test_an_adapter_for_another_base_is_refused_by_both_names(app, client, tmp_p
     adapter.save_pretrained(tmp_path / "adapter")
     file = tmp_path / "other.zip"
     with zipfile.ZipFile(file, "w") as archive:
-        for part in (tmp_path / "adapter").iterdir():
+        for part in (tmp_path / "adapter").glob("adapter_*"):  # without the record of how its base was made
             archive.write(part, part.name)
     with pytest.raises(Exception, match="tester/other.*tester/tiny"):
         client.predict("", "", handle_file(str(file)), api_name="/load_adapter")
