@@ -87,11 +87,12 @@ def build_page(workbench: Workbench, runs: TrainingRuns, *, may_push: bool, on_s
         `gr.Blocks`: The page, to be launched with [`THEME`] and [`CSS`].
     """
     workbench.runs = runs
-    workbench.sessions.key = runs.page_secret().encode()
+    workbench.sessions.key = runs.page_secret("session ids").encode()
     with gr.Blocks(title=TITLE, fill_width=True, delete_cache=(600, 3600), analytics_enabled=False) as page:
         # The browser keeps the session's id, so that a page that is loaded again finds its work. The id comes with every
         # event, since the server forgets the state of a page after an hour, even while the page is in use.
-        session = gr.BrowserState("", storage_key="seal-session", secret=runs.page_secret())
+        # Gradio sends this key to every browser.
+        session = gr.BrowserState("", storage_key="seal-session", secret=runs.page_secret("browser"))
         gr.Markdown(_INTRODUCTION.format(title=TITLE, model=workbench.lm.base_model_id), elem_id="introduction")
         with gr.Tabs() as tabs:
             with gr.Tab("Teach", id="teach"):

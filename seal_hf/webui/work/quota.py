@@ -49,7 +49,7 @@ def require(folder: Path, num_bytes: int) -> None:
 def _limits(folder: Path) -> list[tuple[int, str]]:
     """What each limit leaves, and what to do where that is too little."""
     root = folder.parent
-    reserved = sum(count for other, count in _reserved.items() if other.parent == root)
+    reserved = sum(count for other, count in list(_reserved.items()) if other.parent == root)
     session = SESSION_BYTES - used_bytes(folder) - _reserved[folder]
     total = TOTAL_BYTES - used_bytes(root) - reserved
     disk = shutil.disk_usage(root).free - SPARE_BYTES - reserved

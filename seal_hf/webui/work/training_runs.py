@@ -7,6 +7,7 @@ disk.
 
 import atexit
 import hashlib
+import hmac
 import math
 import os
 import secrets
@@ -78,14 +79,17 @@ class TrainingRuns:
         self._lock = threading.Lock()
         atexit.register(self.close)
 
-    def page_secret(self) -> str:
-        """The key that encrypts the session's id in the browser. It is kept, so that a page finds its run after a restart."""
+    def page_secret(self, purpose: str) -> str:
+        """
+        A key of 32 characters for one purpose, which tells nothing of those for others. It follows from a secret on disk, so that a
+        page finds its run after a restart.
+        """
         file = self._folder / "page-secret"
         if not file.is_file():
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             file.touch(mode=0o600)
             file.write_text(secrets.token_hex(16), encoding="ascii")
-        return file.read_text(encoding="ascii")
+        return hmac.new(file.read_bytes(), purpose.encode(), hashlib.sha256).hexdigest()[:32]
 
     @property
     def can_start(self) -> bool:

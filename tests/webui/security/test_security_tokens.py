@@ -6,6 +6,7 @@ sites, visitors behind a proxy and strangers try to use it.
 import base64
 import contextlib
 import hashlib
+import hmac
 import json
 import shutil
 import socket
@@ -157,6 +158,17 @@ def test_a_session_is_never_of_the_callers_choice(app, called, session):
         answer = called(app.url, "propose", ["", PASSAGE, 1, "", 0, chosen])[0]
         assert answer["session"] != chosen
     assert called(app.url, "propose", ["", PASSAGE, 1, "", 0, session])[0]["session"] == session
+
+
+def test_no_key_that_the_page_sends_signs_a_session(app, called, session):
+    config = json.loads(httpx2.get(f"{app.url}config").text)
+    keys = [part["props"]["secret"] for part in config["components"] if part["props"].get("secret")]
+    assert keys
+    name = "A" * len(session.partition(".")[0])
+    for key in keys:
+        signature = base64.urlsafe_b64encode(hmac.digest(key.encode(), name.encode(), hashlib.sha256)).decode()
+        forged = f"{name}.{signature[: len(session.partition('.')[2])]}"
+        assert called(app.url, "propose", ["", PASSAGE, 1, "", 0, forged])[0]["session"] != forged
 
 
 def test_nothing_is_overwritten_unless_it_is_named(app, called, refused, account, session):
