@@ -2,7 +2,7 @@
 #   make demo [PASSAGE=file.txt] [TITLE="..."] [QUESTION="..."]   learns a passage in the terminal
 #   make app [MODEL=user/name] [PORT=7860]   the web app
 #   make train      two rounds of SEAL on six passages; the same command continues an interrupted run
-#   make results    the larger run, whose tables are in RESULTS.md; continues as well
+#   make results    the larger run, of 24 passages and 48 to evaluate on; continues as well
 #   make arc        SEAL on small generated ARC tasks; continues as well
 #   make bench      measures the inner loop and the app, writes benchmarks/README.md
 #   make bench-gpu  checks and measures the CUDA path, without a download
