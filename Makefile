@@ -9,6 +9,7 @@
 #   make test [JOBS=4]   lint, format and all tests; JOBS is the number of processes, about 1 GB each
 #   make vllm-server [MODEL=user/name] [PORT=8000] [ARGS="--max_loras 8"]   a vLLM server on the CPU, for --use_vllm
 #   make test-vllm  compares the real vLLM with transformers; installs 3.5 GB into $(VLLM_VENV)
+#   make test-architectures   all types of causal LMs against transformers and PEFT
 #   make lint       fixes and formats
 #   TORCH_INDEX=URL takes torch from another package index, such as that of the CPU builds, into a new $(VENV).
 PYTHON ?= python3
@@ -20,7 +21,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo app train results arc bench bench-gpu vllm-server test test-vllm lint
+.PHONY: demo app train results arc bench bench-gpu vllm-server test test-vllm test-architectures lint
 
 demo: $(VENV)/.core
 	@$(BIN)/python -m trainers.demo $(if $(PASSAGE),--passage "$(PASSAGE)") $(if $(TITLE),--title "$(TITLE)") $(if $(QUESTION),--questions "$(QUESTION)")
@@ -54,6 +55,9 @@ vllm-server: $(VLLM_VENV)/.vllm
 
 test-vllm: $(VLLM_VENV)/.vllm
 	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest -m vllm tests/generation/test_vllm_parity.py
+
+test-architectures: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal -m architectures tests/models/test_architectures.py
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check --fix .
