@@ -232,6 +232,9 @@ class Adapter:
             model (`PreTrainedModel`):
                 The base model that the adapter was loaded for. It is wrapped, not copied.
 
+        Returns:
+            `PeftModel`: the model with the frozen adapter.
+
         Raises:
             ValueError: The model carries a policy already.
         """
