@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -125,11 +126,7 @@ class SelfAdaptingLM:
         self.inner_config = inner_config or InnerLoopConfig()
         self.inner_gradient_checkpointing = inner_gradient_checkpointing
         self.base_model_id = base_model_id or model.config.name_or_path
-        try:
-            self.domain = (domain or KnowledgeDomain()).for_model(bool(processing_class.chat_template))
-        except ValueError as error:
-            raise ValueError(f"{self.base_model_id}: {error}") from error
-        check_conditions(self.domain)
+        self.domain = self._in_own_form(domain or KnowledgeDomain())
         if processing_class.pad_token_id is None and processing_class.eos_token_id is None:
             raise ValueError(
                 f"The tokenizer of {self.base_model_id} has neither a padding nor an end-of-sequence token; set "
@@ -187,6 +184,30 @@ class SelfAdaptingLM:
         if policy is not None:
             model = Adapter.from_pretrained(policy, model, base_model_id).as_policy(model)
         return cls(model, tokenizer, base_model_id=base_model_id, **kwargs)
+
+    def with_domain(self, domain: Domain) -> "SelfAdaptingLM":
+        """
+        The same model for another domain. Model and generator are shared.
+
+        Args:
+            domain ([`Domain`]):
+                What is learned there. It is taken in the form that suits the tokenizer and not changed.
+
+        Raises:
+            ValueError: A domain in chat form for a tokenizer without a chat template.
+        """
+        other = copy(self)
+        other.domain = self._in_own_form(domain)
+        return other
+
+    def _in_own_form(self, domain: Domain) -> Domain:
+        """A domain in the form that suits the tokenizer."""
+        try:
+            domain = domain.for_model(bool(self.processing_class.chat_template))
+        except ValueError as error:
+            raise ValueError(f"{self.base_model_id}: {error}") from error
+        check_conditions(domain)
+        return domain
 
     def propose(
         self,

@@ -19,7 +19,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
-from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -148,10 +147,10 @@ class SEALTrainer(_BaseTrainer):
         inner_config = args.inner_config()
         if (context := context_length(model)) is not None:
             inner_config = replace(inner_config, max_length=min(inner_config.max_length, context))
-        lm_of = partial(
-            SelfAdaptingLM,
+        self.lm = SelfAdaptingLM(
             model,
             own_processing_class,
+            domain=domain or KnowledgeDomain(),
             peft_config=args.inner_peft_config(),
             inner_config=inner_config,
             base_model_id=base_model_id,
@@ -160,8 +159,7 @@ class SEALTrainer(_BaseTrainer):
             chat_template_kwargs=args.chat_template_kwargs,
             vllm_server_base_url=args.vllm_server_base_url if args.use_vllm else None,
         )
-        self.lm = lm_of(domain=domain or KnowledgeDomain())
-        self._eval_lm = self.lm if eval_domain is None else lm_of(domain=eval_domain)
+        self._eval_lm = self.lm if eval_domain is None else self.lm.with_domain(eval_domain)
         self.domain, processing_class = self.lm.domain, self.lm.processing_class
 
         # Data

@@ -113,6 +113,7 @@ def tiny_trainer(
     num_eval=3,
     train_dataset=None,
     callbacks=None,
+    eval_domain=None,
     **overrides,
 ):
     if domain is None:
@@ -127,6 +128,7 @@ def tiny_trainer(
         processing_class=tiny_tokenizer(),
         peft_config=LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"]),
         callbacks=callbacks,
+        eval_domain=eval_domain,
     )
 
 

@@ -10,6 +10,7 @@ from helpers.observing import read
 from helpers.outer_loop import SMALLEST, tiny_trainer
 from helpers.tiny_models import tiny_llama, tiny_tokenizer
 from helpers.vllm_server import served
+from seal_hf.domains import KnowledgeDomain
 from seal_hf.generation import vllm_adapters, vllm_client
 from seal_hf.generation.vllm_client import VLLMServerGone
 from seal_hf.records.journal import Journal
@@ -81,3 +82,11 @@ def test_the_servers_context_bounds_the_self_edits(tmp_path, server, monkeypatch
     monkeypatch.setattr(server, "context", 60)
     with pytest.raises(ValueError, match="exceeds the model's context of 60; shorten or drop the example"):
         vllm_trainer(tmp_path / "out", server, max_completion_length=50)
+
+
+def test_the_server_is_checked_once_for_both_domains(tmp_path, server):
+    server.log.clear()
+    trainer = vllm_trainer(tmp_path / "out", server, eval_domain=KnowledgeDomain("{title}: {context}", chat=False))
+    assert trainer._eval_lm.domain is not trainer.lm.domain
+    assert trainer._eval_lm.generator is trainer.lm.generator
+    assert len(server.names("load")) == 2  # a fresh adapter and the policy
