@@ -26,7 +26,7 @@ from .generation.base import Generation, TextGenerator
 from .generation.parts import JoinedParts
 from .generation.thoughts import without_thoughts
 from .generation.transformers_generation import TransformersGenerator
-from .generation.vllm_generation import VLLMGenerator
+from .generation.vllm_server_generation import VLLMServerGenerator
 from .inner_loop.training import InnerStep
 from .inner_loop.update import InnerLoopConfig, InnerUpdate, tokenize_self_edit
 from .inner_loop.within_memory import train_within_memory
@@ -76,7 +76,7 @@ class SelfAdaptingLM:
             What the chat template is given in all prompts, such as `{"enable_thinking": False}`.
         vllm_server_base_url (`str`, *optional*):
             A vLLM server of the same base model that writes all texts, such as `"http://127.0.0.1:8000"` (see
-            [`VLLMGenerator`]); where absent the model here does.
+            [`VLLMServerGenerator`]); where absent the model here does.
 
     Attributes:
         generator ([`TextGenerator`]):
@@ -86,7 +86,7 @@ class SelfAdaptingLM:
 
     Raises:
         VLLMServerGone: Nothing answers at `vllm_server_base_url`.
-        ValueError: A model that is no causal LM, a vLLM server that does not fit (see [`VLLMGenerator.check`]), target modules
+        ValueError: A model that is no causal LM, a vLLM server that does not fit (see [`VLLMServerGenerator.check`]), target modules
             that match nothing, a rank below 1, an unknown student, a domain in chat form for a tokenizer without a chat template,
             arguments of a template that it cannot have, or a tokenizer with neither padding nor end-of-sequence token.
 
@@ -137,7 +137,7 @@ class SelfAdaptingLM:
         self.generator: TextGenerator = TransformersGenerator(model, processing_class, self.base_model_id)
         self.context_length = context_length(model)
         if vllm_server_base_url is not None:
-            server = VLLMGenerator(model, processing_class, self.base_model_id, vllm_server_base_url)
+            server = VLLMServerGenerator(model, processing_class, self.base_model_id, vllm_server_base_url)
             server.check(self.peft_config, on_policy=student == "policy")
             self.generator, self.context_length = server, server.context_length
 

@@ -1,17 +1,97 @@
 """What the calls of every generator have in common: what is asked for is checked and encoded before anything is written."""
 
-from collections.abc import Mapping, Sequence
+import threading
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ..adapters.adapter import Adapter
-from ..models.access import unwrap
+from ..adapters.policy import carried_policy
+from ..models.access import context_length, unwrap
 from ..models.chat_template import end_of_turn
 from ..models.encoding import encode_prompt
 from ..models.identity import same_base
 from ..self_edit import Prompt
-from .base import Sampling
+from .base import Generation, Sampling, TextGenerator
+from .writing import Writing
+
+
+class ModelGenerator(TextGenerator):
+    """
+    A generator that has the model in this process. What a call asks for is checked here, for all of them alike; a subclass says
+    how the texts are written.
+
+    Parameters:
+        model (`PreTrainedModel` or `PeftModel`):
+            The causal LM; a policy adapter it carries stays active.
+        tokenizer (`PreTrainedTokenizerBase`):
+            Its tokenizer.
+        base_model_id (`str`):
+            Identity of the base model, which adapters must name.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, base_model_id: str):
+        self.model, self.tokenizer, self.base_model_id = model, tokenizer, base_model_id
+
+    @property
+    def context_length(self) -> int | None:
+        """Most tokens of a prompt with its completion; `None` where it is not known."""
+        return context_length(self.model)
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        adapters: Sequence[Adapter | None] | None = None,
+        *,
+        max_new_tokens: int | Sequence[int],
+        sampling: Sampling | None = None,
+        on_text: Callable[[list[str]], bool | None] | None = None,
+        stop: threading.Event | None = None,
+    ) -> list[Generation]:
+        """Continue prompts (see [`TextGenerator.generate`])."""
+        token_ids, limits = read_requests(
+            self.tokenizer, prompts, adapters, max_new_tokens, sampling, self.context_length
+        )
+        self._require_own(adapters)
+        writing = Writing(self.tokenizer, limits, eos_token_ids(self.model, self.tokenizer), on_text, stop)
+        self._write_texts(token_ids, adapters or [None] * len(prompts), sampling, writing)
+        return writing.finish()
+
+    @abstractmethod
+    def _write_texts(
+        self,
+        prompts: Sequence[list[int]],
+        adapters: Sequence[Adapter | None],
+        sampling: Sampling | None,
+        writing: Writing,
+    ) -> None:
+        """
+        Write a text after each prompt, or until the writing is stopped.
+
+        Args:
+            prompts (`Sequence[list[int]]`):
+                Their token ids.
+            adapters (`Sequence[Adapter | None]`):
+                For each its inner adapter, or none.
+            sampling ([`Sampling`], *optional*):
+                How to sample; greedy where absent.
+            writing ([`Writing`]):
+                Has the longest texts and the tokens that end them, and takes the tokens.
+        """
+
+    def _require_own(self, adapters: Sequence[Adapter | None] | None) -> None:
+        """
+        Check that inner adapters can be used on the model.
+
+        Raises:
+            ValueError: One is for another base model or policy.
+        """
+        distinct = dict.fromkeys(adapter for adapter in adapters or () if adapter is not None)
+        policy = carried_policy(self.model, self.base_model_id) if distinct else None
+        for adapter in distinct:
+            require_for_model(adapter, policy, self.base_model_id)
 
 
 def read_requests(

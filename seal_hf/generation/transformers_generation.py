@@ -3,8 +3,7 @@ Batched text generation with transformers: an adapter per row, reproducible samp
 """
 
 import logging
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, nullcontext
 from functools import partial
 
@@ -13,18 +12,17 @@ from transformers import PreTrainedTokenizerBase
 
 from ..adapters.adapter import Adapter
 from ..adapters.bank import StackedAdapters, UnknownRows
-from ..adapters.policy import carried_policy
-from ..models.access import context_length, evaluating, unwrap
+from ..models.access import carries_policy, evaluating, unwrap
 from ..models.architecture import runs_in_batches
 from ..models.transfers import to_device
 from ..self_edit import Prompt
 from .alone import write_alone
-from .base import Generation, Sampling, TextGenerator
+from .base import Sampling
 from .batch_sizes import tokens_per_batch
 from .decoder import Decoder
 from .halves import in_halves
 from .likelihood import answer_log_likelihoods
-from .requests import eos_token_ids, read_requests, require_for_model, require_one_each
+from .requests import ModelGenerator, require_one_each
 from .sampling import Greedy, Sampler
 from .writing import Writing
 
@@ -35,7 +33,7 @@ logger = logging.getLogger(__name__)
 _DONE = 0.25
 
 
-class TransformersGenerator(TextGenerator):
+class TransformersGenerator(ModelGenerator):
     """
     Generation with transformers, in batches whose rows have adapters of their own.
 
@@ -56,39 +54,31 @@ class TransformersGenerator(TextGenerator):
     def __init__(
         self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, base_model_id: str, *, batch_size: int = 256
     ):
-        self.model, self.tokenizer, self.base_model_id, self.batch_size = model, tokenizer, base_model_id, batch_size
+        super().__init__(model, tokenizer, base_model_id)
+        self.batch_size = batch_size
         self._has_told = False  # that unlike adapters are asked apart
 
-    def generate(
+    def _write_texts(
         self,
-        prompts: Sequence[Prompt],
-        adapters: Sequence[Adapter | None] | None = None,
-        *,
-        max_new_tokens: int | Sequence[int],
-        sampling: Sampling | None = None,
-        on_text: Callable[[list[str]], bool | None] | None = None,
-        stop: threading.Event | None = None,
-    ) -> list[Generation]:
-        """Continue prompts (see [`TextGenerator.generate`])."""
-        token_ids, limits = read_requests(
-            self.tokenizer, prompts, adapters, max_new_tokens, sampling, context_length(self.model)
-        )
-        pad_id, eos_ids = self._special_ids()
-        stacked, numbers = self._stack(adapters, len(prompts))
-        writing = Writing(self.tokenizer, limits, eos_ids, on_text, stop)
-        lengths = [len(ids) + limit for ids, limit in zip(token_ids, limits, strict=True)]
+        prompts: Sequence[list[int]],
+        adapters: Sequence[Adapter | None],
+        sampling: Sampling | None,
+        writing: Writing,
+    ) -> None:
+        pad_id = self._pad_id(writing.eos_ids)
+        stacked, numbers = self._stack(adapters)
+        lengths = [len(ids) + limit for ids, limit in zip(prompts, writing.limits, strict=True)]
         batches = _batches(
-            lengths, numbers, self.batch_size, tokens_per_batch(self.model), in_order=on_text is not None
+            lengths, numbers, self.batch_size, tokens_per_batch(self.model), in_order=writing.on_text is not None
         )
 
-        write = partial(self._write, token_ids, numbers, stacked, sampling, pad_id, writing)
+        write = partial(self._write, prompts, numbers, stacked, sampling, pad_id, writing)
         # Closed at once, so that the model is as it was before an error goes on.
         with closing(in_halves(batches, write)) as steps:
             for places in steps:
                 writing.report(places)
                 if writing.is_stopped:
-                    break
-        return writing.finish()
+                    return
 
     def answer_log_likelihoods(
         self,
@@ -98,21 +88,17 @@ class TransformersGenerator(TextGenerator):
     ) -> list[float | None]:
         """How likely the gold answers are (see [`TextGenerator.answer_log_likelihoods`])."""
         require_one_each(prompts, {"lists of gold answers": gold_answers, "adapters": adapters})
-        stacked, numbers = self._stack(adapters, len(prompts))
+        self._require_own(adapters)
+        stacked, numbers = self._stack(adapters or [None] * len(prompts))
         return answer_log_likelihoods(self.model, self.tokenizer, prompts, gold_answers, stacked, numbers)
 
-    def _stack(
-        self, adapters: Sequence[Adapter | None] | None, num_prompts: int
-    ) -> tuple[StackedAdapters | None, list[int | None]]:
+    def _stack(self, adapters: Sequence[Adapter | None]) -> tuple[StackedAdapters | None, list[int | None]]:
         """The adapters, each once, in the order in which they first occur, and for every prompt its number in them."""
-        distinct = list(dict.fromkeys(adapter for adapter in adapters or () if adapter is not None))
+        distinct = list(dict.fromkeys(adapter for adapter in adapters if adapter is not None))
         if not distinct:
-            return None, [None] * num_prompts
-        policy = carried_policy(self.model, self.base_model_id)
-        for adapter in distinct:
-            require_for_model(adapter, policy, self.base_model_id)
+            return None, [None] * len(adapters)
         # An adapter that was trained on a policy includes it where the model carries none.
-        own = distinct if policy is not None else [adapter.on_base() for adapter in distinct]
+        own = distinct if carries_policy(self.model) else [adapter.on_base() for adapter in distinct]
         numbers = {adapter: number for number, adapter in enumerate(distinct)}
         return StackedAdapters.of(self.model, own), [adapter and numbers[adapter] for adapter in adapters]
 
@@ -193,16 +179,15 @@ class TransformersGenerator(TextGenerator):
         choose, left = _choice(sampling, [place], writing), writing.limits[place] - len(written)
         write_alone(unwrap(self.model), prompt + written, left, pad_id, choose, add)
 
-    def _special_ids(self) -> tuple[int, set[int]]:
-        """The token that rows are filled with, and those that end a text."""
-        eos_ids = eos_token_ids(self.model, self.tokenizer)
+    def _pad_id(self, eos_ids: set[int]) -> int:
+        """The token that rows are filled with."""
         pad_id = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else min(eos_ids, default=None)
         if pad_id is None:
             raise ValueError(
                 f"The tokenizer of {self.tokenizer.name_or_path} has neither a padding nor an end-of-sequence token; set "
                 "`tokenizer.pad_token`."
             )
-        return pad_id, eos_ids
+        return pad_id
 
 
 def _choice(sampling: Sampling | None, places: Sequence[int], writing: Writing) -> Greedy | Sampler:

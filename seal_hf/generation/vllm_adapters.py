@@ -1,4 +1,4 @@
-"""Adapters on a vLLM server: written where it sees them, loaded, and removed again."""
+"""Adapters that vLLM uses: written where it sees them, loaded, and removed again."""
 
 import hashlib
 import logging
@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -22,8 +23,14 @@ logger = logging.getLogger(__name__)
 
 # What a server takes as --max-lora-rank.
 SERVER_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-_PREFIX = "seal-hf-"
+PREFIX = "seal-hf-"
 _SHARED_MEMORY = Path("/dev/shm")
+
+
+def shared_folder() -> Path:
+    """Where this user's adapters are written for vLLM: in shared memory, or in the folder for temporary files."""
+    shared = _SHARED_MEMORY if _SHARED_MEMORY.is_dir() else Path(tempfile.gettempdir())
+    return shared / f"{PREFIX}{os.getuid()}"
 
 
 def server_rank(r: int) -> int:
@@ -50,13 +57,87 @@ def server_rank(r: int) -> int:
     )
 
 
-class ServedAdapters:
-    """
-    Adapters that a vLLM server uses for the length of one block.
+def rank_with_policy(adapter: Adapter) -> tuple[int, str]:
+    """The rank that an adapter is loaded with, and in words what it is made of."""
+    own, policy = adapter.layout.r, adapter.policy.layout.r if adapter.policy is not None else 0
+    r = own + policy
+    return r, f"{r} (policy {policy} and inner adapter {own})" if policy else f"{r}"
 
-    Each is exported in PEFT's format and loaded under a name that is never used again, since the server keys what it keeps
-    by the name. One process at a time has the server's turn, whether it is of the same run or of another, so that prompts
-    with and without an adapter never meet in one batch: on a CPU, vLLM 0.32 gives the latter somebody's adapter.
+
+class LoadedAdapters(ABC):
+    """
+    Adapters that vLLM uses for the length of one block.
+
+    Each is exported in PEFT's format and loaded under a name that is never used again, since vLLM keys what it keeps by the
+    name.
+
+    Parameters:
+        dtype (`torch.dtype`):
+            Dtype of the weights that it is given.
+        folder (`Path`):
+            Where they are written.
+    """
+
+    def __init__(self, dtype: torch.dtype, folder: Path):
+        self.dtype, self.folder = dtype, folder
+        self._run, self._numbers = uuid.uuid4().hex[:12], count()
+
+    @contextmanager
+    def loaded(self, adapter: Adapter) -> Iterator[str]:
+        """
+        An adapter that vLLM has inside the block: its name there. It stands for the plain base model, with the ranks of its
+        policy and its own.
+
+        Raises:
+            ValueError: vLLM does not take it, for a reason that the message names.
+            OSError: The adapter could not be written, or vLLM is gone.
+        """
+        name = f"{PREFIX}{self._run}-{next(self._numbers)}"
+        path = self.folder / name
+        try:
+            adapter.export(path, self.dtype)
+            self._load(name, path, adapter)
+            try:
+                yield name
+            finally:
+                self._unload(name)
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+
+    @abstractmethod
+    def _load(self, name: str, path: Path, adapter: Adapter) -> None:
+        """Have vLLM load an adapter from its folder."""
+
+    @abstractmethod
+    def _unload(self, name: str) -> None:
+        """Have vLLM forget an adapter."""
+
+    def _make_folder(self) -> None:
+        """
+        Make the folder, open to this user alone.
+
+        Raises:
+            ValueError: It is another user's.
+            OSError: It cannot be written.
+        """
+        for folder in (self.folder.parent, self.folder):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if folder.stat().st_uid != os.getuid():
+                raise ValueError(f"{folder}, where adapters are written for vLLM, belongs to another user; remove it.")
+
+    def _remove_files(self) -> None:
+        """Remove what a process that was killed has left in the folder."""
+        for path in self.folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+
+
+class ServedAdapters(LoadedAdapters):
+    """
+    Adapters on a vLLM server.
+
+    One process at a time has the server's turn, whether it is of the same run or of another, so that prompts with and without
+    an adapter never meet in one batch: on a CPU, vLLM 0.32 gives the latter somebody's adapter.
 
     Parameters:
         client ([`VLLMClient`]):
@@ -64,17 +145,13 @@ class ServedAdapters:
         dtype (`torch.dtype`):
             Dtype of the weights that it is given.
         folder (`Path`, *optional*):
-            Where adapters are written, the same for all processes that use the server. Defaults to one of this user in
-            shared memory, or in the folder for temporary files where there is none.
+            Where adapters are written, the same for all processes that use the server. Defaults to [`shared_folder`].
     """
 
     def __init__(self, client: VLLMClient, dtype: torch.dtype, folder: Path | None = None):
-        if folder is None:
-            shared = _SHARED_MEMORY if _SHARED_MEMORY.is_dir() else Path(tempfile.gettempdir())
-            folder = shared / f"{_PREFIX}{os.getuid()}"
         server = hashlib.sha256(client.base_url.encode()).hexdigest()[:16]
-        self.client, self.dtype, self.folder = client, dtype, folder.absolute() / server
-        self._run, self._numbers = uuid.uuid4().hex[:12], count()
+        super().__init__(dtype, (folder or shared_folder()).absolute() / server)
+        self.client = client
         self._left: list[str] = []
 
     @contextmanager
@@ -88,10 +165,7 @@ class ServedAdapters:
             VLLMServerGone: It does not answer.
             OSError: The folder cannot be written.
         """
-        for folder in (self.folder.parent, self.folder):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if folder.stat().st_uid != os.getuid():
-                raise ValueError(f"{folder}, where adapters are written for vLLM, belongs to another user; remove it.")
+        self._make_folder()
         lock, is_told = FileLock(self.folder / "turn.lock"), False
         while True:
             if is_stopped():
@@ -113,11 +187,9 @@ class ServedAdapters:
 
     def _remove_left(self) -> None:
         """Remove all adapters that are in the folder or were loaded from it, while none is used."""
-        for path in self.folder.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path)
+        self._remove_files()
         for model in self.client.models():
-            if not (model.is_adapter and model.name.startswith(_PREFIX)):
+            if not (model.is_adapter and model.name.startswith(PREFIX)):
                 continue
             if Path(model.path).parent != self.folder:
                 raise ValueError(
@@ -126,35 +198,15 @@ class ServedAdapters:
                 )
             self.client.unload_adapter(model.name)
 
-    @contextmanager
-    def served(self, adapter: Adapter) -> Iterator[str]:
-        """
-        An adapter on the server inside the block: its name there. It stands for the plain base model, with the ranks of its
-        policy and its own.
-
-        Raises:
-            ValueError: The server does not take it, for a reason that the message names.
-            VLLMServerGone: It does not answer.
-            OSError: The adapter could not be written.
-        """
+    def _load(self, name: str, path: Path, adapter: Adapter) -> None:
         self._unload_left()
-        name = f"{_PREFIX}{self._run}-{next(self._numbers)}"
-        path = self.folder / name
         try:
-            adapter.export(path, self.dtype)
-            try:
-                self.client.load_adapter(name, str(path))
-            except VLLMRefusal as error:
-                raise self._explained(error, adapter, path) from error
-            except VLLMServerGone:  # which may have loaded it all the same
-                self._left.append(name)
-                raise
-            try:
-                yield name
-            finally:
-                self._unload(name)
-        finally:
-            shutil.rmtree(path, ignore_errors=True)
+            self.client.load_adapter(name, str(path))
+        except VLLMRefusal as error:
+            raise self._explained(error, adapter, path) from error
+        except VLLMServerGone:  # which may have loaded it all the same
+            self._left.append(name)
+            raise
 
     def _unload_left(self) -> None:
         """Unload what could not be unloaded when it was done with."""
@@ -172,9 +224,7 @@ class ServedAdapters:
     def _explained(self, error: VLLMRefusal, adapter: Adapter, path: Path) -> ValueError | VLLMServerGone:
         """What the server means when it does not load an adapter, and what to do."""
         server, said = f"The vLLM server {self.client.base_url}", error.said
-        own, policy = adapter.layout.r, adapter.policy.layout.r if adapter.policy is not None else 0
-        r = own + policy
-        rank = f"{r} (policy {policy} and inner adapter {own})" if policy else f"{r}"
+        r, rank = rank_with_policy(adapter)
         if "max_lora_rank" in said:
             return ValueError(
                 f"{server} takes adapters of a lower rank than {rank}: {said}; start it with --max-lora-rank "

@@ -14,8 +14,6 @@ import httpx2
 
 logger = logging.getLogger(__name__)
 
-# The oldest vLLM whose interface is known: that of the extra `vllm`.
-OLDEST_VERSION = (0, 31)
 # Seconds in which a server that does not answer may come back.
 WAIT_SECONDS = 180.0
 # Seconds before it is asked again, at first.

@@ -1,10 +1,9 @@
-"""What a call asks of a vLLM server: the requests that begin its texts, or go on with them, and many at a time."""
+"""What a call asks of vLLM: the requests that begin its texts, or go on with them, and many at a time."""
 
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
@@ -22,33 +21,32 @@ _Job = TypeVar("_Job")
 Put = Callable[[tuple[int, list[int]]], None]
 
 
-@dataclass
 class Texts:
     """
-    The texts of one call, as far as the server has sent them.
+    The texts of one call, as far as vLLM has sent them.
 
     Parameters:
-        prompts (`list[list[int]]`):
+        prompts (`Sequence[list[int]]`):
             Token ids of the prompts.
-        limits (`list[int]`):
-            For each prompt the most tokens that may be written after it.
         sampling ([`Sampling`], *optional*):
             How to sample; greedy where absent.
-        eos_ids (`set[int]`):
-            Tokens that end a text.
-        is_stopped (`Callable[[], bool]`):
-            Whether nothing more is to be written.
+        writing ([`Writing`]):
+            Has the longest texts, the tokens that end them, and the event that stops them.
+
+    Attributes:
+        cancelled (`threading.Event`):
+            Set where nothing more is to be written, though the caller did not stop it.
     """
 
-    prompts: list[list[int]]
-    limits: list[int]
-    sampling: Sampling | None
-    eos_ids: set[int]
-    is_stopped: Callable[[], bool]
-    written: list[list[int]] = field(init=False)
+    def __init__(self, prompts: Sequence[list[int]], sampling: Sampling | None, writing: Writing):
+        self.prompts, self.sampling = prompts, sampling
+        self.limits, self.eos_ids, self._stop = writing.limits, writing.eos_ids, writing.stop
+        self.written: list[list[int]] = [[] for _ in prompts]
+        self.cancelled = threading.Event()
 
-    def __post_init__(self):
-        self.written = [[] for _ in self.prompts]
+    def is_stopped(self) -> bool:
+        """Whether nothing more is to be written."""
+        return self.cancelled.is_set() or self._stop is not None and self._stop.is_set()
 
     def write(self, client: VLLMClient, model: str, places: Sequence[int], put: Put) -> None:
         """
@@ -98,22 +96,20 @@ class Texts:
         return list(by_length.values())
 
     def _request(self, model: str, places: Sequence[int]) -> dict[str, Any]:
-        request = {
-            "model": model,
-            "prompt": [self.prompts[place] + self.written[place] for place in places],
-            "max_tokens": self._room(places[0]),
-            "stop_token_ids": sorted(self.eos_ids),
-            **_NEUTRAL,
-        }
+        prompts = [self.prompts[place] + self.written[place] for place in places]
+        return {"model": model, "prompt": prompts, **self.options(places[0])}
+
+    def options(self, place: int) -> dict[str, Any]:
+        """How to go on with a text, and with others of the same length where they are greedy: vLLM's sampling parameters."""
+        options = {"max_tokens": self._room(place), "stop_token_ids": sorted(self.eos_ids), **_NEUTRAL}
         if self.sampling is None:
-            return {**request, "temperature": 0.0, "top_p": 1.0}
-        (place,) = places
+            return {**options, "temperature": 0.0, "top_p": 1.0}
         seed, num_written = self.sampling.seeds[place], len(self.written[place])
         return {
-            **request,
+            **options,
             "temperature": self.sampling.temperature,
             "top_p": self.sampling.top_p,
-            # The server draws from the beginning of a seed's stream.
+            # vLLM draws from the beginning of a seed's stream.
             "seed": draw_seed(seed, num_written) if num_written else seed,
         }
 

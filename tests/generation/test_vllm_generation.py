@@ -18,7 +18,7 @@ from seal_hf.adapters.policy import carried_policy
 from seal_hf.generation import vllm_adapters, vllm_client
 from seal_hf.generation.base import Sampling
 from seal_hf.generation.vllm_client import VLLMServerGone
-from seal_hf.generation.vllm_generation import VLLMGenerator
+from seal_hf.generation.vllm_server_generation import VLLMServerGenerator
 
 
 PROMPTS = ["Who keeps bees?", "Ann", "Moths like lamps and the", "Where is Vell, and who lives there?", "1, 2, 3"]
@@ -48,7 +48,7 @@ def server(model, tokenizer):
 
 @pytest.fixture
 def generator(model, tokenizer, server, tmp_path):
-    generator = VLLMGenerator(model, tokenizer, BASE_ID, server.url, tmp_path)
+    generator = VLLMServerGenerator(model, tokenizer, BASE_ID, server.url, tmp_path)
     generator.check(LORA)
     server.log.clear()
     server.most_adapters = 0
@@ -85,7 +85,7 @@ def test_a_policy_is_served_and_its_ranks_are_stacked(tokenizer, tmp_path):
     policy = carried_policy(model, BASE_ID)
     adapters = [random_adapter(tiny_llama(), seed, policy) for seed in range(2)]
     with served(tiny_llama(), tokenizer, BASE_ID, max_lora_rank=8) as server:
-        generator = VLLMGenerator(model, tokenizer, BASE_ID, server.url, tmp_path)
+        generator = VLLMServerGenerator(model, tokenizer, BASE_ID, server.url, tmp_path)
         generator.check(LORA)
         chosen = [None, adapters[0], adapters[1], None, None]
         expected = generate(model, tokenizer, PROMPTS, chosen, max_new_tokens=10)
@@ -100,7 +100,7 @@ def test_a_policy_is_served_and_its_ranks_are_stacked(tokenizer, tmp_path):
 def test_a_student_on_the_base_needs_the_rank_of_the_larger_adapter(tokenizer, tmp_path):
     model = tiny_policy_model()  # of rank 3
     with served(tiny_llama(), tokenizer, BASE_ID, max_lora_rank=5) as server:
-        generator = VLLMGenerator(model, tokenizer, BASE_ID, server.url, tmp_path)
+        generator = VLLMServerGenerator(model, tokenizer, BASE_ID, server.url, tmp_path)
         generator.check(LORA, on_policy=False)
         with pytest.raises(ValueError, match=r"rank than 7 \(policy 3 and inner adapter 4\).* --max-lora-rank 8\."):
             generator.check(LORA)
@@ -234,7 +234,7 @@ def test_what_a_killed_process_left_is_removed(generator, server, tmp_path, adap
 
 
 def test_two_runs_take_turns(model, tokenizer, adapters, generator, server, tmp_path):
-    other = VLLMGenerator(model, tokenizer, BASE_ID, server.url, tmp_path)
+    other = VLLMServerGenerator(model, tokenizer, BASE_ID, server.url, tmp_path)
     chosen, found = [adapters[0], adapters[1], adapters[0], None, adapters[2]], {}
 
     def use(own):
@@ -298,35 +298,33 @@ def test_a_server_that_does_not_fit_is_named_at_the_start(model, tokenizer, tmp_
     facts = {"name": BASE_ID, **facts}
     with served(tiny_llama(), tokenizer, **facts) as server:
         with pytest.raises(ValueError, match=message):
-            VLLMGenerator(model, tokenizer, BASE_ID, server.url, tmp_path).check(LORA)
+            VLLMServerGenerator(model, tokenizer, BASE_ID, server.url, tmp_path).check(LORA)
         assert_clean(server, tmp_path)
 
 
 def test_other_weights_under_the_same_name_are_noticed(model, tokenizer, tmp_path):
     with served(tiny_llama(seed=1, initializer_range=0.3), tokenizer, BASE_ID) as server:
-        with pytest.raises(
-            ValueError, match="has another base model than the one here, under the name tests/tiny-llama"
-        ):
-            VLLMGenerator(model, tokenizer, BASE_ID, server.url, tmp_path).check(LORA)
+        with pytest.raises(ValueError, match="has another base model than the one here: a text has"):
+            VLLMServerGenerator(model, tokenizer, BASE_ID, server.url, tmp_path).check(LORA)
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://host", "http://", "nonsense"])
 def test_what_is_no_url_is_refused(model, tokenizer, url):
     with pytest.raises(ValueError, match=f"vllm_server_base_url='{re.escape(url)}' is no URL of a server; give one"):
-        VLLMGenerator(model, tokenizer, BASE_ID, url)
+        VLLMServerGenerator(model, tokenizer, BASE_ID, url)
 
 
 def test_a_url_where_nothing_or_something_else_answers_is_refused(model, tokenizer, hub):
     with pytest.raises(ValueError, match="There is no vLLM server at vllm_server_base_url='http.*make vllm-server"):
-        VLLMGenerator(model, tokenizer, BASE_ID, hub.url)
+        VLLMServerGenerator(model, tokenizer, BASE_ID, hub.url)
     hub.stop()
     with pytest.raises(VLLMServerGone, match=r"does not answer \(.*\)\. Start one with `make vllm-server`, or give"):
-        VLLMGenerator(model, tokenizer, BASE_ID, hub.url)
+        VLLMServerGenerator(model, tokenizer, BASE_ID, hub.url)
 
 
 def test_the_shorter_context_counts(model, tokenizer, tmp_path):
     with served(tiny_llama(), tokenizer, BASE_ID, context=40) as server:
-        generator = VLLMGenerator(model, tokenizer, BASE_ID, f"{server.url}/v1/", tmp_path)
+        generator = VLLMServerGenerator(model, tokenizer, BASE_ID, f"{server.url}/v1/", tmp_path)
         assert generator.context_length == 40
         with pytest.raises(ValueError, match="exceed the model's context of 40 tokens"):
             generator.generate(["a" * 30], max_new_tokens=11)

@@ -22,7 +22,7 @@ from seal_hf.domains import KnowledgeDomain
 from seal_hf.evaluation.single_passage import single_passage
 from seal_hf.generation.base import Sampling
 from seal_hf.generation.vllm_client import VLLMClient
-from seal_hf.generation.vllm_generation import VLLMGenerator
+from seal_hf.generation.vllm_server_generation import VLLMServerGenerator
 from seal_hf.records.journal import Journal
 from seal_hf.rollout.stage import RolloutConfig
 
@@ -80,7 +80,7 @@ def policy_model():
 
 def test_base_and_adapters_write_what_peft_writes(url, tokenizer, tmp_path):
     adapters = adapters_of(base_model())[:2]
-    generator = VLLMGenerator(base_model(), tokenizer, BASE_ID, url, tmp_path / "shared")
+    generator = VLLMServerGenerator(base_model(), tokenizer, BASE_ID, url, tmp_path / "shared")
     generator.check(LORA)
     assert generator._max_loras == 2
     chosen = [adapters[number] for number in (0, 1) for _ in PROMPTS]
@@ -102,7 +102,7 @@ def test_base_and_adapters_write_what_peft_writes(url, tokenizer, tmp_path):
 def test_more_adapters_than_a_batch_takes_and_a_policy(url, tokenizer, tmp_path):
     model = policy_model()
     adapters = adapters_of(base_model(), carried_policy(model, BASE_ID))
-    generator = VLLMGenerator(model, tokenizer, BASE_ID, url, tmp_path)
+    generator = VLLMServerGenerator(model, tokenizer, BASE_ID, url, tmp_path)
     generator.check(LORA)
     chosen = [adapters[2], None, adapters[0], adapters[1], adapters[0]]
     found = generator.generate(PROMPTS, chosen, max_new_tokens=32)
@@ -111,7 +111,7 @@ def test_more_adapters_than_a_batch_takes_and_a_policy(url, tokenizer, tmp_path)
 
 
 def test_draws_are_by_seed_and_streams_add_up(url, tokenizer, tmp_path):
-    generator = VLLMGenerator(policy_model(), tokenizer, BASE_ID, url, tmp_path)
+    generator = VLLMServerGenerator(policy_model(), tokenizer, BASE_ID, url, tmp_path)
     sampling, seen = Sampling((1, 2, 1, 3, 4), top_p=0.9), []
     first = generator.generate(PROMPTS[:1] * 5, max_new_tokens=20, sampling=sampling, on_text=seen.append)
     again = generator.generate(PROMPTS[:1] * 5, max_new_tokens=20, sampling=sampling)
@@ -122,7 +122,7 @@ def test_draws_are_by_seed_and_streams_add_up(url, tokenizer, tmp_path):
 
 
 def test_a_rank_too_high_is_named(url, tokenizer, tmp_path):
-    generator = VLLMGenerator(policy_model(), tokenizer, BASE_ID, url, tmp_path)
+    generator = VLLMServerGenerator(policy_model(), tokenizer, BASE_ID, url, tmp_path)
     with pytest.raises(ValueError, match=r"rank than 12 \(policy 4 and inner adapter 8\).*--max-lora-rank 16\."):
         generator.check(LoraConfig(r=8, target_modules=["q_proj"]))
 

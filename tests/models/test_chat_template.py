@@ -7,7 +7,7 @@ from helpers.generating import generate
 from helpers.tiny_models import EOS_ID, tiny_llama, tiny_tokenizer
 from seal_hf import InnerLoopConfig, SelfAdaptingLM, SelfEdit
 from seal_hf.domains import PROMPT_STYLES, KnowledgeDomain
-from seal_hf.generation.transformers_generation import TransformersGenerator
+from seal_hf.generation.requests import eos_token_ids
 from seal_hf.inner_loop.update import tokenize_self_edit
 from seal_hf.models.chat_template import end_of_turn, json_object, with_fixed_template
 from seal_hf.models.encoding import encode_answer, encode_prompt
@@ -138,7 +138,7 @@ def test_text_stops_at_the_end_of_a_turn(monkeypatch):
     (found,) = generate(model, tokenizer, [MESSAGES], max_new_tokens=5)
     assert (found.text, found.num_tokens, found.finished) == ("", 1, True)
     # A base model may carry a template and end its texts in its own way.
-    assert {end, EOS_ID} <= TransformersGenerator(model, tokenizer, "tests/tiny")._special_ids()[1]
+    assert {end, EOS_ID} <= eos_token_ids(model, tokenizer)
 
 
 def test_answer_ends_with_the_turn():
