@@ -21,6 +21,7 @@ from starlette.middleware import Middleware
 
 import seal_hf
 from seal_hf import SelfAdaptingLM
+from seal_hf.generation.vllm_options import VLLM_MODES, vllm_arguments
 from seal_hf.models.chat_template import json_object
 from seal_hf.models.embedded import EMBEDDED, EMBEDDED_MODELS
 from seal_hf.webui.page import build_page
@@ -56,9 +57,26 @@ def parse_arguments() -> argparse.Namespace:
         "--chat_template_kwargs",
         help="What the chat template is given in all prompts, in JSON: '{\"enable_thinking\": false}'.",
     )
-    parser.add_argument("--use_vllm", action="store_true", help="Let a vLLM server write self-edits and answers.")
+    parser.add_argument("--use_vllm", action="store_true", help="Let vLLM write self-edits and answers.")
+    parser.add_argument(
+        "--vllm_mode",
+        default="server",
+        choices=VLLM_MODES,
+        help="Where vLLM runs: 'server', or 'colocate' for an engine of the app, on its device.",
+    )
     parser.add_argument(
         "--vllm_server_base_url", default="http://127.0.0.1:8000", help="The vLLM server, which has the base model."
+    )
+    parser.add_argument(
+        "--vllm_gpu_memory_utilization",
+        type=float,
+        default=0.3,
+        help="With 'colocate': share of the device's memory that vLLM takes.",
+    )
+    parser.add_argument(
+        "--vllm_enable_sleep_mode",
+        action="store_true",
+        help="With 'colocate': give vLLM's memory back between its calls. CUDA only.",
     )
     parser.add_argument("--host", default="0.0.0.0" if ON_SPACE else "127.0.0.1", help="Address to serve on.")
     parser.add_argument("--port", type=int, default=int(os.environ.get("GRADIO_SERVER_PORT") or 7860), help="Port.")
@@ -78,7 +96,7 @@ def load(args: argparse.Namespace) -> SelfAdaptingLM:
             args.model_name_or_path,
             load_in_4bit=args.load_in_4bit,
             chat_template_kwargs=json_object(args.chat_template_kwargs),
-            vllm_server_base_url=args.vllm_server_base_url if args.use_vllm else None,
+            **vllm_arguments(args),
         )
     except (ValueError, OSError) as error:
         if args.model_name_or_path not in EMBEDDED_MODELS:

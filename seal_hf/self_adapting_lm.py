@@ -26,6 +26,9 @@ from .generation.base import Generation, TextGenerator
 from .generation.parts import JoinedParts
 from .generation.thoughts import without_thoughts
 from .generation.transformers_generation import TransformersGenerator
+from .generation.vllm_colocated_generation import VLLMColocatedGenerator
+from .generation.vllm_engine import VLLMColocateConfig
+from .generation.vllm_generation import VLLMGenerator
 from .generation.vllm_server_generation import VLLMServerGenerator
 from .inner_loop.training import InnerStep
 from .inner_loop.update import InnerLoopConfig, InnerUpdate, tokenize_self_edit
@@ -76,7 +79,10 @@ class SelfAdaptingLM:
             What the chat template is given in all prompts, such as `{"enable_thinking": False}`.
         vllm_server_base_url (`str`, *optional*):
             A vLLM server of the same base model that writes all texts, such as `"http://127.0.0.1:8000"` (see
-            [`VLLMServerGenerator`]); where absent the model here does.
+            [`VLLMServerGenerator`]).
+        vllm_colocate ([`VLLMColocateConfig`], *optional*):
+            An engine of vLLM of this process that writes all texts, in place of a server (see [`VLLMColocatedGenerator`]). Where
+            both are absent the model here does.
 
     Attributes:
         generator ([`TextGenerator`]):
@@ -86,7 +92,8 @@ class SelfAdaptingLM:
 
     Raises:
         VLLMServerGone: Nothing answers at `vllm_server_base_url`.
-        ValueError: A model that is no causal LM, a vLLM server that does not fit (see [`VLLMServerGenerator.check`]), target modules
+        ImportError: `vllm_colocate` without vLLM.
+        ValueError: A model that is no causal LM, a vLLM that does not fit (see [`VLLMGenerator.check`]), target modules
             that match nothing, a rank below 1, an unknown student, a domain in chat form for a tokenizer without a chat template,
             arguments of a template that it cannot have, or a tokenizer with neither padding nor end-of-sequence token.
 
@@ -113,7 +120,10 @@ class SelfAdaptingLM:
         student: str = "policy",
         chat_template_kwargs: Mapping[str, object] | None = None,
         vllm_server_base_url: str | None = None,
+        vllm_colocate: VLLMColocateConfig | None = None,
     ):
+        if vllm_server_base_url is not None and vllm_colocate is not None:
+            raise ValueError(f"{vllm_server_base_url=} and {vllm_colocate=} are two ways to write; give one of them.")
         if student not in STUDENTS:
             raise ValueError(f"student={student!r} must be {' or '.join(map(repr, STUDENTS))}.")
         keep_trainable(model)
@@ -134,12 +144,16 @@ class SelfAdaptingLM:
             )
         lora_layout(model, self.peft_config)  # raises where the adapters do not fit
         carried_policy(model, self.base_model_id)  # raises where the policy adapter is not a plain LoRA
-        self.generator: TextGenerator = TransformersGenerator(model, processing_class, self.base_model_id)
-        self.context_length = context_length(model)
+        own, on_policy = (model, processing_class, self.base_model_id), student == "policy"
+        generator: TransformersGenerator | VLLMGenerator = TransformersGenerator(*own)
         if vllm_server_base_url is not None:
-            server = VLLMServerGenerator(model, processing_class, self.base_model_id, vllm_server_base_url)
-            server.check(self.peft_config, on_policy=student == "policy")
-            self.generator, self.context_length = server, server.context_length
+            generator = VLLMServerGenerator(*own, vllm_server_base_url)
+        elif vllm_colocate is not None:
+            generator = VLLMColocatedGenerator(*own, self.peft_config, on_policy=on_policy, config=vllm_colocate)
+        if isinstance(generator, VLLMGenerator):
+            generator.check(self.peft_config, on_policy=on_policy)
+        self.generator: TextGenerator = generator
+        self.context_length = generator.context_length
 
     @classmethod
     def from_pretrained(

@@ -8,6 +8,7 @@ from peft import LoraConfig
 
 from seal_hf import InnerLoopConfig, SelfAdaptingLM
 from seal_hf.domains import KnowledgeDomain, load_demo_passages, load_passages, shuffle_passages
+from seal_hf.generation.vllm_options import vllm_arguments
 from seal_hf.grading import JudgeGrader
 from seal_hf.models.chat_template import json_object
 
@@ -95,9 +96,19 @@ class AdaptationArguments(DomainArguments):
         default=None,
         metadata={"help": "What the chat template is given in all prompts, in JSON: '{\"enable_thinking\": false}'."},
     )
-    use_vllm: bool = field(default=False, metadata={"help": "Let a vLLM server write self-edits and answers."})
+    use_vllm: bool = field(default=False, metadata={"help": "Let vLLM write self-edits and answers."})
+    vllm_mode: str = field(
+        default="server",
+        metadata={"help": "Where vLLM runs: 'server', or 'colocate' for an engine of each process, on its device."},
+    )
     vllm_server_base_url: str = field(
         default="http://127.0.0.1:8000", metadata={"help": "The vLLM server, which has the base model."}
+    )
+    vllm_gpu_memory_utilization: float = field(
+        default=0.3, metadata={"help": "With 'colocate': share of the device's memory that vLLM takes."}
+    )
+    vllm_enable_sleep_mode: bool = field(
+        default=False, metadata={"help": "With 'colocate': give vLLM's memory back between its calls. CUDA only."}
     )
     num_generations: int = field(default=2, metadata={"help": "Self-edits per passage."})
     temperature: float = field(default=0.7, metadata={"help": "Sampling temperature of the self-edits."})
@@ -141,7 +152,7 @@ class AdaptationArguments(DomainArguments):
             peft_config=peft_config,
             inner_config=inner_config,
             chat_template_kwargs=json_object(self.chat_template_kwargs),
-            vllm_server_base_url=self.vllm_server_base_url if self.use_vllm else None,
+            **vllm_arguments(self),
             **options,
         )
 

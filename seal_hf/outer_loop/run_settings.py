@@ -42,7 +42,10 @@ _FREE_FIELDS = (
     "logging_steps",
     "ddp_timeout",
     "use_vllm",
+    "vllm_mode",
     "vllm_server_base_url",
+    "vllm_gpu_memory_utilization",
+    "vllm_enable_sleep_mode",
 )
 
 

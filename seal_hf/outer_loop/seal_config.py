@@ -8,6 +8,7 @@ import torch
 from peft import LoraConfig
 from trl import SFTConfig
 
+from ..generation.vllm_options import vllm_arguments
 from ..inner_loop.update import InnerLoopConfig, is_whole
 from ..rollout.stage import RolloutConfig
 from ..self_adapting_lm import STUDENTS
@@ -43,10 +44,16 @@ class SEALConfig(SFTConfig):
             five; neither the inner loop nor the outer SFT reads further (`inner_max_length`, `max_length`), and batches
             are cut by this length, so that four times as much makes writing several times slower.
         use_vllm (`bool`, *optional*, defaults to `False`):
-            Whether a vLLM server writes self-edits and answers (see [`VLLMGenerator`]). Its draws are others than those of the
-            model in this process, so that a run is resumed with the same choice.
+            Whether vLLM writes self-edits and answers (see [`VLLMGenerator`]). Its draws are others than those of the model in
+            this process, so that a run is resumed with the same choice.
+        vllm_mode (`str`, *optional*, defaults to `"server"`):
+            Where vLLM runs: `"server"`, or `"colocate"` for an engine of each process, on its device.
         vllm_server_base_url (`str`, *optional*, defaults to `"http://127.0.0.1:8000"`):
-            That server, which has the base model.
+            The server, which has the base model.
+        vllm_gpu_memory_utilization (`float`, *optional*, defaults to `0.3`):
+            With `"colocate"`: share of the device's memory that vLLM takes; above 0, at most 1.
+        vllm_enable_sleep_mode (`bool`, *optional*, defaults to `False`):
+            With `"colocate"`: whether vLLM's memory is given back between its calls. CUDA only.
 
         > Parameters that control the inner update
 
@@ -150,9 +157,19 @@ class SEALConfig(SFTConfig):
     max_completion_length: int = field(
         default=2048, metadata={"help": "Longest self-edit, in tokens, where the model's context leaves so much."}
     )
-    use_vllm: bool = field(default=False, metadata={"help": "Let a vLLM server write self-edits and answers."})
+    use_vllm: bool = field(default=False, metadata={"help": "Let vLLM write self-edits and answers."})
+    vllm_mode: str = field(
+        default="server",
+        metadata={"help": "Where vLLM runs: 'server', or 'colocate' for an engine of each process, on its device."},
+    )
     vllm_server_base_url: str = field(
         default="http://127.0.0.1:8000", metadata={"help": "The vLLM server, which has the base model."}
+    )
+    vllm_gpu_memory_utilization: float = field(
+        default=0.3, metadata={"help": "With 'colocate': share of the device's memory that vLLM takes."}
+    )
+    vllm_enable_sleep_mode: bool = field(
+        default=False, metadata={"help": "With 'colocate': give vLLM's memory back between its calls. CUDA only."}
     )
 
     inner_learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the inner update."})
@@ -276,7 +293,8 @@ class SEALConfig(SFTConfig):
                 raise ValueError(f"{name}={getattr(self, name)!r} is not supported by SEALTrainer; leave it out.")
         if self.packing or self.padding_free:
             raise ValueError("packing and padding_free are not supported by SEALTrainer; leave them off.")
-        self.rollout_config()  # raise for values out of range
+        vllm_arguments(self)  # raise for values out of range
+        self.rollout_config()
         self.eval_rollout_config()
         self.inner_config()
 

@@ -36,6 +36,7 @@ from transformers.trainer_utils import TrainOutput
 from trl.trainer.base_trainer import _BaseTrainer
 
 from ..domains import Domain, KnowledgeDomain
+from ..generation.vllm_options import vllm_arguments
 from ..models.access import context_length
 from ..records.journal import Journal, ScoredSelfEdit, SelectedSelfEdit
 from ..records.plot import save_plot
@@ -157,7 +158,7 @@ class SEALTrainer(_BaseTrainer):
             inner_gradient_checkpointing=args.inner_gradient_checkpointing,
             student=args.student,
             chat_template_kwargs=args.chat_template_kwargs,
-            vllm_server_base_url=args.vllm_server_base_url if args.use_vllm else None,
+            **vllm_arguments(args),
         )
         self._eval_lm = self.lm if eval_domain is None else self.lm.with_domain(eval_domain)
         self.domain, processing_class = self.lm.domain, self.lm.processing_class

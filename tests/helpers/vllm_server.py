@@ -36,6 +36,29 @@ class TokenIds:
         return json.dumps(token_ids)
 
 
+def written_tokens(
+    generator: TransformersGenerator, prompts: list[list[int]], adapter: Adapter | None, options: dict
+) -> list[list[int]]:
+    """The tokens after each prompt, by vLLM's sampling parameters."""
+    sampling = None
+    if options["temperature"]:
+        sampling = Sampling((options["seed"],) * len(prompts), options["temperature"], options["top_p"])
+    written = generator.generate(
+        [json.dumps(ids) for ids in prompts],
+        [adapter] * len(prompts),
+        max_new_tokens=options["max_tokens"],
+        sampling=sampling,
+    )
+    return [list(one.token_ids) for one in written]
+
+
+def log_probs(model, token_ids: list[int]) -> list[float]:
+    """The log-probability of each token after the first, in nats."""
+    row = model.get_input_embeddings().weight.new_tensor([token_ids], dtype=torch.long)
+    with torch.no_grad():
+        return model(row).logits[0, :-1].log_softmax(-1).gather(1, row[0, 1:, None])[:, 0].tolist()
+
+
 class VLLMServer:
     """
     Parameters:
@@ -130,19 +153,10 @@ class VLLMServer:
             if adapter is None and body["model"] != self.name:
                 return None
             self.num_used += adapter is not None
-            prompts = [json.dumps(ids) for ids in body["prompt"]]
-            sampling = None
-            if body["temperature"]:
-                sampling = Sampling((body["seed"],) * len(prompts), body["temperature"], body["top_p"])
-            written = self.generator.generate(
-                prompts, [adapter] * len(prompts), max_new_tokens=body["max_tokens"], sampling=sampling
-            )
-        return [list(one.token_ids) for one in written]
+            return written_tokens(self.generator, body["prompt"], adapter, body)
 
     def log_probs(self, token_ids: list[int]) -> list[dict | None]:
-        row = self.model.get_input_embeddings().weight.new_tensor([token_ids], dtype=torch.long)
-        with torch.no_grad():
-            found = self.model(row).logits[0, :-1].log_softmax(-1).gather(1, row[0, 1:, None])[:, 0].tolist()
+        found = log_probs(self.model, token_ids)
         return [None, *({str(token): {"logprob": one}} for token, one in zip(token_ids[1:], found, strict=True))]
 
 
