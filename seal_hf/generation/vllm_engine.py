@@ -3,10 +3,9 @@
 import importlib.util
 import logging
 import os
-import subprocess
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -18,23 +17,15 @@ from filelock import FileLock, Timeout
 
 from ..adapters.adapter import Adapter
 from .vllm_adapters import LoadedAdapters, rank_with_policy, shared_folder
+from .vllm_process import end_with, engine_environment
 
 
 logger = logging.getLogger(__name__)
 
 # Adapters in one batch, as of the server that trainers/vllm_server.py starts.
 MAX_LORAS = 4
-# Ends the processes with these ids once the one that writes to it is gone.
-_WATCH = """
-import sys, psutil
-processes = [psutil.Process(number) for number in map(int, sys.argv[1:]) if psutil.pid_exists(number)]
-sys.stdin.read()
-for process in processes:
-    try:
-        process.terminate()
-    except psutil.NoSuchProcess:
-        pass
-"""
+# Seconds after which it is seen whether an engine that has not answered still lives.
+_POLL_SECONDS = 1.0
 _KEPT = "A training run keeps what it has scored, and goes on with resume_from_checkpoint=True."
 
 
@@ -135,9 +126,9 @@ class VLLMEngine:
         self._sleeps = config.enable_sleep_mode and current_platform.is_sleep_mode_available()
         if config.enable_sleep_mode and not self._sleeps:
             logger.warning("vllm_enable_sleep_mode is off: vLLM has no sleep mode on %s.", device.type)
-        on_cpu, before = device.type == "cpu", set(psutil.Process().children(recursive=True))
+        on_cpu, before = device.type == "cpu", set(psutil.Process().children())
         try:
-            with _seeing_only(device):
+            with engine_environment(device):
                 self._llm = LLM(
                     model,
                     revision=revision,
@@ -158,7 +149,8 @@ class VLLMEngine:
                 f"short, change vllm_gpu_memory_utilization={config.gpu_memory_utilization}, and where the model has no folder, "
                 "save it first."
             ) from error
-        self._watch = _ended_with_this_process(set(psutil.Process().children(recursive=True)) - before)
+        self._processes = set(psutil.Process().children()) - before
+        end_with(self, self._processes)
         self._engine = self._llm.llm_engine
         self.context_length: int = self._engine.model_config.max_model_len
         self._loras: dict[str, Any] = {}
@@ -188,8 +180,7 @@ class VLLMEngine:
         params = SamplingParams(**options, detokenize=False, output_kind=RequestOutputKind.DELTA)
         number = str(next(self._numbers))
         lora = None if adapter is None else self._loras[adapter]
-        with self._explaining():
-            self._engine.add_request(number, {"prompt_token_ids": prompt}, params, lora_request=lora)
+        self._ask(self._engine.add_request, number, {"prompt_token_ids": prompt}, params, lora_request=lora)
         self._going[number] = place
 
     def step(self) -> list[tuple[int, Sequence[int], bool]]:
@@ -204,9 +195,7 @@ class VLLMEngine:
             VLLMEngineEnded: The engine has ended, or broke a text off.
         """
         news = []
-        with self._explaining():
-            outputs = self._engine.step()
-        for output in outputs:
+        for output in self._ask(self._engine.step):
             (text,) = output.outputs
             place = self._going[output.request_id]
             if output.finished:
@@ -220,16 +209,14 @@ class VLLMEngine:
         """Leave the texts that are not done."""
         numbers, self._going = list(self._going), {}
         if numbers:
-            with self._explaining():
-                self._engine.abort_request(numbers)
+            self._ask(self._engine.abort_request, numbers)
 
     def log_probs(self, token_ids: list[int]) -> list[float]:
         """The log-probability that the base model gives each token after the first, in nats."""
         from vllm import SamplingParams
 
         params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
-        with self._explaining():
-            (output,) = self._llm.generate([{"prompt_token_ids": token_ids}], params, use_tqdm=False)
+        (output,) = self._ask(self._llm.generate, [{"prompt_token_ids": token_ids}], params, use_tqdm=False)
         found = output.prompt_logprobs
         return [entry[token].logprob for token, entry in zip(token_ids[1:], found[1:], strict=True)]
 
@@ -244,41 +231,56 @@ class VLLMEngine:
         from vllm.lora.request import LoRARequest
 
         lora = LoRARequest(name, next(self._numbers), path)
-        with self._explaining():
-            try:
-                self._engine.add_lora(lora)
-            except self._ended:
-                raise
-            except Exception as error:  # what its process raised comes as a plain Exception
-                raise RuntimeError(str(error)) from error
+        try:
+            self._ask(self._engine.add_lora, lora)
+        except VLLMEngineEnded:
+            raise
+        except Exception as error:  # what its process raised comes as a plain Exception
+            raise RuntimeError(str(error)) from error
         self._loras[name] = lora
 
     def unload_adapter(self, name: str) -> None:
         """Forget an adapter; nothing happens where the engine has ended, since it forgets them then."""
         lora = self._loras.pop(name)
         try:
-            self._engine.remove_lora(lora.lora_int_id)
-        except self._ended as error:
+            self._ask(self._engine.remove_lora, lora.lora_int_id)
+        except VLLMEngineEnded as error:
             logger.debug("The adapter %s was not unloaded: %s", name, error)
 
     def wake(self) -> None:
         """Take the memory again that [`sleep`] gave back."""
         if self._sleeps:
-            with self._explaining():
-                self._llm.wake_up()
+            self._ask(self._llm.wake_up)
 
     def sleep(self) -> None:
         """Give the memory on the card back, where sleep mode is on."""
         if self._sleeps:
-            with self._explaining():
-                self._llm.sleep(level=1)
+            self._ask(self._llm.sleep, level=1)
 
-    @contextmanager
-    def _explaining(self) -> Iterator[None]:
-        try:
-            yield
-        except self._ended as error:
-            raise VLLMEngineEnded(f"The vLLM engine of this process has ended; see its log above. {_KEPT}") from error
+    def _ask(self, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """
+        What a call of the engine gives.
+
+        vLLM 0.32 waits for ever where the engine's process was killed, so the call has a thread that can be left behind.
+        """
+        answer: Future[Any] = Future()
+
+        def work() -> None:
+            try:
+                answer.set_result(call(*args, **options))
+            except Exception as error:
+                answer.set_exception(error)
+
+        if self._is_alive():
+            threading.Thread(target=work, daemon=True).start()
+        while not wait([answer], timeout=_POLL_SECONDS).done and self._is_alive():
+            pass
+        if not answer.done() or isinstance(answer.exception(), self._ended):
+            raise VLLMEngineEnded(f"The vLLM engine of this process has ended; see its log above. {_KEPT}")
+        return answer.result()
+
+    def _is_alive(self) -> bool:
+        return all(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in self._processes)
 
 
 class EngineAdapters(LoadedAdapters):
@@ -323,36 +325,3 @@ class EngineAdapters(LoadedAdapters):
 
     def _unload(self, name: str) -> None:
         self.engine.unload_adapter(name)
-
-
-def _ended_with_this_process(processes: Iterable[psutil.Process]) -> subprocess.Popen:
-    """
-    A process that ends others when this one has ended or lets go of it.
-
-    vLLM 0.32 does not where this one is killed: its engine would keep the memory.
-    """
-    command = [sys.executable, "-c", _WATCH, *(str(process.pid) for process in processes)]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
-
-
-@contextmanager
-def _seeing_only(device: torch.device) -> Iterator[None]:
-    """
-    Have a process that is started inside the block see one GPU.
-
-    An engine without tensor parallelism takes the first that it sees.
-    """
-    if device.type != "cuda":
-        yield
-        return
-    name = "CUDA_VISIBLE_DEVICES"
-    before = os.environ.get(name)
-    visible = before.split(",") if before else [str(index) for index in range(torch.cuda.device_count())]
-    os.environ[name] = visible[device.index or 0]
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before

@@ -1,5 +1,7 @@
 """What is asked of an engine of vLLM in this process, with a small one in its place: adapters, streams, sleep, what goes wrong."""
 
+import gc
+import signal
 import threading
 
 import pytest
@@ -11,7 +13,7 @@ from helpers.tiny_models import save_tiny_model, tiny_llama, tiny_policy_model, 
 from helpers.vllm_package import Engine, install
 from seal_hf import SelfAdaptingLM
 from seal_hf.adapters.policy import carried_policy
-from seal_hf.generation import vllm_adapters
+from seal_hf.generation import vllm_adapters, vllm_engine
 from seal_hf.generation.base import Sampling
 from seal_hf.generation.vllm_colocated_generation import VLLMColocatedGenerator
 from seal_hf.generation.vllm_engine import VLLMColocateConfig, VLLMEngineEnded
@@ -136,6 +138,24 @@ def test_an_engine_that_ends_is_a_clear_error(adapters, generator, engine, tmp_p
     with pytest.raises(VLLMEngineEnded, match=r"has ended; see its log above\. .*resume_from_checkpoint=True"):
         generator.generate(PROMPTS[:5], adapters, max_new_tokens=30, on_text=on_text)
     assert [path for path in tmp_path.rglob("seal-hf-*") if path.is_dir()] == []
+
+
+def test_an_engine_that_is_killed_is_not_waited_for(monkeypatch, adapters, engine, tokenizer, tmp_path):
+    monkeypatch.setattr(vllm_engine, "_POLL_SECONDS", 0.05)
+    engine.has_process = True
+    generator = generator_of(tiny_llama(), tokenizer, tmp_path)
+    with pytest.raises(VLLMEngineEnded, match="has ended"):
+        generator.generate(PROMPTS[:1], adapters[:1], max_new_tokens=9, on_text=lambda new: engine.process.kill())
+    with pytest.raises(VLLMEngineEnded, match="has ended"):
+        generator.generate(PROMPTS[:1], max_new_tokens=9)
+    engine.process.wait()
+
+
+def test_an_engine_ends_with_its_generator(engine, tokenizer, tmp_path):
+    engine.has_process = True
+    generator_of(tiny_llama(), tokenizer, tmp_path)
+    gc.collect()
+    assert engine.process.wait(60) == -signal.SIGTERM
 
 
 def test_a_text_that_is_broken_off_is_an_error(generator, engine):

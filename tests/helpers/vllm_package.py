@@ -6,7 +6,9 @@ It loads adapters from their PEFT folders and writes what the transformers backe
 """
 
 import json
+import subprocess
 import sys
+import threading
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -35,8 +37,8 @@ class Engine:
         self.max_loras, self.max_lora_rank, self.options = 0, 0, {}
         self.log, self.adapters, self.most_adapters = [], {}, 0
         self.going: dict[str, tuple[str | None, list[int]]] = {}
-        self.is_dead = self.is_asleep = False
-        self.finish_reason = "length"
+        self.is_dead = self.is_asleep = self.has_process = False
+        self.finish_reason, self.process = "length", None
 
     def names(self, kind: str) -> list[str]:
         return [entry[1] for entry in self.log if entry[0] == kind]
@@ -76,6 +78,8 @@ class Engine:
 
     def step(self) -> list:
         self.alive()
+        if self.process is not None and self.process.poll() is not None:
+            threading.Event().wait()  # as vLLM's does
         outputs = []
         for number, (adapter, tokens) in list(self.going.items()):
             new, rest = tokens[:3], tokens[3:]
@@ -103,6 +107,8 @@ def install(monkeypatch, engine: Engine, version: str = "0.32.0", *, has_sleep_m
             engine.options = {"model": model, **options}
             engine.max_loras, engine.max_lora_rank = options["max_loras"], options["max_lora_rank"]
             self.llm_engine = engine
+            if engine.has_process:
+                engine.process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 
         def generate(self, prompts, params, use_tqdm):
             engine.alive()
