@@ -69,8 +69,8 @@ def installed_version() -> str:
     """
     if importlib.util.find_spec("vllm") is None:
         raise ImportError(
-            "vllm_mode='colocate' needs vLLM in the trainer's environment; run `pip install 'seal-hf[vllm]'`, or on a CPU "
-            "`make vllm` and use its Python."
+            "vllm_mode='colocate' needs vLLM in the trainer's environment; run `pip install 'seal-hf[vllm]'`, or for a "
+            "CPU see docs/vllm.md."
         )
     from vllm import __version__
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from helpers.adapters import BASE_ID, random_adapter
 from helpers.generating import generate
 from helpers.outer_loop import HashGrader, tiny_examples
-from helpers.real_vllm import vllm_server
+from helpers.real_vllm import cpu_environment, vllm_server
 from helpers.tiny_models import randomize_lora, tiny_llama, tiny_tokenizer
 from seal_hf import InnerLoopConfig, SelfAdaptingLM
 from seal_hf.adapters.policy import carried_policy
@@ -22,6 +22,8 @@ from seal_hf.domains import KnowledgeDomain
 from seal_hf.evaluation.single_passage import single_passage
 from seal_hf.generation.base import Sampling
 from seal_hf.generation.vllm_client import VLLMClient
+from seal_hf.generation.vllm_colocated_generation import VLLMColocatedGenerator
+from seal_hf.generation.vllm_engine import VLLMColocateConfig, VLLMEngine
 from seal_hf.generation.vllm_server_generation import VLLMServerGenerator
 from seal_hf.records.journal import Journal
 from seal_hf.rollout.stage import RolloutConfig
@@ -50,18 +52,46 @@ def tokenizer():
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory, tokenizer):
+def folder(tmp_path_factory, tokenizer):
     folder = tmp_path_factory.mktemp("vllm")
     base_model().save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
-    with vllm_server(folder / "model", BASE_ID, folder / "log.txt", "--max-loras", "2", "--max-lora-rank", "8") as url:
-        yield url
+    return folder
+
+
+@pytest.fixture(scope="module", params=["server", "colocate"])
+def vllm(request, folder):
+    """The URL of a server, or an engine of this process: one after the other, since they take memory."""
+    if request.param == "server":
+        options = ("--max-loras", "2", "--max-lora-rank", "8")
+        with vllm_server(folder / "model", BASE_ID, folder / "log.txt", *options) as url:
+            yield url
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in cpu_environment().items():
+            patch.setenv(name, value)
+        config = VLLMColocateConfig(enable_sleep_mode=True)
+        yield VLLMEngine(str(folder / "model"), None, torch.float32, torch.device("cpu"), 8, config)
 
 
 @pytest.fixture(autouse=True)
-def nothing_left(url):
+def nothing_left(vllm, monkeypatch, tmp_path):
+    """All tests share the engine, which takes long to start, and leave no adapter in it."""
+    monkeypatch.setattr("seal_hf.generation.vllm_adapters._SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr("seal_hf.generation.vllm_colocated_generation.VLLMEngine", lambda *facts: vllm)
     yield
-    assert [model.name for model in VLLMClient(url).models()] == [BASE_ID]
+    if isinstance(vllm, str):
+        assert [model.name for model in VLLMClient(vllm).models()] == [BASE_ID]
+    else:
+        assert vllm._engine.list_loras() == []
+
+
+@pytest.fixture
+def generator_of(vllm, tokenizer):
+    """Makes a generator for a model."""
+    if isinstance(vllm, str):
+        return lambda model: VLLMServerGenerator(model, tokenizer, BASE_ID, vllm)
+    return lambda model: VLLMColocatedGenerator(model, tokenizer, BASE_ID, LORA)
 
 
 def adapters_of(model, policy=None):
@@ -78,11 +108,12 @@ def policy_model():
     return model
 
 
-def test_base_and_adapters_write_what_peft_writes(url, tokenizer, tmp_path):
+def test_base_and_adapters_write_what_peft_writes(generator_of, tokenizer, tmp_path):
     adapters = adapters_of(base_model())[:2]
-    generator = VLLMServerGenerator(base_model(), tokenizer, BASE_ID, url, tmp_path / "shared")
+    generator = generator_of(base_model())
     generator.check(LORA)
-    assert generator._max_loras == 2
+    if isinstance(generator, VLLMServerGenerator):
+        assert generator._max_loras == 2
     chosen = [adapters[number] for number in (0, 1) for _ in PROMPTS]
     found = generator.generate([*PROMPTS, *PROMPTS, *PROMPTS], [*chosen, *[None] * 5], max_new_tokens=32)
     expected = []
@@ -99,10 +130,10 @@ def test_base_and_adapters_write_what_peft_writes(url, tokenizer, tmp_path):
     assert all(len({expected[place + 5 * who] for who in range(3)}) == 3 for place in range(5) if place != 1)
 
 
-def test_more_adapters_than_a_batch_takes_and_a_policy(url, tokenizer, tmp_path):
+def test_more_adapters_than_a_batch_takes_and_a_policy(generator_of, tokenizer):
     model = policy_model()
     adapters = adapters_of(base_model(), carried_policy(model, BASE_ID))
-    generator = VLLMServerGenerator(model, tokenizer, BASE_ID, url, tmp_path)
+    generator = generator_of(model)
     generator.check(LORA)
     chosen = [adapters[2], None, adapters[0], adapters[1], adapters[0]]
     found = generator.generate(PROMPTS, chosen, max_new_tokens=32)
@@ -110,8 +141,8 @@ def test_more_adapters_than_a_batch_takes_and_a_policy(url, tokenizer, tmp_path)
     assert [one.token_ids for one in found] == [one.token_ids for one in expected]
 
 
-def test_draws_are_by_seed_and_streams_add_up(url, tokenizer, tmp_path):
-    generator = VLLMServerGenerator(policy_model(), tokenizer, BASE_ID, url, tmp_path)
+def test_draws_are_by_seed_and_streams_add_up(generator_of):
+    generator = generator_of(policy_model())
     sampling, seen = Sampling((1, 2, 1, 3, 4), top_p=0.9), []
     first = generator.generate(PROMPTS[:1] * 5, max_new_tokens=20, sampling=sampling, on_text=seen.append)
     again = generator.generate(PROMPTS[:1] * 5, max_new_tokens=20, sampling=sampling)
@@ -121,29 +152,31 @@ def test_draws_are_by_seed_and_streams_add_up(url, tokenizer, tmp_path):
     assert ["".join(parts) for parts in zip(*seen, strict=True)] == [one.text for one in first]
 
 
-def test_a_rank_too_high_is_named(url, tokenizer, tmp_path):
-    generator = VLLMServerGenerator(policy_model(), tokenizer, BASE_ID, url, tmp_path)
-    with pytest.raises(ValueError, match=r"rank than 12 \(policy 4 and inner adapter 8\).*--max-lora-rank 16\."):
+def test_a_rank_too_high_is_named(generator_of):
+    generator = generator_of(policy_model())
+    with pytest.raises(ValueError, match=r"rank (than )?12 \(policy 4 and inner adapter 8\).*max.lora.rank (16\.|8)"):
         generator.check(LoraConfig(r=8, target_modules=["q_proj"]))
 
 
-def test_a_small_round_has_the_same_verdicts(url, tokenizer, tmp_path):
+def test_a_small_round_has_the_same_verdicts(vllm, tokenizer, tmp_path):
     examples = tiny_examples(3)
     self_edits = [
         {"title": one["title"], "context": one["context"], "completions": [f"Cats are {place}.", "They sit."]}
         for place, one in enumerate(examples)
     ]
+    is_server = isinstance(vllm, str)
+    options = {"vllm_server_base_url": vllm} if is_server else {"vllm_colocate": VLLMColocateConfig()}
     found = []
-    for server in (None, url):
+    for generation in ({}, options):
         lm = SelfAdaptingLM(
             base_model(),
             tokenizer,
             domain=KnowledgeDomain("{title}: {context}", grader=HashGrader(), chat=False),
             peft_config=LoraConfig(r=2, lora_alpha=4, target_modules="all-linear"),
             inner_config=InnerLoopConfig(learning_rate=1e-2, num_train_epochs=3),
-            vllm_server_base_url=server,
+            **generation,
         )
-        folder = tmp_path / str(server is None)
+        folder = tmp_path / str(len(generation))
         config = RolloutConfig(max_completion_length=12, max_answer_length=12, disable_tqdm=True)
         single_passage(lm, examples, folder, num_generations=2, config=config, self_edits=self_edits)
         found.append(

@@ -1,4 +1,4 @@
-"""Starts a vLLM server for tests, in an environment that has vLLM (`make test-vllm`)."""
+"""Starts the real vLLM for tests, in an environment that has vLLM (`make test-vllm`)."""
 
 import os
 import signal
@@ -17,22 +17,25 @@ import httpx2
 _START_SECONDS = 240
 
 
+def cpu_environment() -> dict[str, str]:
+    """The environment variables of vLLM on one core with 1 GiB for its cache."""
+    openmp = Path(sys.prefix, "lib", "libiomp5.so")
+    return {
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": str(min(os.sched_getaffinity(0))),
+        "VLLM_NO_USAGE_STATS": "1",
+        **({"LD_PRELOAD": str(openmp)} if openmp.exists() else {}),
+    }
+
+
 @contextmanager
 def vllm_server(model: Path, name: str, log: Path, *options: str) -> Iterator[str]:
     """The URL of a server of this model on the CPU, in fp32, that loads adapters while it runs."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    openmp = Path(sys.prefix, "lib", "libiomp5.so")
-    environment = {
-        **os.environ,
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": str(min(os.sched_getaffinity(0))),
-        "VLLM_NO_USAGE_STATS": "1",
-        **({"LD_PRELOAD": str(openmp)} if openmp.exists() else {}),
-    }
+    environment = {**os.environ, **cpu_environment(), "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
     # Without its own memory share vLLM asks for most of the machine's; compiling takes longer than these tests.
     command = [
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)),

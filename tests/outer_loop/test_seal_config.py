@@ -11,6 +11,8 @@ from peft import LoraConfig
 from trl import SFTConfig, TrlParser
 
 from seal_hf import SEALConfig
+from seal_hf.generation.vllm_engine import VLLMColocateConfig
+from seal_hf.generation.vllm_options import vllm_arguments
 from seal_hf.inner_loop.update import InnerLoopConfig
 
 
@@ -23,7 +25,10 @@ DEFAULTS = {
     "top_p": 0.95,
     "max_completion_length": 2048,  # not the paper's 8192: see the field
     "use_vllm": False,
+    "vllm_mode": "server",
     "vllm_server_base_url": "http://127.0.0.1:8000",
+    "vllm_gpu_memory_utilization": 0.3,
+    "vllm_enable_sleep_mode": False,
     "inner_learning_rate": 1e-3,
     "inner_num_train_epochs": 10,
     "inner_batch_size": 1,
@@ -80,7 +85,14 @@ def test_defaults_are_the_papers(tmp_path):
 
 def test_a_vllm_server_is_an_option(parse):
     parsed = parse("--use_vllm", "--vllm_server_base_url", "http://server:9000")
-    assert (parsed.use_vllm, parsed.vllm_server_base_url) == (True, "http://server:9000")
+    assert vllm_arguments(parsed) == {"vllm_server_base_url": "http://server:9000"}
+    assert vllm_arguments(parse()) == {}
+
+
+def test_an_engine_of_vllm_is_an_option(parse):
+    options = ("--vllm_mode", "colocate", "--vllm_gpu_memory_utilization", "0.5", "--vllm_enable_sleep_mode")
+    assert vllm_arguments(parse("--use_vllm", *options)) == {"vllm_colocate": VLLMColocateConfig(0.5, True)}
+    assert vllm_arguments(parse(*options)) == {}
 
 
 def test_every_field_is_documented():
@@ -107,6 +119,8 @@ def test_every_field_is_documented():
         ("keep_best", 0, "must be a whole number of at least 1, or None."),
         ("num_generations", 2.5, "must be a whole number of at least 1."),
         ("keep_best", "2", "must be a whole number of at least 1, or None."),
+        ("vllm_mode", "alone", "must be 'server' or 'colocate'."),
+        *(("vllm_gpu_memory_utilization", share, "must be above 0 and at most 1.") for share in (0.0, 1.5)),
         ("keep_best", -2, "must be a whole number of at least 1, or None."),
         ("examples_per_round", -1, "must be a whole number of at least 0, or None."),
         ("min_reward", -0.1, "must be a share from 0 to 1, or None."),
