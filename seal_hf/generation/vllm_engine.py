@@ -72,6 +72,9 @@ def installed_version() -> str:
             "vllm_mode='colocate' needs vLLM in the trainer's environment; run `pip install 'seal-hf[vllm]'`, or for a "
             "CPU see docs/vllm.md."
         )
+    # vLLM reads these when it is imported, and hands them on to its engine.
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     from vllm import __version__
 
     return __version__
@@ -115,9 +118,6 @@ class VLLMEngine:
         max_lora_rank: int,
         config: VLLMColocateConfig,
     ):
-        # vLLM reads these when it is imported. Its child gets them, too.
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         from vllm import LLM
         from vllm.platforms import current_platform
         from vllm.v1.engine.exceptions import EngineDeadError
@@ -273,7 +273,7 @@ class VLLMEngine:
 
         if self._is_alive():
             threading.Thread(target=work, daemon=True).start()
-        while not wait([answer], timeout=_POLL_SECONDS).done and self._is_alive():
+        while self._is_alive() and not wait([answer], timeout=_POLL_SECONDS).done:
             pass
         if not answer.done() or isinstance(answer.exception(), self._ended):
             raise VLLMEngineEnded(f"The vLLM engine of this process has ended; see its log above. {_KEPT}")
