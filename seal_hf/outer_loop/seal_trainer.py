@@ -256,7 +256,7 @@ class SEALTrainer(_BaseTrainer):
 
     def train(self, resume_from_checkpoint: bool | str | None = None) -> TrainOutput:
         """
-        Run all rounds.
+        Run all rounds; with `separate_sft`, as far as the next SFT that other processes have to do (see `waits_for_sft`).
 
         Args:
             resume_from_checkpoint (`bool` or `str`, *optional*):
