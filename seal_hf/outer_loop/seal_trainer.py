@@ -301,7 +301,8 @@ class SEALTrainer(_BaseTrainer):
                         self._fit(round_index, selected)
                         self._evaluate_round(round_index + 1)
                         self._push_round(round_index)
-                self._processes.on_main(self._publisher.push_end)
+                if not self._waits_for_sft:
+                    self._processes.on_main(self._publisher.push_end)
                 self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
         finally:
             self.is_in_train = False

@@ -156,7 +156,7 @@ def fit_waiting(output_dir: str | Path) -> int | None:
         `int`: the round whose policy was written, from 0; `None` where the run waits for none.
 
     Raises:
-        ValueError: The launch asks for FSDP1, or a process trains in the folder already.
+        ValueError: The launch asks for FSDP1 or for another stage of ZeRO, or a process trains in the folder already.
         PolicyNotFinite: The fit came to values that are not finite; no policy is written.
         ProcessEnded: Another process has ended.
         OSError: The model cannot be loaded, or the policy cannot be written.
@@ -225,6 +225,8 @@ def _load_policy(source: ModelSource, folder: Path, args: SEALConfig) -> PeftMod
         else:
             # Bytes are no parameters that FSDP2 shards; the values are the same in any storage.
             quantization.bnb_4bit_quant_storage = quantization.bnb_4bit_compute_dtype
+    if args.deepspeed_plugin is not None and not is_deepspeed_zero3_enabled():
+        raise ValueError("Of DeepSpeed the SFT takes ZeRO-3 alone; set zero_stage: 3 in the config of accelerate.")
     base, _, _ = load_causal_lm(
         source.name, load_in_4bit=False, quantization_config=quantization, device=device, **source.options
     )

@@ -175,23 +175,31 @@ class Loaded(Exception):
     """Ends a load when its arguments are known."""
 
 
-@pytest.mark.parametrize(
-    ("version", "bits", "device", "storage"),
-    [("2", 16, "cpu", None), ("2", 4, "cuda:1", torch.bfloat16), ("1", 16, None, None)],
-)
-def test_fsdp2_gets_what_it_can_shard(monkeypatch, tmp_path, version, bits, device, storage):
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    monkeypatch.setenv("FSDP_VERSION", version)
+def loaded_with(monkeypatch, folder, quantization=None, deepspeed_plugin=None):
+    """What the base model is loaded with, in a process on its second GPU."""
     load = mock.Mock(side_effect=Loaded)
     monkeypatch.setattr(separate_sft, "load_causal_lm", load)
-    quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16) if bits == 4 else None
-    source, args = ModelSource("some/model", {}, quantization), SimpleNamespace(device=torch.device("cuda:1"))
-    if version == "1":
-        with pytest.raises(ValueError, match="fsdp_version: 2"):
-            separate_sft._load_policy(source, tmp_path, args)
-        return
+    args = SimpleNamespace(device=torch.device("cuda:1"), deepspeed_plugin=deepspeed_plugin)
     with pytest.raises(Loaded):
-        separate_sft._load_policy(source, tmp_path, args)
-    assert load.call_args.kwargs["device"] == torch.device(device)
-    given = load.call_args.kwargs["quantization_config"]
-    assert getattr(given, "bnb_4bit_quant_storage", None) == storage
+        separate_sft._load_policy(ModelSource("some/model", {}, quantization), folder, args)
+    return load.call_args.kwargs
+
+
+def test_fsdp2_gets_what_it_can_shard(monkeypatch, tmp_path):
+    four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16)
+    given = loaded_with(monkeypatch, tmp_path, four_bits)
+    assert (given["device"], four_bits.bnb_4bit_quant_storage) == (torch.device("cuda:1"), torch.uint8)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    given = loaded_with(monkeypatch, tmp_path, four_bits)
+    assert given["device"] == torch.device("cuda:1")
+    assert given["quantization_config"].bnb_4bit_quant_storage == torch.bfloat16
+    assert loaded_with(monkeypatch, tmp_path)["device"] == torch.device("cpu")
+
+
+def test_what_is_not_supported_is_refused(monkeypatch, tmp_path):
+    with pytest.raises(ValueError, match="zero_stage: 3"):
+        loaded_with(monkeypatch, tmp_path, deepspeed_plugin=object())
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match="fsdp_version: 2"):
+        loaded_with(monkeypatch, tmp_path)
