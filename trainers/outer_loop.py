@@ -92,6 +92,8 @@ def train(
             print(plan)
         return
     trainer.train(resume_from_checkpoint=resume)
+    if trainer.waits_for_sft:
+        return
     trainer.save_model()
     failed_push = trainer.failed_push
     if training_args.push_to_hub and training_args.hub_strategy == HubStrategy.END:

@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import is_bitsandbytes_available
 
 from .access import unwrap
@@ -94,7 +95,9 @@ def load_causal_lm(
                 bnb_4bit_compute_dtype=dtype,
             )
         is_quantized = bool(getattr(quantization_config, "load_in_4bit", False))
-        if embedded is None and (quantization_config is None or is_quantized):
+        # Then each process loads its share to where DeepSpeed wants it.
+        is_shared = is_deepspeed_zero3_enabled()
+        if embedded is None and not is_shared and (quantization_config is None or is_quantized):
             check_fits(path, revision, dtype, is_quantized=is_quantized, device=device)
         tokenizer = AutoTokenizer.from_pretrained(path, **shared)
         with _loaded_in_this_thread():
@@ -102,7 +105,7 @@ def load_causal_lm(
                 path,
                 dtype=dtype,
                 quantization_config=quantization_config,
-                device_map={"": device},
+                device_map=None if is_shared else {"": device},
                 **shared,
                 **model_kwargs,
             )

@@ -3,7 +3,7 @@
 import copy
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -78,39 +78,18 @@ def fit_policy(
         ValueError: No self-edit fits into `max_length`.
         PolicyNotFinite: The fit came to values that are not finite. The adapter has the values it had before.
     """
-    sft_args = _sft_arguments(args, seed, output_dir)
-    per_step = sft_args.per_device_train_batch_size * sft_args.gradient_accumulation_steps * sft_args.world_size
-    rows = [_training_row(edit, processing_class, args) for edit in selected]
-    rows = _arranged(_within_length(rows, args.max_length, args.truncation_mode), args, seed, per_step)
-    forward = _Forward(on_step, on_log)
+    rows = training_rows(selected, processing_class, args)
+    forward = ForwardingCallback(on_step, on_log)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     before = [parameter.detach().clone() for parameter in parameters]
     device = model.get_input_embeddings().weight.device
     return_freed(device)
     finished = False
     try:
-        with _left_as_found(model, processing_class), _without_progress_bars(), without_cudnn():
-            trainer = SFTTrainer(
-                model=model,
-                args=sft_args,
-                train_dataset=rows,
-                processing_class=processing_class,
-                callbacks=[forward],
-            )
-            trainer.remove_callback(PrinterCallback)
-            for parameter, values in zip(parameters, before, strict=True):
-                if parameter.dtype != values.dtype:
-                    # TRL casts the adapter of a quantized model to bf16, in which small updates are lost.
-                    parameter.data = values.clone()
-            trainer.train()
-            trainer.accelerator.free_memory()
-        del trainer
-        if not forward.stopped and not torch.stack([values.isfinite().all() for values in parameters]).all():
-            raise PolicyNotFinite(
-                f"The outer SFT came to a policy with values that are not finite, at learning_rate={args.learning_rate:g}, "
-                f"max_grad_norm={args.max_grad_norm:g}{' and in fp16' if args.fp16 else ''}. It was given its values from before; "
-                "resume the run with a lower learning_rate or other settings of the SFT, all that was scored is kept."
-            )
+        with _left_as_found(model, processing_class):
+            train_policy(model, processing_class, rows, args, seed=seed, output_dir=output_dir, callback=forward)
+        if not forward.stopped:
+            require_finite(parameters, args)
         finished = not forward.stopped
     finally:
         # Also where an error or the keyboard ended it, so that the same trainer can be resumed.
@@ -119,6 +98,68 @@ def fit_policy(
                 parameter.data = parameter.data.to(values.dtype).copy_(values)
     release_memory(device)
     return finished
+
+
+def training_rows(
+    selected: Sequence[SelectedSelfEdit], processing_class: PreTrainedTokenizerBase, args: SEALConfig
+) -> list[dict[str, list[int]]]:
+    """
+    What an SFT trains on: for each self-edit `input_ids` and `labels`, cut to `max_length` tokens; those that have no label
+    left are left out.
+
+    Raises:
+        ValueError: No self-edit fits into `max_length`.
+    """
+    rows = [_training_row(edit, processing_class, args) for edit in selected]
+    return _within_length(rows, args.max_length, args.truncation_mode)
+
+
+def train_policy(
+    model: PeftModel,
+    processing_class: PreTrainedTokenizerBase,
+    rows: Sequence[dict[str, list[int]]],
+    args: SEALConfig,
+    *,
+    seed: int,
+    output_dir: Path,
+    callback: TrainerCallback,
+) -> None:
+    """
+    Train the policy adapter on rows of [`training_rows`], in whatever way the processes were launched to share the work; what
+    the trainer does to the model besides is not undone. The other arguments are those of [`fit_policy`].
+    """
+    sft_args = _sft_arguments(args, seed, output_dir)
+    per_step = sft_args.per_device_train_batch_size * sft_args.gradient_accumulation_steps * sft_args.world_size
+    before = [(parameter, parameter.data) for parameter in model.parameters() if parameter.requires_grad]
+    with _without_progress_bars(), without_cudnn():
+        trainer = SFTTrainer(
+            model=model,
+            args=sft_args,
+            train_dataset=_arranged(rows, args, seed, per_step),
+            processing_class=processing_class,
+            callbacks=[callback],
+        )
+        trainer.remove_callback(PrinterCallback)
+        for parameter, values in before:
+            if parameter.dtype != values.dtype:
+                # TRL casts the adapter of a quantized model to bf16, in which small updates are lost.
+                parameter.data = values
+        before.clear()
+        trainer.train()
+        trainer.accelerator.free_memory()
+
+
+def require_finite(parameters: Iterable[torch.Tensor], args: SEALConfig) -> None:
+    """
+    Raises:
+        PolicyNotFinite: Some of the policy's values are not finite.
+    """
+    if not torch.stack([values.isfinite().all() for values in parameters]).all():
+        raise PolicyNotFinite(
+            f"The outer SFT came to a policy with values that are not finite, at learning_rate={args.learning_rate:g}, "
+            f"max_grad_norm={args.max_grad_norm:g}{' and in fp16' if args.fp16 else ''}. It was given its values from before; "
+            "resume the run with a lower learning_rate or other settings of the SFT, all that was scored is kept."
+        )
 
 
 def require_end_token(processing_class: PreTrainedTokenizerBase, prompt: str | list[dict]) -> None:
@@ -145,7 +186,7 @@ def optimizer_steps(examples_per_round: int, args: SEALConfig, parts: float = 1)
     return [math.ceil(number / args.sft_batch_size) * int(args.num_train_epochs) for number in seen]
 
 
-class _Forward(TrainerCallback):
+class ForwardingCallback(TrainerCallback):
     """Passes on the SFT's steps and metrics."""
 
     def __init__(self, on_step: Callable[[], bool], on_log: Callable[[dict[str, float]], None]):

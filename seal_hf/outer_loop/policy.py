@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
@@ -43,8 +44,7 @@ def prepare_policy(
         ValueError: A `PeftModel` together with `peft_config`, or a loaded model with `quantization_config`.
     """
     if isinstance(model, str):
-        options = dict(args.model_init_kwargs or {})
-        options.setdefault("trust_remote_code", args.trust_remote_code)
+        options = load_options(args)
         for name in ("device_map", "quantization_config"):
             if name in options:
                 raise ValueError(
@@ -86,10 +86,19 @@ def prepare_policy(
     return model, processing_class, base_model_id
 
 
-def write_policy(model: PeftModel, folder: Path) -> None:
-    """Write the active adapter as a PEFT folder, whatever its name in the model."""
+def load_options(args: SEALConfig) -> dict[str, Any]:
+    """What [`load_causal_lm`] is given for a run's model, besides its name, quantization and device."""
+    return {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {})}
+
+
+def write_policy(model: PeftModel, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
+    """
+    Write the active adapter as a PEFT folder, whatever its name in the model; with other weights than its own where the model
+    holds a share of them.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(policy_weights(model), folder / WEIGHTS_NAME, metadata={"format": "pt"})
+    weights = policy_weights(model) if weights is None else weights
+    save_file(weights, folder / WEIGHTS_NAME, metadata={"format": "pt"})
     replace(model.active_peft_config, inference_mode=True).save_pretrained(str(folder))
 
 
@@ -98,10 +107,12 @@ def read_policy(folder: Path) -> dict[str, torch.Tensor] | None:
     return load_file(folder / WEIGHTS_NAME) if folder.is_dir() else None
 
 
-def policy_weights(model: PeftModel) -> dict[str, torch.Tensor]:
-    """A copy of the active adapter's weights, on the CPU."""
+def policy_weights(model: PeftModel, state_dict: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+    """A copy of the active adapter's weights, on the CPU; those of `state_dict` where the model holds a share of them."""
     # Embedding layers are not LoRA's; looking for them would ask the Hub.
-    weights = get_peft_model_state_dict(model, adapter_name=model.active_adapter, save_embedding_layers=False)
+    weights = get_peft_model_state_dict(
+        model, state_dict, adapter_name=model.active_adapter, save_embedding_layers=False
+    )
     return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in weights.items()}
 
 
@@ -110,11 +121,20 @@ def restore_policy(model: PeftModel, weights: dict[str, torch.Tensor]) -> None:
     set_peft_model_state_dict(model, weights, adapter_name=model.active_adapter)
 
 
-def keep_policy(model: PeftModel, run: RunFolder, round_index: int, state: TrainerState) -> None:
-    """Write the policy after a round's SFT, with the trainer's state, so that it is there whole or not at all."""
+def keep_policy(
+    model: PeftModel,
+    run: RunFolder,
+    round_index: int,
+    state: TrainerState,
+    weights: dict[str, torch.Tensor] | None = None,
+) -> None:
+    """
+    Write the policy after a round's SFT (see [`write_policy`]), with the trainer's state, so that it is there whole or not at
+    all.
+    """
     with explaining_failed_write(run.policy(round_index)):
         partial = run.begin_policy(round_index)
-        write_policy(model, partial)
+        write_policy(model, partial, weights)
     run.save_state(state, partial)
     with explaining_failed_write(run.policy(round_index)):
         run.finish_policy(round_index)

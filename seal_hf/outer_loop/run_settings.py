@@ -41,6 +41,7 @@ _FREE_FIELDS = (
     "inner_gradient_checkpointing",
     "logging_steps",
     "ddp_timeout",
+    "separate_sft",
     "use_vllm",
     "vllm_mode",
     "vllm_server_base_url",

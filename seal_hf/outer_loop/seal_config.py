@@ -127,6 +127,9 @@ class SEALConfig(SFTConfig):
             Self-edits per optimizer step of the outer SFT, over all processes. Gradient accumulation follows from it
             and from `per_device_train_batch_size`, which is a limit, so that the fit is the same for any number of
             processes.
+        separate_sft (`bool`, *optional*, defaults to `False`):
+            Whether [`~SEALTrainer.train`] ends at each round's SFT and leaves it to processes of its own, which may shard the
+            model (see [`fit_waiting`]). The model has to be given by its name.
 
         > Parameters whose default value is overridden
 
@@ -234,6 +237,12 @@ class SEALConfig(SFTConfig):
     )
     sft_batch_size: int = field(
         default=10, metadata={"help": "Self-edits per step of the outer SFT, over all processes."}
+    )
+    separate_sft: bool = field(
+        default=False,
+        metadata={
+            "help": "End at each round's SFT and leave it to trainers.sft, whose processes may shard the model."
+        },
     )
 
     learning_rate: float = field(default=3e-4, metadata={"help": "Learning rate of the outer SFT."})

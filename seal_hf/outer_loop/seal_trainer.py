@@ -48,13 +48,29 @@ from ..rollout.processes import Processes
 from ..rollout.rollout import Rollout
 from ..rollout.stage import Stage
 from ..self_adapting_lm import SelfAdaptingLM
-from .outer_sft import PolicyNotFinite, fit_policy, optimizer_steps, parts_per_example, require_end_token
+from .outer_sft import (
+    PolicyNotFinite,
+    fit_policy,
+    optimizer_steps,
+    parts_per_example,
+    require_end_token,
+    training_rows,
+)
 from .plan import RunPlan, plan_run
-from .policy import bytes_of_policies, keep_policy, policy_weights, prepare_policy, read_policy, restore_policy
+from .policy import (
+    bytes_of_policies,
+    keep_policy,
+    load_options,
+    policy_weights,
+    prepare_policy,
+    read_policy,
+    restore_policy,
+)
 from .publishing import Publisher
 from .run_settings import FIT_SETTINGS, run_settings
 from .seal_config import SEALConfig
 from .selection import demonstrations, select_self_edits, warn_of_little
+from .separate_sft import ModelSource, leave_sft
 from .stages import evaluation_stage, examples_per_round, places_to_draw_from, sft_seed, training_stage
 
 
@@ -62,7 +78,7 @@ logger = logging.getLogger(__name__)
 
 
 class _RunStopped(Exception):
-    """A callback ended the run; what was computed is on disk."""
+    """A callback ended the run, or it waits for an SFT; what was computed is on disk."""
 
 
 class SEALTrainer(_BaseTrainer):
@@ -102,7 +118,8 @@ class SEALTrainer(_BaseTrainer):
 
     Raises:
         ValueError: A `PeftModel` together with `peft_config` or with another adapter than a plain LoRA, examples that do
-            not fit the model's context, ids that are not unique, a sharded model, or several GPUs in one process.
+            not fit the model's context, ids that are not unique, a sharded model, several GPUs in one process, or
+            `separate_sft` with a model that is not given by its name.
         OSError: The output directory cannot be written, or the model cannot be loaded.
         TypeError: A dataset that cannot be indexed.
 
@@ -141,6 +158,14 @@ class SEALTrainer(_BaseTrainer):
             name = model if isinstance(model, str) else model.config.name_or_path
             args = SEALConfig(f"{Path(name).name or 'model'}-SEAL")
 
+        self._model_source = None
+        if args.separate_sft:
+            if not isinstance(model, str):
+                raise ValueError(
+                    "separate_sft=True needs the model by its name or folder, since other processes load it again; save "
+                    "the model and give its folder."
+                )
+            self._model_source = ModelSource(model, load_options(args), quantization_config)
         model, own_processing_class, base_model_id = prepare_policy(
             model, args, processing_class, peft_config, quantization_config
         )
@@ -209,7 +234,7 @@ class SEALTrainer(_BaseTrainer):
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError(
                 "FSDP and DeepSpeed are not supported by SEALTrainer, whose processes each hold the whole model; launch "
-                "with plain data parallelism, and quantize a model that is too large."
+                "with plain data parallelism, shard the SFT alone with separate_sft, and quantize a model that is too large."
             )
         if args.n_gpu > 1:
             raise ValueError(
@@ -221,6 +246,7 @@ class SEALTrainer(_BaseTrainer):
         self.base_model_id = base_model_id
         self._examples_per_round = per_round
         self._rounds_fitted = 0
+        self._waits_for_sft = False
         self._processes = Processes(Path(args.output_dir), timeout=args.ddp_timeout)
         self._rollout = Rollout(self.lm, args.rollout_config(), self._processes, self._after_bank)
         self._eval_rollout = self._rollout
@@ -229,7 +255,7 @@ class SEALTrainer(_BaseTrainer):
 
     def train(self, resume_from_checkpoint: bool | str | None = None) -> TrainOutput:
         """
-        Run all rounds.
+        Run all rounds; with `separate_sft`, as far as the next SFT that other processes have to do (see `waits_for_sft`).
 
         Args:
             resume_from_checkpoint (`bool` or `str`, *optional*):
@@ -258,7 +284,7 @@ class SEALTrainer(_BaseTrainer):
                 f"resume_from_checkpoint={str(resume_from_checkpoint)!r} is not output_dir={self.args.output_dir!r}; a "
                 "run is resumed in its own output directory."
             )
-        self.is_in_train = True
+        self.is_in_train, self._waits_for_sft = True, False
         try:
             with self._processes.explaining_termination(), ExitStack() as held:
                 if from_hub:
@@ -274,7 +300,8 @@ class SEALTrainer(_BaseTrainer):
                         self._fit(round_index, selected)
                         self._evaluate_round(round_index + 1)
                         self._push_round(round_index)
-                self._processes.on_main(self._publisher.push_end)
+                if not self._waits_for_sft:
+                    self._processes.on_main(self._publisher.push_end)
                 self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
         finally:
             self.is_in_train = False
@@ -348,6 +375,11 @@ class SEALTrainer(_BaseTrainer):
         self._processes.on_main(self._folder.check, bool(resume_from_checkpoint), needed)
         self._processes.on_main(self._folder.require_at_most, self.args.num_rounds)
         return plan_run(self.lm, self.args, self._train, self._eval, self._processes.count)
+
+    @property
+    def waits_for_sft(self) -> bool:
+        """Whether `train` ended at an SFT that is left to other processes (`separate_sft`)."""
+        return self._waits_for_sft
 
     @property
     def failed_push(self) -> str | None:
@@ -520,6 +552,10 @@ class SEALTrainer(_BaseTrainer):
                 selected = [*chain.from_iterable(earlier), *selected]
             examples = dict(zip(self._train.ids, self._train.examples, strict=True))
             selected = demonstrations(selected, examples, self.domain, self.processing_class)
+            if selected and self.args.separate_sft:
+                self._processes.on_main(self._leave_sft, round_index, selected)
+                self._waits_for_sft = True
+                raise _RunStopped
             with self._undone_on_error(round_index):
                 if selected and not fit_policy(
                     self.model,
@@ -537,6 +573,26 @@ class SEALTrainer(_BaseTrainer):
             self._rounds_fitted = round_index + 1
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
         self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
+
+    def _leave_sft(self, round_index: int, selected: list[SelectedSelfEdit]) -> None:
+        """Leave a round's SFT to other processes, and say how they are started."""
+        leave_sft(
+            self._folder,
+            round_index,
+            source=self._model_source,
+            policy=self.model,
+            processing_class=self.processing_class,
+            rows=training_rows(selected, self.processing_class, self.args),
+            args=self.args,
+            seed=sft_seed(self.args, round_index),
+        )
+        self._folder.save_state(self.state)
+        logger.warning(
+            "Round %d waits for its SFT: run `accelerate launch --config_file CONFIG -m trainers.sft %s`, then go on with "
+            "resume_from_checkpoint=True.",
+            round_index + 1,
+            self.args.output_dir,
+        )
 
     @contextmanager
     def _undone_on_error(self, round_index: int) -> Iterator[None]:

@@ -198,6 +198,10 @@ class RunFolder:
         """Where the policy after a round's SFT is kept; it is there once it is complete."""
         return self.path / "policy" / f"round_{round_index:03d}"
 
+    def sft(self, round_index: int) -> Path:
+        """What is left for a round's SFT by other processes; it is there until the policy is."""
+        return self.path / "sft" / f"round_{round_index:03d}"
+
     def begin_policy(self, round_index: int) -> Path:
         """An empty folder for a policy that is not complete yet."""
         partial = self.policy(round_index).with_suffix(".partial")
@@ -213,6 +217,7 @@ class RunFolder:
                 os.fsync(opened.fileno())
         os.replace(partial, self.policy(round_index))
         (self.path / _FAILED_FIT_FILE).unlink(missing_ok=True)
+        shutil.rmtree(self.sft(round_index), ignore_errors=True)
 
     def save_state(self, state: TrainerState, folder: Path | None = None) -> None:
         """Write the trainer's state: step count and log history."""

@@ -45,13 +45,19 @@ class Processes:
         timeout (`float`, *optional*, defaults to `21600`):
             How long one process waits for another, in seconds. It is long, since a process that has trained its banks
             waits for those of the others.
+        remedy (`str`, *optional*):
+            What is said where one of the processes has ended. Defaults to how a run of a trainer is resumed.
     """
 
-    def __init__(self, output_dir: Path, timeout: float = 21600):
+    def __init__(self, output_dir: Path, timeout: float = 21600, remedy: str | None = None):
         self._state = PartialState()
         self.count, self.index = self._state.num_processes, self._state.process_index
         self.is_main = self.index == 0
-        self._output_dir, self._timeout = output_dir, timeout
+        self._timeout = timeout
+        self._remedy = remedy or (
+            f"Every bank that was scored is in {output_dir}; start the run again with resume_from_checkpoint=True, with any "
+            "number of processes."
+        )
         if self.count > 1:
             _leave_in_order()
             # All make their group here, and go on when all have it: one that ended sooner would break the others' connections.
@@ -109,7 +115,7 @@ class Processes:
             return
 
         def end(signum: int, frame: object) -> None:
-            raise SystemExit(f"This process was told to end, probably because another one died. {self._remedy()}")
+            raise SystemExit(f"This process was told to end, probably because another one died. {self._remedy}")
 
         former = signal.signal(signal.SIGTERM, end)
         try:
@@ -117,13 +123,22 @@ class Processes:
         except Exception as error:
             # DDP and NCCL have errors of their own for a process that is gone. The handler stays: the launcher's signal may
             # come before the error is printed, and would end this process without a word.
-            error.add_note(self._remedy())
+            error.add_note(self._remedy)
             raise
         signal.signal(signal.SIGTERM, former)
 
     def _collective(self, function: Callable[..., None], *args: Any, **options: Any) -> None:
-        try:
+        with self.naming_losses():
             function(*args, group=self._group(), **options)
+
+    @contextmanager
+    def naming_losses(self) -> Iterator[None]:
+        """
+        Raises:
+            ProcessEnded: Another process was lost inside the block, in whatever it shares with this one.
+        """
+        try:
+            yield
         except RuntimeError as error:
             # Others, such as those of pickling or of CUDA, are this process's own.
             if not (isinstance(error, distributed.DistError) or _LOST_CONNECTION.search(str(error))):
@@ -136,12 +151,6 @@ class Processes:
 
     def _group(self) -> ProcessGroup:
         return _object_group(self._timeout)
-
-    def _remedy(self) -> str:
-        return (
-            f"Every bank that was scored is in {self._output_dir}; start the run again with "
-            "resume_from_checkpoint=True, with any number of processes."
-        )
 
 
 def _told(error: Exception) -> Exception:

@@ -54,6 +54,7 @@ DEFAULTS = {
     "examples_per_round": None,
     "sft_on": "round",
     "sft_batch_size": 10,
+    "separate_sft": False,
     "learning_rate": 3e-4,
     "num_train_epochs": 2.0,
     "max_length": 2048,

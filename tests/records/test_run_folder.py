@@ -217,6 +217,7 @@ def test_of_many_differences_five_are_shown(run, settings):
         {"adapters_per_bank": None},
         {"inner_gradient_checkpointing": True},
         {"logging_steps": 5, "ddp_timeout": 60, "per_device_train_batch_size": 1, "gradient_checkpointing": False},
+        {"separate_sft": True},
         {"train": [dict(reversed(example.items())) for example in tiny_examples(3)]},
     ],
     ids=str,
