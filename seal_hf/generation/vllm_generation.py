@@ -179,6 +179,10 @@ class VLLMGenerator(TextGenerator):
         """How likely the gold answers are (see [`TextGenerator.answer_log_likelihoods`]), by the model in this process."""
         return self._local.answer_log_likelihoods(prompts, gold_answers, adapters)
 
+    def clean_up(self) -> None:
+        """Remove adapters of a process that was killed from the server (see [`ServedAdapters`])."""
+        self._adapters.remove_left()
+
     def _name_of(self, adapter: Adapter | None) -> AbstractContextManager[str]:
         """The server's name for an adapter, which it has inside the block, or for the base model."""
         return nullcontext(self._served_name) if adapter is None else self._adapters.served(adapter)
