@@ -35,7 +35,7 @@ PASSAGES = (50, 250, 1000)
 # Between two failures of one GPU that ended a training of Llama 3 405B: 419 in 54 days on 16,384 H100s
 # (https://huggingface.co/papers/2407.21783, section 3.3.4).
 HOURS_BETWEEN = 54 * 24 * 16384 / 419
-# The paper's round: 6 hours on two H100s (https://huggingface.co/papers/2506.10943, appendix).
+# The paper's round: 6 hours on two H100s (https://huggingface.co/papers/2506.10943).
 PAPER_GPU_HOURS = 12.0
 # Assumed: one worker in 50 is half as fast, and a run works again after three minutes.
 FAULTS = Faults(slow_share=0.02, slow_factor=2.0, hours_between=HOURS_BETWEEN, restart_seconds=180.0)

@@ -205,9 +205,8 @@ def share_banks(costs: Mapping[int, int], num_processes: int) -> list[list[int]]
     ```
     """
     shares: list[list[int]] = [[] for _ in range(num_processes)]
-    loads = [
-        (0, process) for process in range(num_processes)
-    ]  # a heap: the first has the least, of equals the first process
+    # A heap: first the process with the least work, of equals the first one.
+    loads = [(0, process) for process in range(num_processes)]
     for bank in sorted(costs, key=lambda bank: (-costs[bank], bank)):
         load, least = loads[0]
         shares[least].append(bank)
