@@ -1,7 +1,6 @@
 """What the parts of a round take: as a journal has measured them, or by the FLOPs and bytes of a model on a GPU."""
 
 import re
-import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -273,8 +272,3 @@ class Counted:
 
     def _flops_seconds(self, per_parameter: int, num_tokens: float) -> float:
         return per_parameter * self.products * num_tokens / (self.utilization * self.gpu.flops)
-
-
-def mean_written(passages: Sequence[Sequence[Item]]) -> float:
-    """Mean length of the self-edits, in tokens."""
-    return statistics.fmean(item.written for own in passages for item in own)

@@ -21,7 +21,7 @@ from capacity import CONFIGS, PLACEMENTS, meta_model, scoring_memory, sft_memory
 from inputs import FOLDER
 from machines import H100, Counted, Measured, Replay, read_run
 from report import markdown
-from simulation import Faults, Item, Machine, RoundTime, draw_round, simulate
+from simulation import NO_FAULTS, Faults, Item, Machine, RoundTime, draw_round, simulate
 from ways import TARGETS, lora_config
 
 from seal_hf import SEALConfig
@@ -90,7 +90,7 @@ def measured_spread() -> float:
     return statistics.stdev(math.log(seconds / tokens) for _, tokens, seconds in sample["self_edits"])
 
 
-def counted(args: SEALConfig, adapted: str = "q,v") -> Setting:
+def counted(args: SEALConfig) -> Setting:
     """The paper's self-edits with a 7B model on H100s."""
     sample = json.loads(SAMPLE.read_text(encoding="utf-8"))["paper"]
     items = [Item(written, Work(*work)) for written, *work in sample["self_edits"]]
@@ -101,9 +101,9 @@ def counted(args: SEALConfig, adapted: str = "q,v") -> Setting:
         model=meta_model("7B"),
         gpu=H100,
         measured=measured,
-        inner=lora_config(TARGETS[adapted]),
+        inner=lora_config(TARGETS["q,v"]),
         outer=lora_config("all-linear", r=64),
-        adapted=adapted,
+        adapted="q,v",
         utilization=max(share for _, _, share in measured.steps.values()) * measured.gemm / H100.flops,
         prompt_tokens=sample["prompt_tokens"],
         num_questions=sample["questions"],
@@ -148,7 +148,7 @@ def passages_table(setting: Setting, args: SEALConfig, workers: Sequence[int], s
     """Efficiency of rounds with more passages."""
     rows = []
     for number in PASSAGES:
-        alone, *times = setting.times(args, number, [1, *workers], Faults(), seed)
+        alone, *times = setting.times(args, number, [1, *workers], NO_FAULTS, seed)
         shares = [percent(alone.seconds / time.seconds / time.num_workers) for time in times]
         rows.append([f"{number:,}", duration(alone.seconds), *shares])
     return markdown(["passages a round", "one worker", *(f"{number:,}" for number in workers)], rows)
@@ -159,7 +159,7 @@ def faults_table(setting: Setting, args: SEALConfig, workers: Sequence[int], see
     spread = measured_spread()
     often = replace(FAULTS, spread=spread, hours_between=HOURS_BETWEEN / 10)
     kinds = {
-        "none": Faults(),
+        "none": NO_FAULTS,
         f"times of banks vary (log-normal, {spread:.2f})": Faults(spread=spread),
         f"one worker in {1 / FAULTS.slow_share:.0f} takes twice as long": Faults(
             slow_share=FAULTS.slow_share, slow_factor=FAULTS.slow_factor
@@ -196,7 +196,7 @@ def paper_table(setting: Setting, args: SEALConfig, seed: int) -> str:
     rows = []
     for name, changes in others.items():
         changed = replace(setting, machine=replace(machine, **changes))
-        (time,) = changed.times(args, PASSAGES[0], [2], Faults(), seed)
+        (time,) = changed.times(args, PASSAGES[0], [2], NO_FAULTS, seed)
         hours = 2 * time.seconds / 3600
         parts = (time.writing, time.scoring, time.sft, time.seconds)
         rows.append(
@@ -316,7 +316,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for setting in (replayed(config, args.run), h100s):
         print(f"## {setting.name}\n")
         for number in PASSAGES:
-            times = setting.times(config, number, args.workers, Faults(), args.seed)
+            times = setting.times(config, number, args.workers, NO_FAULTS, args.seed)
             curves[f"{setting.name}, {number:,} passages"] = times
             if number == PASSAGES[0]:
                 print(f"{number} passages:\n\n{scaling_table(times)}\n")

@@ -85,6 +85,9 @@ class Faults:
     restart_seconds: float = 0.0
 
 
+NO_FAULTS = Faults()
+
+
 @dataclass(frozen=True)
 class RoundTime:
     """
@@ -138,7 +141,7 @@ def simulate(
     machine: Machine,
     args: SEALConfig,
     num_workers: int,
-    faults: Faults = Faults(),  # noqa: B008
+    faults: Faults = NO_FAULTS,
     seed: int = 0,
 ) -> RoundTime:
     """
@@ -157,8 +160,8 @@ def simulate(
             `num_repeats`, `keep_best`, `max_answer_length` and the settings of the SFT.
         num_workers (`int`):
             How many there are.
-        faults ([`Faults`], *optional*):
-            None by default.
+        faults ([`Faults`], *optional*, defaults to `NO_FAULTS`):
+            What goes wrong.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the faults.
     """
