@@ -68,11 +68,20 @@ def step_figures(results: Mapping) -> dict[str, float]:
     return {"bank": ours, "reference": reference, "over_reference": reference / ours}
 
 
+def processes_figures(rows: Sequence[Mapping]) -> dict[str, float]:
+    """How many times as fast the last of the rows is as the first, with its writing and without."""
+    first, last = rows[0], rows[-1]
+    scoring = [row["seconds"] - row["writing_seconds"] for row in (first, last)]
+    return {"speed_up": first["seconds"] / last["seconds"], "scoring_speed_up": scoring[0] / scoring[1]}
+
+
 def table(results: Mapping) -> str:
     """The tables in Markdown, one after another."""
     parts = [_training_table(results), _answers_table(results), _operations_table(results)]
     if results["memory"]:
         parts.append(_memory_table(results))
+    if "processes" in results:
+        parts.append(_processes_table(results["processes"]))
     return "\n\n".join([*parts, *_sentences(results)])
 
 
@@ -154,6 +163,24 @@ def _memory_table(results: Mapping) -> str:
     return markdown(heads, rows)
 
 
+def _processes_table(rows: Sequence[Mapping]) -> str:
+    cells = [
+        [
+            row["processes"],
+            row["banks"],
+            row["tokens"],
+            f"{row['writing_seconds']:.0f}",
+            f"{row['seconds']:.0f}",
+            f"{figures['speed_up']:.2f}",
+            f"{figures['scoring_speed_up']:.2f}",
+        ]
+        for row in rows
+        for figures in [processes_figures([rows[0], row])]
+    ]
+    heads = ["an expectation step, processes of one thread", "banks", "tokens", "writing, seconds", "all, seconds"]
+    return markdown([*heads, "times as fast (goal: 1.8)", "without the writing"], cells)
+
+
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A table in Markdown."""
     lines = ["|" + "".join(f" {cell} |" if cell != "" else " |" for cell in row) for row in (heads, *rows)]
@@ -181,6 +208,8 @@ def _sentences(results: Mapping) -> list[str]:
         )
     else:
         sentences.append("Memory and the whole expectation step were left out (`--quick`).")
+    if "processes" not in results:
+        sentences.append("One process and two were not compared in this run.")
     if "quantized" not in results:
         reason = "`--quick`" if results["quick"] else "bitsandbytes is not installed"
         sentences.append(f"The quantized base was left out ({reason}).")

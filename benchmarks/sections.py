@@ -8,6 +8,7 @@ from answers import Answered, bank_answers, peft_answers, share_equal
 from inputs import Work, first_epochs, load_work, num_tokens, tokens_per_sequence, updates_of
 from memory import peak_in_own_process
 from operations import operations_per_adapter_step
+from processes import in_processes
 from reference_way import reference_step_seconds
 from settings import Settings
 from ways import (
@@ -169,6 +170,19 @@ def memory(target: str, num_adapters: Sequence[int]) -> dict[str, object]:
         "small_rank_parameters": small[0]["num_parameters"],
         "small_rank_peak_bytes": [run["peak_bytes"] for run in small],
     }
+
+
+def processes(num_passages: int, model: str = "embedded-tiny") -> list[dict[str, object]]:
+    """
+    The same expectation step by one process with one thread, and by two.
+
+    Raises:
+        ValueError: They came to other rewards, so that the work was not the same.
+    """
+    one, two = (in_processes(count, num_passages, model) for count in (1, 2))
+    if one["rewards"] != two["rewards"]:
+        raise ValueError("Two processes come to other rewards than one does; their times cannot be compared.")
+    return [one, two]
 
 
 def quantized(num_adapters: int = 16) -> dict[str, object]:

@@ -31,6 +31,8 @@ class Settings:
             Longest answer, in tokens.
         step_epochs (`int`):
             Epochs that are run of one repeat of an expectation step; 0 leaves it out.
+        process_passages (`int`):
+            Passages of the expectation step that one process and two do; 0 leaves it out.
         quantized (`bool`):
             Whether the quantized base is measured.
     """
@@ -46,6 +48,7 @@ class Settings:
     peft_answer_adapters: int = 6
     max_answer_length: int = 32
     step_epochs: int = 4
+    process_passages: int = 16
     quantized: bool = True
 
 
@@ -60,5 +63,6 @@ QUICK = Settings(
     answer_repetitions=1,
     peft_answer_adapters=1,
     step_epochs=0,
+    process_passages=0,
     quantized=False,
 )

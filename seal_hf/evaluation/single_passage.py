@@ -90,7 +90,7 @@ def single_passage(
         completions=completions,
     )
     rollout = Rollout(lm, config, processes)
-    with processes.explaining_termination(), ExitStack() as held:
+    with processes.explaining_termination(lm.generator.clean_up), ExitStack() as held:
         processes.on_main(folder.open, True, 0)
         processes.on_main(lambda: held.enter_context(folder.held()))
         rollout.score(stage, rollout.propose(stage))

@@ -155,6 +155,9 @@ class TextGenerator(ABC):
             stop=stop,
         )
 
+    def clean_up(self) -> None:  # noqa: B027, most leave nothing
+        """Remove what another process that was killed has left where texts are written; nothing by default."""
+
     @abstractmethod
     def answer_log_likelihoods(
         self,

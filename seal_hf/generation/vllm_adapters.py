@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -24,6 +25,8 @@ logger = logging.getLogger(__name__)
 # What a server takes as --max-lora-rank.
 SERVER_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 PREFIX = "seal-hf-"
+# Seconds that a process takes at its own end to remove what another one has left: launchers wait for 30 before they kill it.
+_LAST_SECONDS = 5.0
 _SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -184,6 +187,15 @@ class ServedAdapters(LoadedAdapters):
         finally:
             self._unload_left()
             lock.release()
+
+    def remove_left(self) -> None:
+        """Remove what another process that was killed has left, at the end of this one, unless that takes long."""
+        end = time.monotonic() + _LAST_SECONDS
+        try:
+            with self.turn(lambda: time.monotonic() > end):
+                pass
+        except (VLLMServerGone, ValueError, OSError) as error:
+            logger.warning("Adapters of a process that was killed may still be on the vLLM server: %s", error)
 
     def _remove_left(self) -> None:
         """Remove all adapters that are in the folder or were loaded from it, while none is used."""

@@ -82,6 +82,10 @@ class VLLMServerGenerator(VLLMGenerator):
         super().check(peft_config, on_policy=on_policy)
         self._max_loras = self._client.engine().max_loras or 1
 
+    def clean_up(self) -> None:
+        """Remove adapters of a process that was killed from the server (see [`ServedAdapters`])."""
+        self._adapters.remove_left()
+
     def _turn(self, is_stopped: Callable[[], bool]) -> AbstractContextManager[bool]:
         return self._adapters.turn(is_stopped)
 

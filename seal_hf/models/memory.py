@@ -54,7 +54,7 @@ def activation_bytes_per_token(model: nn.Module, checkpointed: bool = False, len
         checkpointed (`bool`, *optional*, defaults to `False`):
             Whether the layers keep nothing but their inputs and compute the rest again, one layer at a time.
         length (`int`, *optional*):
-            Length of the longest sequence, with which grows what attention keeps, everywhere but in half precision on CUDA.
+            Length of the longest sequence, with which grows what attention keeps, on a CPU and in fp32.
 
     Returns:
         `int`: bytes per token.
@@ -66,7 +66,8 @@ def activation_bytes_per_token(model: nn.Module, checkpointed: bool = False, len
     queries, keys = (size * head_size for size in (num_heads, layer_size(config, "num_key_value_heads") or num_heads))
     kept = 4 * hidden + 2 * queries + 2 * keys + 4 * intermediate
     momentary = 2 * hidden + 3 * intermediate
-    if length is not None and not (model.get_input_embeddings().weight.is_cuda and dtype.itemsize == 2):
+    is_on_cpu = model.get_input_embeddings().weight.device.type == "cpu"
+    if length is not None and (is_on_cpu or dtype.itemsize > 2):
         weights = num_heads * length if length < _LONG else 3 * queries
         kept, momentary = kept + weights, momentary + weights + weights // 2
     layers = config.num_hidden_layers * (hidden if checkpointed else kept)

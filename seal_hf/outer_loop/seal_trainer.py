@@ -286,7 +286,7 @@ class SEALTrainer(_BaseTrainer):
             )
         self.is_in_train, self._waits_for_sft = True, False
         try:
-            with self._processes.explaining_termination(), ExitStack() as held:
+            with self._processes.explaining_termination(self.lm.generator.clean_up), ExitStack() as held:
                 if from_hub:
                     self._processes.on_main(self._publisher.fetch_last_checkpoint)
                 self._open(bool(resume_from_checkpoint), held)

@@ -1,5 +1,6 @@
 """Which adapters are trained together, and which process trains them."""
 
+import heapq
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -70,6 +71,7 @@ def adapters_per_bank(
     num_repeats: int = 1,
     num_processes: int = 1,
     checkpointed: bool = False,
+    free_bytes: int | None = None,
 ) -> int:
     """
     How many adapters to train together: no more than the memory holds, no more than keep the machine busy, and so that
@@ -88,6 +90,8 @@ def adapters_per_bank(
             Processes that share the banks.
         checkpointed (`bool`, *optional*, defaults to `False`):
             Whether they are trained with gradient checkpointing.
+        free_bytes (`int`, *optional*):
+            The free memory of each process in bytes, where it is not this device's.
 
     Returns:
         `int`: at least 1.
@@ -97,7 +101,8 @@ def adapters_per_bank(
     device = model.get_input_embeddings().weight.device
     # Adapters share the order of lengths, so that their longest sequences meet in one step.
     longest = max(update.longest_step for update in work)
-    budget = free_memory(device) * _MEMORY_SHARE.get(device.type, _MEMORY_SHARE["cuda"])
+    free = free_memory(device) if free_bytes is None else free_bytes
+    budget = free * _MEMORY_SHARE.get(device.type, _MEMORY_SHARE["cuda"])
     fitting = _adapters_within(int(budget), model, layout, longest, checkpointed)
     mean_step = sum(update.num_tokens for update in work) / sum(update.num_steps for update in work)
     useful = math.ceil(_STEP_TOKENS.get(device.type, _STEP_TOKENS["cuda"]) / mean_step)
@@ -182,6 +187,11 @@ def compose_banks(work: Sequence[Sequence[int]], num_repeats: int, adapters_per_
     return [[repeat * per_repeat + place[i] for repeat in range(num_repeats)] for i in range(len(work))]
 
 
+def expected_cost(num_trained: int, num_asked: int, max_answer_length: int) -> int:
+    """Expected work of one adapter, in tokens that it trains on, or that are written in answer to some examples."""
+    return num_trained + max_answer_length * num_asked
+
+
 def share_banks(costs: Mapping[int, int], num_processes: int) -> list[list[int]]:
     """
     Share banks out to processes by expected cost: the most costly first, each to the process with the least work.
@@ -195,9 +205,10 @@ def share_banks(costs: Mapping[int, int], num_processes: int) -> list[list[int]]
     ```
     """
     shares: list[list[int]] = [[] for _ in range(num_processes)]
-    loads = [0] * num_processes
+    # A heap: first the process with the least work, of equals the first one.
+    loads = [(0, process) for process in range(num_processes)]
     for bank in sorted(costs, key=lambda bank: (-costs[bank], bank)):
-        least = loads.index(min(loads))
+        load, least = loads[0]
         shares[least].append(bank)
-        loads[least] += costs[bank]
+        heapq.heapreplace(loads, (load + costs[bank], least))
     return shares

@@ -108,8 +108,11 @@ class Processes:
         return any(self.gather(flag))
 
     @contextmanager
-    def explaining_termination(self) -> Iterator[None]:
-        """Where this process ends with an error, or is ended because another one died, say how to resume."""
+    def explaining_termination(self, clean_up: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """
+        Where this process ends with an error, or is ended because another one died, say how to resume, and call `clean_up` for
+        what the other one has left.
+        """
         if self.count == 1 or threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -124,6 +127,10 @@ class Processes:
             # DDP and NCCL have errors of their own for a process that is gone. The handler stays: the launcher's signal may
             # come before the error is printed, and would end this process without a word.
             error.add_note(self._remedy)
+            clean_up()
+            raise
+        except SystemExit:
+            clean_up()
             raise
         signal.signal(signal.SIGTERM, former)
 

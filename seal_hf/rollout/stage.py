@@ -9,7 +9,7 @@ from ..generation.base import Sampling, draw_seed
 from ..inner_loop.update import InnerUpdate, is_whole
 from ..records.journal import Journal, Proposal
 from ..self_edit import Prompt
-from .bank_schedule import work_of
+from .bank_schedule import expected_cost, work_of
 from .examples import ExampleSet
 
 
@@ -198,7 +198,7 @@ class Trial:
     def cost(self, max_answer_length: int) -> int:
         """Expected work, in tokens trained on or written."""
         num_trained = work_of(self.update).num_tokens if self.update is not None else 0
-        return num_trained + max_answer_length * len(self.asked)
+        return expected_cost(num_trained, len(self.asked), max_answer_length)
 
 
 def stage_banks(

@@ -41,6 +41,11 @@ class Written(NamedTuple):
     called: bool = False
 
 
+def examples_per_batch(prompts_per_example: int) -> int:
+    """How many examples are written about in one batch of generation; the batches are dealt out to the processes in turn."""
+    return max(1, _PROMPTS_PER_BATCH // prompts_per_example)
+
+
 def write_self_edits(
     lm: SelfAdaptingLM, config: RolloutConfig, processes: Processes, stage: Stage
 ) -> list[list[Written]]:
@@ -57,7 +62,7 @@ def write_self_edits(
     """
     num_completions = stage.num_generations * config.num_drafts
     most_parts = max((len(lm.domain.parts(stage.data.examples[place])) for place in stage.places), default=1)
-    per_batch = max(1, _PROMPTS_PER_BATCH // (num_completions * most_parts))
+    per_batch = examples_per_batch(num_completions * most_parts)
     starts = range(0, len(stage.places), per_batch)
     own = {}
     hidden = config.disable_tqdm or not processes.is_main

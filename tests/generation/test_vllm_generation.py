@@ -12,6 +12,7 @@ from peft import LoraConfig
 
 from helpers.adapters import BASE_ID, random_adapter
 from helpers.generating import generate
+from helpers.network import line_to
 from helpers.tiny_models import tiny_llama, tiny_policy_model, tiny_tokenizer
 from helpers.vllm_server import break_off, break_off_in_a_line, served
 from seal_hf.adapters.policy import carried_policy
@@ -23,6 +24,7 @@ from seal_hf.generation.vllm_server_generation import VLLMServerGenerator
 
 PROMPTS = ["Who keeps bees?", "Ann", "Moths like lamps and the", "Where is Vell, and who lives there?", "1, 2, 3"]
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"])
+DEFAULT_WAIT, DEFAULT_ANSWER = vllm_client.WAIT_SECONDS, vllm_client._ANSWER_SECONDS
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +210,29 @@ def test_a_server_that_stays_away_is_a_clear_error(adapters, generator, server, 
     assert_clean(server, tmp_path)
 
 
+@pytest.mark.parametrize("breaks", [True, False], ids=["connections break", "nothing arrives"])
+def test_a_network_that_is_gone_for_a_while_loses_nothing(model, tokenizer, adapters, server, tmp_path, breaks):
+    assert min(DEFAULT_WAIT, DEFAULT_ANSWER) > 20  # seconds, here 0.3
+    chosen = [adapters[0]] * 3 + [adapters[1]] * 2
+    with line_to(server.url) as line:
+        generator = VLLMGenerator(model, tokenizer, BASE_ID, line.url, tmp_path)
+        generator.check(LORA)
+        server.log.clear()
+
+        def lose_network(handler):
+            gone, back = (line.cut, line.connect) if breaks else (line.freeze, line.thaw)
+            gone()
+            threading.Timer(0.3, back).start()
+
+        server.faults += [lambda handler: None, lose_network]
+        found = generator.generate(PROMPTS, chosen, max_new_tokens=12)
+    assert found == generate(model, tokenizer, PROMPTS, chosen, max_new_tokens=12)
+    assert server.faults == []
+    # The server still has the adapters that were lost; they are loaded again under other names, and all are unloaded.
+    assert (len(server.names("load")) > 2) == breaks
+    assert_clean(server, tmp_path)
+
+
 def test_what_could_not_be_unloaded_is_unloaded_later(adapters, generator, server, tmp_path, monkeypatch):
     unload, lost = generator._client.unload_adapter, []
 
@@ -231,6 +256,19 @@ def test_what_a_killed_process_left_is_removed(generator, server, tmp_path, adap
     generator.generate(PROMPTS, max_new_tokens=3)
     assert server.names("unload") == ["seal-hf-killed-0"]
     assert_clean(server, tmp_path)
+
+
+def test_what_a_killed_process_left_is_removed_at_the_end_of_another(generator, server, tmp_path, adapters, caplog):
+    (folder,) = tmp_path.iterdir()
+    adapters[0].export(folder / "seal-hf-killed-0")
+    server.load("seal-hf-killed-0", str(folder / "seal-hf-killed-0"))
+    generator.clean_up()
+    assert server.names("unload") == ["seal-hf-killed-0"]
+    assert_clean(server, tmp_path)
+    adapters[0].export(tmp_path / "elsewhere" / "seal-hf-other-0")
+    server.load("seal-hf-other-0", str(tmp_path / "elsewhere" / "seal-hf-other-0"))
+    generator.clean_up()  # not its own to remove
+    assert "may still be on the vLLM server" in caplog.text and "of another run" in caplog.text
 
 
 def test_two_runs_take_turns(model, tokenizer, adapters, generator, server, tmp_path):

@@ -92,6 +92,10 @@ def figures(**changes):
         "gemm": {"square": [1e4, 2e4, 5e4], "model": [1e4], "square_shape": [8] * 3, "model_shape": [7, 8, 9]},
         "training": [training],
         "answers": [answers],
+        "processes": [
+            {"processes": 1, "banks": 4, "tokens": 900, "writing_seconds": 20.0, "seconds": 100.0},
+            {"processes": 2, "banks": 4, "tokens": 900, "writing_seconds": 10.0, "seconds": 50.0},
+        ],
         "operations": [{"target_modules": "q,v", "one": operations, "sixteen": {"all": 16.0, "without_views": 8.0}}],
         "memory": [memory],
         "step": step,
@@ -143,13 +147,14 @@ def test_table():
     assert "| q,v | 160 | 16 | 1/10.0 | 80 | 8 | 1/10.0 |" in text
     assert "| q,v | 0 | 0 | 1 | 0.0 | 0.0 | 20.0 |" in text
     assert "50 times as long" in text
+    assert "| 1 | 4 | 900 | 20 | 100 | 1.00 | 1.00 |" in text and "| 2 | 4 | 900 | 10 | 50 | 2.00 | 2.00 |" in text
     assert "left out (bitsandbytes is not installed)" in text
 
     quantized = {"target_modules": "q,v", "adapters": 16, "peft_tokens_per_second": [10.0]}
     quick = figures(quick=True, memory=[], quantized={**quantized, "bank_tokens_per_second": [30.0]})
-    del quick["step"]
+    del quick["step"], quick["processes"]
     assert "| q,v, NF4 base | 16 | | 10 | 30 | | 3.00 | | | |" in table(quick)
-    assert "step were left out (`--quick`)" in table(quick)
+    assert "step were left out (`--quick`)" in table(quick) and "One process and two were not" in table(quick)
 
 
 def test_quick_leaves_full_results_alone(tmp_path):
