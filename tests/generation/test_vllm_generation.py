@@ -215,7 +215,7 @@ def test_a_network_that_is_gone_for_a_while_loses_nothing(model, tokenizer, adap
     assert min(DEFAULT_WAIT, DEFAULT_ANSWER) > 20  # seconds, here 0.3
     chosen = [adapters[0]] * 3 + [adapters[1]] * 2
     with line_to(server.url) as line:
-        generator = VLLMGenerator(model, tokenizer, BASE_ID, line.url, tmp_path)
+        generator = VLLMServerGenerator(model, tokenizer, BASE_ID, line.url, tmp_path)
         generator.check(LORA)
         server.log.clear()
 
