@@ -19,6 +19,7 @@ from ...hub.model_card import AdapterCard
 from ...rollout.rewards import Asked, ask_and_grade, mean
 from ...self_adapting_lm import SelfAdaptingLM
 from ...self_edit import SelfEdit
+from .adapter_zip import save_zip
 from .inputs import passage_of
 from .jobs import Job
 from .settings import Settings
@@ -150,7 +151,7 @@ def learn(
     example: dict,
     self_edits: Sequence[SelfEdit],
     settings: Settings,
-    folders: Sequence[Path],
+    files: Sequence[Path],
     num_own_questions: int,
 ) -> dict:
     """
@@ -167,8 +168,8 @@ def learn(
             What to learn.
         settings ([`Settings`]):
             How to train.
-        folders (`Sequence[Path]`):
-            Where to save each adapter.
+        files (`Sequence[Path]`):
+            Where to save each adapter, as a zip file.
         num_own_questions (`int`):
             Number of questions that the model writes.
 
@@ -204,8 +205,8 @@ def learn(
     adapters = lm.adapt(trained, seed=settings.seed, on_step=on_step, stop=job.stop)
     has_adapters = bool(adapters[0].training["num_steps"])
     if has_adapters:
-        for adapter, folder in zip(adapters, folders, strict=True):
-            adapter.save_pretrained(folder, AdapterCard(passage=passage_of(example)))
+        for adapter, file in zip(adapters, files, strict=True):
+            save_zip(adapter, file, AdapterCard(passage=passage_of(example)))
         job.emit("saved", count=len(adapters))
     result = {"seconds": clock["seconds"], "has_adapters": has_adapters}
     if job.stop.is_set():
@@ -233,7 +234,7 @@ def learn(
     }
 
 
-def answer(base: SelfAdaptingLM, job: Job, example: dict, folder: Path) -> tuple[list[str], list[str]]:
+def answer(base: SelfAdaptingLM, job: Job, example: dict, file: Path) -> tuple[list[str], list[str]]:
     """
     Answer questions without the passage, in one batch. Every token goes to the log.
 
@@ -244,8 +245,8 @@ def answer(base: SelfAdaptingLM, job: Job, example: dict, folder: Path) -> tuple
             Where to report the progress.
         example (`dict`):
             The questions, with the title that they name.
-        folder (`Path`):
-            The adapter's files.
+        file (`Path`):
+            The adapter's file.
 
     Returns:
         `tuple[list[str], list[str]]`: The answers of the base model, and of the adapted one.
@@ -255,19 +256,19 @@ def answer(base: SelfAdaptingLM, job: Job, example: dict, folder: Path) -> tuple
         job.emit("text", new=new_texts)
 
     prompts = base.domain.questions(example)
-    adapter = _adapter(base, folder)
+    adapter = _adapter(base, file)
     plain, adapted = base.answer_groups(
         [prompts] * 2, [None, adapter], max_answer_length=LONGEST_ANSWER, on_text=on_text, stop=job.stop
     )
     return plain, adapted
 
 
-def _adapter(base: SelfAdaptingLM, folder: Path) -> Adapter:
-    """An adapter from its folder. The last few stay in memory."""
+def _adapter(base: SelfAdaptingLM, file: Path) -> Adapter:
+    """An adapter from its file. The last few stay in memory."""
     with _adapters_lock:
-        if folder not in _adapters:
-            _adapters[folder] = base.load_adapter(folder)
+        if file not in _adapters:
+            _adapters[file] = base.load_adapter(file)
             while len(_adapters) > _LOADED:
                 _adapters.popitem(last=False)
-        _adapters.move_to_end(folder)
-        return _adapters[folder]
+        _adapters.move_to_end(file)
+        return _adapters[file]

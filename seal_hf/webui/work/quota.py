@@ -1,5 +1,5 @@
 """
-How many bytes the sessions may have on the disk: adapters, the zip files made of them, logs. What is going to be written is
+How many bytes the sessions may have on the disk: adapters, logs. What is going to be written is
 reserved before.
 """
 

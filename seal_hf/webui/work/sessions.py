@@ -7,6 +7,7 @@ import base64
 import hashlib
 import hmac
 import math
+import re
 import secrets
 import shutil
 import threading
@@ -40,8 +41,8 @@ class KeptAdapter:
             Its id in the session.
         name (`str`):
             Its name on the page.
-        folder (`Path`):
-            Its files, a PEFT folder.
+        file (`Path`):
+            Its only file: a zip file of a PEFT folder, alone in a folder.
         title (`str`, *optional*, defaults to `""`):
             Title of the passage, which the questions name.
         passage (`str`, *optional*, defaults to `""`):
@@ -69,7 +70,7 @@ class KeptAdapter:
 
     id: str
     name: str
-    folder: Path
+    file: Path
     title: str = ""
     passage: str = ""
     reward: float | None = None
@@ -85,8 +86,8 @@ class KeptAdapter:
 
     @property
     def num_bytes(self) -> int:
-        """Size of its files, in bytes."""
-        return sum(file.stat().st_size for file in self.folder.iterdir())
+        """Size of its file, in bytes."""
+        return self.file.stat().st_size
 
 
 @dataclass
@@ -161,10 +162,11 @@ class Session:
             raise JobRefused("There is no adapter yet: learn a passage first, or load one under Adapters.")
         return kept
 
-    def new_folder(self) -> tuple[str, Path]:
-        """An id and a folder for a new adapter. The folder does not exist yet."""
+    def new_file(self, name: str) -> tuple[str, Path]:
+        """An id and a zip file for a new adapter with a name on the page. Neither the file nor its folder exists yet."""
         adapter_id = secrets.token_hex(4)
-        return adapter_id, self.folder / "adapters" / adapter_id
+        plain = re.sub(r"[^A-Za-z0-9]+", "-", name.encode("ascii", "ignore").decode()).strip("-").lower()
+        return adapter_id, self.folder / "adapters" / adapter_id / f"{plain[:60] or 'adapter'}.zip"
 
     def keep(self, adapter: KeptAdapter, choose: bool) -> None:
         """Add an adapter to the list, and choose it if asked to or if none is chosen."""
@@ -173,11 +175,10 @@ class Session:
             self.chosen = adapter.id
 
     def delete(self, adapter_id: str) -> KeptAdapter:
-        """Remove an adapter and its files. If it was chosen, the newest other one becomes the chosen one."""
+        """Remove an adapter and its file. If it was chosen, the newest other one becomes the chosen one."""
         kept = self.adapter(adapter_id)
         del self.adapters[adapter_id]
-        for files in (kept.folder, self.folder / "zips" / kept.id):
-            shutil.rmtree(files, ignore_errors=True)
+        shutil.rmtree(kept.file.parent, ignore_errors=True)
         if self.chosen == adapter_id:
             self.chosen = next(reversed(self.adapters), None)
         return kept

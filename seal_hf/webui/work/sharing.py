@@ -1,11 +1,7 @@
 """Adapters that come from elsewhere or go there: zip files, the Hub, and the token that a visitor may use."""
 
 import logging
-import re
-import secrets
-import shutil
 import tempfile
-import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +15,7 @@ from ...hub.model_card import AdapterCard
 from ...hub.transfer import is_hub_id, with_namespace
 from ...self_adapting_lm import SelfAdaptingLM
 from . import quota
+from .adapter_zip import save_zip
 from .inputs import checked_repo_name, clean
 from .origins import is_foreign, is_local
 from .sessions import KeptAdapter, Session
@@ -55,11 +52,11 @@ def load_adapter(
     finally:
         if isinstance(source, Path):
             source.unlink(missing_ok=True)
-    adapter_id, folder = session.new_folder()
-    with quota.room(session.folder, 2 * (adapter.layout.num_bytes + quota.FILE_BYTES)):
-        adapter.save_pretrained(folder)
     name = source.stem if isinstance(source, Path) else clean(source)
-    kept = KeptAdapter(adapter_id, name, folder)
+    adapter_id, file = session.new_file(name)
+    with quota.room(session.folder, 2 * (adapter.layout.num_bytes + quota.FILE_BYTES)):
+        save_zip(adapter, file)
+    kept = KeptAdapter(adapter_id, name, file)
     session.keep(kept, choose=True)
     return kept
 
@@ -74,7 +71,7 @@ def _loaded(lm: SelfAdaptingLM, session: Session, source: str | Path, token: str
         with tempfile.TemporaryDirectory() as folder:
             # What somebody else names does not stay in this machine's cache, which has no limit.
             cache_dir = None if token is None else Path(folder)
-            most = quota.free_bytes(session.folder) // 2 - quota.FILE_BYTES  # twice, with its zip file
+            most = quota.free_bytes(session.folder) // 2 - quota.FILE_BYTES  # twice, while it is packed
             return lm.load_adapter(source, token=token, cache_dir=cache_dir, max_bytes=most)
     except HubError:
         raise
@@ -86,39 +83,6 @@ def _loaded(lm: SelfAdaptingLM, session: Session, source: str | Path, token: str
         logger.warning("An adapter could not be read", exc_info=True)
         name = source.name if isinstance(source, Path) else source
         raise ValueError(f"{name} cannot be read as a LoRA adapter: save it again with PEFT.") from error
-
-
-def zip_file(session: Session, adapter_id: str | None = None) -> Path:
-    """
-    An adapter's PEFT folder as a zip file. Those of others are removed where there is no room for it.
-
-    Args:
-        session ([`Session`]):
-            The session.
-        adapter_id (`str`, *optional*):
-            The adapter. Defaults to the chosen one.
-
-    Raises:
-        JobRefused: There is no such adapter, or no room.
-    """
-    kept = session.adapter(adapter_id)
-    name = re.sub(r"[^A-Za-z0-9]+", "-", kept.name.encode("ascii", "ignore").decode()).strip("-").lower()
-    archive = session.folder / "zips" / kept.id / f"{name[:60] or 'adapter'}.zip"
-    if archive.is_file():
-        return archive
-    num_bytes = kept.num_bytes + quota.FILE_BYTES
-    if num_bytes > quota.free_bytes(session.folder):
-        shutil.rmtree(session.folder / "zips", ignore_errors=True)
-    with quota.room(session.folder, num_bytes):
-        archive.parent.mkdir(parents=True, exist_ok=True)
-        # Another name until it is complete: two requests may come at once, and the disk may be full.
-        partial = archive.with_suffix(f".{secrets.token_hex(4)}")
-        # Stored, since weights hardly shrink and compressing them takes seconds.
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as files:
-            for file in sorted(kept.folder.iterdir()):
-                files.write(file, file.name)
-        partial.replace(archive)
-    return archive
 
 
 def push(
@@ -164,7 +128,7 @@ def push(
     """
     kept = session.adapter(adapter_id)
     name = checked_repo_name(name)
-    adapter = lm.load_adapter(kept.folder)
+    adapter = lm.load_adapter(kept.file)
     try:
         repo_id = with_namespace(name, token)
         return adapter.push_to_hub(
