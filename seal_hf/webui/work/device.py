@@ -19,6 +19,7 @@ from ...hub.model_card import AdapterCard
 from ...rollout.rewards import Asked, ask_and_grade, mean
 from ...self_adapting_lm import SelfAdaptingLM
 from ...self_edit import SelfEdit
+from . import quota
 from .adapter_zip import save_zip
 from .inputs import passage_of
 from .jobs import Job
@@ -28,7 +29,7 @@ from .settings import Settings
 logger = logging.getLogger(__name__)
 
 LONGEST_ANSWER = 64  # tokens
-_LOADED = 8  # adapters in memory
+_LOADED, _LOADED_BYTES = 8, 2**31  # adapters that stay in memory
 
 # Where it is installed, the app imports it before torch.
 spaces = sys.modules.get("spaces")
@@ -264,11 +265,24 @@ def answer(base: SelfAdaptingLM, job: Job, example: dict, file: Path) -> tuple[l
 
 
 def _adapter(base: SelfAdaptingLM, file: Path) -> Adapter:
-    """An adapter from its file. The last few stay in memory."""
+    """
+    An adapter from its file. The last few stay in memory.
+
+    Raises:
+        JobRefused: There is no memory for it.
+    """
     with _adapters_lock:
         if file not in _adapters:
-            _adapters[file] = base.load_adapter(file)
-            while len(_adapters) > _LOADED:
+            num_bytes = file.stat().st_size
+            while _adapters and not _fits(num_bytes):
                 _adapters.popitem(last=False)
+            with quota.memory(num_bytes):
+                _adapters[file] = base.load_adapter(file)
         _adapters.move_to_end(file)
         return _adapters[file]
+
+
+def _fits(num_bytes: int) -> bool:
+    """Whether one more adapter may stay in memory with the others."""
+    held = sum(adapter.layout.num_bytes for adapter in _adapters.values())
+    return len(_adapters) < _LOADED and held + num_bytes <= _LOADED_BYTES and quota.has_memory(num_bytes)
