@@ -69,10 +69,11 @@ class Workbench:
         self.lm, self.limits = lm, limits
         self.runs: TrainingRuns | None = None
         self._model = device.hold(lm)
-        self.jobs = Jobs(device.explain, num_workers=num_workers, limits=limits)
+        self.jobs = Jobs(device.explain, num_workers=num_workers, limits=limits, visitor_of=self._visitor_of)
         self.sessions = Sessions(
             folder,
             keep_seconds=keep_seconds,
+            max_of_visitor=limits.visitor_sessions,
             unattended_seconds=limits.unattended_seconds,
             is_busy=self._is_busy,
             on_unattended=self._end_work,
@@ -159,7 +160,7 @@ class Workbench:
         Raises:
             ValueError: No self-edit is chosen, one is empty, or the training would be too long.
             JobRefused: The session has no self-edit, too many adapters or no room for more, it learns something else at the
-                moment, too many jobs are waiting, or there is no room on the disk.
+                moment, too many jobs are waiting, the visitor has had too much in this hour, or there is no room on the disk.
         """
         if session.example is None:
             raise JobRefused("There is no self-edit yet: let the model write some first.")
@@ -203,7 +204,7 @@ class Workbench:
             self._keep_learned(session, job, example, names, targets, result)
 
         key = [example, [edit.completion for edit in self_edits], asdict(settings)]
-        job = self._submit(session, "adapt", key, work, num_tokens / _TRAINED + 10, "learn")
+        job = self._submit(session, "adapt", key, work, num_tokens / _TRAINED + 10, "learn", num_tokens)
         session.passage, session.drafts = example, drafts
         return job
 
@@ -358,7 +359,14 @@ class Workbench:
         return bool(active)
 
     def _submit(
-        self, session: Session, kind: str, key: object, work: Callable[[Job], None], seconds: float, pace: str
+        self,
+        session: Session,
+        kind: str,
+        key: object,
+        work: Callable[[Job], None],
+        seconds: float,
+        pace: str,
+        num_tokens: int = 0,
     ) -> Job:
         def timed(job: Job) -> None:
             start = time.monotonic()
@@ -370,13 +378,22 @@ class Workbench:
 
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         job = self.jobs.submit(
-            session.id, kind, digest, session.folder / "jobs", timed, seconds=seconds * self._pace[pace]
+            session.id,
+            kind,
+            digest,
+            session.folder / "jobs",
+            timed,
+            seconds=seconds * self._pace[pace],
+            num_tokens=num_tokens,
         )
         session.shown[kind] = job.id
         return job
 
     def _run(self, name: str, job: Job, *arguments: object) -> object:
         return device.run(job.seconds, self._model, getattr(device, name), job, *arguments)
+
+    def _visitor_of(self, session_id: str) -> str:
+        return self.sessions.visitor_of(session_id)
 
     def _is_busy(self, session_id: str) -> bool:
         return bool(self.jobs.active(session_id)) or (self.runs is not None and self.runs.is_running(session_id))
