@@ -8,6 +8,7 @@ import gradio as gr
 
 from ...hub.errors import RepositoryExists
 from ..work import sharing
+from ..work.errors import explain
 from ..work.sessions import KeptAdapter, Session
 from ..work.workbench import Workbench
 from .shared import duration, escape, percent, read_only_table
@@ -105,7 +106,7 @@ def build_adapters_tab(
             token = sharing.load_token(on_space, may_push, visitors_token, headers)
             kept = sharing.load_adapter(workbench.lm, current, source, token)
         except (ValueError, OSError) as error:
-            return {status: f"⚠️ {escape(str(error))}"}
+            return {status: f"⚠️ {escape(explain(error))}"}
         return {status: f"Loaded {escape(kept.name)}. Ask uses it now.", **show(current)}
 
     def on_upload(session_id: str, file: str) -> dict:
@@ -135,7 +136,7 @@ def build_adapters_tab(
             found = f"⚠️ {escape(error.repo_id)} exists already. Give another name, or type its full name below to replace its files."
             return {status: found, overwrite: gr.update(label=label, placeholder=error.repo_id, visible=True)}
         except (ValueError, OSError) as error:
-            return {status: f"⚠️ {escape(str(error))}"}
+            return {status: f"⚠️ {escape(explain(error))}"}
         return {status: f"Pushed: [{url}]({url})", overwrite: gr.update(value="", visible=False)}
 
     # Gradio fills in the first arguments by their types.

@@ -4,7 +4,6 @@ the work in another process. Its progress goes to the job's log.
 """
 
 import gc
-import logging
 import sys
 import threading
 from collections import OrderedDict
@@ -21,12 +20,11 @@ from ...self_adapting_lm import SelfAdaptingLM
 from ...self_edit import SelfEdit
 from . import quota
 from .adapter_zip import save_zip
+from .errors import explain
 from .inputs import passage_of
 from .jobs import Job
 from .settings import Settings
 
-
-logger = logging.getLogger(__name__)
 
 LONGEST_ANSWER = 64  # tokens
 _LOADED, _LOADED_BYTES = 8, 2**31  # adapters that stay in memory
@@ -109,19 +107,6 @@ def _work_on_gpu(
         return _work(model, work, job, *arguments), None
     except Exception as error:
         return None, explain(error)
-
-
-def explain(error: BaseException) -> str:
-    """An error as one sentence for the visitor; an unexpected one goes to the log."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
-        return (
-            "The device is out of memory. Nothing of yours is lost: use fewer self-edits, a shorter passage or a lower "
-            "LoRA rank, and try again."
-        )
-    if isinstance(error, ValueError | OSError):
-        return str(error)
-    logger.error("Failed", exc_info=error)
-    return "Something went wrong on our side: try again. If it fails again, look at the app's log."
 
 
 def free_memory() -> None:

@@ -1,5 +1,5 @@
 """
-How many bytes the sessions may have on the disk: adapters, logs, and what is written elsewhere for a moment on their behalf.
+How many bytes the sessions may have on the disk: adapters, logs, training runs, and what is written elsewhere for a moment.
 What is going to be written is reserved before, as is the memory for adapters that are going to be loaded.
 """
 
@@ -25,6 +25,7 @@ SPARE_MEMORY = 2**28  # bytes of the machine's memory, which stay free
 _COPIES_IN_MEMORY = 3
 
 _reserved: Counter[Path] = Counter()
+_elsewhere: dict[Path, Path] = {}  # folders, and the session's folder of which each counts as a part
 _loading: list[int] = []  # bytes of each adapter
 _lock = threading.Lock()
 
@@ -57,8 +58,10 @@ def _limits(folder: Path) -> list[tuple[int, str]]:
     """What each limit leaves, and what to do where that is too little."""
     root = folder.parent
     reserved = sum(count for other, count in list(_reserved.items()) if other.parent == root)
-    session = SESSION_BYTES - used_bytes(folder) - _reserved[folder]
-    total = TOTAL_BYTES - used_bytes(root) - reserved
+    elsewhere = [(owner, used_bytes(other)) for other, owner in list(_elsewhere.items()) if owner.parent == root]
+    own = sum(count for owner, count in elsewhere if owner == folder)
+    session = SESSION_BYTES - used_bytes(folder) - own - _reserved[folder]
+    total = TOTAL_BYTES - used_bytes(root) - sum(count for _, count in elsewhere) - reserved
     disk = shutil.disk_usage(root).free - SPARE_BYTES - reserved
     return [
         (session, f"{_size(SESSION_BYTES)} is the limit of a visitor: delete some adapters under Adapters, or use a lower rank"),
@@ -85,6 +88,16 @@ def room(folder: Path, num_bytes: int) -> Iterator[None]:
             _reserved[folder] -= num_bytes
             if not _reserved[folder]:
                 del _reserved[folder]
+
+
+def count_with(folder: Path, other: Path) -> None:
+    """Count the files of another folder as those of a session's folder, until [`forget`]."""
+    _elsewhere[other] = folder
+
+
+def forget(other: Path) -> None:
+    """Count a folder no longer, which is removed."""
+    _elsewhere.pop(other, None)
 
 
 def has_memory(num_bytes: int) -> bool:

@@ -14,6 +14,7 @@ from ...models.encoding import encode_prompt
 from ...self_adapting_lm import SelfAdaptingLM
 from ...self_edit import SelfEdit, TrainingExample
 from . import device, inputs, quota
+from .errors import explain
 from .jobs import Job, JobRefused, Jobs
 from .limits import OWN_MACHINE, Limits
 from .sessions import Draft, KeptAdapter, Session, Sessions
@@ -69,7 +70,7 @@ class Workbench:
         self.lm, self.limits = lm, limits
         self.runs: TrainingRuns | None = None
         self._model = device.hold(lm)
-        self.jobs = Jobs(device.explain, num_workers=num_workers, limits=limits, visitor_of=self._visitor_of)
+        self.jobs = Jobs(explain, num_workers=num_workers, limits=limits, visitor_of=self._visitor_of)
         self.sessions = Sessions(
             folder,
             keep_seconds=keep_seconds,
