@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 
@@ -21,12 +22,15 @@ from starlette.middleware import Middleware
 
 import seal_hf
 from seal_hf import SelfAdaptingLM
+from seal_hf.adapters.layout import lora_layout
+from seal_hf.adapters.policy import default_policy_config
 from seal_hf.generation.vllm_options import VLLM_MODES, vllm_arguments
 from seal_hf.models.chat_template import json_object
 from seal_hf.models.embedded import EMBEDDED, EMBEDDED_MODELS
 from seal_hf.webui.page import build_page
 from seal_hf.webui.server import launch
 from seal_hf.webui.upload_limit import BoundedUploads
+from seal_hf.webui.visitors import visitor_of
 from seal_hf.webui.work.limits import OWN_MACHINE, SHARED
 from seal_hf.webui.work.origins import LOOPBACK
 from seal_hf.webui.work.private_folder import exit_on_signals, private_folder
@@ -82,7 +86,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=int(os.environ.get("GRADIO_SERVER_PORT") or 7860), help="Port.")
     parser.add_argument("--share", action="store_true", help="Make a public link. Nobody can push to the Hub then.")
     parser.add_argument("--mcp", action="store_true", help="Offer the endpoints as MCP tools. Needs the extra mcp.")
-    parser.add_argument("--output_dir", type=Path, help="Folder for training runs. Default: outputs/app.")
+    parser.add_argument(
+        "--output_dir",
+        type=Path,
+        help="Folder for training runs. Default: outputs/app, or a "
+        "private one, which goes with the app, where others reach it.",
+    )
     args = parser.parse_args()
     if not 0 < args.port < 65536:
         parser.error(f"--port {args.port} must be from 1 to 65535")
@@ -113,15 +122,20 @@ def main(args: argparse.Namespace) -> None:
         is_private = not ON_SPACE and args.host in LOOPBACK and not args.share
         limits = OWN_MACHINE if is_private else SHARED
         workbench = Workbench(lm, folder, num_workers=8 if os.environ.get("SPACES_ZERO_GPU") else 1, limits=limits)
+        # What others leave is removed with all other files, where nothing else is asked for.
+        runs_folder = Path("outputs/app") if is_private else folder.parents[1] / "runs"
         runs = TrainingRuns(
             workbench.jobs,
-            args.output_dir or Path("outputs/app"),
+            args.output_dir or runs_folder,
             TRAINER if TRAINER.is_file() else None,
             args.model_name_or_path,
             bool(getattr(lm.model, "is_loaded_in_4bit", False)),
             chat_template_kwargs=json_object(args.chat_template_kwargs),
             limits=limits,
+            sessions=None if is_private else workbench.sessions,
+            policy_bytes=lora_layout(lm.model, default_policy_config(), trained=True).num_bytes,
         )
+        visitor = None if is_private else partial(visitor_of, on_space=ON_SPACE)
         may_push = ON_SPACE or (args.host in LOOPBACK and not args.share)
         page = build_page(workbench, runs, may_push=may_push, on_space=ON_SPACE)
         try:
@@ -129,7 +143,7 @@ def main(args: argparse.Namespace) -> None:
                 page,
                 on_space=ON_SPACE,
                 host=args.host,
-                middleware=[Middleware(BoundedUploads, folder=folder.parent, sessions=folder)],
+                middleware=[Middleware(BoundedUploads, folder=folder.parent, sessions=folder, visitor=visitor)],
                 server_port=args.port,
                 share=args.share,
                 mcp_server=args.mcp,
@@ -140,6 +154,7 @@ def main(args: argparse.Namespace) -> None:
             # What still ran would write files into the folder while it is removed.
             page.close(verbose=False)
             workbench.jobs.close(2)
+            runs.close()
 
 
 if __name__ == "__main__":

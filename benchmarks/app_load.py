@@ -29,6 +29,7 @@ from seal_hf.domains import load_demo_passages
 from seal_hf.webui.page import build_page
 from seal_hf.webui.tabs.passage_panel import NAMES
 from seal_hf.webui.work import sharing
+from seal_hf.webui.work.adapter_zip import save_zip
 from seal_hf.webui.work.settings import SMALL_MODEL
 from seal_hf.webui.work.training_runs import TrainingRuns
 from seal_hf.webui.work.workbench import Workbench
@@ -134,10 +135,10 @@ def measure(num_sessions: int, folder: Path) -> dict[str, object]:
     files, expected, alone = [], [], []
     for place, (adapter, example) in enumerate(zip(adapters, examples, strict=True)):
         session = workbench.sessions.open()
-        kept_folder = folder / f"adapter-{place}"
-        adapter.save_pretrained(kept_folder)
-        kept = sharing.load_adapter(base, session, kept_folder)
-        files.append(sharing.zip_file(session, kept.id))
+        file = folder / f"adapter-{place}.zip"
+        save_zip(adapter, file)
+        kept = sharing.load_adapter(base, session, file)
+        files.append(kept.file)
         start = time.perf_counter()
         # One that was loaded knows no title.
         prompts = base.domain.questions({"title": "", "context": "", "questions": example["questions"][:1]})

@@ -1,10 +1,12 @@
 """
-The policy adapter that a model carries, copied and fingerprinted once for as long as it does not change.
+The policy adapter: its shape where nothing else is said, and the one that a model carries, copied and fingerprinted once for as
+long as it does not change.
 """
 
 from weakref import WeakKeyDictionary
 
 import torch
+from peft import LoraConfig
 from torch import nn
 
 from ..models.access import carries_policy, policy_parameters
@@ -15,6 +17,11 @@ from .adapter import Adapter
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 # For each model the state in which its policy was copied last, and the copy.
 _copies: WeakKeyDictionary[nn.Module, tuple[object, Adapter]] = WeakKeyDictionary()
+
+
+def default_policy_config() -> LoraConfig:
+    """The policy adapter of the paper (SEAL, appendix B: knowledge incorporation)."""
+    return LoraConfig(r=64, lora_alpha=128, target_modules="all-linear")
 
 
 def carried_policy(model: nn.Module, base_model_id: str) -> Adapter | None:

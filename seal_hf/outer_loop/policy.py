@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from ..adapters.layout import lora_layout
+from ..adapters.policy import default_policy_config
 from ..adapters.sources import WEIGHTS_NAME
 from ..models.loading import load_causal_lm
 from ..records.files import explaining_failed_write
@@ -65,7 +66,7 @@ def prepare_policy(
         processing_class = processing_class or AutoTokenizer.from_pretrained(base_model_id)
     if not isinstance(model, PeftModel):
         set_seed(args.seed)
-        peft_config = peft_config or LoraConfig(r=64, lora_alpha=128, target_modules="all-linear")
+        peft_config = peft_config or default_policy_config()
         # Resolved here: PEFT would adapt fused experts, a vision tower and the like as well, and has no default for many.
         modules = lora_layout(model, peft_config, trained=True).target_modules
         model = get_peft_model(model, replace(peft_config, task_type="CAUSAL_LM", target_modules=list(modules)))

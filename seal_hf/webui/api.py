@@ -10,6 +10,7 @@ import gradio as gr
 from ..hub.errors import RepositoryExists
 from .tabs.shared import follow
 from .work import sharing
+from .work.errors import explain
 from .work.inputs import questions_from_items
 from .work.jobs import FAILED, STOPPED, Job
 from .work.sessions import Draft, Session
@@ -140,7 +141,7 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
             The file.
         """
         with _errors_for_callers():
-            return str(sharing.zip_file(workbench.sessions.open(session), adapter or None))
+            return str(workbench.sessions.open(session).adapter(adapter or None).file)
 
     def push_adapter(session: str, adapter: str, name: str, private: bool, overwrite: str, request: gr.Request) -> str:
         """
@@ -211,7 +212,7 @@ def _errors_for_callers() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        raise gr.Error(str(error), print_exception=False) from error
+        raise gr.Error(explain(error), print_exception=False) from error
 
 
 async def _finish(workbench: Workbench, start: Callable[[], Job]) -> list[dict]:

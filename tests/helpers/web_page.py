@@ -66,7 +66,15 @@ def end_of(jobs, job):
 def served_page(folder, lm, *, may_push=True, on_space=False, host="127.0.0.1", script=None, **options):
     """The page on a free port, as `url`, `workbench` and `page`."""
     workbench = Workbench(lm, folder / "sessions", **options)
-    runs = TrainingRuns(workbench.jobs, folder / "runs", script, lm.base_model_id, limits=workbench.limits)
+    limits = workbench.limits
+    runs = TrainingRuns(
+        workbench.jobs,
+        folder / "runs",
+        script,
+        lm.base_model_id,
+        limits=limits,
+        sessions=workbench.sessions if limits.is_shared else None,
+    )
     page = build_page(workbench, runs, may_push=may_push, on_space=on_space)
     _, url, _ = launch(page, on_space=on_space, host=host, prevent_thread_lock=True, quiet=True)
     try:

@@ -1,5 +1,6 @@
 """Uploads of all visitors have a limit, and what breaks off is removed."""
 
+import json
 import os
 
 import anyio
@@ -18,7 +19,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def sent(folder, length, path="/gradio_api/upload", inside=None):
+def sent(folder, length, path="/gradio_api/upload", inside=None, app=None):
     """The status and text of an upload of so many bytes, which is stored as Gradio does it."""
 
     async def store(scope, receive, send):
@@ -26,7 +27,7 @@ def sent(folder, length, path="/gradio_api/upload", inside=None):
         place.mkdir()
         (place / "file").write_bytes(bytes(int(length)))
         await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b""})
+        await send({"type": "http.response.body", "body": json.dumps([str(place / "file")]).encode()})
 
     messages = []
 
@@ -35,7 +36,8 @@ def sent(folder, length, path="/gradio_api/upload", inside=None):
 
     headers = [] if length is None else [(b"content-length", str(length).encode())]
     scope = {"type": "http", "method": "POST", "path": path, "headers": headers}
-    app = BoundedUploads(inside or store, folder, folder / "sessions")
+    app = app or BoundedUploads(None, folder, folder / "sessions")
+    app._app = inside or store
     anyio.run(app, scope, None, send)
     return messages[0]["status"], messages[1]["body"].decode()
 
@@ -54,6 +56,21 @@ def test_stale_uploads_go_where_room_is_needed(folder, monkeypatch):
     assert sent(folder, 90)[0] == 200 and len(list(folder.rglob("file"))) == 2
     assert sent(folder, 500)[0] == 200 and len(list(folder.rglob("file"))) == 1
     assert (folder / "sessions" / "adapter").exists()
+
+
+def test_one_visitor_does_not_take_all_the_room(folder, monkeypatch):
+    monkeypatch.setattr(upload_limit, "MAX_OF_VISITOR", 500)
+    name = ["ann"]
+    app = BoundedUploads(None, folder, folder / "sessions", visitor=lambda scope: name[0])
+    assert sent(folder, 400, app=app)[0] == 200
+    for length in (101, 501):
+        status, text = sent(folder, length, app=app)
+        assert status == 413 and "those from your address may have" in text
+    name[0] = "bob"
+    assert sent(folder, 450, app=app)[0] == 200
+    name[0] = "ann"
+    next(path for path in folder.rglob("file") if path.stat().st_size == 400).unlink()  # it was read
+    assert sent(folder, 450, app=app)[0] == 200
 
 
 @pytest.mark.parametrize("length", [None, "-1", "many"])

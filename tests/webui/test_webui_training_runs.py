@@ -2,24 +2,32 @@
 
 import errno
 import json
+import os
 import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import textwrap
 import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
-from helpers.folders import TRAINERS
+from helpers.folders import ROOT, TRAINERS
 from helpers.tiny_models import save_tiny_model
 from seal_hf.records.journal import Journal, Proposal, TrialResult
 from seal_hf.webui.tabs import train_tab
+from seal_hf.webui.work import sessions as sessions_module
 from seal_hf.webui.work import training_runs
+from seal_hf.webui.work.errors import without_folders
 from seal_hf.webui.work.jobs import DONE, FAILED, RUNNING, STOPPED, JobRefused
 from seal_hf.webui.work.limits import SHARED
 from seal_hf.webui.work.settings import TrainingSettings
-from seal_hf.webui.work.training_records import without_folders
 from seal_hf.webui.work.training_runs import CONFIG_NAME, TrainingRuns
 from trainers.arguments import load_dataset_argument
 
@@ -361,6 +369,62 @@ def test_the_end_of_the_app_ends_its_runs(jobs, tmp_path):
     assert (runs.snapshot("ann").folder / CONFIG_NAME).is_file()
 
 
+def test_a_run_ends_when_the_app_is_killed_also_while_it_is_paused(tmp_path):
+    program = textwrap.dedent(
+        """
+        import subprocess, sys, time
+        from seal_hf.webui.work.training_process import TrainingProcess
+
+        run = TrainingProcess(is_paused=True)
+        run.begin(subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(60)"], start_new_session=True))
+        print(run.process.pid, flush=True)
+        time.sleep(60)
+        """
+    )
+    app = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    pid = int(app.stdout.readline())
+    app.kill()
+    app.wait()
+    app.stdout.close()
+    for _ in range(600):
+        if not Path(f"/proc/{pid}").exists() or state_of(SimpleNamespace(pid=pid)) == "Z":
+            return
+        time.sleep(0.05)
+    os.killpg(pid, signal.SIGKILL)
+    pytest.fail("the run goes on")
+
+
+def test_a_run_is_closed_to_others_and_has_its_own_place_for_a_moment(jobs, tmp_path, monkeypatch):
+    """Also in a folder that was there, for all to read."""
+    (tmp_path / "runs").mkdir(mode=0o755)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "private"))
+    runs = TrainingRuns(jobs, tmp_path / "runs", stub(tmp_path, "import tempfile\nprint(tempfile.gettempdir())"), "m")
+    (tmp_path / "private").mkdir()
+    runs.start("ann", QUICK)
+    snapshot = wait_for(runs, "ann", DONE)
+    folders = (snapshot.folder, snapshot.folder.parent, tmp_path / "runs")
+    assert [stat.S_IMODE(folder.stat().st_mode) for folder in folders] == [0o700, 0o700, 0o755]
+    assert snapshot.log == str(tmp_path / "private")
+
+
+def test_a_session_whose_run_has_ended_expires(bench, tmp_path, monkeypatch):
+    """On one's own machine, too. Its files stay."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(sessions_module, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    bench.runs = runs = TrainingRuns(bench.jobs, tmp_path / "runs", stub(tmp_path, "import time\ntime.sleep(60)"), "m")
+    session = bench.sessions.open()
+    runs.start(session.id, QUICK)
+    for clock.now in (1e5, 2e5):  # days without its page
+        bench.sessions.sweep()
+    assert runs.is_running(session.id) and session.folder.is_dir()
+    folder = runs.snapshot(session.id).folder
+    runs.stop(session.id)
+    runs._runs[session.id].wait()
+    clock.now += 3601
+    bench.sessions.sweep()
+    assert not session.folder.exists() and (folder / CONFIG_NAME).is_file()
+
+
 def test_a_run_of_others_is_small_short_and_replaces_the_one_before(jobs, tmp_path):
     script = stub(tmp_path, "import time\ntime.sleep(60)")
     runs = TrainingRuns(jobs, tmp_path / "runs", script, "m", limits=replace(SHARED, run_seconds=0.5))
@@ -381,7 +445,7 @@ def test_a_run_of_others_is_small_short_and_replaces_the_one_before(jobs, tmp_pa
             JobRefused, match="Your runs have taken 1 minute, .* try again in 1 minute, or start the run"
         ):
             again()
-    runs._usage.forget("ann")
+    runs._usage._uses.clear()
     launch_when_free(lambda: runs.start("ann", QUICK))
     assert [folder.name for folder in runs._folders("ann")] == ["run_002"] and not stopped.folder.exists()
     runs.forget("ann")

@@ -1,6 +1,5 @@
 """The tab Adapters, step 5: choose, download, push, delete and load adapters."""
 
-import contextlib
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -9,7 +8,7 @@ import gradio as gr
 
 from ...hub.errors import RepositoryExists
 from ..work import sharing
-from ..work.jobs import JobRefused
+from ..work.errors import explain
 from ..work.sessions import KeptAdapter, Session
 from ..work.workbench import Workbench
 from .shared import duration, escape, percent, read_only_table
@@ -71,12 +70,12 @@ def build_adapters_tab(
             )
 
     def show(current: Session) -> dict:
-        kept = list(current.adapters.values())
+        kept, asked = list(current.adapters.values()), current.adapters.get(current.chosen or "")
         return {
             table: gr.update(value=[table_line(adapter, current.chosen) for adapter in kept], visible=bool(kept)),
             actions: gr.update(visible=bool(kept)),
             chosen: gr.update(choices=[(adapter.name, adapter.id) for adapter in kept], value=current.chosen),
-            download: gr.update(value=zip_of_chosen(current)),
+            download: gr.update(value=str(asked.file) if asked else None),
         }
 
     def on_show(session_id: str) -> dict:
@@ -107,7 +106,7 @@ def build_adapters_tab(
             token = sharing.load_token(on_space, may_push, visitors_token, headers)
             kept = sharing.load_adapter(workbench.lm, current, source, token)
         except (ValueError, OSError) as error:
-            return {status: f"⚠️ {escape(str(error))}"}
+            return {status: f"⚠️ {escape(explain(error))}"}
         return {status: f"Loaded {escape(kept.name)}. Ask uses it now.", **show(current)}
 
     def on_upload(session_id: str, file: str) -> dict:
@@ -137,7 +136,7 @@ def build_adapters_tab(
             found = f"⚠️ {escape(error.repo_id)} exists already. Give another name, or type its full name below to replace its files."
             return {status: found, overwrite: gr.update(label=label, placeholder=error.repo_id, visible=True)}
         except (ValueError, OSError) as error:
-            return {status: f"⚠️ {escape(str(error))}"}
+            return {status: f"⚠️ {escape(explain(error))}"}
         return {status: f"Pushed: [{url}]({url})", overwrite: gr.update(value="", visible=False)}
 
     # Gradio fills in the first arguments by their types.
@@ -166,13 +165,6 @@ def build_adapters_tab(
         event.then(on_show, session, shown, **shared)
 
     return attach
-
-
-def zip_of_chosen(current: Session) -> str | None:
-    """The chosen adapter as a zip file; `None` where there is none, or no room for one."""
-    with contextlib.suppress(JobRefused):
-        return str(sharing.zip_file(current))
-    return None
 
 
 def table_line(kept: KeptAdapter, chosen: str | None) -> list[str]:

@@ -9,6 +9,7 @@ import gradio as gr
 from ...domains import PROMPT_STYLES, load_demo_passages
 from ...domains.files import TEXT_FILE_TYPES
 from ..work import inputs
+from ..work.errors import explain
 from ..work.settings import MAX_SELF_EDITS, PAPER, PRESETS, RANGES, Settings, preset_for
 from ..work.workbench import Workbench
 from .shared import escape
@@ -188,6 +189,6 @@ def _read_upload(file: str) -> tuple[object, str]:
     try:
         found, num_unanswerable = inputs.questions_from_file(Path(file))
     except (ValueError, OSError) as error:
-        return gr.skip(), f"⚠️ {escape(str(error))}"
+        return gr.skip(), f"⚠️ {escape(explain(error))}"
     left_out = f" {num_unanswerable} others have no answer and are left out." * (num_unanswerable > 0)
     return inputs.table_of(found), f"{len(found)} questions.{left_out}"

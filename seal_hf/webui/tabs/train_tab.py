@@ -10,6 +10,7 @@ import pandas as pd
 from ...domains.base import SELF_EDITS
 from ...domains.files import TEXT_FILE_TYPES
 from ...records.report import Evaluation
+from ..work.errors import explain
 from ..work.jobs import DONE, FAILED, RUNNING, STOPPED, JobRefused
 from ..work.sessions import Sessions
 from ..work.settings import TRAINING_RANGES, TrainingSettings, as_number
@@ -167,7 +168,7 @@ def build_train_tab(
         try:
             await asyncio.to_thread(runs.start, owner, read(values), Path(file) if file else None)
         except (ValueError, OSError) as error:
-            yield {start: gr.update(interactive=True), status: f"⚠️ {escape(str(error))}"}
+            yield {start: gr.update(interactive=True), status: f"⚠️ {escape(explain(error))}"}
             return
         async for shown in watch(session_id):
             yield shown
@@ -179,7 +180,7 @@ def build_train_tab(
         try:
             await asyncio.to_thread(runs.resume, owner)
         except (JobRefused, OSError) as error:
-            yield {status: f"⚠️ {escape(str(error))}"}
+            yield {status: f"⚠️ {escape(explain(error))}"}
             return
         async for shown in watch(session_id):
             yield shown

@@ -3,20 +3,24 @@
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 
 GRACE = 20  # seconds between the request to end and the kill
+_GUARD = Path(__file__).with_name("run_guard.py")
 
 
 @dataclass
 class TrainingProcess:
-    """A run's process, which is paused while a visitor's job uses the device."""
+    """A run's process, which is paused while a visitor's job uses the device, and ends when the app is killed."""
 
     process: subprocess.Popen | None = None
+    guard: subprocess.Popen | None = None
     is_paused: bool = False
     is_stopped: bool = False
     is_overdue: bool = False  # it was stopped since it had taken too long
@@ -26,10 +30,32 @@ class TrainingProcess:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def begin(self, process: subprocess.Popen) -> None:
+        """
+        Take a process that leads a group of its own.
+
+        Raises:
+            OSError: Its guard cannot be started. It is ended then.
+        """
+        command = [sys.executable, "-I", "-S", str(_GUARD), str(os.getpid()), str(process.pid), str(GRACE)]
+        nothing = subprocess.DEVNULL
+        try:
+            self.guard = subprocess.Popen(
+                command, stdin=nothing, stdout=nothing, stderr=nothing, start_new_session=True
+            )
+        except OSError:
+            process.kill()
+            process.wait()
+            raise
         with self.lock:
             self.process = process
             if self.is_paused:
                 self._signal(signal.SIGSTOP)
+
+    def wait(self) -> None:
+        """Wait until it has ended."""
+        self.process.wait()
+        self.guard.kill()
+        self.guard.wait()
 
     def pause(self) -> None:
         with self.lock:

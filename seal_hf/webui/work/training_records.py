@@ -1,6 +1,5 @@
 """What a training run has on disk, as the page shows it."""
 
-import re
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,9 +8,6 @@ from pathlib import Path
 from ...domains.base import SELF_EDITS
 from ...records.journal import Journal, TrialResult
 from ...records.report import Evaluation, kept_flags
-
-
-_FOLDERS = re.compile(r"(?<![\w:/.])/(?:[^\s/:'\"]+/)+")
 
 
 @dataclass(frozen=True)
@@ -172,8 +168,3 @@ def failure(code: int, log: str) -> str:
             f"The run was ended by {signal.strsignal(-code) or f'signal {-code}'}: look at the last lines of the log."
         )
     return lines[-1] if lines else "The run ended without any output."
-
-
-def without_folders(text: str) -> str:
-    """A text in which no file's name tells where on this machine it is. Web addresses stay."""
-    return _FOLDERS.sub("", text)

@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -26,16 +27,19 @@ import yaml
 from ...adapters.sources import WEIGHTS_NAME
 from ...records.journal import Journal
 from ...records.report import evaluations
-from . import inputs
+from . import inputs, quota
+from .errors import without_folders
 from .jobs import DONE, FAILED, RUNNING, STOPPED, JobRefused, Jobs
 from .limits import OWN_MACHINE, Limits, Usage, minutes
+from .sessions import Sessions
 from .settings import SHUFFLE_SEED, TrainingSettings
 from .training_process import GRACE, TrainingProcess
-from .training_records import TrainingSnapshot, candidates, failure, phase, without_folders
+from .training_records import TrainingSnapshot, candidates, failure, phase
 
 
 CONFIG_NAME, LOG_NAME = "config.yaml", "log.txt"
 _LOG_LINES = 30
+_RECORDS_BYTES = 20_000_000  # of a run, beside its policies
 _READS = 5  # attempts to read a run's files, some of which may disappear meanwhile
 
 
@@ -58,6 +62,10 @@ class TrainingRuns:
             What the chat template is given.
         limits ([`Limits`], *optional*):
             How large and long a visitor's runs may be. Defaults to the limits of the user of this machine.
+        sessions ([`Sessions`], *optional*):
+            The sessions, where others reach the page: a run counts as files of its session, and its time as its visitor's.
+        policy_bytes (`int`, *optional*, defaults to `0`):
+            Size of a policy adapter, of which a run saves one for each round and one at its end.
     """
 
     def __init__(
@@ -70,11 +78,14 @@ class TrainingRuns:
         chat_template_kwargs: dict[str, object] | None = None,
         *,
         limits: Limits = OWN_MACHINE,
+        sessions: Sessions | None = None,
+        policy_bytes: int = 0,
     ):
         self.limits, self._usage = limits, Usage(4 * limits.run_seconds)
         self._jobs, self._folder, self._script = jobs, folder.absolute(), script
         self._model, self._load_in_4bit = model_name_or_path, load_in_4bit
         self._chat_template_kwargs = chat_template_kwargs
+        self._sessions, self._policy_bytes = sessions, policy_bytes
         self._runs: dict[str, TrainingProcess] = {}
         self._lock = threading.Lock()
         atexit.register(self.close)
@@ -128,7 +139,8 @@ class TrainingRuns:
 
         Raises:
             ValueError: The file has no passages, or too few of them, or the run would be too large.
-            JobRefused: A run is under way, the session's runs have taken too long, or none can be started here.
+            JobRefused: A run is under way, the visitor's runs have taken too long, there is no room on the disk, or none can be
+                started here.
         """
         self._require_script()
         self._require_small(settings)
@@ -150,7 +162,10 @@ class TrainingRuns:
             # A new folder each time, so that the results of an earlier run stay.
             earlier = self._folders(owner)
             folder = self._folder_of(owner) / f"run_{_number(earlier) + 1:03d}"
-            folder.mkdir(parents=True)
+            # Closed to others, also where the folder around them is not.
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.parent.mkdir(mode=0o700, exist_ok=True)
+            folder.mkdir(mode=0o700)
             try:
                 dataset = "demo"
                 if dataset_file is not None:
@@ -171,7 +186,8 @@ class TrainingRuns:
         Continue the session's run where it ended.
 
         Raises:
-            JobRefused: There is no run, another one is under way, or the session's runs have taken too long.
+            JobRefused: There is no run, another one is under way, the visitor's runs have taken too long, or there is no room on
+                the disk.
         """
         self._require_script()
         with self._lock:
@@ -194,11 +210,19 @@ class TrainingRuns:
             with suppress(subprocess.TimeoutExpired):
                 run.process.wait(GRACE + 5)
         shutil.rmtree(self._folder_of(owner), ignore_errors=True)
+        quota.forget(self._folder_of(owner))
 
-    def close(self) -> None:
-        """End all runs, whose processes would outlive this one. They can be resumed."""
-        for run in list(self._runs.values()):
+    def close(self, timeout: float = 5) -> None:
+        """
+        End all runs, whose processes would outlive this one, and wait for them, for at most `timeout` seconds in all. They can be
+        resumed.
+        """
+        runs, end = list(self._runs.values()), time.monotonic() + timeout
+        for run in runs:
             run.end(signal.SIGTERM)
+        for run in runs:
+            with suppress(subprocess.TimeoutExpired):
+                run.process.wait(max(0.0, end - time.monotonic()))
 
     def snapshot(self, owner: str) -> TrainingSnapshot | None:
         """The progress of the session's run; `None` where there is none."""
@@ -261,11 +285,15 @@ class TrainingRuns:
                 "epochs, or start the run on your own machine."
             )
 
+    def _visitor_of(self, owner: str) -> str:
+        return owner if self._sessions is None else self._sessions.visitor_of(owner)
+
     def _require_time(self, owner: str) -> None:
-        if self._usage.seconds(owner) >= self.limits.run_seconds:
+        visitor = self._visitor_of(owner)
+        if self._usage.total(visitor) >= self.limits.run_seconds:
             raise JobRefused(
                 f"Your runs have taken {minutes(self.limits.run_seconds)}, which is what a visitor has in "
-                f"{minutes(self._usage.window)}: try again in {minutes(self._usage.next_free(owner))}, or start the run on your own "
+                f"{minutes(self._usage.window)}: try again in {minutes(self._usage.next_free(visitor))}, or start the run on your own "
                 "machine."
             )
 
@@ -290,11 +318,15 @@ class TrainingRuns:
         command += ["--resume_from_checkpoint", "true"]
         # The script imports its neighbours as `trainers.arguments`, from whatever folder the app was started in.
         paths = [str(self._script.absolute().parents[1]), os.environ.get("PYTHONPATH", "")]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+            "TMPDIR": tempfile.gettempdir(),  # which the app has set, not the environment
+        }
 
         def serve() -> None:
             try:
-                with self._jobs.background(run):
+                with self._jobs.background(run), self._room(owner, folder):
                     with (folder / LOG_NAME).open("ab") as log:
                         run.log_start = log.tell()
                         process = subprocess.Popen(
@@ -308,7 +340,7 @@ class TrainingRuns:
                     run.begin(process)
                     started.set()
                     with self._timed(owner, run):
-                        process.wait()
+                        run.wait()
             except (JobRefused, OSError) as error:
                 refused.append(error)
             finally:
@@ -321,9 +353,27 @@ class TrainingRuns:
         self._runs[owner] = run
 
     @contextmanager
+    def _room(self, owner: str, folder: Path) -> Iterator[None]:
+        """
+        Reserve what a run writes, where its files count as those of a session.
+
+        Raises:
+            JobRefused: There is not enough room.
+        """
+        session = None if self._sessions is None else self._sessions.find(owner)
+        if session is None:
+            yield
+            return
+        quota.count_with(session.folder, self._folder_of(owner))
+        num_policies = int(_read_config(folder)["num_rounds"]) + 1
+        with quota.room(session.folder, num_policies * self._policy_bytes + _RECORDS_BYTES):
+            yield
+
+    @contextmanager
     def _timed(self, owner: str, run: TrainingProcess) -> Iterator[None]:
-        """Count the time of a run, and end it when the owner has no more."""
-        left, timer = self.limits.run_seconds - self._usage.seconds(owner), None
+        """Count the time of a run, and end it when the visitor has no more."""
+        visitor = self._visitor_of(owner)
+        left, timer = self.limits.run_seconds - self._usage.total(visitor), None
         if left < math.inf:
 
             def end() -> None:
@@ -338,7 +388,7 @@ class TrainingRuns:
         finally:
             if timer is not None:
                 timer.cancel()
-                self._usage.add(owner, time.monotonic() - run.began)
+                self._usage.add(visitor, time.monotonic() - run.began)
 
 
 def _number(folders: Sequence[Path]) -> int:
