@@ -36,11 +36,10 @@ class Configuration:
             The name by which tests reach it.
         uses_token (`bool`, *optional*, defaults to `False`):
             Whether it may use the token of whoever starts it.
-        environment (`dict[str, str]`, *optional*):
-            Further variables.
+        environment (`tuple[tuple[str, str], ...]`, *optional*):
+            Names and values of further variables.
         is_forked (`bool`, *optional*, defaults to `True`):
-            Whether `app.py` runs in a fork of [`Starter`], which saves most of a start, or as `python app.py`, which variables need
-            that are read at an import.
+            Whether `app.py` runs in a fork of [`Starter`], which saves most of a start, or as `python app.py`.
         offers_tools (`bool`, *optional*, defaults to `False`):
             Whether it is started with `--mcp`, where the package is installed.
         end_signal (`signal.Signals`, *optional*, defaults to `SIGTERM`):
@@ -161,7 +160,9 @@ class Starter:
             )
         order = {"folder": str(folder), "arguments": arguments, "environment": environment}
         self._process.stdin.write(json.dumps(order).encode() + b"\n")
-        return self._answer(120)
+        pid = self._answer(300)
+        assert pid is not None, "app_starter.py has not imported app.py in five minutes"
+        return pid
 
     def wait(self, seconds: float) -> int | None:
         """The exit code of the app that was started last, or `None` if it runs on."""
@@ -271,7 +272,7 @@ def started_app(
 
 
 def until_it_answers(app: StartedApp) -> None:
-    end = time.monotonic() + 180
+    end = time.monotonic() + 300
     while True:
         with contextlib.suppress(httpx2.HTTPError):
             if httpx2.get(f"{app.url}config", timeout=5, verify=False).status_code == 200:
