@@ -30,6 +30,7 @@ from seal_hf.webui.page import build_page
 from seal_hf.webui.tabs.passage_panel import NAMES
 from seal_hf.webui.work import sharing
 from seal_hf.webui.work.adapter_zip import save_zip
+from seal_hf.webui.work.limits import SHARED
 from seal_hf.webui.work.settings import SMALL_MODEL
 from seal_hf.webui.work.training_runs import TrainingRuns
 from seal_hf.webui.work.workbench import Workbench
@@ -116,7 +117,7 @@ def measure(num_sessions: int, folder: Path) -> dict[str, object]:
     """All raw figures."""
     base = SelfAdaptingLM.from_pretrained("embedded-tiny", inner_config=InnerLoopConfig(num_train_epochs=2))
     examples = [*load_demo_passages("train"), *load_demo_passages("test")][:num_sessions]
-    workbench = Workbench(base, folder / "sessions")
+    workbench = Workbench(base, folder / "sessions", limits=SHARED)
     runs = TrainingRuns(workbench.jobs, folder / "runs", None, base.base_model_id)
     page = build_page(workbench, runs, may_push=False, on_space=False)
     _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, ssr_mode=False, run_history=False)

@@ -29,7 +29,7 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
             As in [`build_adapters_tab`].
     """
 
-    # The docstrings of the endpoints have the form that Gradio's MCP server reads.
+    # The docstrings of the endpoints have the form that Gradio's MCP server reads: a line for each argument.
 
     async def propose(
         title: str, passage: str, num_generations: int = 4, prompt_style: str = "", seed: int = 0, session: str = ""
@@ -41,8 +41,7 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
             title: Title of the passage; may be empty.
             passage: The text to learn.
             num_generations: Number of self-edits, 1 to 8.
-            prompt_style: rewrite, implications, implications-long, implications-very-long, self-qa, questions,
-                questions-by-sentence, questions-by-fact, questions-and-rewrite or none; empty for the one that fits the model.
+            prompt_style: How they are asked for: rewrite, implications, self-qa and others; empty for what fits the model.
             seed: The same seed gives the same self-edits.
             session: The "session" of an earlier answer, to continue it; empty for a new one.
 
@@ -64,8 +63,7 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
         Args:
             session: The session of propose.
             self_edits: Texts to learn instead of the proposed self-edits; empty to learn those.
-            questions: Objects with "question" and "answer", a text, a number or a list of several right ones, which decide which
-                adapter is best; empty for questions that the model writes.
+            questions: Objects with "question" and "answer" (a text, a number or a list) that decide; empty for the model's own.
 
         Returns:
             The adapters with their rewards (the share of right answers), which of them is best, and the questions. One with a

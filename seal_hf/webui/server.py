@@ -85,6 +85,9 @@ def launch(
         # Gradio makes its own address of it, in which an IPv6 address has brackets.
         server_name=f"[{host}]" if ":" in host and not host.startswith("[") else host,
         ssr_mode=False,
+        # Gradio would ask the page whether it answers within seconds, and end the app on a busy machine or behind a proxy of the
+        # environment, with the advice to share it.
+        _frontend=False,
         run_history=False,
         show_error=False,
         theme=THEME,

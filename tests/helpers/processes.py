@@ -66,11 +66,11 @@ def assert_shared(record):
     assert len(set(noted_trials(record))) == len(noted_trials(record))
 
 
-def wait_for(condition):
+def wait_for(condition, seconds_between=0.01):
     end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end
-        time.sleep(0.01)
+        time.sleep(seconds_between)
 
 
 def side_by_side(folder, function, *args, count=2):

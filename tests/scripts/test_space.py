@@ -1,10 +1,7 @@
 """The Space: what deploy.py uploads, and that the app boots from there."""
 
-import base64
 import contextlib
-import hashlib
 import importlib.util
-import json
 import os
 import re
 import socket
@@ -22,6 +19,7 @@ from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from helpers.app_calls import signed_in
 from helpers.folders import ROOT
 from helpers.tiny_models import save_tiny_model
 from helpers.web_page import PASSAGE, QUESTIONS
@@ -172,21 +170,6 @@ def test_refusals_are_one_sentence(hub, deploy, token, options, message):
 # --- the Space boots ---
 
 
-def signed_in(secret, token, username):
-    """The session cookie that Gradio gives a visitor who has signed in."""
-    from itsdangerous import TimestampSigner
-
-    info = {
-        "access_token": token,
-        "scope": "contribute-repos",
-        "expires_at": int(time.time()) + 600,
-        "userinfo": {"preferred_username": username, "name": username},
-    }
-    content = base64.b64encode(json.dumps({"oauth_info": info}).encode())
-    key = hashlib.sha256(f"{secret}-v4".encode()).hexdigest()
-    return f"session={TimestampSigner(key).sign(content).decode()}"
-
-
 @pytest.mark.slow
 def test_the_space_boots_from_what_was_deployed(hub, token, tmp_path):
     pytest.importorskip("authlib")
@@ -248,7 +231,7 @@ def test_the_space_boots_from_what_was_deployed(hub, token, tmp_path):
         with pytest.raises(Exception, match="not signed in"):
             stranger.predict(session, "", "booted-adapter", True, api_name="/push_adapter")
         # Another visitor has no adapter until they learn one, and pushes it into their own account.
-        visitor = Client(url, verbose=False, headers={"Cookie": signed_in("secret", token, user)})
+        visitor = Client(url, verbose=False, headers={"Cookie": signed_in(token, "secret", user)})
         with pytest.raises(Exception, match="learn a passage first"):
             visitor.predict("", "Who drew it?", api_name="/ask")
         own = visitor.predict("Lighthouse", PASSAGE, 1, api_name="/propose")["session"]

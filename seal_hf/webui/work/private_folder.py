@@ -22,7 +22,9 @@ logger = logging.getLogger(__name__)
 _PREFIX = "seal-hf-app-"
 _LOCK_NAME = "lock"
 _YOUNG = 10  # seconds in which a new folder has certainly been locked
-_ENDS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT")
+# What people, shells and service managers end a process with: the watchdog of systemd uses SIGABRT, and batch systems warn
+# with the last three. A fault, such as SIGSEGV, leaves no interpreter that could remove files.
+_ENDS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGABRT", "SIGXCPU", "SIGUSR1", "SIGUSR2")
 # Gradio puts uploads there and serves every file in it to whoever knows the file's address.
 _GRADIO_FOLDER = "GRADIO_TEMP_DIR"
 

@@ -1,4 +1,4 @@
-"""The app with as many visitors as it takes, of whom some flood it."""
+"""The app with as many strangers as it takes, of whom some flood it."""
 
 import contextlib
 import tempfile
@@ -15,6 +15,7 @@ from seal_hf.webui import api
 from seal_hf.webui.tabs import shared
 from seal_hf.webui.work import private_folder, sharing
 from seal_hf.webui.work.inputs import LONGEST_PASSAGE
+from seal_hf.webui.work.limits import SHARED
 
 
 NUM_SESSIONS, NUM_ASKING, NUM_FLOODING = 64, 16, 4
@@ -60,7 +61,10 @@ def test_everybody_is_answered_while_some_flood(lm, learned_session, called, ref
     zipped = learned_session.adapter().file.read_bytes()
     process = psutil.Process()
     before, over = process.memory_info().rss, threading.Event()
-    with private_folder.private_folder() as folder, served_page(folder.parent, lm) as app:
+    with (
+        private_folder.private_folder() as folder,
+        served_page(folder.parent, lm, limits=SHARED, may_push=False) as app,
+    ):
         # As many as there may be, each with an adapter to lose.
         sessions = [app.workbench.sessions.open() for _ in range(NUM_SESSIONS)]
         for session in sessions:
