@@ -17,7 +17,7 @@ from ...grading.intervals import Accuracy, accuracy
 from ...hub.errors import HubError, RepositoryExists
 from ...hub.model_card import AdapterCard
 from ...hub.transfer import is_hub_id, with_namespace
-from ...self_adapting_lm import SelfAdaptingLM
+from ...self_adapting_lm import SelfAdaptingLM, topic_of
 from . import quota
 from .inputs import checked_repo_name, clean
 from .origins import is_foreign, is_local
@@ -59,7 +59,7 @@ def load_adapter(
     with quota.room(session.folder, 2 * (adapter.layout.num_bytes + quota.FILE_BYTES)):
         adapter.save_pretrained(folder)
     name = source.stem if isinstance(source, Path) else clean(source)
-    kept = KeptAdapter(adapter_id, name, folder)
+    kept = KeptAdapter(adapter_id, name, folder, title=topic_of(adapter))
     session.keep(kept, choose=True)
     return kept
 
