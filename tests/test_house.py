@@ -12,7 +12,7 @@ from helpers.folders import ROOT
 # From the ground up. A file imports from its own room and from those below it.
 FLOORS = (
     *("self_edit", "grading", "domains", "models", "records", "hub", "adapters", "inner_loop", "generation"),
-    *("self_adapting_lm", "shelf", "rollout", "evaluation", "outer_loop", "webui"),
+    *("self_adapting_lm", "shelf", "rollout", "evaluation", "outer_loop", "webui", "cli"),
 )
 # What only the domains know; their defaults are chosen in two files, and shelf and app are made for one of them.
 NAMES_OF_A_DOMAIN = {"KnowledgeDomain", "prompt_style", "split_newlines"}
@@ -91,6 +91,7 @@ def test_a_file_keeps_to_its_room(file):
         ("webui/page.py", "import gradio as gr", None),
         ("webui/work/jobs.py", "import trainers.knowledge", "imports trainers"),
         ("shelf/shelf.py", "from ..webui import work", "which is above it"),
+        ("cli/commands.py", "from ..shelf.learning import learn", None),
         ("domains/base.py", "def f():\n    from torch import nn", "imports torch"),
         ("domains/knowledge/domain.py", "import peft", "imports peft"),
         ("rollout/stage.py", "from ..domains import KnowledgeDomain", "knows 'KnowledgeDomain'"),
