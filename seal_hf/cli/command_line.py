@@ -2,7 +2,7 @@
 Teach a small language model texts of yours, and ask it about them.
 
     seal learn notes.md
-    seal ask "Who wrote them?"
+    seal ask "Who built the Orrick Skerry Lighthouse?"
 
 Exit codes: 0 done, 1 an error, 2 a wrong use of the command, 130 an interrupt (Ctrl+C).
 """

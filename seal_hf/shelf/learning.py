@@ -8,6 +8,7 @@ from peft import LoraConfig
 
 from ..adapters.adapter import Adapter
 from ..domains import KnowledgeDomain
+from ..domains.files import is_unicode
 from ..domains.knowledge.documents import DocumentPart, split_document
 from ..hub.model_card import AdapterCard
 from ..inner_loop.training import InnerStep
@@ -103,17 +104,16 @@ def learn(
         [`Book`]: the book. Nothing is kept of one that an error or an interrupt has ended.
 
     Raises:
-        ValueError: The text has no words or the title is empty, or a passage does not fit the model's context.
+        ValueError: The text has no words, the title is empty or has half a character in it, or a passage does not fit the
+            model's context.
         OSError: The disk is full, or the shelf cannot be written.
     """
     title = " ".join(title.split())
     parts = split_document(text)
-    if not title or not parts:
-        raise ValueError(
-            "There are no words to learn; give a text of whole sentences."
-            if title
-            else "The title is empty; say what the text is about."
-        )
+    if not title or not is_unicode(title):
+        raise ValueError(f"The title {title!r} cannot be used; say in whole characters what the text is about.")
+    if not parts:
+        raise ValueError("There are no words to learn; give a text of whole sentences.")
     settings, tell = settings or WritingSettings(), on_progress or (lambda stage, done, total: None)
     examples = [{"title": _topic(title, part), "context": part.text} for part in parts]
     with shelf.new_book() as book:
