@@ -1,5 +1,6 @@
 """SelfAdaptingLM on tiny models: adapting to self-edits and answering, on the base and on a policy."""
 
+import json
 import pickle
 import threading
 from dataclasses import replace
@@ -8,6 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel
 
+from helpers.adapters import random_adapter
 from helpers.tiny_models import tiny_llama, tiny_policy_model, tiny_tokenizer
 from seal_hf import InnerLoopConfig, SelfAdaptingLM, SelfEdit
 from seal_hf.adapters.adapter import Adapter
@@ -17,6 +19,7 @@ from seal_hf.inner_loop import within_memory
 from seal_hf.inner_loop.training import train
 from seal_hf.inner_loop.update import tokenize_self_edit
 from seal_hf.models.access import policy_parameters
+from seal_hf.self_adapting_lm import topic_of
 from seal_hf.self_edit import TrainingExample
 
 
@@ -470,3 +473,26 @@ def test_defaults_are_the_papers():
     )
     assert lm.inner_config == InnerLoopConfig(learning_rate=1e-3, num_train_epochs=10, batch_size=1)
     assert lm.domain.prompt_style == "implications" and lm.domain.chat
+
+
+def test_an_adapter_is_asked_with_the_topic_that_it_learned(tmp_path):
+    domain = KnowledgeDomain("rewrite", training_format="prompt_completion")
+    lm = tiny_lm(tiny_llama(initializer_range=0.3), domain=domain)
+    adapter = lm.adapt(lm.domain.passage_only(PASSAGE))
+    adapter.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "seal_training.json").read_text())["title"] == "Bees"
+    assert "- title: Bees\n" in (tmp_path / "README.md").read_text()
+    trained = lm.load_adapter(tmp_path)
+    assert topic_of(trained) == "Bees" and "title" not in lm.adapt(EDITS[0]).training
+    loaded = replace(random_adapter(), base_model_id=BASE_ID, training=trained.training)
+    told, named, without = (
+        lm.answer(QUESTIONS[0], adapter=loaded, max_answer_length=12, **options)
+        for options in ({}, {"title": "Bees"}, {"title": ""})
+    )
+    assert told == named != without
+
+
+@pytest.mark.parametrize(("title", "topic"), [(" The\nbees ", "The bees"), ("b" * 999, "b" * 200), (["Bees"], "")])
+def test_the_topic_of_a_strangers_adapter_is_a_short_line(title, topic):
+    adapter = replace(random_adapter(), training={"title": title})
+    assert topic_of(adapter) == topic and topic_of(None) == topic_of(random_adapter()) == ""

@@ -10,7 +10,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 
@@ -21,11 +21,11 @@ from transformers.utils import logging as transformers_logging
 from seal_hf import Adapter, SelfAdaptingLM, SelfEdit
 from seal_hf.domains import load_demo_passages
 from seal_hf.domains.files import read_text
-from seal_hf.domains.knowledge.answered_questions import fact_and_question
 from seal_hf.domains.knowledge.own_questions import own_questions
 from seal_hf.domains.knowledge.passages import load_retention_questions
 from seal_hf.grading import show_gold_answers
 from seal_hf.inner_loop.training import InnerStep
+from seal_hf.self_edit import joined_self_edits
 from trainers.arguments import AdaptationArguments
 
 
@@ -203,15 +203,10 @@ def show_answered(lm: SelfAdaptingLM, example: Mapping, questions: Sequence[str]
     if not questions:
         print(f"\nself-edit {number} asks nothing, and is learned as it is.")
         return
-    # With those that the tool has added.
-    lines = (*questions, *lines_of(edit.kept or ""))
-    questions = [fact_and_question(line, example, by_fact)[1] for line in lines for by_fact in (False, True)]
-    prompts = map(repr, lm.domain.ask(questions, example["title"]))
-    by_prompt = dict(zip(prompts, questions, strict=True))
     print(f"\nself-edit {number}:")
     for one in edit.examples:
         if example["context"] not in one.completion:
-            told = f"{by_prompt.get(repr(one.prompt), '')} {one.completion}".strip()
+            told = f"{lm.domain.question_of(one.prompt, example['title']) or ''} {one.completion}".strip()
             print(textwrap.fill(told, _WIDTH, initial_indent="  ", subsequent_indent="    "))
     metrics = edit.metrics
     counts = {name.removeprefix("dropped_"): count for name, count in metrics.items() if "dropped_" in name}
@@ -220,17 +215,6 @@ def show_answered(lm: SelfAdaptingLM, example: Mapping, questions: Sequence[str]
     if "coverage" in metrics:
         line += f" The answers hold {metrics['coverage']:.0%} of the passage's names and numbers."
     print(textwrap.fill(line, _WIDTH))
-
-
-def joined(self_edits: Sequence[SelfEdit]) -> SelfEdit:
-    """
-    All self-edits as one: the examples of the first, and of each other those that are in none before it. What they set of
-    their training is left out, since it may differ.
-    """
-    examples = self_edits[0].examples
-    for edit in self_edits[1:]:
-        examples += tuple(one for one in edit.examples if one not in examples)
-    return replace(self_edits[0], examples=examples, overrides={})
 
 
 def adapt(lm: SelfAdaptingLM, self_edits: Sequence[SelfEdit], seed: int) -> list[Adapter]:
@@ -304,7 +288,7 @@ def main(args: DemoArguments) -> None:
 
     heading("4. learning")
     if args.union:
-        self_edits = {"the self-edits": joined(list(self_edits.values()))}
+        self_edits = {"the self-edits": joined_self_edits(list(self_edits.values()))}
     print(f"Examples to learn: {', '.join(str(len(edit.examples)) for edit in self_edits.values())}")
     names, adapters = list(self_edits), adapt(lm, list(self_edits.values()), args.seed)
 

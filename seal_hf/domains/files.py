@@ -41,22 +41,31 @@ def read_text(path: str | Path) -> str:
         OSError: The file does not exist or cannot be read.
         ValueError: It is in another encoding. The message names the file and, where there is one, the line.
     """
-    content = Path(path).read_bytes()
+    return decoded(Path(path).read_bytes(), str(path))
+
+
+def decoded(content: bytes, name: str) -> str:
+    """
+    What the bytes of a text file say, as [`read_text`] reads them.
+
+    Raises:
+        ValueError: They are in another encoding. The message begins with `name` and, where there is one, the line.
+    """
     mark = next((mark for mark in _ENCODINGS if content.startswith(mark)), b"")
     encoding = _ENCODINGS.get(mark, "utf-8")
     if content.startswith(_UTF32_MARKS):
-        raise ValueError(f"{path} is UTF-32 text; save the file as UTF-8.")
+        raise ValueError(f"{name} is UTF-32 text; save the file as UTF-8.")
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
         line = content[: error.start].decode(encoding, errors="ignore").count("\n") + 1
         told = "damaged UTF-16" if encoding == "utf-16" else "not UTF-8"
-        raise ValueError(f"{path}, line {line}: {told} text; save the file as UTF-8.") from error
+        raise ValueError(f"{name}, line {line}: {told} text; save the file as UTF-8.") from error
     text = _NOT_A_LINE_END.sub("\n", text)
     if "\0" in text:
         line = text[: text.index("\0")].count("\n") + 1
         raise ValueError(
-            f"{path}, line {line}: a NUL character, which no text has (UTF-16 needs a byte order mark); save the file as UTF-8."
+            f"{name}, line {line}: a NUL character, which no text has (UTF-16 needs a byte order mark); save the file as UTF-8."
         )
     return text
 

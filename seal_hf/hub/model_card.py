@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 _MOST_SETTINGS, _LONGEST_SETTING = 100, 2000  # characters
 _PLAIN = re.compile(r"[\w .,:;/+()'%=…-]*")
 _MARKED = re.compile(r"\b_|_\b|://|\bwww\.", re.IGNORECASE)  # emphasis and addresses
-_TEMPLATE = Path(__file__).parent / "templates" / "adapter_card.md.jinja"
+_TEMPLATES = Path(__file__).parent / "templates"
 
 
 @dataclass(frozen=True)
@@ -123,10 +123,10 @@ def write_model_card(
             ]
             or None,
         ),
-        template_path=str(_TEMPLATE),
+        template_path=str(_TEMPLATES / "adapter_card.md.jinja"),
         name=name,
         base_model_id=base_model_id or "base model",
-        base_link=f"[{base_model_id}](https://huggingface.co/{base_model_id})" if on_hub else "its base model",
+        base_link=_base_link(base_model_id),
         is_policy=is_policy,
         on_policy=on_policy,
         accuracies=card.accuracies,
@@ -142,6 +142,51 @@ def write_model_card(
         fence="`" * max(3, 1 + max(map(len, re.findall("`+", passage or "")), default=0)),
     )
     write_text(folder / "README.md", f"{str(content).rstrip()}\n")
+
+
+def write_book_card(
+    folder: Path, name: str, base_model_id: str, title: str, topics: Mapping[str, str], license: str | None = None
+) -> None:
+    """
+    Write `README.md`, the card of several adapters about one text.
+
+    Args:
+        folder (`Path`):
+            Where to.
+        name (`str`):
+            The repository, or the name of the folder.
+        base_model_id (`str`):
+            As in [`write_model_card`].
+        title (`str`):
+            Title of the text.
+        topics (`Mapping[str, str]`):
+            For each folder of an adapter the topic of its passage. What Markdown could read as more than a text is shown as
+            code, and so is the title.
+        license (`str`, *optional*):
+            The adapters' licence, as the Hub spells it.
+    """
+    on_hub = is_hub_id(base_model_id)
+    content = ModelCard.from_template(
+        ModelCardData(
+            base_model=base_model_id if on_hub else None,
+            library_name="peft",
+            license=license,
+            pipeline_tag="text-generation",
+            tags=sorted({"trl", "seal", "lora", *([f"base_model:adapter:{base_model_id}"] * on_hub)}),
+        ),
+        template_path=str(_TEMPLATES / "book_card.md.jinja"),
+        name=name,
+        base_model_id=base_model_id,
+        base_link=_base_link(base_model_id),
+        heading=_plain(title),
+        topics={adapter: _plain(topic).replace("|", "/") for adapter, topic in topics.items()},
+    )
+    write_text(folder / "README.md", f"{str(content).rstrip()}\n")
+
+
+def _base_link(base_model_id: str) -> str:
+    on_hub = is_hub_id(base_model_id)
+    return f"[{base_model_id}](https://huggingface.co/{base_model_id})" if on_hub else "its base model"
 
 
 def _plain(value: object) -> str:

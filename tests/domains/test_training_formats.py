@@ -73,3 +73,17 @@ def test_without_a_chat_template_and_without_a_title():
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
         KnowledgeDomain(**options)
+
+
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("title", ["", "The {title}"])
+def test_questions_are_read_back_from_what_is_trained_on(chat, title):
+    domain = KnowledgeDomain("self-qa", chat=chat, training_format="prompt_completion")
+    example = {"title": title, "context": "Ann keeps bees in Vell."}
+    written = "Question 1: Who keeps {bees}?\nAnswer: Ann\nQuestion 2: Where?\nAnswer: In Vell"
+    edit = domain.parse(written, example)
+    assert edit.title == title and len(edit.examples) == 3
+    assert domain.learned_pairs(edit) == [("Who keeps {bees}?", "Ann"), ("Where?", "In Vell")]
+    assert domain.learned_pairs(domain.passage_only(example)) == []
+    (other,) = domain.ask(["Where?"], "Another topic")
+    assert domain.question_of(other, title) is None and domain.question_of("Where?", title) is None

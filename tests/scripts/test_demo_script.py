@@ -10,7 +10,7 @@ from seal_hf import SelfEdit
 from seal_hf.domains import KnowledgeDomain, load_demo_passages
 from seal_hf.domains.knowledge import domain
 from seal_hf.generation.base import Generation, TextGenerator
-from seal_hf.self_edit import TrainingExample
+from seal_hf.self_edit import TrainingExample, joined_self_edits
 from trainers import demo
 
 
@@ -209,7 +209,7 @@ def test_the_table_shows_several_gold_answers_and_the_beginning_of_long_ones(cap
 def test_joined_self_edits_keep_what_the_first_repeats():
     one, two, three = (TrainingExample([{"role": "user", "content": text}], text) for text in ("a", "b", "c"))
     edits = [SelfEdit("p", "x", (one, two, two), {"num_train_epochs": 3}), SelfEdit("p", "y", (two, three))]
-    union = demo.joined(edits)
+    union = joined_self_edits(edits)
     assert union.examples == (one, two, two, three) and not union.overrides
 
 

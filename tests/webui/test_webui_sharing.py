@@ -32,7 +32,7 @@ def test_the_zip_is_what_peft_loads(bench, with_adapters, tmp_path, lm):
     [
         (["adapter_config.json", "adapter_model.bin"], "a pickle"),
         (["notes.txt"], "0 files named adapter_config.json"),
-        (["../adapter_config.json", "../adapter_model.safetensors"], None),
+        (["../adapter_config.json", "../adapter_model.safetensors", "../seal_training.json"], None),
     ],
 )
 def test_a_zip_that_is_no_adapter_is_refused(bench, with_adapters, tmp_path, names, message):
@@ -43,7 +43,8 @@ def test_a_zip_that_is_no_adapter_is_refused(bench, with_adapters, tmp_path, nam
             plain = name.rsplit("/", 1)[-1]
             archive.writestr(name, kept.read(plain) if plain in kept.namelist() else b"pickled")
     if message is None:  # a path in it leads nowhere
-        sharing.load_adapter(bench.lm, with_adapters, file)
+        title = with_adapters.adapter().title
+        assert title and sharing.load_adapter(bench.lm, with_adapters, file).title == title
         assert not (tmp_path / "adapter_config.json").exists()
         return
     with pytest.raises(ValueError, match=message) as refusal:

@@ -14,7 +14,7 @@ from ...grading.intervals import Accuracy, accuracy
 from ...hub.errors import HubError, RepositoryExists
 from ...hub.model_card import AdapterCard
 from ...hub.transfer import is_hub_id, with_namespace
-from ...self_adapting_lm import SelfAdaptingLM
+from ...self_adapting_lm import SelfAdaptingLM, topic_of
 from . import quota
 from .adapter_zip import save_zip
 from .inputs import checked_repo_name, clean
@@ -53,11 +53,12 @@ def load_adapter(
     try:
         session.require_room(1)
         with ExitStack() as reserved:
-            save_zip(_loaded(lm, session, source, token, reserved), file)
+            adapter = _loaded(lm, session, source, token, reserved)
+            save_zip(adapter, file)
     finally:
         if isinstance(source, Path):
             source.unlink(missing_ok=True)
-    kept = KeptAdapter(adapter_id, name, file)
+    kept = KeptAdapter(adapter_id, name, file, title=topic_of(adapter))
     session.keep(kept, choose=True)
     return kept
 

@@ -1,0 +1,6 @@
+"""The console command `seal`."""
+
+from .command_line import main
+
+
+__all__ = ["main"]
