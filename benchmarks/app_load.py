@@ -137,7 +137,7 @@ def measure(num_sessions: int, folder: Path) -> dict[str, object]:
         kept_folder = folder / f"adapter-{place}"
         adapter.save_pretrained(kept_folder)
         kept = sharing.load_adapter(base, session, kept_folder)
-        files.append(sharing.zip_file(session, kept.id))
+        files.append(kept.file)
         start = time.perf_counter()
         # One that was loaded knows no title.
         prompts = base.domain.questions({"title": "", "context": "", "questions": example["questions"][:1]})

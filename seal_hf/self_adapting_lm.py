@@ -609,6 +609,7 @@ class SelfAdaptingLM:
         token: str | bool | None = None,
         cache_dir: Path | None = None,
         max_bytes: int | None = None,
+        on_size: Callable[[int], None] | None = None,
     ) -> Adapter:
         """
         Load a PEFT LoRA adapter for this base model from a folder, a zip file or the Hub (see
@@ -623,4 +624,5 @@ class SelfAdaptingLM:
             token=token,
             cache_dir=cache_dir,
             max_bytes=max_bytes,
+            on_size=on_size,
         )

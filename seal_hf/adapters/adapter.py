@@ -6,7 +6,7 @@ import hashlib
 import shlex
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -104,6 +104,7 @@ class Adapter:
         token: str | bool | None = None,
         cache_dir: Path | None = None,
         max_bytes: int | None = None,
+        on_size: Callable[[int], None] | None = None,
     ) -> "Adapter":
         """
         Load a PEFT LoRA adapter (safetensors only). The model is not changed. Nothing is fetched or unpacked that is larger than
@@ -127,6 +128,9 @@ class Adapter:
                 Where files of the Hub are put. Defaults to the Hub's cache.
             max_bytes (`int`, *optional*):
                 The largest adapter that is taken: bytes of its weights in fp32.
+            on_size (`Callable[[int], None]`, *optional*):
+                Called with the size of its weights in fp32, in bytes, before any of them is fetched or read, so that room can be
+                reserved. What it raises is raised.
 
         Raises:
             FileNotFoundError: No such folder, or no adapter in it.
@@ -150,6 +154,8 @@ class Adapter:
                     f"{files.name} is an adapter of rank {layout.r} with {layout.num_bytes / 1e6:,.1f} MB, but there is room for "
                     f"{max(max_bytes, 0) / 1e6:,.1f} MB; delete others, or train it with a lower rank."
                 )
+            if on_size is not None:
+                on_size(layout.num_bytes)
             weights = read_weights(files, layout)
             return cls(layout, weights, base_model_id, training=read_training(files), source=files.name)
 

@@ -30,6 +30,7 @@ PLAIN_INITIALIZATIONS = (True, False, "gaussian", "orthogonal")
 MAX_RANK = 1024
 MAX_ALPHA = 1e6
 _MAX_LAYERS, _MAX_PATTERNS = 4096, 16
+_MAX_LOSSES, _MAX_LOSS = 100_000, 1e9  # of a training, one for each step
 _MODULE_NAME = re.compile(r"[\w.-]{1,300}", re.ASCII)
 _PATTERN_NAME = re.compile(r"[\w.]{1,100}", re.ASCII)
 
@@ -165,18 +166,22 @@ def read_training(files: AdapterFiles) -> dict[str, Any]:
     How the adapter was trained; empty for one that other software wrote.
 
     Raises:
-        ValueError: Its file is too large or no JSON object, or its losses are no numbers.
+        ValueError: Its file is too large or no JSON object, or its losses are no finite numbers, or too many.
     """
     remedy = "remove it, or save it again"
     if (training := _json_object(files, TRAINING_NAME, remedy)) is None:
         return {}
     losses = training.get("losses") or []
-    # A loss that is not finite is one of a step that was not taken.
+    # NaN is not within bounds either.
     if not (
         isinstance(losses, list)
-        and all(type(loss) is float or type(loss) is int and abs(loss) < 2**53 for loss in losses)
+        and len(losses) <= _MAX_LOSSES
+        and all(type(loss) in (int, float) and -_MAX_LOSS <= loss <= _MAX_LOSS for loss in losses)
     ):
-        raise ValueError(f"{files.name}: {TRAINING_NAME} is damaged (its losses are no list of numbers); {remedy}.")
+        raise ValueError(
+            f"{files.name}: {TRAINING_NAME} is damaged (its losses are no list of at most {_MAX_LOSSES:,} finite numbers); "
+            f"{remedy}."
+        )
     return training
 
 

@@ -140,7 +140,7 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
             The file.
         """
         with _errors_for_callers():
-            return str(sharing.zip_file(workbench.sessions.open(session), adapter or None))
+            return str(workbench.sessions.open(session).adapter(adapter or None).file)
 
     def push_adapter(session: str, adapter: str, name: str, private: bool, overwrite: str, request: gr.Request) -> str:
         """

@@ -1,5 +1,7 @@
 """The page: its design, its tabs and the session that it shows."""
 
+from functools import partial
+
 import gradio as gr
 
 from .api import build_api
@@ -9,6 +11,7 @@ from .tabs.ask_tab import build_ask_tab
 from .tabs.shared import opened
 from .tabs.teach_tab import build_teach_tab
 from .tabs.train_tab import build_train_tab
+from .visitors import current_visitor
 from .work.inputs import questions_from_table
 from .work.training_runs import TrainingRuns
 from .work.workbench import Workbench
@@ -88,6 +91,8 @@ def build_page(workbench: Workbench, runs: TrainingRuns, *, may_push: bool, on_s
     """
     workbench.runs = runs
     workbench.sessions.key = runs.page_secret("session ids").encode()
+    if workbench.limits.is_shared:
+        workbench.sessions.who = partial(current_visitor, on_space)
     with gr.Blocks(title=TITLE, fill_width=True, delete_cache=(600, 3600), analytics_enabled=False) as page:
         # The browser keeps the session's id, so that a page that is loaded again finds its work. The id comes with every
         # event, since the server forgets the state of a page after an hour, even while the page is in use.

@@ -1,4 +1,5 @@
 import json
+import math
 import subprocess
 import sys
 import zipfile
@@ -370,12 +371,16 @@ def test_names_that_are_no_modules_cost_no_time(saved):
     assert len(compared) < 100 and torch.equal(loaded.weights, random_adapter().weights)
 
 
-@pytest.mark.parametrize("losses", ["x", {"a": 1}, [None], 3, [True], [10**400]], ids=lambda value: repr(value)[:20])
+@pytest.mark.parametrize(
+    "losses",
+    ["x", {"a": 1}, [None], 3, [True], [10**400], [math.nan], [1.0, math.inf], [-1e10], [0] * 100_001],
+    ids=lambda value: repr(value)[:20],
+)
 def test_losses_that_are_no_numbers(tmp_path, losses):
     folder = random_adapter(tiny_llama()).save_pretrained(tmp_path / "adapter")
     (folder / "seal_training.json").write_text(json.dumps({"losses": losses}))
     with pytest.raises(
-        ValueError, match="seal_training.json is damaged .its losses are no list of numbers.; remove it"
+        ValueError, match="seal_training.json is damaged .its losses are no list of .* finite numbers.; remove it"
     ):
         Adapter.from_pretrained(folder, tiny_llama(), BASE_ID)
 

@@ -235,6 +235,15 @@ def test_a_greatest_size_is_kept_to_before_the_weights_are_opened(saved, model, 
         Adapter.from_pretrained(saved, model, BASE_ID, max_bytes=size - 1)
 
 
+def test_the_size_is_told_before_the_weights_are_opened(saved, model, monkeypatch):
+    sizes = []
+    loaded = Adapter.from_pretrained(saved, model, BASE_ID, on_size=sizes.append)
+    assert sizes == [loaded.layout.num_bytes]
+    monkeypatch.setattr("seal_hf.adapters.adapter.read_weights", lambda *arguments: pytest.fail("read"))
+    with pytest.raises(KeyError):
+        Adapter.from_pretrained(saved, model, BASE_ID, on_size={}.__getitem__)
+
+
 @pytest.mark.parametrize("name", [CONFIG_NAME, WEIGHTS_NAME, TRAINING_NAME])
 def test_a_large_file_on_the_hub_is_not_fetched(saved, model, hub, name):
     files = {file.name: file.read_bytes() for file in saved.iterdir()} | {name: bytes(3_000_000)}

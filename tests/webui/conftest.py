@@ -67,5 +67,5 @@ def with_adapters(bench, learned_session):
         setattr(session, name, getattr(learned_session, name))
     session.drafts = [replace(draft) for draft in learned_session.drafts]
     for kept in learned_session.adapters.values():
-        session.keep(replace(kept, folder=session.folder / "adapters" / kept.id), choose=False)
+        session.keep(replace(kept, file=session.folder / "adapters" / kept.id / kept.file.name), choose=False)
     return session

@@ -57,7 +57,7 @@ def test_writes_learns_and_answers(app, client, lm):
     kept = app.workbench.sessions.open(session).adapter()
     assert answers == {
         "base": lm.answer("Who drew it?", title="Lighthouse"),
-        "adapted": lm.answer("Who drew it?", title="Lighthouse", adapter=lm.load_adapter(kept.folder)),
+        "adapted": lm.answer("Who drew it?", title="Lighthouse", adapter=lm.load_adapter(kept.file)),
     }
 
 
@@ -76,7 +76,7 @@ def test_adapter_goes_out_as_a_zip_and_comes_back(app, client, learned, tmp_path
     elsewhere = client.predict("", "", handle_file(file), api_name="/load_adapter")
     assert elsewhere["session"] != session
     weights = [
-        app.workbench.lm.load_adapter(app.workbench.sessions.open(name).adapter().folder).weights
+        app.workbench.lm.load_adapter(app.workbench.sessions.open(name).adapter().file).weights
         for name in (elsewhere["session"], session)
     ]
     assert weights[0].equal(weights[1])
@@ -215,7 +215,7 @@ def test_many_ask_at_once_and_each_gets_its_own_answer(app, lm):
     assert len(set(sessions.values())) == 4
     for number, (title, _) in enumerate(passages):
         kept = app.workbench.sessions.open(sessions[number]).adapter()
-        adapter: Adapter = lm.load_adapter(kept.folder)
+        adapter: Adapter = lm.load_adapter(kept.file)
         assert answers[number]["base"] == lm.answer("Who saw it?", title=title)
         assert answers[number]["adapted"] == lm.answer("Who saw it?", title=title, adapter=adapter)
 

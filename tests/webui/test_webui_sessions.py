@@ -177,20 +177,18 @@ def test_adapters_are_kept_chosen_and_deleted(tmp_path):
         session.adapter()
     kept = []
     for name in ("one", "two", "three"):
-        adapter_id, folder = session.new_folder()
-        folder.mkdir(parents=True)
-        (folder / "adapter_model.safetensors").write_bytes(b"12345")
-        kept.append(KeptAdapter(adapter_id, name, folder))
+        adapter_id, file = session.new_file(f"../{name} · Ä")
+        file.parent.mkdir(parents=True)
+        file.write_bytes(b"12345")
+        kept.append(KeptAdapter(adapter_id, name, file))
         session.keep(kept[-1], choose=name == "two")
     assert session.adapter() is kept[1] and session.adapter(kept[0].id) is kept[0]
-    assert kept[0].num_bytes == 5
+    assert kept[0].num_bytes == 5 and kept[0].file.name == "one.zip"
     assert session.delete(kept[1].id) is kept[1]
-    assert not kept[1].folder.exists() and session.adapter() is kept[2]
+    assert not kept[1].file.parent.exists() and session.adapter() is kept[2]
     assert list(session.adapters) == [kept[0].id, kept[2].id]
-    zips = session.folder / "zips" / kept[0].id
-    zips.mkdir(parents=True)
     session.delete(kept[0].id)
-    assert not zips.exists() and session.chosen == kept[2].id  # which was not the deleted one
+    assert session.chosen == kept[2].id  # which was not the deleted one
     session.keep(kept[0], choose=False)
     assert session.adapter() is kept[2]
     with pytest.raises(JobRefused):

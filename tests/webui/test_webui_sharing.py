@@ -18,8 +18,7 @@ from seal_hf.webui.work.sharing import load_token, push_token
 
 
 def test_the_zip_is_what_peft_loads(bench, with_adapters, tmp_path, lm):
-    archive = sharing.zip_file(with_adapters)
-    assert archive == sharing.zip_file(with_adapters)  # made once
+    archive = with_adapters.adapter().file
     with zipfile.ZipFile(archive) as files:
         files.extractall(tmp_path / "adapter")
     model = PeftModel.from_pretrained(tiny_llama(), tmp_path / "adapter")
@@ -39,11 +38,10 @@ def test_the_zip_is_what_peft_loads(bench, with_adapters, tmp_path, lm):
 def test_a_zip_that_is_no_adapter_is_refused(bench, with_adapters, tmp_path, names, message):
     file = tmp_path / "upload" / "mine.zip"
     file.parent.mkdir()
-    kept = with_adapters.adapter().folder
-    with zipfile.ZipFile(file, "w") as archive:
+    with zipfile.ZipFile(with_adapters.adapter().file) as kept, zipfile.ZipFile(file, "w") as archive:
         for name in names:
-            source = kept / name.rsplit("/", 1)[-1]
-            archive.writestr(name, source.read_bytes() if source.is_file() else b"pickled")
+            plain = name.rsplit("/", 1)[-1]
+            archive.writestr(name, kept.read(plain) if plain in kept.namelist() else b"pickled")
     if message is None:  # a path in it leads nowhere
         sharing.load_adapter(bench.lm, with_adapters, file)
         assert not (tmp_path / "adapter_config.json").exists()
@@ -55,8 +53,8 @@ def test_a_zip_that_is_no_adapter_is_refused(bench, with_adapters, tmp_path, nam
 
 def test_a_zip_bomb_is_not_unpacked(bench, with_adapters, tmp_path):
     file = tmp_path / "bomb.zip"
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.write(with_adapters.adapter().folder / "adapter_config.json", "adapter_config.json")
+    with zipfile.ZipFile(with_adapters.adapter().file) as kept, zipfile.ZipFile(file, "w", 8) as archive:
+        archive.writestr("adapter_config.json", kept.read("adapter_config.json"))
         archive.writestr("adapter_model.safetensors", bytes(2**27))
     with pytest.raises(ValueError, match="bomb.zip: adapter_model.safetensors has 134.2 MB, but for this base model"):
         sharing.load_adapter(bench.lm, with_adapters, file)
@@ -107,7 +105,7 @@ def test_a_refused_push_names_the_next_step_and_not_the_token(bench, with_adapte
     with pytest.raises(OSError, match="could not be reached.*; try again later. The adapter can still be downloaded"):
         sharing.push(bench.lm, with_adapters, None, "bees", private=True, publish_passage=False, token="hf_any")
     hub.start()
-    assert "hf_expired" not in str(refusal.value) and with_adapters.adapter().folder.is_dir()
+    assert "hf_expired" not in str(refusal.value) and with_adapters.adapter().file.is_file()
 
 
 @contextlib.contextmanager

@@ -381,7 +381,7 @@ def test_a_run_of_others_is_small_short_and_replaces_the_one_before(jobs, tmp_pa
             JobRefused, match="Your runs have taken 1 minute, .* try again in 1 minute, or start the run"
         ):
             again()
-    runs._usage.forget("ann")
+    runs._usage._uses.clear()
     launch_when_free(lambda: runs.start("ann", QUICK))
     assert [folder.name for folder in runs._folders("ann")] == ["run_002"] and not stopped.folder.exists()
     runs.forget("ann")

@@ -99,7 +99,7 @@ def test_rewards_are_shares_of_right_answers_and_the_best_is_chosen(bench, sessi
     assert "100 % of 2 questions, which chose it as the best of 2" in table_line(second, None)[2]
     assert "50 % of 2 questions, learned" in table_line(first, None)[2]
     assert session.adapter() is second and not second.own_questions and second.num_questions == 2
-    adapter = lm.load_adapter(second.folder)
+    adapter = lm.load_adapter(second.file)
     assert adapter.training["num_train_epochs"] == 2 and adapter.layout.r == 4
     prompts = lm.domain.questions({"title": "Lighthouse", "context": "", "questions": QUESTIONS})
     assert event["answers"][0] == lm.answer_prompts(prompts)
@@ -197,7 +197,7 @@ def test_stop_keeps_the_adapters_as_they_are(bench, session, lm, monkeypatch):
         log, _ = finish(bench, job)
     assert log.state == STOPPED
     assert [kept.reward for kept in session.adapters.values()] == [None, None]
-    assert 0 < lm.load_adapter(session.adapter().folder).training["num_steps"] < 6
+    assert 0 < lm.load_adapter(session.adapter().file).training["num_steps"] < 6
     assert not bench.stop(session, "adapt")
 
 
@@ -218,14 +218,14 @@ def test_stop_before_the_first_step_keeps_nothing(bench, session, monkeypatch):
 def test_both_answer_as_the_library_does(bench, with_adapters, lm):
     log, events = finish(bench, bench.ask(with_adapters, "Who drew it?"))
     answered = events[-2]
-    adapter = lm.load_adapter(with_adapters.adapter().folder)
+    adapter = lm.load_adapter(with_adapters.adapter().file)
     assert answered["base"] == [lm.answer("Who drew it?", title="Lighthouse")]
     assert answered["adapted"] == [lm.answer("Who drew it?", title="Lighthouse", adapter=adapter)]
     assert with_adapters.asked == [("Who drew it?", answered["base"][0], answered["adapted"][0])]
 
 
 def test_score_and_probe_have_verdicts(bench, with_adapters, monkeypatch):
-    monkeypatch.setattr(device, "answer", lambda lm, job, example, folder: [["Ann."] * 5, [*"abcd", PASSAGE]])
+    monkeypatch.setattr(device, "answer", lambda lm, job, example, file: [["Ann."] * 5, [*"abcd", PASSAGE]])
     questions = [QUESTIONS[0]] * 5
     for job in (bench.score(with_adapters, questions), bench.probe(with_adapters)):
         _, events = finish(bench, job)

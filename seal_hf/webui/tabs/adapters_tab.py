@@ -1,6 +1,5 @@
 """The tab Adapters, step 5: choose, download, push, delete and load adapters."""
 
-import contextlib
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -9,7 +8,6 @@ import gradio as gr
 
 from ...hub.errors import RepositoryExists
 from ..work import sharing
-from ..work.jobs import JobRefused
 from ..work.sessions import KeptAdapter, Session
 from ..work.workbench import Workbench
 from .shared import duration, escape, percent, read_only_table
@@ -71,12 +69,12 @@ def build_adapters_tab(
             )
 
     def show(current: Session) -> dict:
-        kept = list(current.adapters.values())
+        kept, asked = list(current.adapters.values()), current.adapters.get(current.chosen or "")
         return {
             table: gr.update(value=[table_line(adapter, current.chosen) for adapter in kept], visible=bool(kept)),
             actions: gr.update(visible=bool(kept)),
             chosen: gr.update(choices=[(adapter.name, adapter.id) for adapter in kept], value=current.chosen),
-            download: gr.update(value=zip_of_chosen(current)),
+            download: gr.update(value=str(asked.file) if asked else None),
         }
 
     def on_show(session_id: str) -> dict:
@@ -166,13 +164,6 @@ def build_adapters_tab(
         event.then(on_show, session, shown, **shared)
 
     return attach
-
-
-def zip_of_chosen(current: Session) -> str | None:
-    """The chosen adapter as a zip file; `None` where there is none, or no room for one."""
-    with contextlib.suppress(JobRefused):
-        return str(sharing.zip_file(current))
-    return None
 
 
 def table_line(kept: KeptAdapter, chosen: str | None) -> list[str]:

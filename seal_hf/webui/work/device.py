@@ -19,6 +19,8 @@ from ...hub.model_card import AdapterCard
 from ...rollout.rewards import Asked, ask_and_grade, mean
 from ...self_adapting_lm import SelfAdaptingLM
 from ...self_edit import SelfEdit
+from . import quota
+from .adapter_zip import save_zip
 from .inputs import passage_of
 from .jobs import Job
 from .settings import Settings
@@ -27,7 +29,7 @@ from .settings import Settings
 logger = logging.getLogger(__name__)
 
 LONGEST_ANSWER = 64  # tokens
-_LOADED = 8  # adapters in memory
+_LOADED, _LOADED_BYTES = 8, 2**31  # adapters that stay in memory
 
 # Where it is installed, the app imports it before torch.
 spaces = sys.modules.get("spaces")
@@ -150,7 +152,7 @@ def learn(
     example: dict,
     self_edits: Sequence[SelfEdit],
     settings: Settings,
-    folders: Sequence[Path],
+    files: Sequence[Path],
     num_own_questions: int,
 ) -> dict:
     """
@@ -167,8 +169,8 @@ def learn(
             What to learn.
         settings ([`Settings`]):
             How to train.
-        folders (`Sequence[Path]`):
-            Where to save each adapter.
+        files (`Sequence[Path]`):
+            Where to save each adapter, as a zip file.
         num_own_questions (`int`):
             Number of questions that the model writes.
 
@@ -204,8 +206,8 @@ def learn(
     adapters = lm.adapt(trained, seed=settings.seed, on_step=on_step, stop=job.stop)
     has_adapters = bool(adapters[0].training["num_steps"])
     if has_adapters:
-        for adapter, folder in zip(adapters, folders, strict=True):
-            adapter.save_pretrained(folder, AdapterCard(passage=passage_of(example)))
+        for adapter, file in zip(adapters, files, strict=True):
+            save_zip(adapter, file, AdapterCard(passage=passage_of(example)))
         job.emit("saved", count=len(adapters))
     result = {"seconds": clock["seconds"], "has_adapters": has_adapters}
     if job.stop.is_set():
@@ -233,7 +235,7 @@ def learn(
     }
 
 
-def answer(base: SelfAdaptingLM, job: Job, example: dict, folder: Path) -> tuple[list[str], list[str]]:
+def answer(base: SelfAdaptingLM, job: Job, example: dict, file: Path) -> tuple[list[str], list[str]]:
     """
     Answer questions without the passage, in one batch. Every token goes to the log.
 
@@ -244,8 +246,8 @@ def answer(base: SelfAdaptingLM, job: Job, example: dict, folder: Path) -> tuple
             Where to report the progress.
         example (`dict`):
             The questions, with the title that they name.
-        folder (`Path`):
-            The adapter's files.
+        file (`Path`):
+            The adapter's file.
 
     Returns:
         `tuple[list[str], list[str]]`: The answers of the base model, and of the adapted one.
@@ -255,19 +257,32 @@ def answer(base: SelfAdaptingLM, job: Job, example: dict, folder: Path) -> tuple
         job.emit("text", new=new_texts)
 
     prompts = base.domain.questions(example)
-    adapter = _adapter(base, folder)
+    adapter = _adapter(base, file)
     plain, adapted = base.answer_groups(
         [prompts] * 2, [None, adapter], max_answer_length=LONGEST_ANSWER, on_text=on_text, stop=job.stop
     )
     return plain, adapted
 
 
-def _adapter(base: SelfAdaptingLM, folder: Path) -> Adapter:
-    """An adapter from its folder. The last few stay in memory."""
+def _adapter(base: SelfAdaptingLM, file: Path) -> Adapter:
+    """
+    An adapter from its file. The last few stay in memory.
+
+    Raises:
+        JobRefused: There is no memory for it.
+    """
     with _adapters_lock:
-        if folder not in _adapters:
-            _adapters[folder] = base.load_adapter(folder)
-            while len(_adapters) > _LOADED:
+        if file not in _adapters:
+            num_bytes = file.stat().st_size
+            while _adapters and not _fits(num_bytes):
                 _adapters.popitem(last=False)
-        _adapters.move_to_end(folder)
-        return _adapters[folder]
+            with quota.memory(num_bytes):
+                _adapters[file] = base.load_adapter(file)
+        _adapters.move_to_end(file)
+        return _adapters[file]
+
+
+def _fits(num_bytes: int) -> bool:
+    """Whether one more adapter may stay in memory with the others."""
+    held = sum(adapter.layout.num_bytes for adapter in _adapters.values())
+    return len(_adapters) < _LOADED and held + num_bytes <= _LOADED_BYTES and quota.has_memory(num_bytes)

@@ -141,6 +141,7 @@ class Pausable(Protocol):
 @dataclass
 class _Entry:
     job: Job
+    visitor: str
     work: Callable[[Job], None]
     context: contextvars.Context
     order: float  # when its turn comes; the smallest is next
@@ -162,7 +163,9 @@ class Jobs:
         max_waiting (`int`, *optional*, defaults to `32`):
             Number of jobs that may wait.
         limits ([`Limits`], *optional*):
-            How long jobs may run. Defaults to those of the user of this machine.
+            How many jobs there may be and how long they may run. Defaults to those of the user of this machine.
+        visitor_of (`Callable[[str], str]`, *optional*):
+            Names the visitor who is charged for an owner's jobs. Defaults to the owner.
     """
 
     def __init__(
@@ -172,9 +175,11 @@ class Jobs:
         num_workers: int = 1,
         max_waiting: int = 32,
         limits: Limits = OWN_MACHINE,
+        visitor_of: Callable[[str], str] = lambda owner: owner,
     ):
         self._explain, self._max_waiting, self._limits = explain, max_waiting, limits
-        self._usage = Usage(HOUR)
+        self._visitor_of = visitor_of
+        self._usage, self._tokens = Usage(HOUR), Usage(HOUR)
         self._waiting: list[_Entry] = []  # in the order of their turns
         self._running: list[_Entry] = []
         self._entries: dict[str, _Entry] = {}
@@ -184,7 +189,15 @@ class Jobs:
             threading.Thread(target=self._serve, name=f"device {number}", daemon=True).start()
 
     def submit(
-        self, owner: str, kind: str, key: str, folder: Path, work: Callable[[Job], None], *, seconds: float
+        self,
+        owner: str,
+        kind: str,
+        key: str,
+        folder: Path,
+        work: Callable[[Job], None],
+        *,
+        seconds: float,
+        num_tokens: int = 0,
     ) -> Job:
         """
         Add a job to the queue.
@@ -196,13 +209,15 @@ class Jobs:
                 Where to make the job's folder.
             work (`Callable[[Job], None]`):
                 Does the work. It should end soon after `job.stop` is set; an exception becomes the job's error.
+            num_tokens (`int`, *optional*, defaults to `0`):
+                Tokens that it trains on, which count for the visitor's hour from now on.
 
         Returns:
             [`Job`]: The new job, or the owner's job with this kind and key that has not ended.
 
         Raises:
-            JobRefused: The owner has a job of this kind with another key that has not ended, has too many jobs or has had the
-                device for too long, or too many are waiting.
+            JobRefused: The owner has a job of this kind with another key that has not ended, the owner or the visitor has too
+                many jobs, the visitor has had too much of the device, or too many are waiting.
         """
         with self._changed:
             active = [
@@ -215,32 +230,50 @@ class Jobs:
                     raise JobRefused(
                         "The same with other input is still under way: wait until it has ended, or press Stop."
                     )
-            self._require_room(owner, active)
+            visitor = self._visitor_of(owner)
+            self._require_room(visitor, active)
+            self._require_time(visitor, num_tokens)
             self._forget_old(owner)
             job_id = secrets.token_urlsafe(12)
             job = Job(job_id, owner, kind, key, folder / job_id, seconds)
             job.folder.mkdir(parents=True)
             job.emit("state", state=QUEUED)
-            order = time.monotonic() + min(self._usage.seconds(owner) + seconds, _LONGEST_DETOUR)
-            entry = _Entry(job, work, contextvars.copy_context(), order)
+            order = time.monotonic() + min(self._usage.total(visitor) + seconds, _LONGEST_DETOUR)
+            if num_tokens:
+                self._tokens.add(visitor, num_tokens)
+            entry = _Entry(job, visitor, work, contextvars.copy_context(), order)
             self._entries[job_id] = entry
             bisect.insort(self._waiting, entry, key=lambda one: one.order)
             self._changed.notify()
         return job
 
-    def _require_room(self, owner: str, active: Sequence[_Entry]) -> None:
-        """Refuse an owner's further job for want of room, of a place in the queue or of time."""
-        if len(active) >= MAX_JOBS:
-            raise JobRefused(f"{len(active)} of your jobs are under way: wait until one has ended, or press Stop.")
+    def _require_room(self, visitor: str, active: Sequence[_Entry]) -> None:
+        """Refuse a visitor's further job, of an owner with these, for want of room or of a place in the queue."""
+        of_visitor = [
+            entry for entry in self._entries.values() if entry.visitor == visitor and entry.state not in ENDED
+        ]
+        if len(active) >= MAX_JOBS or len(of_visitor) >= self._limits.visitor_jobs:
+            raise JobRefused(
+                f"{max(len(active), len(of_visitor))} of your jobs are under way: wait until one has ended, or press Stop."
+            )
         num_waiting = len(self._waiting)
         # The second half of the places is for those who have none.
-        has_one = any(entry.state == QUEUED for entry in active)
+        has_one = any(entry.state == QUEUED for entry in of_visitor)
         if num_waiting >= self._max_waiting or (has_one and 2 * num_waiting >= self._max_waiting):
             raise JobRefused(f"{num_waiting} others are waiting already: try again in a few minutes.")
-        if self._usage.seconds(owner) >= self._limits.hour_seconds:
+
+    def _require_time(self, visitor: str, num_tokens: int) -> None:
+        """Refuse the job of a visitor who has had enough in this hour."""
+        if self._usage.total(visitor) >= self._limits.hour_seconds:
             raise JobRefused(
                 f"Your jobs have had the device for {minutes(self._limits.hour_seconds)}, which is what a visitor has in an hour: "
-                f"try again in {minutes(self._usage.next_free(owner))}."
+                f"try again in {minutes(self._usage.next_free(visitor))}."
+            )
+        used = self._tokens.total(visitor)
+        if num_tokens and used + num_tokens > self._limits.hour_tokens:
+            raise JobRefused(
+                f"This training has {num_tokens:,} tokens and your others of this hour {used:,.0f}, and {self._limits.hour_tokens:,.0f} "
+                f"is what a visitor has in an hour: choose fewer or shorter self-edits, or try again in {minutes(self._tokens.next_free(visitor))}."
             )
 
     def _forget_old(self, owner: str) -> None:
@@ -329,7 +362,6 @@ class Jobs:
             with self._changed:
                 self._entries.pop(job.id, None)
             shutil.rmtree(job.folder, ignore_errors=True)
-        self._usage.forget(owner)
 
     def close(self, timeout: float) -> None:
         """Stop all jobs and wait for them, for at most `timeout` seconds in all."""
@@ -379,7 +411,7 @@ class Jobs:
                 state, error = FAILED, self._explain(failure)
             if timer is not None:
                 timer.cancel()
-            self._usage.add(entry.job.owner, time.monotonic() - entry.started)
+            self._usage.add(entry.visitor, time.monotonic() - entry.started)
             with self._changed:
                 self._running.remove(entry)
                 if self._background is not None and not self._running and not self._waiting:

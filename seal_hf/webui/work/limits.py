@@ -1,4 +1,4 @@
-"""What one visitor may take of the device, which all visitors share."""
+"""What one visitor, or one session, may take of the device, which all visitors share."""
 
 import math
 import threading
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 HOUR = 3600.0
-MAX_JOBS = 3  # of one visitor that have not ended
+MAX_JOBS = 3  # of one session that have not ended
 MAX_FOLLOWERS = 16  # pages and programs that follow one job
 
 
@@ -27,6 +27,10 @@ class Limits:
             How long a job may run.
         hour_seconds (`float`):
             How long a visitor's jobs may run in an hour.
+        hour_tokens (`float`):
+            Tokens of all trainings that a visitor starts in an hour, in all epochs of all self-edits.
+        visitor_sessions, visitor_jobs (`float`):
+            How many sessions a visitor may have at a time, and how many jobs that have not ended.
         unattended_seconds (`float`):
             How long jobs and training runs go on while nobody has the page open.
         run_lessons (`float`):
@@ -40,6 +44,9 @@ class Limits:
     job_tokens: float
     job_seconds: float
     hour_seconds: float
+    hour_tokens: float
+    visitor_sessions: float
+    visitor_jobs: float
     unattended_seconds: float
     run_lessons: float
     run_seconds: float
@@ -51,7 +58,8 @@ class Limits:
         return (
             f"Others use this device too: a job is ended after {minutes(self.job_seconds)}, a training may have "
             f"{self.job_steps:,.0f} steps and {self.job_tokens:,.0f} tokens, and a visitor's jobs may run "
-            f"{minutes(self.hour_seconds)} in an hour. What runs ends {minutes(self.unattended_seconds)} after its page is closed."
+            f"{minutes(self.hour_seconds)} in an hour, with {self.hour_tokens:,.0f} tokens of trainings. People behind one address "
+            f"count as one visitor, who may have {self.visitor_sessions:,.0f} pages. What runs ends {minutes(self.unattended_seconds)} after its page is closed."
         )
 
     def say_of_runs(self) -> str:
@@ -73,6 +81,9 @@ OWN_MACHINE = Limits(
     job_tokens=math.inf,
     job_seconds=math.inf,
     hour_seconds=math.inf,
+    hour_tokens=math.inf,
+    visitor_sessions=math.inf,
+    visitor_jobs=math.inf,
     unattended_seconds=24 * HOUR,
     run_lessons=math.inf,
     run_seconds=math.inf,
@@ -84,6 +95,9 @@ SHARED = Limits(
     job_tokens=500_000,
     job_seconds=600,
     hour_seconds=1800,
+    hour_tokens=2_000_000,
+    visitor_sessions=16,
+    visitor_jobs=8,
     unattended_seconds=600,
     run_lessons=1000,
     run_seconds=1800,
@@ -92,7 +106,7 @@ SHARED = Limits(
 
 class Usage:
     """
-    How long each visitor had the device of late.
+    How much each visitor had of late, such as seconds of the device.
 
     Parameters:
         window (`float`):
@@ -104,32 +118,28 @@ class Usage:
         self._uses: dict[str, list[tuple[float, float]]] = {}
         self._lock = threading.Lock()
 
-    def add(self, owner: str, seconds: float) -> None:
+    def add(self, visitor: str, amount: float) -> None:
         """Count a use that ends now."""
         with self._lock:
-            self._uses.setdefault(owner, []).append((time.monotonic(), seconds))
+            self._forget_old()
+            self._uses.setdefault(visitor, []).append((time.monotonic(), amount))
 
-    def seconds(self, owner: str) -> float:
-        """The sum of the owner's uses that still count, in seconds."""
-        since = time.monotonic() - self.window
+    def total(self, visitor: str) -> float:
+        """The sum of the visitor's uses that still count."""
         with self._lock:
-            uses = [use for use in self._uses.get(owner, ()) if use[0] > since]
-            if uses:
-                self._uses[owner] = uses
-            else:
-                self._uses.pop(owner, None)
-        return sum(seconds for _, seconds in uses)
+            self._forget_old()
+            return sum(amount for _, amount in self._uses.get(visitor, ()))
 
-    def next_free(self, owner: str) -> float:
-        """When the owner's oldest use stops to count, in seconds from now."""
+    def next_free(self, visitor: str) -> float:
+        """When the visitor's oldest use stops to count, in seconds from now."""
         with self._lock:
-            ended = min((when for when, _ in self._uses.get(owner, ())), default=time.monotonic() - self.window)
+            ended = min((when for when, _ in self._uses.get(visitor, ())), default=time.monotonic() - self.window)
         return max(0.0, ended + self.window - time.monotonic())
 
-    def forget(self, owner: str) -> None:
-        """Count no use of an owner any longer."""
-        with self._lock:
-            self._uses.pop(owner, None)
+    def _forget_old(self) -> None:
+        since = time.monotonic() - self.window
+        recent = {visitor: [use for use in uses if use[0] > since] for visitor, uses in self._uses.items()}
+        self._uses = {visitor: uses for visitor, uses in recent.items() if uses}
 
 
 def minutes(seconds: float) -> str:

@@ -1,6 +1,6 @@
 """
-How many bytes the sessions may have on the disk: adapters, the zip files made of them, logs. What is going to be written is
-reserved before.
+How many bytes the sessions may have on the disk: adapters, logs, and what is written elsewhere for a moment on their behalf.
+What is going to be written is reserved before, as is the memory for adapters that are going to be loaded.
 """
 
 import shutil
@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import torch
+
+from ...models.memory import free_memory
 from .jobs import JobRefused
 
 
@@ -17,8 +20,12 @@ SESSION_BYTES = 4 * 2**30
 TOTAL_BYTES = 32 * 2**30
 SPARE_BYTES = 2**30  # of the disk, which stay free
 FILE_BYTES = 2**21  # for the texts beside an adapter's weights
+SPARE_MEMORY = 2**28  # bytes of the machine's memory, which stay free
+# What is read, what it is converted to, and what is written of it.
+_COPIES_IN_MEMORY = 3
 
 _reserved: Counter[Path] = Counter()
+_loading: list[int] = []  # bytes of each adapter
 _lock = threading.Lock()
 
 
@@ -63,7 +70,7 @@ def _limits(folder: Path) -> list[tuple[int, str]]:
 @contextmanager
 def room(folder: Path, num_bytes: int) -> Iterator[None]:
     """
-    Reserve room in a session's folder for what the block writes.
+    Reserve room for what the block writes into a session's folder, or elsewhere on the session's behalf.
 
     Raises:
         JobRefused: There is not enough.
@@ -78,6 +85,34 @@ def room(folder: Path, num_bytes: int) -> Iterator[None]:
             _reserved[folder] -= num_bytes
             if not _reserved[folder]:
                 del _reserved[folder]
+
+
+def has_memory(num_bytes: int) -> bool:
+    """Whether the machine has memory for one more adapter of `num_bytes`."""
+    needed = _COPIES_IN_MEMORY * (num_bytes + sum(_loading))
+    return needed <= free_memory(torch.device("cpu")) - SPARE_MEMORY
+
+
+@contextmanager
+def memory(num_bytes: int) -> Iterator[None]:
+    """
+    Reserve memory of the machine for an adapter of `num_bytes` that the block loads, so that several which are loaded at once fit
+    together.
+
+    Raises:
+        JobRefused: There is not enough.
+    """
+    with _lock:
+        if not has_memory(num_bytes):
+            raise JobRefused(
+                f"The app has no memory for an adapter of {_size(num_bytes)} now: try again in a minute, or use a lower rank."
+            )
+        _loading.append(num_bytes)
+    try:
+        yield
+    finally:
+        with _lock:
+            _loading.remove(num_bytes)
 
 
 def _size(num_bytes: int) -> str:

@@ -7,6 +7,7 @@ import base64
 import hashlib
 import hmac
 import math
+import re
 import secrets
 import shutil
 import threading
@@ -40,8 +41,8 @@ class KeptAdapter:
             Its id in the session.
         name (`str`):
             Its name on the page.
-        folder (`Path`):
-            Its files, a PEFT folder.
+        file (`Path`):
+            Its only file: a zip file of a PEFT folder, alone in a folder.
         title (`str`, *optional*, defaults to `""`):
             Title of the passage, which the questions name.
         passage (`str`, *optional*, defaults to `""`):
@@ -69,7 +70,7 @@ class KeptAdapter:
 
     id: str
     name: str
-    folder: Path
+    file: Path
     title: str = ""
     passage: str = ""
     reward: float | None = None
@@ -85,8 +86,8 @@ class KeptAdapter:
 
     @property
     def num_bytes(self) -> int:
-        """Size of its files, in bytes."""
-        return sum(file.stat().st_size for file in self.folder.iterdir())
+        """Size of its file, in bytes."""
+        return self.file.stat().st_size
 
 
 @dataclass
@@ -117,6 +118,8 @@ class Session:
             For each kind of job, the id of the last one. A page that is loaded again shows it.
         used (`float`, *optional*):
             When it was last used, as `time.monotonic()`, by its visitor or by its work. Defaults to now.
+        visitor (`str`, *optional*, defaults to `""`):
+            Whose it is, where that is asked; several sessions may be one visitor's.
         seen (`float`, *optional*):
             When its visitor was last there, as `time.monotonic()`. Defaults to now.
     """
@@ -131,6 +134,7 @@ class Session:
     chosen: str | None = None
     asked: list[tuple[str, str, str]] = field(default_factory=list)
     shown: dict[str, str] = field(default_factory=dict)
+    visitor: str = ""
     used: float = field(default_factory=time.monotonic)
     seen: float = field(default_factory=time.monotonic)
 
@@ -161,10 +165,11 @@ class Session:
             raise JobRefused("There is no adapter yet: learn a passage first, or load one under Adapters.")
         return kept
 
-    def new_folder(self) -> tuple[str, Path]:
-        """An id and a folder for a new adapter. The folder does not exist yet."""
+    def new_file(self, name: str) -> tuple[str, Path]:
+        """An id and a zip file for a new adapter with a name on the page. Neither the file nor its folder exists yet."""
         adapter_id = secrets.token_hex(4)
-        return adapter_id, self.folder / "adapters" / adapter_id
+        plain = re.sub(r"[^A-Za-z0-9]+", "-", name.encode("ascii", "ignore").decode()).strip("-").lower()
+        return adapter_id, self.folder / "adapters" / adapter_id / f"{plain[:60] or 'adapter'}.zip"
 
     def keep(self, adapter: KeptAdapter, choose: bool) -> None:
         """Add an adapter to the list, and choose it if asked to or if none is chosen."""
@@ -173,11 +178,10 @@ class Session:
             self.chosen = adapter.id
 
     def delete(self, adapter_id: str) -> KeptAdapter:
-        """Remove an adapter and its files. If it was chosen, the newest other one becomes the chosen one."""
+        """Remove an adapter and its file. If it was chosen, the newest other one becomes the chosen one."""
         kept = self.adapter(adapter_id)
         del self.adapters[adapter_id]
-        for files in (kept.folder, self.folder / "zips" / kept.id):
-            shutil.rmtree(files, ignore_errors=True)
+        shutil.rmtree(kept.file.parent, ignore_errors=True)
         if self.chosen == adapter_id:
             self.chosen = next(reversed(self.adapters), None)
         return kept
@@ -195,6 +199,8 @@ class Sessions:
         max_sessions (`int`, *optional*, defaults to `64`):
             The largest number of sessions. For one more, the session that was unused for the longest time is deleted, but none
             with adapters and none with work under way.
+        max_of_visitor (`float`, *optional*):
+            The same for those of one visitor. Defaults to no limit.
         unattended_seconds (`float`, *optional*):
             How long work goes on when its visitor is gone. Defaults to no limit.
         is_busy (`Callable[[str], bool]`, *optional*):
@@ -207,6 +213,8 @@ class Sessions:
     Attributes:
         key (`bytes`):
             Signs the ids. With the key of an earlier `Sessions` its ids are taken, too.
+        who (`Callable[[], str]`):
+            Names the visitor for whom a session is opened; `""` for nobody in particular, who has no limit.
     """
 
     def __init__(
@@ -215,12 +223,15 @@ class Sessions:
         *,
         keep_seconds: float = 3600,
         max_sessions: int = 64,
+        max_of_visitor: float = math.inf,
         unattended_seconds: float = math.inf,
         is_busy: Callable[[str], bool] = lambda session_id: False,
         on_unattended: Callable[[str], None] = lambda session_id: None,
         on_forget: Callable[[str], None] = lambda session_id: None,
     ):
         self.key = secrets.token_bytes(32)
+        self.who: Callable[[], str] = lambda: ""
+        self._max_of_visitor = max_of_visitor
         self._folder, self._keep_seconds, self._max_sessions = folder, keep_seconds, max_sessions
         self._unattended_seconds = unattended_seconds
         self._is_busy, self._on_unattended, self._on_forget = is_busy, on_unattended, on_forget
@@ -240,14 +251,20 @@ class Sessions:
         with self._lock:
             session = self._sessions.get(session_id)
             if session is None:
-                gone = self._make_room()
+                visitor = self.who()
+                gone = self._make_room(visitor)
                 # The folder's name is another secret, since the browser gets the paths of files.
-                session = Session(session_id, self._folder / secrets.token_hex(8))
+                session = Session(session_id, self._folder / secrets.token_hex(8), visitor=visitor)
                 session.folder.mkdir(parents=True)
                 self._sessions[session_id] = session
             session.used = session.seen = time.monotonic()
         self._remove(gone)
         return session
+
+    def visitor_of(self, session_id: str) -> str:
+        """Who is charged for what a session does: its visitor, or the session itself where that is not known."""
+        session = self._sessions.get(session_id)
+        return session.visitor or session_id if session is not None else session_id
 
     def find(self, session_id: object) -> Session | None:
         """The session with an id, whose visitor is there; `None` if there is none."""
@@ -282,20 +299,33 @@ class Sessions:
                 self._on_unattended(session.id)
         self._remove(gone)
 
-    def _make_room(self) -> list[Session]:
-        """Take out what has to go for one more session. Those without any self-edits go first."""
-        surplus = len(self._sessions) - self._max_sessions + 1
-        if surplus <= 0:
-            return []
-        idle = [one for one in self._sessions.values() if not one.holds_work and not self._is_busy(one.id)]
-        if len(idle) < surplus:
-            raise JobRefused(
-                f"All {self._max_sessions} places are taken by visitors with adapters or work under way: try again in some minutes."
-            )
-        gone = sorted(idle, key=lambda session: (bool(session.drafts), session.used))[:surplus]
+    def _make_room(self, visitor: str) -> list[Session]:
+        """Take out what has to go for one more session of a visitor. Those without any self-edits go first."""
+        own = [session for session in self._sessions.values() if visitor and session.visitor == visitor]
+        gone = self._idle(
+            own,
+            len(own) - self._max_of_visitor + 1,
+            f"{len(own)} sessions with adapters or work under way are open from your address, and {self._max_of_visitor:,.0f} "
+            "is the limit: go on in one of them, or try again in some minutes.",
+        )
+        others = [session for session in self._sessions.values() if session not in gone]
+        gone += self._idle(
+            others,
+            len(others) - self._max_sessions + 1,
+            f"All {self._max_sessions} places are taken by visitors with adapters or work under way: try again in some minutes.",
+        )
         for session in gone:
             del self._sessions[session.id]
         return gone
+
+    def _idle(self, sessions: Sequence[Session], surplus: float, refusal: str) -> list[Session]:
+        """So many of these sessions, of which none has adapters or work under way."""
+        if surplus <= 0:
+            return []
+        idle = [one for one in sessions if not one.holds_work and not self._is_busy(one.id)]
+        if len(idle) < surplus:
+            raise JobRefused(refusal)
+        return sorted(idle, key=lambda session: (bool(session.drafts), session.used))[: int(surplus)]
 
     def _remove(self, gone: Sequence[Session]) -> None:
         for session in gone:

@@ -1,12 +1,9 @@
 """Adapters that come from elsewhere or go there: zip files, the Hub, and the token that a visitor may use."""
 
 import logging
-import re
-import secrets
-import shutil
 import tempfile
-import zipfile
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +16,9 @@ from ...hub.model_card import AdapterCard
 from ...hub.transfer import is_hub_id, with_namespace
 from ...self_adapting_lm import SelfAdaptingLM
 from . import quota
+from .adapter_zip import save_zip
 from .inputs import checked_repo_name, clean
+from .jobs import JobRefused
 from .origins import is_foreign, is_local
 from .sessions import KeptAdapter, Session
 
@@ -49,34 +48,42 @@ def load_adapter(
         HubError: The Hub refused or could not be reached.
         OSError: The file is damaged.
     """
+    name = source.stem if isinstance(source, Path) else clean(source)
+    adapter_id, file = session.new_file(name)
     try:
         session.require_room(1)
-        adapter = _loaded(lm, session, source, token)
+        with ExitStack() as reserved:
+            save_zip(_loaded(lm, session, source, token, reserved), file)
     finally:
         if isinstance(source, Path):
             source.unlink(missing_ok=True)
-    adapter_id, folder = session.new_folder()
-    with quota.room(session.folder, 2 * (adapter.layout.num_bytes + quota.FILE_BYTES)):
-        adapter.save_pretrained(folder)
-    name = source.stem if isinstance(source, Path) else clean(source)
-    kept = KeptAdapter(adapter_id, name, folder)
+    kept = KeptAdapter(adapter_id, name, file)
     session.keep(kept, choose=True)
     return kept
 
 
-def _loaded(lm: SelfAdaptingLM, session: Session, source: str | Path, token: str | bool | None) -> Adapter:
-    """The adapter, of at most the size that there is room for in the session. Raises as [`load_adapter`]."""
+def _loaded(
+    lm: SelfAdaptingLM, session: Session, source: str | Path, token: str | bool | None, reserved: ExitStack
+) -> Adapter:
+    """The adapter. What it takes on the disk and in memory is reserved in `reserved` before. Raises as [`load_adapter`]."""
     if isinstance(source, str):
         source = clean(source)
         if not is_hub_id(source):
             raise ValueError(f"“{source[:100]}” is not the id of a repository on the Hub: give one such as user/name.")
+    # A folder and its zip file, while it is packed, and what is fetched.
+    num_copies = 3 if isinstance(source, str) else 2
+
+    def on_size(num_bytes: int) -> None:
+        reserved.enter_context(quota.room(session.folder, num_copies * (num_bytes + quota.FILE_BYTES)))
+        reserved.enter_context(quota.memory(num_bytes))
+
     try:
         with tempfile.TemporaryDirectory() as folder:
             # What somebody else names does not stay in this machine's cache, which has no limit.
             cache_dir = None if token is None else Path(folder)
-            most = quota.free_bytes(session.folder) // 2 - quota.FILE_BYTES  # twice, with its zip file
-            return lm.load_adapter(source, token=token, cache_dir=cache_dir, max_bytes=most)
-    except HubError:
+            most = quota.free_bytes(session.folder) // num_copies - quota.FILE_BYTES
+            return lm.load_adapter(source, token=token, cache_dir=cache_dir, max_bytes=most, on_size=on_size)
+    except (HubError, JobRefused):
         raise
     except (ValueError, FileNotFoundError) as error:
         # The folder of an upload means nothing to the visitor.
@@ -86,39 +93,6 @@ def _loaded(lm: SelfAdaptingLM, session: Session, source: str | Path, token: str
         logger.warning("An adapter could not be read", exc_info=True)
         name = source.name if isinstance(source, Path) else source
         raise ValueError(f"{name} cannot be read as a LoRA adapter: save it again with PEFT.") from error
-
-
-def zip_file(session: Session, adapter_id: str | None = None) -> Path:
-    """
-    An adapter's PEFT folder as a zip file. Those of others are removed where there is no room for it.
-
-    Args:
-        session ([`Session`]):
-            The session.
-        adapter_id (`str`, *optional*):
-            The adapter. Defaults to the chosen one.
-
-    Raises:
-        JobRefused: There is no such adapter, or no room.
-    """
-    kept = session.adapter(adapter_id)
-    name = re.sub(r"[^A-Za-z0-9]+", "-", kept.name.encode("ascii", "ignore").decode()).strip("-").lower()
-    archive = session.folder / "zips" / kept.id / f"{name[:60] or 'adapter'}.zip"
-    if archive.is_file():
-        return archive
-    num_bytes = kept.num_bytes + quota.FILE_BYTES
-    if num_bytes > quota.free_bytes(session.folder):
-        shutil.rmtree(session.folder / "zips", ignore_errors=True)
-    with quota.room(session.folder, num_bytes):
-        archive.parent.mkdir(parents=True, exist_ok=True)
-        # Another name until it is complete: two requests may come at once, and the disk may be full.
-        partial = archive.with_suffix(f".{secrets.token_hex(4)}")
-        # Stored, since weights hardly shrink and compressing them takes seconds.
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as files:
-            for file in sorted(kept.folder.iterdir()):
-                files.write(file, file.name)
-        partial.replace(archive)
-    return archive
 
 
 def push(
@@ -158,23 +132,24 @@ def push(
 
     Raises:
         ValueError: `name` is not valid.
-        JobRefused: There is no such adapter.
+        JobRefused: There is no such adapter, or no room for a copy of it.
         RepositoryExists: The repository exists, and `overwrite` does not name it. Nothing was uploaded.
         HubError: The Hub refused or could not be reached; the session keeps the adapter.
     """
     kept = session.adapter(adapter_id)
     name = checked_repo_name(name)
-    adapter = lm.load_adapter(kept.folder)
     try:
-        repo_id = with_namespace(name, token)
-        return adapter.push_to_hub(
-            repo_id,
-            private=private,
-            token=token,
-            card=_card(kept, publish_passage),
-            keep_failed=False,
-            exist_ok=clean(overwrite) == repo_id,
-        )
+        # What is uploaded is a folder, for a moment.
+        with quota.room(session.folder, kept.num_bytes + quota.FILE_BYTES), quota.memory(kept.num_bytes):
+            repo_id = with_namespace(name, token)
+            return lm.load_adapter(kept.file).push_to_hub(
+                repo_id,
+                private=private,
+                token=token,
+                card=_card(kept, publish_passage),
+                keep_failed=False,
+                exist_ok=clean(overwrite) == repo_id,
+            )
     except RepositoryExists:
         raise
     except HubError as error:

@@ -262,7 +262,7 @@ class TrainingRuns:
             )
 
     def _require_time(self, owner: str) -> None:
-        if self._usage.seconds(owner) >= self.limits.run_seconds:
+        if self._usage.total(owner) >= self.limits.run_seconds:
             raise JobRefused(
                 f"Your runs have taken {minutes(self.limits.run_seconds)}, which is what a visitor has in "
                 f"{minutes(self._usage.window)}: try again in {minutes(self._usage.next_free(owner))}, or start the run on your own "
@@ -323,7 +323,7 @@ class TrainingRuns:
     @contextmanager
     def _timed(self, owner: str, run: TrainingProcess) -> Iterator[None]:
         """Count the time of a run, and end it when the owner has no more."""
-        left, timer = self.limits.run_seconds - self._usage.seconds(owner), None
+        left, timer = self.limits.run_seconds - self._usage.total(owner), None
         if left < math.inf:
 
             def end() -> None:

@@ -9,7 +9,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from ...adapters.layout import lora_layout
-from ...adapters.sources import WEIGHTS_NAME
 from ...grading import LexicalGrader
 from ...models.encoding import encode_prompt
 from ...self_adapting_lm import SelfAdaptingLM
@@ -70,10 +69,11 @@ class Workbench:
         self.lm, self.limits = lm, limits
         self.runs: TrainingRuns | None = None
         self._model = device.hold(lm)
-        self.jobs = Jobs(device.explain, num_workers=num_workers, limits=limits)
+        self.jobs = Jobs(device.explain, num_workers=num_workers, limits=limits, visitor_of=self._visitor_of)
         self.sessions = Sessions(
             folder,
             keep_seconds=keep_seconds,
+            max_of_visitor=limits.visitor_sessions,
             unattended_seconds=limits.unattended_seconds,
             is_busy=self._is_busy,
             on_unattended=self._end_work,
@@ -160,14 +160,14 @@ class Workbench:
         Raises:
             ValueError: No self-edit is chosen, one is empty, or the training would be too long.
             JobRefused: The session has no self-edit, too many adapters or no room for more, it learns something else at the
-                moment, too many jobs are waiting, or there is no room on the disk.
+                moment, too many jobs are waiting, the visitor has had too much in this hour, or there is no room on the disk.
         """
         if session.example is None:
             raise JobRefused("There is no self-edit yet: let the model write some first.")
         # How a self-edit is read follows from how it was asked for.
         settings = replace(settings, prompt_style=session.settings["prompt_style"])
         lm = settings.lm(self.lm)
-        # One more is the zip file of one.
+        # One more is the folder that becomes the zip file of one.
         num_bytes = (1 + len(chosen)) * (lora_layout(lm.model, lm.peft_config).num_bytes + quota.FILE_BYTES)
         quota.require(session.folder, num_bytes)
         example = {**session.example, "questions": [dict(item) for item in questions]}
@@ -175,7 +175,8 @@ class Workbench:
         self_edits = inputs.checked_self_edits(lm, example, drafts, chosen)
         session.require_room(len(self_edits))
         self._require_short(settings, self_edits)
-        targets = [session.new_folder() for _ in self_edits]
+        names = [f"{inputs.name_of(example)} · self-edit {number + 1}" for number in chosen]
+        targets = [session.new_file(name) for name in names]
         num_tokens = settings.num_train_epochs * sum(
             len(encode_prompt(lm.processing_class, one.prompt)) + inputs.count_tokens(lm, one.completion)
             for edit in self_edits
@@ -189,21 +190,21 @@ class Workbench:
 
         def work(job: Job) -> None:
             job.emit("learning", numbers=[number + 1 for number in chosen])
-            folders = [folder for _, folder in targets]
+            files = [file for _, file in targets]
             try:
                 with quota.room(session.folder, num_bytes):
-                    result = self._run("learn", job, example, self_edits, settings, folders, NUM_OWN_QUESTIONS)
+                    result = self._run("learn", job, example, self_edits, settings, files, NUM_OWN_QUESTIONS)
             except BaseException:
                 # The adapters that were saved before the error stay, without a reward.
-                saved = [index for index, folder in enumerate(folders) if (folder / WEIGHTS_NAME).is_file()]
-                numbers, kept = [chosen[index] for index in saved], [targets[index] for index in saved]
+                saved = [index for index, file in enumerate(files) if file.is_file()]
+                own, kept = [names[index] for index in saved], [targets[index] for index in saved]
                 result = {"seconds": None, "has_adapters": bool(saved)}
-                self._keep_learned(session, job, example, numbers, kept, result)
+                self._keep_learned(session, job, example, own, kept, result)
                 raise
-            self._keep_learned(session, job, example, chosen, targets, result)
+            self._keep_learned(session, job, example, names, targets, result)
 
         key = [example, [edit.completion for edit in self_edits], asdict(settings)]
-        job = self._submit(session, "adapt", key, work, num_tokens / _TRAINED + 10, "learn")
+        job = self._submit(session, "adapt", key, work, num_tokens / _TRAINED + 10, "learn", num_tokens)
         session.passage, session.drafts = example, drafts
         return job
 
@@ -226,7 +227,7 @@ class Workbench:
         session: Session,
         job: Job,
         example: dict,
-        chosen: Sequence[int],
+        names: Sequence[str],
         targets: Sequence[tuple[str, Path]],
         result: dict,
     ) -> None:
@@ -235,11 +236,11 @@ class Workbench:
         verdicts = result.get("verdicts")
         rewards = [sum(one) / len(one) for one in verdicts] if verdicts else None
         best = max(range(len(targets)), key=lambda index: rewards[index + 1]) if rewards else 0
-        for index, (adapter_id, folder) in enumerate(targets):
+        for index, (adapter_id, file) in enumerate(targets):
             kept = KeptAdapter(
                 adapter_id,
-                f"{inputs.name_of(example)} · self-edit {chosen[index] + 1}",
-                folder,
+                names[index],
+                file,
                 title=inputs.title_of(example),
                 passage=inputs.passage_of(example),
                 reward=rewards[index + 1] if rewards else None,
@@ -330,7 +331,7 @@ class Workbench:
             if kept.id not in session.adapters:
                 raise ValueError(f"The adapter “{kept.name}” has been deleted: choose another one under Adapters.")
             job.emit("asked", questions=list(questions), adapter=kept.name)
-            base, adapted = self._run("answer", job, inputs.example_of(title, "", questions), kept.folder)
+            base, adapted = self._run("answer", job, inputs.example_of(title, "", questions), kept.file)
             verdicts = recited = None
             if all("answer" in item for item in questions) and not job.stop.is_set():
                 grade = LexicalGrader().grade
@@ -358,7 +359,14 @@ class Workbench:
         return bool(active)
 
     def _submit(
-        self, session: Session, kind: str, key: object, work: Callable[[Job], None], seconds: float, pace: str
+        self,
+        session: Session,
+        kind: str,
+        key: object,
+        work: Callable[[Job], None],
+        seconds: float,
+        pace: str,
+        num_tokens: int = 0,
     ) -> Job:
         def timed(job: Job) -> None:
             start = time.monotonic()
@@ -370,13 +378,22 @@ class Workbench:
 
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         job = self.jobs.submit(
-            session.id, kind, digest, session.folder / "jobs", timed, seconds=seconds * self._pace[pace]
+            session.id,
+            kind,
+            digest,
+            session.folder / "jobs",
+            timed,
+            seconds=seconds * self._pace[pace],
+            num_tokens=num_tokens,
         )
         session.shown[kind] = job.id
         return job
 
     def _run(self, name: str, job: Job, *arguments: object) -> object:
         return device.run(job.seconds, self._model, getattr(device, name), job, *arguments)
+
+    def _visitor_of(self, session_id: str) -> str:
+        return self.sessions.visitor_of(session_id)
 
     def _is_busy(self, session_id: str) -> bool:
         return bool(self.jobs.active(session_id)) or (self.runs is not None and self.runs.is_running(session_id))

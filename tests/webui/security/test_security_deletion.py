@@ -21,7 +21,7 @@ from gradio_client.utils import encode_file_path
 from helpers.folders import ROOT
 from helpers.processes import wait_for
 from helpers.web_page import PASSAGE, served_page
-from seal_hf.webui.work import private_folder, sharing
+from seal_hf.webui.work import private_folder
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def client(app):
 @pytest.fixture(scope="module")
 def adapter_file(lm, learned_session, tmp_path_factory):
     """A zip file of an adapter for the model."""
-    return shutil.copy(sharing.zip_file(learned_session), tmp_path_factory.mktemp("zip") / "adapter.zip")
+    return shutil.copy(learned_session.adapter().file, tmp_path_factory.mktemp("zip") / "adapter.zip")
 
 
 @pytest.fixture

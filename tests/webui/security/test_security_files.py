@@ -116,6 +116,17 @@ def test_an_honest_adapter_is_taken_and_its_upload_removed(app, called, honest, 
     assert httpx2.get(f"{app.url}gradio_api/file={path}").status_code in (403, 404)
 
 
+def test_what_is_kept_is_kept_once(app, called, honest, tmp_path):
+    found = loaded(app, called, zip_of(honest, tmp_path / "mine.zip"))
+    called(app.url, "download_adapter", [found["session"], ""])
+    folder = app.workbench.sessions.open(found["session"]).folder
+    (file,) = [path for path in folder.rglob("*") if path.is_file()]
+    assert file.stat().st_size == found["adapter"]["bytes"] and set(zipfile.ZipFile(file).namelist()) >= {
+        CONFIG,
+        WEIGHTS,
+    }
+
+
 def test_huge_numbers_spoil_nobody_elses_answers(app, called, honest, tmp_path):
     files = with_tensor(honest, tmp_path, lambda tensor: spoiled(tensor, 3e38))
     mine = loaded(app, called, zip_of(with_config(files, lora_alpha=1e6), tmp_path / "huge.zip"))["session"]

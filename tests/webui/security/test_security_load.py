@@ -57,7 +57,7 @@ def test_everybody_is_answered_while_some_flood(lm, learned_session, called, ref
     monkeypatch.setattr(api, "PRESETS", {"Tiny model": QUICK})
     monkeypatch.setattr(shared, "_REFRESH", 0.02)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    zipped = sharing.zip_file(learned_session).read_bytes()
+    zipped = learned_session.adapter().file.read_bytes()
     process = psutil.Process()
     before, over = process.memory_info().rss, threading.Event()
     with private_folder.private_folder() as folder, served_page(folder.parent, lm) as app:
