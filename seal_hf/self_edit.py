@@ -1,7 +1,7 @@
 """What a model writes to teach itself."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 
 Prompt = str | list[dict]  # plain text, or chat messages with "role" and "content"
@@ -59,3 +59,21 @@ class SelfEdit:
     calls: tuple[str, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
     kept: str | None = None
+
+
+def joined_self_edits(self_edits: Sequence[SelfEdit]) -> SelfEdit:
+    """
+    Join self-edits about one example, so that one adapter learns from all of them together.
+
+    Args:
+        self_edits (`Sequence[SelfEdit]`):
+            At least one, without calls.
+
+    Returns:
+        [`SelfEdit`]: the first with the examples of all: its own, and of each other those that are in none before it. What
+            they set of their training is left out, since it may differ.
+    """
+    examples = self_edits[0].examples
+    for edit in self_edits[1:]:
+        examples += tuple(one for one in edit.examples if one not in examples)
+    return replace(self_edits[0], examples=examples, overrides={})

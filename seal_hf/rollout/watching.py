@@ -26,7 +26,7 @@ class WatchedAnswers:
 
     Parameters:
         answers (`dict[int, str]`):
-            The greedy answer of each adapter that took part in the step.
+            The greedy answer of each adapter that took part in the step; before the first step of the base model alone, as 0.
         verdicts (`dict[int, bool | None]`, *optional*):
             Whether each of them is right; `None` where no gold answer is known.
         probabilities (`dict[int, float | None]`, *optional*):
@@ -102,21 +102,28 @@ class QuestionWatch:
             return None
         start = time.perf_counter()
         policy = carried_policy(self.lm.model, self.lm.base_model_id)
-        adapters = [
-            Adapter(step.layout, weights, self.lm.base_model_id, policy=policy) for weights in step.weights.values()
-        ]
-        answers = self.lm.answer_prompts(
-            [self.prompt] * len(adapters), adapters, max_answer_length=self.max_answer_length, stop=self.stop
+        seen = self._ask(
+            {
+                number: Adapter(step.layout, weights, self.lm.base_model_id, policy=policy)
+                for number, weights in step.weights.items()
+            }
         )
+        self._last = time.perf_counter() - start
+        self.seconds += self._last
+        return seen
+
+    def ask_base(self) -> WatchedAnswers:
+        """Ask the model without an inner adapter, before the training."""
+        return self._ask({0: None})
+
+    def _ask(self, adapters: Mapping[int, Adapter | None]) -> WatchedAnswers:
+        prompts, asked = [self.prompt] * len(adapters), list(adapters.values())
+        answers = self.lm.answer_prompts(prompts, asked, max_answer_length=self.max_answer_length, stop=self.stop)
         verdicts = probabilities = None
         if self.golds:
             graded = self.lm.domain.grade([self.example] * len(answers), [[answer] for answer in answers])
-            verdicts = dict(zip(step.weights, (verdict for (verdict,) in graded), strict=True))
-            likely = self.lm.generator.answer_log_likelihoods(
-                [self.prompt] * len(adapters), [list(self.golds)] * len(adapters), adapters
-            )
+            verdicts = dict(zip(adapters, (verdict for (verdict,) in graded), strict=True))
+            likely = self.lm.generator.answer_log_likelihoods(prompts, [list(self.golds)] * len(prompts), asked)
             found = (None if one is None else math.exp(one) for one in likely)
-            probabilities = dict(zip(step.weights, found, strict=True))
-        self._last = time.perf_counter() - start
-        self.seconds += self._last
-        return WatchedAnswers(dict(zip(step.weights, answers, strict=True)), verdicts, probabilities)
+            probabilities = dict(zip(adapters, found, strict=True))
+        return WatchedAnswers(dict(zip(adapters, answers, strict=True)), verdicts, probabilities)

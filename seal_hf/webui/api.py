@@ -56,15 +56,22 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
             await _finish(workbench, lambda: workbench.propose(current, title, passage, [], settings))
             return {"session": current.id, "self_edits": [draft.text for draft in current.drafts]}
 
-    async def adapt(session: str, self_edits: list[str] = [], questions: list[dict] = []) -> dict:  # noqa: B006
+    async def adapt(
+        session: str,
+        self_edits: list[str] = [],  # noqa: B006
+        questions: list[dict] = [],  # noqa: B006
+        together: bool = False,
+    ) -> dict:
         """
-        Train an adapter on each self-edit, all together, and keep the one that answers questions about the passage best.
+        Train an adapter on each self-edit, side by side, and keep the one that answers questions about the passage best; or one
+        on all self-edits.
 
         Args:
             session: The session of propose.
             self_edits: Texts to learn instead of the proposed self-edits; empty to learn those.
             questions: Objects with "question" and "answer", a text, a number or a list of several right ones, which decide which
                 adapter is best; empty for questions that the model writes.
+            together: Whether one adapter learns all self-edits rather than one each.
 
         Returns:
             The adapters with their rewards (the share of right answers), which of them is best, and the questions. One with a
@@ -78,7 +85,9 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
             settings = Settings(**current.settings) if current.settings else Settings()
             events = await _finish(
                 workbench,
-                lambda: workbench.adapt(current, chosen, settings, questions_from_items(questions), drafts),
+                lambda: workbench.adapt(
+                    current, chosen, settings, questions_from_items(questions), drafts, together=together
+                ),
             )
             learned = next((event for event in events if event["event"] == "learned"), None)
             if learned is None:

@@ -15,7 +15,7 @@ from seal_hf.domains.knowledge import domain
 from seal_hf.domains.knowledge.answered_questions import AnsweredQuestions
 from seal_hf.webui.tabs.adapters_tab import table_line
 from seal_hf.webui.tabs.ask_tab import accuracy_text
-from seal_hf.webui.tabs.learning_panel import learned_text
+from seal_hf.webui.tabs.learning_panel import first_right, learned_text, loss_table, watched_table
 from seal_hf.webui.work import device, workbench
 from seal_hf.webui.work.jobs import DONE, FAILED, STOPPED, JobLog, JobRefused
 from seal_hf.webui.work.sessions import Draft
@@ -115,6 +115,67 @@ def test_an_edited_and_a_dropped_self_edit(bench, session):
     # There was nothing to choose from.
     assert kept.best_of == 1
     assert "the adapter answers" in learned_text(session, event) and "by chance" not in learned_text(session, event)
+
+
+def test_one_adapter_learns_all_and_is_asked_meanwhile(bench, session, monkeypatch):
+    written(bench, session)
+    session.drafts = [
+        Draft("Ann drew it.\nIt is tall."),
+        Draft("It is tall.\nIt hums."),
+        Draft("Bees hum.", use=False),
+    ]
+    seen, adapt = [], SelfAdaptingLM.adapt
+    monkeypatch.setattr(
+        SelfAdaptingLM, "adapt", lambda lm, edits, **options: seen.extend(edits) or adapt(lm, edits, **options)
+    )
+    asked = QUESTIONS[0]["question"]
+    job = bench.adapt(session, [0, 1], QUICK, QUESTIONS, together=True, watched=f" {asked.upper()} ")
+    log, events = finish(bench, job)
+    (edit,), texts = seen, ["Ann drew it.", "It is tall.", PASSAGE, "It hums."]
+    assert [one.completion for one in edit.examples] == [f"Lighthouse\n{text}" for text in texts]
+    (kept,) = session.adapters.values()
+    assert kept.name == "Lighthouse · self-edit 1 + 2" and kept.best_of == 1
+    by_name = {event["event"]: event for event in events}
+    assert by_name["learning"]["names"] == ["1 + 2"] and by_name["learning"]["watched"] == QUESTIONS[0]
+    watched = [event for event in events if event["event"] == "watched"]
+    assert [watched[0]["step"], watched[-1]["step"]] == [0, by_name["step"]["num_steps"]]
+    answers, verdicts = by_name["learned"]["answers"], by_name["learned"]["verdicts"]
+    assert [watched[0]["answers"]["0"], watched[-1]["answers"]["0"]] == [answers[0][0], answers[1][0]]
+    assert [watched[0]["verdicts"]["0"], watched[-1]["verdicts"]["0"]] == [verdicts[0][0], verdicts[1][0]]
+    assert 0 < watched[-1]["probabilities"]["0"] < 1
+
+
+def test_a_watched_question_is_checked_before_the_work(bench, session):
+    written(bench, session)
+    with pytest.raises(ValueError, match="There is no question yet"):
+        bench.adapt(session, [0], QUICK, QUESTIONS, watched="?!")
+    log, events = finish(bench, bench.adapt(session, [0], QUICK, QUESTIONS, watched="What else?"))
+    watched = [event for event in events if event["event"] == "watched"]
+    assert watched and not any(event["verdicts"] or event["probabilities"] for event in watched)
+
+
+def seen_at(step, answers, verdicts=None):
+    return {"event": "watched", "step": step, "answers": answers, "verdicts": verdicts, "probabilities": None}
+
+
+def test_what_is_shown_of_a_watched_question():
+    seen = [
+        seen_at(0, {"0": "Bo"}, {"0": False}),
+        seen_at(1, {"0": "Bo", "1": "Cy"}, {"0": False, "1": True}),
+        seen_at(3, {"0": "Ann", "1": "Di"}, {"0": True, "1": False}),
+        seen_at(5, {"0": "Ann!"}, {"0": True}),
+    ]
+    assert [first_right(seen, 0), first_right(seen, 1)] == [3, None]
+    assert watched_table(seen, ["2", "4"]) == [
+        ["Base model", "✗ Bo", "–"],
+        ["Self-edit 2, step 5", "✓ Ann!", "–"],
+        ["Self-edit 4, step 3", "✗ Di", "–"],
+    ]
+    steps = [{"step": step, "losses": {"0": 4.0 / step, "1": 2.0}} for step in (1, 2, 3)]
+    marks = loss_table(steps, ["2", "4"], seen).query("`self-edit` == '2 answers right'")
+    assert marks[["step", "loss"]].values.tolist() == [[3, 0.0], [3, 4.0]]
+    assert set(loss_table(steps, ["2", "4"], seen[:2])["self-edit"]) == {"2", "4", "4 answers right"}
+    assert first_right([seen_at(0, {"0": "Ann"}, {"0": True}), seen_at(2, {"0": "Ann"})], 0) is None
 
 
 def test_a_self_edit_of_questions_is_learned_with_its_answers(bench, session, monkeypatch):

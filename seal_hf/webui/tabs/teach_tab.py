@@ -93,7 +93,7 @@ def build_teach_tab(
         texts = workbench.training_texts(current, text)
         return "\n\n".join(f"{number}. {one}" for number, one in enumerate(texts, 1))
 
-    async def watch_writing(current: Session, job: Job) -> AsyncIterator[dict]:
+    async def watch_writing(current: Session, job: Job, watched: str = "") -> AsyncIterator[dict]:
         written: list[str] = []
         yield {
             empty: gr.update(visible=False),
@@ -114,6 +114,7 @@ def build_teach_tab(
             if log.has_ended:
                 if current.drafts:
                     shown |= show_drafts(current.drafts, current)
+                    shown[learning.watched] = watched or question_to_watch(current)
                 ended = ended_text(log, _WRITTEN, f"Stopped. {_WRITTEN}" if current.drafts else "Stopped.")
                 yield {
                     **shown,
@@ -128,7 +129,9 @@ def build_teach_tab(
                 yield {**shown, write_status: f"Writing all at once … {num_words} words"}
 
     @cumulative
-    async def on_write(session_id: str, title: str, passage: str, pairs: list, *values: object) -> AsyncIterator[dict]:
+    async def on_write(
+        session_id: str, watched: str, title: str, passage: str, pairs: list, *values: object
+    ) -> AsyncIterator[dict]:
         current = await opened(workbench, session_id)
         job = await started(
             lambda: workbench.propose(
@@ -138,7 +141,7 @@ def build_teach_tab(
         if isinstance(job, str):
             yield {write_status: job}
             return
-        async for shown in watch_writing(current, job):
+        async for shown in watch_writing(current, job, watched):
             yield shown
 
     def on_restore(session_id: str) -> dict:
@@ -156,6 +159,7 @@ def build_teach_tab(
             widgets = zip(panel.settings, NAMES, strict=True)
             shown |= {widget: current.settings[name] for widget, name in widgets}
             shown |= {write_status: _WRITTEN, **show_drafts(current.drafts, current)}
+            shown[learning.watched] = question_to_watch(current)
         return shown
 
     # Apart from `on_restore`, which would overwrite what the visitor types meanwhile.
@@ -173,7 +177,7 @@ def build_teach_tab(
     outputs = [
         empty, write, stop_writing, write_status, *cards, *texts, *uses, *previews, learning.number, *learning.outputs
     ]  # fmt: skip
-    write.click(on_write, [session, *panel.inputs], outputs, **shared)
+    write.click(on_write, [session, learning.watched, *panel.inputs], outputs, **shared)
     stop_writing.click(
         lambda session_id: workbench.stop(workbench.sessions.open(session_id), "propose") and None,
         session,
@@ -206,3 +210,8 @@ def build_teach_tab(
         restored.then(on_follow, session, outputs, **shared)
 
     return attach, panel, learning.learned
+
+
+def question_to_watch(current: Session) -> str:
+    """The first of the visitor's questions about the passage; empty where there are none."""
+    return next((item["question"] for item in (current.passage or {}).get("questions", ())), "")

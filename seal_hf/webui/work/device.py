@@ -16,9 +16,11 @@ import torch
 from ...adapters.adapter import Adapter
 from ...domains.knowledge.own_questions import own_questions
 from ...hub.model_card import AdapterCard
+from ...inner_loop.training import InnerStep
 from ...rollout.rewards import Asked, ask_and_grade, mean
+from ...rollout.watching import QuestionWatch
 from ...self_adapting_lm import SelfAdaptingLM
-from ...self_edit import SelfEdit
+from ...self_edit import SelfEdit, joined_self_edits
 from . import quota
 from .adapter_zip import save_zip
 from .inputs import passage_of
@@ -154,9 +156,12 @@ def learn(
     settings: Settings,
     files: Sequence[Path],
     num_own_questions: int,
+    *,
+    together: bool = False,
+    watched: dict | None = None,
 ) -> dict:
     """
-    Train an adapter on each self-edit, all together, and ask each the questions.
+    Train an adapter on each self-edit, all of them side by side, or one on all self-edits, and ask each the questions.
 
     Args:
         base ([`SelfAdaptingLM`]):
@@ -173,6 +178,10 @@ def learn(
             Where to save each adapter, as a zip file.
         num_own_questions (`int`):
             Number of questions that the model writes.
+        together (`bool`, *optional*, defaults to `False`):
+            Whether one adapter learns all self-edits.
+        watched (`dict`, *optional*):
+            An example with a question that the adapters are asked while they are trained.
 
     Returns:
         `dict`: `"seconds"` of the training and `"has_adapters"`, which is false after a stop before the first step. Without
@@ -182,8 +191,12 @@ def learn(
     """
     lm = settings.lm(base)
     clock = {"seconds": 0.0}
+    watch = None
+    if watched is not None:
+        watch = QuestionWatch(lm, watched, max_answer_length=LONGEST_ANSWER, stop=job.stop)
+        job.emit("watched", step=0, **vars(watch.ask_base()))
 
-    def on_step(step) -> None:
+    def on_step(step: InnerStep) -> None:
         clock["seconds"] = step.seconds
         job.emit(
             "step",
@@ -193,11 +206,15 @@ def learn(
             num_tokens=step.num_tokens,
             seconds=step.seconds,
         )
+        if watch is not None and (seen := watch.ask(step)) is not None:
+            job.emit("watched", step=step.step, **vars(seen))
 
     trained = lm.carry_out(self_edits, [example] * len(self_edits), stop=job.stop)
     if job.stop.is_set():  # before a tool had come to its end
         return {"seconds": 0.0, "has_adapters": False}
-    for edit, one in zip(self_edits, trained, strict=True):
+    if together:
+        trained = [joined_self_edits([edit for edit in trained if edit.examples] or trained)]
+    for edit, one in zip(self_edits, trained, strict=not together):
         if not one.examples:
             raise ValueError(
                 f"None of the questions of a self-edit (“{edit.calls[0]}”) can be answered from the passage: change them, or do "

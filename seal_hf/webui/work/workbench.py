@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 from ...adapters.layout import lora_layout
@@ -141,9 +142,12 @@ class Workbench:
         settings: Settings,
         questions: Sequence[Mapping],
         drafts: Sequence[Draft] | None = None,
+        *,
+        together: bool = False,
+        watched: str = "",
     ) -> Job:
         """
-        Train an adapter on each of the chosen self-edits and find out which has learned most.
+        Train an adapter on each of the chosen self-edits and find out which has learned most, or one on all of them.
 
         Args:
             session ([`Session`]):
@@ -156,9 +160,13 @@ class Workbench:
                 The visitor's questions and answers. If there are none, the model writes its own.
             drafts (`Sequence[Draft]`, *optional*):
                 Self-edits that replace those of the session, once the job is accepted.
+            together (`bool`, *optional*, defaults to `False`):
+                Whether one adapter learns all chosen self-edits.
+            watched (`str`, *optional*, defaults to `""`):
+                A question to ask the adapters while they are trained, or none. If it is one of `questions`, its answers are graded.
 
         Raises:
-            ValueError: No self-edit is chosen, one is empty, or the training would be too long.
+            ValueError: No self-edit is chosen, one is empty, the training would be too long, or the watched question is.
             JobRefused: The session has no self-edit, too many adapters or no room for more, it learns something else at the
                 moment, too many jobs are waiting, the visitor has had too much in this hour, or there is no room on the disk.
         """
@@ -168,14 +176,19 @@ class Workbench:
         settings = replace(settings, prompt_style=session.settings["prompt_style"])
         lm = settings.lm(self.lm)
         # One more is the folder that becomes the zip file of one.
-        num_bytes = (1 + len(chosen)) * (lora_layout(lm.model, lm.peft_config).num_bytes + quota.FILE_BYTES)
+        num_adapters = 1 if together else len(chosen)
+        num_bytes = (1 + num_adapters) * (lora_layout(lm.model, lm.peft_config).num_bytes + quota.FILE_BYTES)
         quota.require(session.folder, num_bytes)
         example = {**session.example, "questions": [dict(item) for item in questions]}
         drafts = session.drafts if drafts is None else list(drafts)
         self_edits = inputs.checked_self_edits(lm, example, drafts, chosen)
-        session.require_room(len(self_edits))
+        session.require_room(num_adapters)
         self._require_short(settings, self_edits)
-        names = [f"{inputs.name_of(example)} · self-edit {number + 1}" for number in chosen]
+        labels = [str(number + 1) for number in chosen]
+        if together:
+            labels = [" + ".join(labels)]
+        names = [f"{inputs.name_of(example)} · self-edit {label}" for label in labels]
+        watched_example = self._watched(example, watched)
         targets = [session.new_file(name) for name in names]
         num_tokens = settings.num_train_epochs * sum(
             len(encode_prompt(lm.processing_class, one.prompt)) + inputs.count_tokens(lm, one.completion)
@@ -189,11 +202,21 @@ class Workbench:
             )
 
         def work(job: Job) -> None:
-            job.emit("learning", numbers=[number + 1 for number in chosen])
+            job.emit("learning", names=labels, watched=watched_example["questions"][0] if watched_example else None)
             files = [file for _, file in targets]
             try:
                 with quota.room(session.folder, num_bytes):
-                    result = self._run("learn", job, example, self_edits, settings, files, NUM_OWN_QUESTIONS)
+                    result = self._run(
+                        "learn",
+                        job,
+                        example,
+                        self_edits,
+                        settings,
+                        files,
+                        NUM_OWN_QUESTIONS,
+                        together=together,
+                        watched=watched_example,
+                    )
             except BaseException:
                 # The adapters that were saved before the error stay, without a reward.
                 saved = [index for index, file in enumerate(files) if file.is_file()]
@@ -203,10 +226,23 @@ class Workbench:
                 raise
             self._keep_learned(session, job, example, names, targets, result)
 
-        key = [example, [edit.completion for edit in self_edits], asdict(settings)]
+        key = [example, [edit.completion for edit in self_edits], asdict(settings), together, watched_example]
         job = self._submit(session, "adapt", key, work, num_tokens / _TRAINED + 10, "learn", num_tokens)
         session.passage, session.drafts = example, drafts
         return job
+
+    def _watched(self, example: Mapping, question: str) -> dict | None:
+        """
+        The watched question as an example of its own, with its answers where they are known.
+
+        Raises:
+            ValueError: It has no words, or is too long.
+        """
+        if not (question or "").strip():
+            return None
+        question = inputs.checked_question(self.lm, question)
+        known = [item for item in example["questions"] if item["question"].casefold() == question.casefold()]
+        return inputs.example_of(inputs.title_of(example), "", known[:1] or [{"question": question}])
 
     def _require_short(self, settings: Settings, self_edits: Sequence[SelfEdit]) -> None:
         """
@@ -389,8 +425,8 @@ class Workbench:
         session.shown[kind] = job.id
         return job
 
-    def _run(self, name: str, job: Job, *arguments: object) -> object:
-        return device.run(job.seconds, self._model, getattr(device, name), job, *arguments)
+    def _run(self, name: str, job: Job, *arguments: object, **options: object) -> object:
+        return device.run(job.seconds, self._model, partial(getattr(device, name), **options), job, *arguments)
 
     def _visitor_of(self, session_id: str) -> str:
         return self.sessions.visitor_of(session_id)
