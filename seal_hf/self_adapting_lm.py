@@ -41,6 +41,22 @@ logger = logging.getLogger(__name__)
 
 Passage = str | Mapping
 STUDENTS = ("policy", "base")
+_LONGEST_TOPIC = 200  # characters
+
+
+def topic_of(adapter: Adapter | None) -> str:
+    """
+    The topic of what an adapter learned, which questions to it name: the title of its passage.
+
+    Args:
+        adapter (`Adapter`, *optional*):
+            The adapter, which may come from a stranger's file.
+
+    Returns:
+        `str`: a line of at most 200 characters; empty where there is no adapter, or it does not say.
+    """
+    title = adapter.training.get("title") if adapter is not None else None
+    return " ".join(title.split())[:_LONGEST_TOPIC] if isinstance(title, str) else ""
 
 
 class SelfAdaptingLM:
@@ -464,6 +480,7 @@ class SelfAdaptingLM:
                 training={
                     **asdict(update.config),
                     **base_facts(self.model),
+                    **({"title": edit.title} if isinstance(edit, SelfEdit) and edit.title else {}),
                     "seed": own_seed,
                     "num_steps": len(result.losses),
                     "num_tokens": result.num_tokens,
@@ -471,7 +488,7 @@ class SelfAdaptingLM:
                     "stopped": result.stopped,
                 },
             )
-            for update, own_seed, (layout, weights, result) in zip(updates, seeds, trained, strict=True)
+            for edit, update, own_seed, (layout, weights, result) in zip(edits, updates, seeds, trained, strict=True)
         ]
         return adapters[0] if is_one else adapters
 
@@ -484,7 +501,7 @@ class SelfAdaptingLM:
         question: str | Sequence[str],
         *,
         adapter: Adapter | None = None,
-        title: str = "",
+        title: str | None = None,
         max_answer_length: int = 64,
         on_text: Callable[[list[str]], bool | None] | None = None,
         stop: threading.Event | None = None,
@@ -500,8 +517,9 @@ class SelfAdaptingLM:
                 One question or many.
             adapter (`Adapter`, *optional*):
                 The adapter to answer with; the base (with its policy) where absent.
-            title (`str`, *optional*, defaults to `""`):
-                Topic named in the prompt.
+            title (`str`, *optional*):
+                Topic named in the prompt; `""` for none. Defaults to the one that the adapter learned, which its files hold
+                (see [`topic_of`]).
             max_answer_length (`int`, *optional*, defaults to `64`):
                 Longest answer, in tokens.
             on_text (`Callable[[list[str]], bool | None]`, *optional*):
@@ -518,7 +536,7 @@ class SelfAdaptingLM:
         questions = [question] if isinstance(question, str) else list(question)
         if not all(text.strip() for text in questions):
             raise ValueError("A question is empty; give it some text.")
-        prompts = self.domain.ask(questions, title)
+        prompts = self.domain.ask(questions, topic_of(adapter) if title is None else title)
         adapters = [adapter] * len(prompts)
         answers = self.answer_prompts(
             prompts, adapters, max_answer_length=max_answer_length, on_text=on_text, stop=stop

@@ -50,6 +50,8 @@ class SelfEdit:
         kept (`str`, *optional*):
             What its tool kept of the completion, in the form in which a policy writes it: a text for each of the domain's
             parts of the example (see [`Domain.parts`]), joined by lines of `---`.
+        title (`str`, *optional*, defaults to `""`):
+            The topic that its examples name, if they do. The adapter that is trained on it keeps it, and is asked with it.
     """
 
     prompt: Prompt
@@ -59,6 +61,7 @@ class SelfEdit:
     calls: tuple[str, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
     kept: str | None = None
+    title: str = ""
 
 
 def joined_self_edits(self_edits: Sequence[SelfEdit]) -> SelfEdit:

@@ -37,6 +37,7 @@ from .training_settings import ask_for_training, split_training_settings, traini
 # What an evaluation compares self-edits with, beside the base model: the same model with the passage in view, and an
 # adapter that was trained on the passage alone.
 IN_CONTEXT, PASSAGE_ONLY = "passage in context", "passage only"
+_MARK = "\0"  # what no text has
 
 
 class Grader(Protocol):
@@ -205,6 +206,7 @@ class KnowledgeDomain(Domain):
             overrides=overrides,
             calls=tuple(questions),
             metrics=training_metrics(overrides) if self.sets_training else {},
+            title=example.get("title") or "",
         )
 
     def carry_out(
@@ -326,6 +328,44 @@ class KnowledgeDomain(Domain):
         example = {"title": title, "context": "", "questions": [{"question": text} for text in questions]}
         return self.questions(example)
 
+    def question_of(self, prompt: Prompt, title: str = "") -> str | None:
+        """
+        Return the question that a closed-book prompt asks.
+
+        Args:
+            prompt (`str` or `list[dict]`):
+                A prompt, such as that of a training example.
+            title (`str`, *optional*, defaults to `""`):
+                The topic that it names.
+
+        Returns:
+            `str` or `None`: the question; `None` of the prompt for all that is known, and of one that
+                [`~KnowledgeDomain.ask`] does not give for this topic.
+        """
+        if prompt == self._known({"title": title, "context": ""}):
+            return None
+        (asked,) = self.ask([_MARK], title)
+        if isinstance(prompt, str) or isinstance(asked, str):
+            return _at_mark(asked, prompt) if isinstance(prompt, str) and isinstance(asked, str) else None
+        if len(prompt) != len(asked) or prompt[:-1] != asked[:-1]:
+            return None
+        return _at_mark(asked[-1]["content"], prompt[-1]["content"])
+
+    def learned_pairs(self, self_edit: SelfEdit) -> list[tuple[str, str]]:
+        """
+        Return the questions of a self-edit's training examples with their answers.
+
+        Args:
+            self_edit ([`SelfEdit`]):
+                A self-edit of this domain, in the format `"prompt_completion"`; in the other there are none.
+        """
+        questions = [self.question_of(one.prompt, self_edit.title) for one in self_edit.examples]
+        return [
+            (question, one.completion)
+            for question, one in zip(questions, self_edit.examples, strict=True)
+            if question is not None
+        ]
+
     def passage_only(self, example: Mapping[str, Any]) -> SelfEdit:
         """
         Return the baseline that trains on the passage alone, without anything that a policy wrote.
@@ -337,7 +377,8 @@ class KnowledgeDomain(Domain):
         Returns:
             [`SelfEdit`]: The passage as the only training example; prompt and completion are empty.
         """
-        return SelfEdit(prompt="", completion="", examples=self._training_examples(example, ()))
+        examples = self._training_examples(example, ())
+        return SelfEdit(prompt="", completion="", examples=examples, title=example.get("title") or "")
 
     def _training_examples(self, example: Mapping[str, Any], texts: Sequence[str]) -> tuple[TrainingExample, ...]:
         if self.training_format == "language_modeling":
@@ -444,6 +485,14 @@ class KnowledgeDomain(Domain):
             return fill_template(template, values)
         turns = chat_template_turns(template)
         return [{**turn, "content": fill_template(turn["content"], values).strip()} for turn in turns]
+
+
+def _at_mark(asked: str, prompt: str) -> str | None:
+    """What stands in a prompt in the place of the mark in another."""
+    before, _, after = asked.partition(_MARK)
+    if len(prompt) <= len(before) + len(after) or not (prompt.startswith(before) and prompt.endswith(after)):
+        return None
+    return prompt[len(before) : len(prompt) - len(after)].strip()
 
 
 def _question(example: Mapping[str, Any], item: Mapping[str, Any]) -> str:
