@@ -46,7 +46,8 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
             session: The "session" of an earlier answer, to continue it; empty for a new one.
 
         Returns:
-            The session's id, a secret that the other tools need, and the self-edits.
+            The session's id, a secret that the other tools need; the self-edits; and for each the questions that it asks, with the
+            answers that the model has found, or null.
         """
         with _errors_for_callers():
             current = await asyncio.to_thread(workbench.sessions.open, session)
@@ -54,7 +55,11 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
             values = {"num_generations": num_generations, "seed": seed}
             settings = Settings.of(**{**vars(preset), **values, "prompt_style": prompt_style or preset.prompt_style})
             await _finish(workbench, lambda: workbench.propose(current, title, passage, [], settings))
-            return {"session": current.id, "self_edits": [draft.text for draft in current.drafts]}
+            return {
+                "session": current.id,
+                "self_edits": [draft.written for draft in current.drafts],
+                "questions": [draft.pairs for draft in current.drafts],
+            }
 
     async def adapt(
         session: str,

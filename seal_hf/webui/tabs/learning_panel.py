@@ -1,7 +1,7 @@
 """Step 3: learn the self-edits, and find out which adapter answers best."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import gradio as gr
@@ -10,9 +10,9 @@ import pandas as pd
 from ..work import inputs
 from ..work.jobs import Job
 from ..work.sessions import Session
-from ..work.settings import MAX_SELF_EDITS
 from ..work.workbench import NUM_OWN_QUESTIONS, Workbench
 from .passage_panel import PassagePanel, read_settings
+from .self_edit_cards import read_drafts
 from .shared import (
     MARKS,
     RECITED,
@@ -85,7 +85,7 @@ def build_learning_panel(
         panel ([`PassagePanel`]):
             Has the questions and the settings.
         edits (`Sequence`):
-            For each self-edit its text and its checkbox.
+            What the cards of all self-edits hold (see [`read_drafts`]).
     """
     with gr.Column(visible=False, elem_id="learning") as learning:
         gr.Markdown("### 3 · Learn", elem_classes="step")
@@ -215,7 +215,7 @@ def build_learning_panel(
         how: str, session_id: str, passage: str, pairs: list, number: int, question: str, *values: object
     ) -> AsyncIterator[dict]:
         current = await opened(workbench, session_id)
-        edited, values = values[: 2 * MAX_SELF_EDITS], values[2 * MAX_SELF_EDITS :]
+        edited, values = values[: len(edits)], values[len(edits) :]
 
         def start() -> Job:
             is_other = current.example is not None and (
@@ -226,8 +226,7 @@ def build_learning_panel(
                     "The passage in the first step is not the one that these self-edits are about: write new self-edits, or "
                     "restore their passage."
                 )
-            pages = zip(current.drafts, edited[::2], edited[1::2], strict=False)
-            drafts = [replace(draft, text=text, use=bool(use)) for draft, text, use in pages]
+            drafts = read_drafts(current, edited)
             chosen = [number - 1] if how == _ONE else [index for index, draft in enumerate(drafts) if draft.use]
             questions = inputs.questions_from_table(pairs)
             return workbench.adapt(

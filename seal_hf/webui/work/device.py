@@ -23,8 +23,9 @@ from ...self_adapting_lm import SelfAdaptingLM
 from ...self_edit import SelfEdit, joined_self_edits
 from . import quota
 from .adapter_zip import save_zip
-from .inputs import passage_of
+from .inputs import clean, has_words, passage_of
 from .jobs import Job
+from .sessions import Draft
 from .settings import Settings
 
 
@@ -135,17 +136,41 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def write(base: SelfAdaptingLM, job: Job, example: dict, settings: Settings) -> list[str]:
-    """Write self-edits, all in one batch. Every token goes to the log."""
+def write(base: SelfAdaptingLM, job: Job, example: dict, settings: Settings) -> list[Draft]:
+    """
+    Write self-edits, all in one batch, and answer what they ask. Every token that is written goes to the log. After a stop
+    questions stay as they were written.
+    """
 
     def on_text(new_texts: list[str]) -> None:
         job.emit("text", new=new_texts)
 
+    lm = settings.lm(base)
     job.emit("writing", count=settings.num_generations)
-    (generations,) = settings.lm(base).write_batch(
+    (generations,) = lm.write_batch(
         [example], settings.num_generations, on_text=on_text, stop=job.stop, **settings.sampling()
     )
-    return [generation.text.strip() for generation in generations]
+    texts = [generation.text.strip() for generation in generations]
+    drafts = [Draft(text, use=has_words(text), written=text) for text in texts]
+    if settings.training_format != "prompt_completion":  # a question is no example of its own
+        return drafts
+    edits = [lm.domain.parse(clean(text), example) if has_words(text) else None for text in texts]
+    asking = {place: edit for place, edit in enumerate(edits) if edit is not None and edit.calls}
+    if not asking or job.stop.is_set():
+        return drafts
+    job.emit("answering", count=sum(len(edit.calls) for edit in asking.values()))
+    answered = lm.carry_out(list(asking.values()), [example] * len(asking), stop=job.stop)
+    if job.stop.is_set():
+        return drafts
+    for place, edit in zip(asking, answered, strict=True):
+        pairs, statements = lm.domain.learned_pairs(edit), lm.domain.statements(clean(texts[place]))
+        drafts[place] = Draft(
+            "\n".join(statements),
+            use=bool(pairs or statements),
+            pairs=[list(pair) for pair in pairs],
+            written=texts[place],
+        )
+    return drafts
 
 
 def learn(

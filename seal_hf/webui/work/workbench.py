@@ -109,8 +109,7 @@ class Workbench:
         example = inputs.checked_example(settings.lm(self.lm), title, passage, questions, settings)
 
         def work(job: Job) -> None:
-            texts = self._run("write", job, example, settings)
-            drafts = [Draft(text, use=inputs.has_words(text)) for text in texts]
+            drafts = self._run("write", job, example, settings)
             if any(draft.use for draft in drafts):
                 session.example, session.settings, session.drafts = example, asdict(settings), drafts
             elif not job.stop.is_set():
@@ -123,12 +122,14 @@ class Workbench:
         session.shown.pop("adapt", None)  # it was about another passage
         return job
 
-    def training_texts(self, session: Session, text: str) -> list[str]:
-        """The texts that are trained on when a self-edit is this text."""
-        if session.example is None or len(text) > inputs.LONGEST_PASSAGE or not inputs.has_words(text):
+    def training_texts(self, session: Session, draft: Draft) -> list[str]:
+        """The texts that are trained on when a self-edit is this one; none where it cannot be learned as it is."""
+        if session.example is None:
             return []
-        self_edit = Settings(**session.settings).lm(self.lm).domain.parse(inputs.clean(text), session.example)
-        if self_edit is None:
+        lm = Settings(**session.settings).lm(self.lm)
+        try:
+            (self_edit,) = inputs.checked_self_edits(lm, session.example, [draft], [0])
+        except ValueError:
             return []
         # Questions that the model will answer are shown as they are.
         return [*self_edit.calls, *map(_shown, self_edit.examples)]
