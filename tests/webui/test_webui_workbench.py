@@ -345,14 +345,23 @@ def test_both_answer_as_the_library_does(bench, with_adapters, lm):
 
 
 def test_score_and_probe_have_verdicts(bench, with_adapters, monkeypatch):
-    monkeypatch.setattr(device, "answer", lambda lm, job, example, file: [["Ann."] * 5, [*"abcd", PASSAGE]])
+    def answer(lm, job, examples, file):
+        count = sum(len(example["questions"]) for example in examples)
+        return [["Ann."] * count, [*map(str, range(count - 1)), PASSAGE]]
+
+    monkeypatch.setattr(device, "answer", answer)
     questions = [QUESTIONS[0]] * 5
-    for job in (bench.score(with_adapters, questions), bench.probe(with_adapters)):
+    for job, count in ((bench.score(with_adapters, questions), 5), (bench.probe(with_adapters), 21)):
         _, events = finish(bench, job)
-        assert [len(row) for row in events[-2]["verdicts"]] == [5, 5]
+        assert [len(row) for row in events[-2]["verdicts"]] == [count, count]
         # One answer to all questions; and one that copies the passage.
-        assert events[-2]["recited"] == [1.0, 0.2]
+        assert events[-2]["recited"] == [1.0, 1 / count]
         assert events[-2]["best_of"] == with_adapters.adapter().best_of == 2
+    asked = next(event["questions"] for event in events if event["event"] == "asked")
+    assert asked[0]["question"] == "What is the capital of France?"
+    assert asked[-1] == {"question": "Who presented the radio programme about Lighthouse?"}
+    assert [row[-1] for row in events[-2]["verdicts"]] == [None, None] and None not in events[-2]["verdicts"][0][:-1]
+    assert "base model 1 of 2 (50 %)" in accuracy_text("probe", [[True, False, None], [False] * 3], [0, 0], 1)
     text = accuracy_text("score", [[True], [False]], [1.0, 0.2], 1)
     assert text.startswith("Your questions: base model 1 of 1 (100 %)")
     assert text.endswith("in a row: base model 100 %, after learning 20 %.")

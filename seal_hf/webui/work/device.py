@@ -277,7 +277,7 @@ def learn(
     }
 
 
-def answer(base: SelfAdaptingLM, job: Job, example: dict, file: Path) -> tuple[list[str], list[str]]:
+def answer(base: SelfAdaptingLM, job: Job, examples: Sequence[dict], file: Path) -> tuple[list[str], list[str]]:
     """
     Answer questions without the passage, in one batch. Every token goes to the log.
 
@@ -286,8 +286,8 @@ def answer(base: SelfAdaptingLM, job: Job, example: dict, file: Path) -> tuple[l
             The model.
         job ([`Job`]):
             Where to report the progress.
-        example (`dict`):
-            The questions, with the title that they name.
+        examples (`Sequence[dict]`):
+            The questions, with the titles that they name.
         file (`Path`):
             The adapter's file.
 
@@ -298,7 +298,7 @@ def answer(base: SelfAdaptingLM, job: Job, example: dict, file: Path) -> tuple[l
     def on_text(new_texts: list[str]) -> None:
         job.emit("text", new=new_texts)
 
-    prompts = base.domain.questions(example)
+    prompts = [prompt for example in examples for prompt in base.domain.questions(example)]
     adapter = _adapter(base, file)
     plain, adapted = base.answer_groups(
         [prompts] * 2, [None, adapter], max_answer_length=LONGEST_ANSWER, on_text=on_text, stop=job.stop

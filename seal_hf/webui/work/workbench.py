@@ -10,8 +10,10 @@ from functools import partial
 from pathlib import Path
 
 from ...adapters.layout import lora_layout
+from ...domains.knowledge.passages import load_retention_questions, unanswered_question
 from ...grading import LexicalGrader
 from ...models.encoding import encode_prompt
+from ...rollout.rewards import mean
 from ...self_adapting_lm import SelfAdaptingLM
 from ...self_edit import SelfEdit, TrainingExample
 from . import device, inputs, quota
@@ -24,14 +26,6 @@ from .training_runs import TrainingRuns
 
 NUM_OWN_QUESTIONS = 5
 _LONGEST_HISTORY = 50  # questions
-# Unrelated questions, which show whether other knowledge was lost.
-PROBES = (
-    {"question": "What is the capital of France?", "answer": "Paris"},
-    {"question": "What colour is the sky on a clear day?", "answer": "blue"},
-    {"question": "How many days are in a week?", "answer": "seven"},
-    {"question": "What do bees make?", "answer": "honey"},
-    {"question": "Which planet do people live on?", "answer": "Earth"},
-)
 # Tokens per second of a small model on two CPU cores, written in one text and trained on. The time that jobs really take
 # corrects the estimates.
 _WRITTEN, _TRAINED = 12.0, 250.0
@@ -320,7 +314,8 @@ class Workbench:
                 waiting.
         """
         kept = session.adapter(adapter_id)
-        return self._answer(session, "ask", [{"question": inputs.checked_question(self.lm, question)}], kept)
+        question = inputs.checked_question(self.lm, question)
+        return self._answer(session, "ask", [inputs.example_of(kept.title, "", [{"question": question}])], kept)
 
     def score(self, session: Session, questions: Sequence[Mapping], adapter_id: str | None = None) -> Job:
         """
@@ -339,11 +334,12 @@ class Workbench:
         kept = session.adapter(adapter_id)
         if not questions:
             raise ValueError("There are no questions yet: write some with their answers in the first step.")
-        return self._answer(session, "score", questions, kept)
+        return self._answer(session, "score", [inputs.example_of(kept.title, "", questions)], kept)
 
     def probe(self, session: Session, adapter_id: str | None = None) -> Job:
         """
-        Let both models answer questions that have nothing to do with the passage, and grade the answers.
+        Let both models answer questions that have nothing to do with the passage, and grade the answers; and one about its topic
+        that it does not answer.
 
         Args:
             session, adapter_id:
@@ -352,38 +348,37 @@ class Workbench:
         Raises:
             JobRefused: As in [`ask`].
         """
-        return self._answer(session, "probe", PROBES, session.adapter(adapter_id), title="")
+        kept = session.adapter(adapter_id)
+        examples = [inputs.example_of("", "", load_retention_questions())]
+        if question := unanswered_question(inputs.example_of(kept.title, kept.passage)):
+            examples.append(inputs.example_of(kept.title, "", [{"question": question}]))
+        return self._answer(session, "probe", examples, kept)
 
     def _answer(
         self,
         session: Session,
         kind: str,
-        questions: Sequence[Mapping],
+        examples: Sequence[Mapping],
         kept: KeptAdapter,
-        title: str | None = None,
     ) -> Job:
-        title = kept.title if title is None else title
+        questions = [item for example in examples for item in example["questions"]]
 
         def work(job: Job) -> None:
             if kept.id not in session.adapters:
                 raise ValueError(f"The adapter “{kept.name}” has been deleted: choose another one under Adapters.")
-            job.emit("asked", questions=list(questions), adapter=kept.name)
-            base, adapted = self._run("answer", job, inputs.example_of(title, "", questions), kept.file)
+            job.emit("asked", questions=questions, adapter=kept.name)
+            base, adapted = self._run("answer", job, examples, kept.file)
             verdicts = recited = None
-            if all("answer" in item for item in questions) and not job.stop.is_set():
-                grade = LexicalGrader().grade
-                texts, golds = zip(*((item["question"], item["answer"]) for item in questions), strict=True)
-                verdicts = [grade(list(texts), list(golds), answers) for answers in (base, adapted)]
-                flags = [
-                    self.lm.domain.recited(inputs.example_of(title, kept.passage), own) for own in (base, adapted)
-                ]
-                recited = [sum(own) / len(own) for own in flags]
+            if kind != "ask" and not job.stop.is_set():
+                verdicts = [_graded(questions, answers) for answers in (base, adapted)]
+                about = inputs.example_of(kept.title, kept.passage)
+                recited = [mean(self.lm.domain.recited(about, answers)) for answers in (base, adapted)]
             if kind == "ask" and not job.stop.is_set():
                 session.asked = [*session.asked, (questions[0]["question"], base[0], adapted[0])][-_LONGEST_HISTORY:]
             best_of = 1 if kept.own_questions else kept.best_of  # by questions of the visitor
             job.emit("answered", base=base, adapted=adapted, verdicts=verdicts, recited=recited, best_of=best_of)
 
-        key = [list(questions), title, kept.id]
+        key = [list(examples), kept.id]
         return self._submit(session, kind, key, work, 3 + device.LONGEST_ANSWER / _WRITTEN, "answer")
 
     # --- jobs ---
@@ -451,6 +446,14 @@ class Workbench:
         while True:
             time.sleep(seconds)
             self.sessions.sweep()
+
+
+def _graded(questions: Sequence[Mapping], answers: Sequence[str]) -> list[bool | None]:
+    """The verdict on each answer; `None` where the right answer is not known."""
+    known = [place for place, item in enumerate(questions) if "answer" in item]
+    columns = ([questions[place]["question"] for place in known], [questions[place]["answer"] for place in known])
+    verdicts = dict(zip(known, LexicalGrader().grade(*columns, [answers[place] for place in known]), strict=True))
+    return [verdicts.get(place) for place in range(len(questions))]
 
 
 def _shown(example: TrainingExample) -> str:
