@@ -22,7 +22,7 @@ from seal_hf import Adapter, SelfAdaptingLM, SelfEdit
 from seal_hf.domains import load_demo_passages
 from seal_hf.domains.files import read_text
 from seal_hf.domains.knowledge.own_questions import own_questions
-from seal_hf.domains.knowledge.passages import load_retention_questions
+from seal_hf.domains.knowledge.passages import load_retention_questions, unanswered_question
 from seal_hf.grading import show_gold_answers
 from seal_hf.inner_loop.training import InnerStep
 from seal_hf.self_edit import joined_self_edits
@@ -33,8 +33,6 @@ _WIDTH = 100  # characters of a line
 _COLUMNS = (34, 31, 31)  # of the table of answers, with two spaces between
 _CELL_LINES = 3
 _LONGEST_ANSWER = 64  # tokens
-# What no passage that ships tells; `_UNANSWERED` is the word that shows it.
-_UNANSWERED, _UNANSWERED_QUESTION = "radio", "Who presented the radio programme about {title}?"
 
 
 @dataclass
@@ -81,8 +79,7 @@ def read_example(args: DemoArguments) -> dict:
 def other_examples(example: Mapping) -> dict[str, dict]:
     """What is asked besides, by headings of the table: what the passage does not tell, and something else."""
     others = {}
-    if example["title"] and _UNANSWERED not in example["context"].casefold():
-        question = _UNANSWERED_QUESTION.format(title=example["title"])
+    if question := unanswered_question(example):
         others["not in the passage: what it should not claim to know"] = {
             **example,
             "questions": [{"question": question}],

@@ -54,13 +54,16 @@ def frozen_norms(model: nn.Module) -> Iterator[None]:
     changed = [
         module for module in _plain_norms(model) if not (torch.is_grad_enabled() and module.weight.requires_grad)
     ]
+    # A block may be in another one: adapters are asked while they are trained.
+    are_changed = ["forward" in vars(module) for module in changed]
     for module in changed:
         module.forward = partial(_forward, module)
     try:
         yield
     finally:
-        for module in changed:
-            del module.forward
+        for module, stays in zip(changed, are_changed, strict=True):
+            if not stays:
+                del module.forward
 
 
 def _forward(module: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:

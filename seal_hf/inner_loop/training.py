@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from ..adapters.bank import AdapterBank
+from ..adapters.layout import LoraLayout
 from ..models.access import activation_dtype, evaluating, is_packed_for_inference
 from .forward import TrainingForward
 from .lora import LoraParameters
@@ -52,6 +53,10 @@ class InnerStep:
             once count for each sequence that begins with it.
         seconds (`float`):
             Time since the start.
+        layout ([`LoraLayout`]):
+            Where the matrices of each adapter lie in its weights.
+        weights (`dict[int, torch.Tensor]`, each of shape `(num_parameters,)`, fp32):
+            The weights after the step of each adapter that took part, as views that the next step changes.
     """
 
     step: int
@@ -59,6 +64,8 @@ class InnerStep:
     losses: dict[int, float]
     num_tokens: int
     seconds: float
+    layout: LoraLayout
+    weights: dict[int, torch.Tensor]
 
 
 @dataclass
@@ -175,7 +182,9 @@ def train(
                     )
             if on_step is not None:
                 num_tokens = sum(result.num_tokens for result in results)
-                on_step(InnerStep(step + 1, num_steps, losses, num_tokens, time.perf_counter() - start))
+                seconds = time.perf_counter() - start
+                weights = {adapter: bank.weights[adapter] for adapter in order}
+                on_step(InnerStep(step + 1, num_steps, losses, num_tokens, seconds, bank.layout, weights))
     return results
 
 

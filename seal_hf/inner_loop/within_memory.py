@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -116,12 +116,14 @@ class _Done:
 def _report(on_step: Callable[[InnerStep], None], done: _Done, num_steps_left: int, step: InnerStep) -> None:
     """Pass on a step of one part as one of all parts."""
     on_step(
-        InnerStep(
+        replace(
+            step,
             step=done.steps + step.step,
             num_steps=done.steps + step.num_steps + num_steps_left,
             losses={done.adapters + adapter: loss for adapter, loss in step.losses.items()},
             num_tokens=done.tokens + step.num_tokens,
             seconds=done.seconds + step.seconds,
+            weights={done.adapters + adapter: weights for adapter, weights in step.weights.items()},
         )
     )
 

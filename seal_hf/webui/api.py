@@ -46,7 +46,8 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
             session: The "session" of an earlier answer, to continue it; empty for a new one.
 
         Returns:
-            The session's id, a secret that the other tools need, and the self-edits.
+            The session's id, a secret that the other tools need; the self-edits; and for each the questions that it asks, with the
+            answers that the model has found, or null.
         """
         with _errors_for_callers():
             current = await asyncio.to_thread(workbench.sessions.open, session)
@@ -54,16 +55,27 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
             values = {"num_generations": num_generations, "seed": seed}
             settings = Settings.of(**{**vars(preset), **values, "prompt_style": prompt_style or preset.prompt_style})
             await _finish(workbench, lambda: workbench.propose(current, title, passage, [], settings))
-            return {"session": current.id, "self_edits": [draft.text for draft in current.drafts]}
+            return {
+                "session": current.id,
+                "self_edits": [draft.written for draft in current.drafts],
+                "questions": [draft.pairs for draft in current.drafts],
+            }
 
-    async def adapt(session: str, self_edits: list[str] = [], questions: list[dict] = []) -> dict:  # noqa: B006
+    async def adapt(
+        session: str,
+        self_edits: list[str] = [],  # noqa: B006
+        questions: list[dict] = [],  # noqa: B006
+        together: bool = False,
+    ) -> dict:
         """
-        Train an adapter on each self-edit, all together, and keep the one that answers questions about the passage best.
+        Train an adapter on each self-edit, side by side, and keep the one that answers questions about the passage best; or one
+        on all self-edits.
 
         Args:
             session: The session of propose.
             self_edits: Texts to learn instead of the proposed self-edits; empty to learn those.
             questions: Objects with "question" and "answer" (a text, a number or a list) that decide; empty for the model's own.
+            together: Whether one adapter learns all self-edits rather than one each.
 
         Returns:
             The adapters with their rewards (the share of right answers), which of them is best, and the questions. One with a
@@ -77,7 +89,9 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
             settings = Settings(**current.settings) if current.settings else Settings()
             events = await _finish(
                 workbench,
-                lambda: workbench.adapt(current, chosen, settings, questions_from_items(questions), drafts),
+                lambda: workbench.adapt(
+                    current, chosen, settings, questions_from_items(questions), drafts, together=together
+                ),
             )
             learned = next((event for event in events if event["event"] == "learned"), None)
             if learned is None:

@@ -13,10 +13,12 @@ from seal_hf import SelfAdaptingLM
 from seal_hf.domains import KnowledgeDomain
 from seal_hf.domains.knowledge import domain
 from seal_hf.domains.knowledge.answered_questions import AnsweredQuestions
+from seal_hf.generation.base import Generation
 from seal_hf.webui.tabs.adapters_tab import table_line
 from seal_hf.webui.tabs.ask_tab import accuracy_text
-from seal_hf.webui.tabs.learning_panel import learned_text
-from seal_hf.webui.work import device, workbench
+from seal_hf.webui.tabs.learning_panel import first_right, learned_text, loss_table, watched_table
+from seal_hf.webui.tabs.self_edit_cards import coverage_text, read_drafts
+from seal_hf.webui.work import device, inputs, workbench
 from seal_hf.webui.work.jobs import DONE, FAILED, STOPPED, JobLog, JobRefused
 from seal_hf.webui.work.sessions import Draft
 from seal_hf.webui.work.settings import Settings
@@ -59,7 +61,7 @@ def test_writing_that_comes_to_nothing_loses_nothing(bench, session, monkeypatch
     def nothing(seconds, model, work, job, *arguments):
         if stopped:
             job.stop.set()
-        return ["", " \n"]
+        return [Draft("", use=False), Draft(" \n", use=False)]
 
     monkeypatch.setattr(device, "run", nothing)
     log, _ = finish(bench, bench.propose(session, "Other", "Ann keeps bees.", [], QUICK))
@@ -70,12 +72,12 @@ def test_writing_that_comes_to_nothing_loses_nothing(bench, session, monkeypatch
 
 def test_preview_is_what_is_trained_on(bench, session):
     written(bench, session)
-    assert bench.training_texts(session, "Ann drew it.\nIt is tall.") == [
+    assert bench.training_texts(session, Draft("Ann drew it.\nIt is tall.")) == [
         "Lighthouse\nAnn drew it.",
         "Lighthouse\nIt is tall.",
         f"Lighthouse\n{PASSAGE}",
     ]
-    assert bench.training_texts(session, " ") == []
+    assert bench.training_texts(session, Draft(" ")) == []
 
 
 def test_rewards_are_shares_of_right_answers_and_the_best_is_chosen(bench, session, lm, monkeypatch):
@@ -117,12 +119,130 @@ def test_an_edited_and_a_dropped_self_edit(bench, session):
     assert "the adapter answers" in learned_text(session, event) and "by chance" not in learned_text(session, event)
 
 
+def test_one_adapter_learns_all_and_is_asked_meanwhile(bench, session, monkeypatch):
+    written(bench, session)
+    session.drafts = [
+        Draft("Ann drew it.\nIt is tall."),
+        Draft("It is tall.\nIt hums."),
+        Draft("Bees hum.", use=False),
+    ]
+    seen, adapt = [], SelfAdaptingLM.adapt
+    monkeypatch.setattr(
+        SelfAdaptingLM, "adapt", lambda lm, edits, **options: seen.extend(edits) or adapt(lm, edits, **options)
+    )
+    asked = QUESTIONS[0]["question"]
+    job = bench.adapt(session, [0, 1], QUICK, QUESTIONS, together=True, watched=f" {asked.upper()} ")
+    log, events = finish(bench, job)
+    (edit,), texts = seen, ["Ann drew it.", "It is tall.", PASSAGE, "It hums."]
+    assert [one.completion for one in edit.examples] == [f"Lighthouse\n{text}" for text in texts]
+    (kept,) = session.adapters.values()
+    assert kept.name == "Lighthouse · self-edit 1 + 2" and kept.best_of == 1
+    by_name = {event["event"]: event for event in events}
+    assert by_name["learning"]["names"] == ["1 + 2"] and by_name["learning"]["watched"] == QUESTIONS[0]
+    watched = [event for event in events if event["event"] == "watched"]
+    assert [watched[0]["step"], watched[-1]["step"]] == [0, by_name["step"]["num_steps"]]
+    answers, verdicts = by_name["learned"]["answers"], by_name["learned"]["verdicts"]
+    assert [watched[0]["answers"]["0"], watched[-1]["answers"]["0"]] == [answers[0][0], answers[1][0]]
+    assert [watched[0]["verdicts"]["0"], watched[-1]["verdicts"]["0"]] == [verdicts[0][0], verdicts[1][0]]
+    assert 0 < watched[-1]["probabilities"]["0"] < 1
+
+
+def test_a_watched_question_is_checked_before_the_work(bench, session):
+    written(bench, session)
+    with pytest.raises(ValueError, match="There is no question yet"):
+        bench.adapt(session, [0], QUICK, QUESTIONS, watched="?!")
+    log, events = finish(bench, bench.adapt(session, [0], QUICK, QUESTIONS, watched="What else?"))
+    watched = [event for event in events if event["event"] == "watched"]
+    assert watched and not any(event["verdicts"] or event["probabilities"] for event in watched)
+
+
+def seen_at(step, answers, verdicts=None):
+    return {"event": "watched", "step": step, "answers": answers, "verdicts": verdicts, "probabilities": None}
+
+
+def test_what_is_shown_of_a_watched_question():
+    seen = [
+        seen_at(0, {"0": "Bo"}, {"0": False}),
+        seen_at(1, {"0": "Bo", "1": "Cy"}, {"0": False, "1": True}),
+        seen_at(3, {"0": "Ann", "1": "Di"}, {"0": True, "1": False}),
+        seen_at(5, {"0": "Ann!"}, {"0": True}),
+    ]
+    assert [first_right(seen, 0), first_right(seen, 1)] == [3, None]
+    assert watched_table(seen, ["2", "4"]) == [
+        ["Base model", "✗ Bo", "–"],
+        ["Self-edit 2, step 5", "✓ Ann!", "–"],
+        ["Self-edit 4, step 3", "✗ Di", "–"],
+    ]
+    steps = [{"step": step, "losses": {"0": 4.0 / step, "1": 2.0}} for step in (1, 2, 3)]
+    marks = loss_table(steps, ["2", "4"], seen).query("`self-edit` == '2 answers right'")
+    assert marks[["step", "loss"]].values.tolist() == [[3, 0.0], [3, 4.0]]
+    assert set(loss_table(steps, ["2", "4"], seen[:2])["self-edit"]) == {"2", "4", "4 answers right"}
+    assert first_right([seen_at(0, {"0": "Ann"}, {"0": True}), seen_at(2, {"0": "Ann"})], 0) is None
+
+
+ASKING = replace(QUICK, prompt_style="questions-and-rewrite", training_format="prompt_completion", batch_size=4)
+
+
+@pytest.fixture
+def asked(bench, session, monkeypatch):
+    """The events of writing two self-edits, one of which asks two questions."""
+    texts = ["When was it built?\nWho drew it?\n---\nHalda drew it.", "It is tall."]
+    generations = [Generation(text, (5,), True) for text in texts]
+    monkeypatch.setattr(SelfAdaptingLM, "write_batch", lambda *arguments, **options: [generations])
+    answered = AnsweredQuestions((("When was it built?", "In 1874."), ("Who drew it?", "Halda drew it.")), (), {})
+    monkeypatch.setattr(domain, "answer_questions", lambda calls, *arguments: [answered for _ in calls])
+    return written(bench, session, ASKING)
+
+
+def test_questions_are_answered_when_they_are_written(bench, session, asked, monkeypatch):
+    assert [event["count"] for event in asked if event["event"] == "answering"] == [2]
+    first, second = session.drafts
+    assert first.pairs == [["When was it built?", "In 1874."], ["Who drew it?", "Halda drew it."]]
+    assert (first.text, first.use, second.pairs, second.text) == ("Halda drew it.", True, None, "It is tall.")
+    missing = inputs.missing_facts(session.example, session.drafts)
+    assert missing == (["Orrick Skerry Lighthouse", "Tremmery"], 3)
+    said = "The answers hold 1 of the passage's 3 names and numbers. Nothing asks for"
+    assert coverage_text(session) == f"{said} Orrick Skerry Lighthouse, Tremmery."
+    # As somebody has edited them: one is changed, one dropped, one added.
+    rows = [["When was it built?", "1874"], ["", ""], ["Who drew  it?", "Halda Tremmery "]]
+    values = ["Halda drew it.", True, rows, "It is tall.", False, [["", ""]]]
+    drafts = read_drafts(session, values)
+    assert (drafts[0].pairs, drafts[1].pairs, drafts[1].use) == (rows, None, False)
+    seen, adapt = [], SelfAdaptingLM.adapt
+    monkeypatch.setattr(
+        SelfAdaptingLM, "adapt", lambda lm, edits, **options: seen.extend(edits) or adapt(lm, edits, **options)
+    )
+    log, _ = finish(bench, bench.adapt(session, [0], ASKING, QUESTIONS, drafts))
+    assert log.state == DONE
+    (edit,), told = seen, ["1874", "Halda Tremmery", "Halda drew it.", PASSAGE]
+    assert [example.completion for example in edit.examples] == told
+    asking = bench.lm.domain.ask(["When was it built?", "Who drew it?"], "Lighthouse")
+    assert [example.prompt for example in edit.examples[:2]] == asking
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([["When?", "1874"], ["Who?", " "]], "Self-edit 1, question 2 has no answer"),
+        ([["", "1874"]], "Self-edit 1, answer 1 has no question"),
+        ([["When?", "1874" * 2000]], "Self-edit 1, question 1 or its answer has 8,000 characters"),
+        ([["When?", "1874"]] * 101, "Self-edit 1 has 101 questions: keep 100"),
+        ([["", ""]], "Self-edit 1 is empty"),
+    ],
+)
+def test_edited_questions_are_checked(bench, session, asked, rows, message):
+    drafts = read_drafts(session, ["", True, rows, "", False, []])
+    with pytest.raises(ValueError, match=message):
+        bench.adapt(session, [0], ASKING, QUESTIONS, drafts)
+    assert session.drafts[0].pairs != rows
+
+
 def test_a_self_edit_of_questions_is_learned_with_its_answers(bench, session, monkeypatch):
     asking = replace(QUICK, prompt_style="questions-and-rewrite")
     written(bench, session, asking)
     question = "Who drew the Orrick Skerry Lighthouse?"
     session.drafts = [Draft(question), Draft(f"{question}\n---\nHalda drew it.")]
-    assert bench.training_texts(session, question) == [question, f"Lighthouse\n{PASSAGE}"]
+    assert bench.training_texts(session, Draft(question)) == [question, f"Lighthouse\n{PASSAGE}"]
     seen, adapt = [], SelfAdaptingLM.adapt
     monkeypatch.setattr(
         SelfAdaptingLM, "adapt", lambda lm, edits, **options: seen.extend(edits) or adapt(lm, edits, **options)
@@ -148,7 +268,7 @@ def test_what_is_asked_in_a_chat_is_shown_and_learned(bench, session):
     written(bench, session, asking)
     pair = "Question 1: Who drew the lighthouse?\nAnswer: Halda Tremmery"
     session.drafts = [Draft(pair)]
-    first, passage = bench.training_texts(session, pair)
+    first, passage = bench.training_texts(session, Draft(pair))
     assert first.endswith("Question: Who drew the lighthouse?\nHalda Tremmery")
     assert passage == f"What do you know about Lighthouse?\n{PASSAGE}"
     learned(bench, session, [0], asking)
@@ -225,14 +345,23 @@ def test_both_answer_as_the_library_does(bench, with_adapters, lm):
 
 
 def test_score_and_probe_have_verdicts(bench, with_adapters, monkeypatch):
-    monkeypatch.setattr(device, "answer", lambda lm, job, example, file: [["Ann."] * 5, [*"abcd", PASSAGE]])
+    def answer(lm, job, examples, file):
+        count = sum(len(example["questions"]) for example in examples)
+        return [["Ann."] * count, [*map(str, range(count - 1)), PASSAGE]]
+
+    monkeypatch.setattr(device, "answer", answer)
     questions = [QUESTIONS[0]] * 5
-    for job in (bench.score(with_adapters, questions), bench.probe(with_adapters)):
+    for job, count in ((bench.score(with_adapters, questions), 5), (bench.probe(with_adapters), 21)):
         _, events = finish(bench, job)
-        assert [len(row) for row in events[-2]["verdicts"]] == [5, 5]
+        assert [len(row) for row in events[-2]["verdicts"]] == [count, count]
         # One answer to all questions; and one that copies the passage.
-        assert events[-2]["recited"] == [1.0, 0.2]
+        assert events[-2]["recited"] == [1.0, 1 / count]
         assert events[-2]["best_of"] == with_adapters.adapter().best_of == 2
+    asked = next(event["questions"] for event in events if event["event"] == "asked")
+    assert asked[0]["question"] == "What is the capital of France?"
+    assert asked[-1] == {"question": "Who presented the radio programme about Lighthouse?"}
+    assert [row[-1] for row in events[-2]["verdicts"]] == [None, None] and None not in events[-2]["verdicts"][0][:-1]
+    assert "base model 1 of 2 (50 %)" in accuracy_text("probe", [[True, False, None], [False] * 3], [0, 0], 1)
     text = accuracy_text("score", [[True], [False]], [1.0, 0.2], 1)
     assert text.startswith("Your questions: base model 1 of 1 (100 %)")
     assert text.endswith("in a row: base model 100 %, after learning 20 %.")

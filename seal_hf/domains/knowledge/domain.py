@@ -236,9 +236,8 @@ class KnowledgeDomain(Domain):
         answered = answer_questions(questions, examples, ask, self.questions_in_context, self._is_by_fact)
         carried_out = []
         for edit, example, own, more in zip(self_edits, examples, answered, added, strict=True):
-            pairs = [f"Question {i}: {pair[0]}\nAnswer: {pair[1]}" for i, pair in enumerate(own.pairs, start=1)]
-            others = self._split(edit.completion)[1]
-            texts = [*pairs, *others]
+            others = self.statements(edit.completion)
+            texts = [*_pair_texts(own.pairs), *others]
             kept = own.kept_of([part["context"] for part in self.parts(example)])
             if len(kept) == 1:
                 kept = [text for text in (*kept, "\n".join(others)) if text]
@@ -246,6 +245,37 @@ class KnowledgeDomain(Domain):
             metrics = {**own.metrics, "questions_added": len(more)} if self.asks_for_left_out else own.metrics
             carried_out.append(replace(edit, examples=trained, calls=(), metrics=metrics, kept="\n---\n".join(kept)))
         return carried_out
+
+    def statements(self, completion: str) -> list[str]:
+        """Return the texts of a completion that are trained on as they are, without the questions that the model is to answer."""
+        return self._split(completion)[1]
+
+    def self_edit_of(
+        self, pairs: Sequence[tuple[str, str]], example: Mapping[str, Any], statements: Sequence[str] = ()
+    ) -> SelfEdit | None:
+        """
+        Return the self-edit of questions whose answers are known, such as those of [`~KnowledgeDomain.learned_pairs`] after
+        somebody has edited them.
+
+        Args:
+            pairs (`Sequence[tuple[str, str]]`):
+                Questions with their answers.
+            example (`Mapping[str, Any]`):
+                The passage that they are about.
+            statements (`Sequence[str]`, *optional*):
+                Other texts to train on.
+
+        Returns:
+            [`SelfEdit`] or `None`: `None` where there is neither a question nor another text.
+        """
+        if not (texts := [*_pair_texts(pairs), *statements]):
+            return None
+        return SelfEdit(
+            prompt=self.prompt(example),
+            completion="\n".join(texts),
+            examples=self._training_examples(example, texts),
+            title=example.get("title") or "",
+        )
 
     @property
     def pools_drafts(self) -> bool:
@@ -485,6 +515,10 @@ class KnowledgeDomain(Domain):
             return fill_template(template, values)
         turns = chat_template_turns(template)
         return [{**turn, "content": fill_template(turn["content"], values).strip()} for turn in turns]
+
+
+def _pair_texts(pairs: Sequence[tuple[str, str]]) -> list[str]:
+    return [f"Question {i}: {question}\nAnswer: {answer}" for i, (question, answer) in enumerate(pairs, start=1)]
 
 
 def _at_mark(asked: str, prompt: str) -> str | None:

@@ -19,6 +19,7 @@ from .questions import QUESTION_FORM, among_keys, is_text, read_question
 
 logger = logging.getLogger(__name__)
 
+_UNANSWERED = "radio"  # no passage that ships has this word
 ROW_FORM = f'{{"title": ..., "context": ..., "questions": [{QUESTION_FORM}]}}'
 
 
@@ -121,6 +122,17 @@ def load_retention_questions() -> list[dict[str, Any]]:
     """Load 20 general questions with short answers that ship with the package and that no passage is about."""
     with resources.as_file(resources.files(__package__) / "data" / "retention_questions.jsonl") as path:
         return [row for _, row in read_rows(path, QUESTION_FORM)]
+
+
+def unanswered_question(example: Mapping[str, Any]) -> str | None:
+    """
+    A question about the topic of a passage that the passage does not answer, to see whether a model claims to know what it does not;
+    `None` where there is no topic, or the passage may answer it.
+    """
+    title = example.get("title")
+    if not title or _UNANSWERED in example["context"].casefold():
+        return None
+    return f"Who presented the {_UNANSWERED} programme about {title}?"
 
 
 def group_squad_rows(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -161,6 +161,15 @@ def coverage(example: Mapping[str, Any], pairs: Sequence[tuple[str, str]]) -> fl
 
     ```
     """
-    facts = [fact for fact in names_and_numbers(example["context"]) if not says(example.get("title") or "", fact)]
-    asked = [any(says(answer, fact) and not says(question, fact) for question, answer in pairs) for fact in facts]
+    asked = [asks_for(fact, pairs) for fact in facts_of(example)]
     return sum(asked) / len(asked) if asked else None
+
+
+def facts_of(example: Mapping[str, Any]) -> list[str]:
+    """The names and numbers of a passage, without those of its title."""
+    return [fact for fact in names_and_numbers(example["context"]) if not says(example.get("title") or "", fact)]
+
+
+def asks_for(fact: str, pairs: Sequence[tuple[str, str]]) -> bool:
+    """Whether some question asks for a fact: its answer holds it, and the question does not."""
+    return any(says(answer, fact) and not says(question, fact) for question, answer in pairs)

@@ -62,7 +62,7 @@ def build_ask_tab(
         adapted = gr.Textbox(label="After learning", lines=3, interactive=False, min_width=280, elem_id="adapted")
     with gr.Row():
         score = gr.Button("Score my questions", size="sm", elem_id="score", min_width=150)
-        probe = gr.Button("Check other knowledge", size="sm", elem_id="probe", min_width=150)
+        probe = gr.Button("Does it still know the rest?", size="sm", elem_id="probe", min_width=190)
         stop = gr.Button("Stop", size="sm", elem_id="stop-asking", min_width=80)
     table = read_only_table(
         ["Question → right answer", "Base model", "After learning"],
@@ -182,10 +182,15 @@ def build_ask_tab(
 
 def accuracy_text(kind: str, verdicts: list[list[bool]], recited: list[float], best_of: int) -> str:
     """The accuracy of both models, how much they recite, and whether the adapter may have been chosen by these questions."""
-    (base, adapted), count = [sum(map(bool, one)) for one in verdicts], len(verdicts[0])
+    (base, adapted) = (sum(map(bool, one)) for one in verdicts)
+    count = sum(verdict is not None for verdict in verdicts[0])
     counts = f"base model {base} of {count} ({percent(base / count)}), after learning {adapted} ({percent(adapted / count)})"
     if kind == "probe":
-        return f"Questions that have nothing to do with the passage: {counts}. An answer that is right only before learning shows lost knowledge."
+        return (
+            f"Questions that have nothing to do with the passage: {counts}. An answer that is right only before learning shows lost "
+            "knowledge. The last question, where it has no mark, is about the topic, but the passage does not answer it: a name "
+            "is made up."
+        )
     shares = f"{RECITED}: base model {percent(recited[0])}, after learning {percent(recited[1])}."
     chosen = f" If they chose this adapter as the best of {best_of}, its share tends to be too high by chance."
     return f"Your questions: {counts}. {shares}{chosen * (best_of > 1)}"

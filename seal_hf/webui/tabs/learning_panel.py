@@ -1,7 +1,8 @@
 """Step 3: learn the self-edits, and find out which adapter answers best."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 
 import gradio as gr
 import pandas as pd
@@ -9,10 +10,11 @@ import pandas as pd
 from ..work import inputs
 from ..work.jobs import Job
 from ..work.sessions import Session
-from ..work.settings import MAX_SELF_EDITS
 from ..work.workbench import NUM_OWN_QUESTIONS, Workbench
 from .passage_panel import PassagePanel, read_settings
+from .self_edit_cards import read_drafts
 from .shared import (
+    MARKS,
     RECITED,
     answers_table,
     cumulative,
@@ -28,6 +30,10 @@ from .shared import (
 )
 
 
+# What the buttons do.
+_TOGETHER, _EACH, _ONE = "together", "each", "one"
+
+
 @dataclass
 class LearningPanel:
     """
@@ -38,6 +44,8 @@ class LearningPanel:
             The whole panel, which is hidden until there is something to learn.
         number (`gr.Dropdown`):
             The self-edit that "Learn only this one" learns.
+        watched (`gr.Textbox`):
+            The question that is asked while it is learned.
         outputs (`list`):
             The widgets that `watch` and `reset` change.
         reset (`Callable[[], dict]`):
@@ -50,6 +58,7 @@ class LearningPanel:
 
     column: gr.Column
     number: gr.Dropdown
+    watched: gr.Textbox
     outputs: list
     reset: Callable[[], dict]
     watch: Callable[[Session, Job], AsyncIterator[dict]]
@@ -76,20 +85,30 @@ def build_learning_panel(
         panel ([`PassagePanel`]):
             Has the questions and the settings.
         edits (`Sequence`):
-            For each self-edit its text and its checkbox.
+            What the cards of all self-edits hold (see [`read_drafts`]).
     """
     with gr.Column(visible=False, elem_id="learning") as learning:
         gr.Markdown("### 3 · Learn", elem_classes="step")
+        watched = gr.Textbox(
+            label="Question to watch (optional)",
+            placeholder="Asked again and again while it learns, without the passage",
+            max_lines=1,
+            elem_id="watched",
+        )
         with gr.Row():
-            learn_all = gr.Button(
-                "Try all, keep the best", variant="primary", elem_id="learn-all", min_width=210, size="md"
+            learn_together = gr.Button(
+                "Learn from all together", variant="primary", elem_id="learn-together", min_width=200, size="md"
             )
+            learn_all = gr.Button("Try each, keep the best", elem_id="learn-all", min_width=190, size="md")
             only = gr.Dropdown([1], value=1, show_label=False, container=False, min_width=64, scale=0, elem_id="only")
             learn_one = gr.Button("Learn only this one", elem_id="learn-one", min_width=150, size="md")
             stop_learning = gr.Button("Stop", elem_id="stop-learning", min_width=80, interactive=False, size="md")
         if limits := workbench.limits.say():
             gr.Markdown(limits, elem_id="limits", elem_classes="quiet")
         learn_status = gr.Markdown(elem_id="learn-status", elem_classes="status")
+        watching = read_only_table(
+            ["", "Answer to the watched question", "Likely"], [20, 62, 18], elem_id="watching", visible=False
+        )
         plot = gr.LinePlot(
             x="step", y="loss", color="self-edit", title="Training loss", height=240, visible=False,
             x_title="optimizer step", y_title="nats per token", elem_id="loss",
@@ -105,6 +124,7 @@ def build_learning_panel(
     def reset() -> dict:
         return {
             learn_status: "",
+            watching: gr.update(visible=False),
             plot: gr.update(visible=False),
             rewards: gr.update(visible=False),
             answers_panel: gr.update(visible=False),
@@ -113,20 +133,24 @@ def build_learning_panel(
 
     async def watch(current: Session, job: Job) -> AsyncIterator[dict]:
         steps: list[dict] = []
+        seen: list[dict] = []
         names: list[str] = []
         learned_event: dict | None = None
         yield {
             **reset(),
             learning: gr.update(visible=True),
-            learn_all: gr.update(interactive=False),
-            learn_one: gr.update(interactive=False),
+            **{button: gr.update(interactive=False) for button in buttons},
             stop_learning: gr.update(interactive=True),
         }
         async for log, events in follow(workbench, job):
-            shown, text, num_before = {}, None, len(steps)
+            shown, text, num_before, num_seen = {}, None, len(steps), len(seen)
             for event in events:
                 if event["event"] == "learning":
-                    names = [str(number) for number in event["numbers"]]
+                    names = event["names"]
+                    if event["watched"]:
+                        shown[watched] = event["watched"]["question"]
+                elif event["event"] == "watched":
+                    seen.append(event)
                 elif event["event"] == "step":
                     steps.append(event)
                 elif event["event"] == "asking_itself":
@@ -136,14 +160,15 @@ def build_learning_panel(
                 elif event["event"] == "learned":
                     learned_event = event
                     shown |= show_rewards(event, names)
+            if len(seen) > num_seen:
+                shown[watching] = gr.update(value=watched_table(seen, names), visible=True)
             if len(steps) > num_before:
-                shown[plot] = gr.update(value=loss_table(steps, names), visible=True)
+                shown[plot] = gr.update(value=loss_table(steps, names, seen), visible=True)
                 text = text or training_text(steps[-1])
             if log.has_ended:
                 text = ended_text(log, learned_text(current, learned_event), stopped_text(steps))
                 shown |= {
-                    learn_all: gr.update(interactive=True),
-                    learn_one: gr.update(interactive=True),
+                    **{button: gr.update(interactive=True) for button in buttons},
                     stop_learning: gr.update(interactive=False),
                     ask_next: gr.update(visible=bool(current.adapters)),
                 }
@@ -187,10 +212,10 @@ def build_learning_panel(
 
     @cumulative
     async def on_learn(
-        session_id: str, passage: str, pairs: list, number: int | None, *values: object
+        how: str, session_id: str, passage: str, pairs: list, number: int, question: str, *values: object
     ) -> AsyncIterator[dict]:
         current = await opened(workbench, session_id)
-        edited, values = values[: 2 * MAX_SELF_EDITS], values[2 * MAX_SELF_EDITS :]
+        edited, values = values[: len(edits)], values[len(edits) :]
 
         def start() -> Job:
             is_other = current.example is not None and (
@@ -201,11 +226,12 @@ def build_learning_panel(
                     "The passage in the first step is not the one that these self-edits are about: write new self-edits, or "
                     "restore their passage."
                 )
-            pages = zip(current.drafts, edited[::2], edited[1::2], strict=False)
-            drafts = [replace(draft, text=text, use=bool(use)) for draft, text, use in pages]
-            chosen = [index for index, draft in enumerate(drafts) if draft.use] if number is None else [number - 1]
+            drafts = read_drafts(current, edited)
+            chosen = [number - 1] if how == _ONE else [index for index, draft in enumerate(drafts) if draft.use]
             questions = inputs.questions_from_table(pairs)
-            return workbench.adapt(current, chosen, read_settings(values), questions, drafts)
+            return workbench.adapt(
+                current, chosen, read_settings(values), questions, drafts, together=how == _TOGETHER, watched=question
+            )
 
         job = await started(start)
         if isinstance(job, str):
@@ -214,21 +240,21 @@ def build_learning_panel(
         async for shown in watch(current, job):
             yield shown
 
+    buttons = {learn_together: _TOGETHER, learn_all: _EACH, learn_one: _ONE}
     outputs = [
-        learning, learn_all, learn_one, stop_learning, learn_status, plot, rewards, answers_panel, answers_note, answers,
+        learning, *buttons, stop_learning, learn_status, watched, watching, plot, rewards, answers_panel, answers_note, answers,
         ask_next,
     ]  # fmt: skip
-    no_number = gr.State(None)
     learned = [
         button.click(
-            on_learn,
-            [session, panel.passage, panel.questions, number, *edits, *panel.settings],
+            partial(on_learn, how),
+            [session, panel.passage, panel.questions, only, watched, *edits, *panel.settings],
             outputs,
             api_visibility="private",
             show_progress="hidden",
             concurrency_limit=None,
         )
-        for button, number in ((learn_all, no_number), (learn_one, only))
+        for button, how in buttons.items()
     ]
     ask_next.click(lambda: gr.Tabs(selected="ask"), outputs=tabs, api_visibility="private", queue=False)
     stop_learning.click(
@@ -237,19 +263,53 @@ def build_learning_panel(
         api_visibility="private",
         queue=False,
     )
-    return LearningPanel(learning, only, outputs, reset, watch, learned)
+    return LearningPanel(learning, only, watched, outputs, reset, watch, learned)
 
 
-def loss_table(steps: list[dict], names: list[str]) -> pd.DataFrame:
-    """The loss of each self-edit at each step. A long training is thinned out to about 150 steps."""
+def loss_table(steps: list[dict], names: list[str], seen: list[dict]) -> pd.DataFrame:
+    """
+    The loss of each self-edit at each step, and a line upwards where the watched question was first answered right and stayed
+    so. A long training is thinned out to about 150 steps.
+    """
     stride = max(1, len(steps) // 150)
-    return pd.DataFrame(
+    lines = [
+        {"step": step["step"], "loss": loss, "self-edit": names[int(adapter)]}
+        for step in [*steps[::stride], steps[-1]]
+        for adapter, loss in step["losses"].items()
+    ]
+    highest = max(line["loss"] for line in lines)
+    for adapter, name in enumerate(names):
+        if (step := first_right(seen, adapter)) is not None:
+            label = f"{name} answers right"
+            lines += [{"step": step, "loss": height, "self-edit": label} for height in (0.0, highest)]
+    return pd.DataFrame(lines)
+
+
+def first_right(seen: list[dict], adapter: int) -> int | None:
+    """The step since which an adapter has answered the watched question right; `None` where the last answer was not."""
+    found = None
+    for event in seen:
+        if event["step"] and event["verdicts"] and str(adapter) in event["verdicts"]:
+            is_right = event["verdicts"][str(adapter)]
+            found = (found or event["step"]) if is_right else None
+    return found
+
+
+def watched_table(seen: list[dict], names: list[str]) -> list[list[str]]:
+    """What the base model and each adapter answer to the watched question, and how likely they find the right answer."""
+    latest = {adapter: event for event in seen[1:] for adapter in event["answers"]}
+    lines = [("Base model", seen[0], "0")]
+    lines += [
+        (f"Self-edit {names[int(adapter)]}, step {event['step']}", event, adapter) for adapter, event in latest.items()
+    ]
+    return [
         [
-            {"step": step["step"], "loss": loss, "self-edit": names[int(adapter)]}
-            for step in [*steps[::stride], steps[-1]]
-            for adapter, loss in step["losses"].items()
+            label,
+            MARKS[(event["verdicts"] or {}).get(adapter)] + event["answers"][adapter],
+            percent((event["probabilities"] or {}).get(adapter)),
         ]
-    )
+        for label, event, adapter in lines
+    ]
 
 
 def training_text(step: dict) -> str:

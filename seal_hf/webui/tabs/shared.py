@@ -14,6 +14,7 @@ from ..work.workbench import Workbench
 
 _REFRESH = 0.25  # seconds between two updates of the page
 _FIRST = 0.03  # the same until there is something to show
+MARKS = {True: "✓ ", False: "✗ ", None: ""}  # before an answer, by its verdict
 RECITED = (
     "Recited: the share of answers that are given to two or more questions or copy 12 words of the passage in a row"
 )
@@ -153,10 +154,9 @@ def answers_table(
     Returns:
         `list[list[str]]`: For each question itself with its right answer, and the marked answer of each model.
     """
-    marks = {True: "✓ ", False: "✗ ", None: ""}
     verdicts = verdicts or [[None] * len(questions)] * len(answers)
     cells = [
-        [marks[verdict] + answer for answer, verdict in zip(*model, strict=True)]
+        [MARKS[verdict] + answer for answer, verdict in zip(*model, strict=True)]
         for model in zip(answers, verdicts, strict=True)
     ]
     asked = [" → ".join(filter(None, (item["question"], show_gold_answers(item.get("answer"))))) for item in questions]

@@ -1,16 +1,19 @@
 """The tab Teach: step 2, the self-edits, between the panels of steps 1 and 3."""
 
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from functools import partial
+from itertools import zip_longest
 
 import gradio as gr
 
 from ..work import inputs
 from ..work.jobs import Job
 from ..work.sessions import Draft, Session
-from ..work.settings import MAX_SELF_EDITS
 from ..work.workbench import Workbench
 from .learning_panel import build_learning_panel
 from .passage_panel import NAMES, PassagePanel, build_passage_panel, read_settings
+from .self_edit_cards import build_cards, coverage_text
 from .shared import append, cumulative, ended_text, follow, is_waiting, opened, started, waiting_text
 
 
@@ -55,46 +58,25 @@ def build_teach_tab(
             gr.Markdown("### 2 · Self-edits", elem_classes="step")
             empty = gr.Markdown(_EMPTY, elem_id="empty")
             write_status = gr.Markdown(elem_id="write-status", elem_classes="status")
-            cards, texts, uses, previews = [], [], [], []
-            with gr.Row(elem_classes="cards"):
-                for number in range(1, MAX_SELF_EDITS + 1):
-                    with gr.Column(visible=False, min_width=260, elem_classes="card") as card:
-                        texts.append(
-                            gr.Textbox(
-                                label=f"Self-edit {number}",
-                                lines=7,
-                                max_lines=7,
-                                interactive=False,
-                                elem_id=f"self-edit-{number}",
-                                autoscroll=True,
-                            )  # fmt: skip
-                        )
-                        uses.append(gr.Checkbox(True, label="Use it", container=False, elem_id=f"use-{number}"))
-                        with gr.Accordion("Training texts", open=False):
-                            previews.append(
-                                gr.Textbox(show_label=False, lines=4, max_lines=12, interactive=False, container=False)
-                            )
-                    cards.append(card)
-            edits = [widget for pair in zip(texts, uses, strict=True) for widget in pair]
-            learning = build_learning_panel(workbench, session, tabs, panel, edits)
+            cards = build_cards()
+            coverage = gr.Markdown(elem_id="coverage", elem_classes="quiet")
+            values = [widget for card in cards for widget in card.values]
+            learning = build_learning_panel(workbench, session, tabs, panel, values)
 
     def show_drafts(drafts: list[Draft], current: Session) -> dict:
         numbers = list(range(1, len(drafts) + 1))
         shown = {learning.column: gr.update(visible=True), learning.number: gr.update(choices=numbers, value=1)}
-        for index, (card, text, use) in enumerate(zip(cards, texts, uses, strict=True)):
-            there = index < len(drafts)
-            shown[card] = gr.update(visible=there)
-            shown[text] = gr.update(value=drafts[index].text if there else "", interactive=there)
-            shown[use] = drafts[index].use if there else True
-            shown[previews[index]] = preview(drafts[index].text, current) if there else ""
-        return shown
+        for card, draft in zip_longest(cards, drafts):
+            shown |= card.show(draft, preview(draft, current) if draft else "")
+        return {**shown, coverage: coverage_text(current)}
 
-    def preview(text: str, current: Session) -> str:
-        texts = workbench.training_texts(current, text)
+    def preview(draft: Draft, current: Session) -> str:
+        texts = workbench.training_texts(current, draft)
         return "\n\n".join(f"{number}. {one}" for number, one in enumerate(texts, 1))
 
-    async def watch_writing(current: Session, job: Job) -> AsyncIterator[dict]:
+    async def watch_writing(current: Session, job: Job, watched: str = "") -> AsyncIterator[dict]:
         written: list[str] = []
+        text = ""
         yield {
             empty: gr.update(visible=False),
             write: gr.update(interactive=False),
@@ -106,14 +88,20 @@ def build_teach_tab(
             for event in events:
                 if event["event"] == "writing":
                     written = [""] * event["count"]
-                    shown |= {learning.column: gr.update(visible=False)}
-                    shown |= {card: gr.update(visible=index < len(written)) for index, card in enumerate(cards)}
+                    shown |= {learning.column: gr.update(visible=False), coverage: ""}
+                    for index, card in enumerate(cards):
+                        shown |= card.writing(index < len(written))
                 elif event["event"] == "text":
                     append(written, event["new"])
-            shown |= {text: gr.update(value=new, interactive=False) for text, new in zip(texts, written, strict=False)}
+                elif event["event"] == "answering":
+                    text = f"Written. The model answers the {event['count']} questions, with the passage in view …"
+            shown |= {
+                card.text: gr.update(value=new, interactive=False) for card, new in zip(cards, written, strict=False)
+            }
             if log.has_ended:
                 if current.drafts:
                     shown |= show_drafts(current.drafts, current)
+                    shown[learning.watched] = watched or question_to_watch(current)
                 ended = ended_text(log, _WRITTEN, f"Stopped. {_WRITTEN}" if current.drafts else "Stopped.")
                 yield {
                     **shown,
@@ -125,10 +113,12 @@ def build_teach_tab(
                 yield {**shown, write_status: waiting_text(workbench, job)}
             else:
                 num_words = sum(len(text.split()) for text in written)
-                yield {**shown, write_status: f"Writing all at once … {num_words} words"}
+                yield {**shown, write_status: text or f"Writing all at once … {num_words} words"}
 
     @cumulative
-    async def on_write(session_id: str, title: str, passage: str, pairs: list, *values: object) -> AsyncIterator[dict]:
+    async def on_write(
+        session_id: str, watched: str, title: str, passage: str, pairs: list, *values: object
+    ) -> AsyncIterator[dict]:
         current = await opened(workbench, session_id)
         job = await started(
             lambda: workbench.propose(
@@ -138,7 +128,7 @@ def build_teach_tab(
         if isinstance(job, str):
             yield {write_status: job}
             return
-        async for shown in watch_writing(current, job):
+        async for shown in watch_writing(current, job, watched):
             yield shown
 
     def on_restore(session_id: str) -> dict:
@@ -156,6 +146,7 @@ def build_teach_tab(
             widgets = zip(panel.settings, NAMES, strict=True)
             shown |= {widget: current.settings[name] for widget, name in widgets}
             shown |= {write_status: _WRITTEN, **show_drafts(current.drafts, current)}
+            shown[learning.watched] = question_to_watch(current)
         return shown
 
     # Apart from `on_restore`, which would overwrite what the visitor types meanwhile.
@@ -171,29 +162,40 @@ def build_teach_tab(
 
     shared = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
     outputs = [
-        empty, write, stop_writing, write_status, *cards, *texts, *uses, *previews, learning.number, *learning.outputs
+        empty, write, stop_writing, write_status, *(widget for card in cards for widget in card.widgets), coverage,
+        learning.number, *learning.outputs,
     ]  # fmt: skip
-    write.click(on_write, [session, *panel.inputs], outputs, **shared)
+    write.click(on_write, [session, learning.watched, *panel.inputs], outputs, **shared)
     stop_writing.click(
         lambda session_id: workbench.stop(workbench.sessions.open(session_id), "propose") and None,
         session,
         api_visibility="private",
         queue=False,
     )
-    for index, text in enumerate(texts):
-        text.blur(
-            lambda session_id, new_text, index=index: edit(workbench.sessions.open(session_id), index, new_text),
-            [session, text],
-            previews[index],
+
+    def on_edit(index: int, session_id: str, text: str, use: bool, rows: list) -> tuple[str, str]:
+        current = workbench.sessions.open(session_id)
+        if index >= len(current.drafts):
+            return "", ""
+        draft = replace(current.drafts[index], text=text, use=use)
+        if draft.pairs is not None:
+            draft.pairs = rows
+        shown = preview(draft, current)
+        if shown:  # it can be learned as it is
+            current.drafts[index] = draft
+        return shown, coverage_text(current)
+
+    for index, card in enumerate(cards):
+        gr.on(
+            [card.text.blur, card.pairs.input, card.use.input],
+            partial(on_edit, index),
+            [session, *card.values],
+            [card.preview, coverage],
             api_visibility="private",
             queue=False,
             show_progress="hidden",
+            trigger_mode="always_last",
         )
-
-    def edit(current: Session, index: int, text: str) -> str:
-        if index < len(current.drafts) and len(text) <= inputs.LONGEST_PASSAGE:
-            current.drafts[index].text = text
-        return preview(text, current)
 
     def attach(loaded: gr.events.Dependency) -> None:
         restored = loaded.then(
@@ -206,3 +208,8 @@ def build_teach_tab(
         restored.then(on_follow, session, outputs, **shared)
 
     return attach, panel, learning.learned
+
+
+def question_to_watch(current: Session) -> str:
+    """The first of the visitor's questions about the passage; empty where there are none."""
+    return next((item["question"] for item in (current.passage or {}).get("questions", ())), "")

@@ -15,14 +15,17 @@ import torch
 from ...adapters.adapter import Adapter
 from ...domains.knowledge.own_questions import own_questions
 from ...hub.model_card import AdapterCard
+from ...inner_loop.training import InnerStep
 from ...rollout.rewards import Asked, ask_and_grade, mean
+from ...rollout.watching import QuestionWatch
 from ...self_adapting_lm import SelfAdaptingLM
-from ...self_edit import SelfEdit
+from ...self_edit import SelfEdit, joined_self_edits
 from . import quota
 from .adapter_zip import save_zip
 from .errors import explain
-from .inputs import passage_of
+from .inputs import clean, has_words, passage_of
 from .jobs import Job
+from .sessions import Draft
 from .settings import Settings
 
 
@@ -118,17 +121,41 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def write(base: SelfAdaptingLM, job: Job, example: dict, settings: Settings) -> list[str]:
-    """Write self-edits, all in one batch. Every token goes to the log."""
+def write(base: SelfAdaptingLM, job: Job, example: dict, settings: Settings) -> list[Draft]:
+    """
+    Write self-edits, all in one batch, and answer what they ask. Every token that is written goes to the log. After a stop
+    questions stay as they were written.
+    """
 
     def on_text(new_texts: list[str]) -> None:
         job.emit("text", new=new_texts)
 
+    lm = settings.lm(base)
     job.emit("writing", count=settings.num_generations)
-    (generations,) = settings.lm(base).write_batch(
+    (generations,) = lm.write_batch(
         [example], settings.num_generations, on_text=on_text, stop=job.stop, **settings.sampling()
     )
-    return [generation.text.strip() for generation in generations]
+    texts = [generation.text.strip() for generation in generations]
+    drafts = [Draft(text, use=has_words(text), written=text) for text in texts]
+    if settings.training_format != "prompt_completion":  # a question is no example of its own
+        return drafts
+    edits = [lm.domain.parse(clean(text), example) if has_words(text) else None for text in texts]
+    asking = {place: edit for place, edit in enumerate(edits) if edit is not None and edit.calls}
+    if not asking or job.stop.is_set():
+        return drafts
+    job.emit("answering", count=sum(len(edit.calls) for edit in asking.values()))
+    answered = lm.carry_out(list(asking.values()), [example] * len(asking), stop=job.stop)
+    if job.stop.is_set():
+        return drafts
+    for place, edit in zip(asking, answered, strict=True):
+        pairs, statements = lm.domain.learned_pairs(edit), lm.domain.statements(clean(texts[place]))
+        drafts[place] = Draft(
+            "\n".join(statements),
+            use=bool(pairs or statements),
+            pairs=[list(pair) for pair in pairs],
+            written=texts[place],
+        )
+    return drafts
 
 
 def learn(
@@ -139,9 +166,12 @@ def learn(
     settings: Settings,
     files: Sequence[Path],
     num_own_questions: int,
+    *,
+    together: bool = False,
+    watched: dict | None = None,
 ) -> dict:
     """
-    Train an adapter on each self-edit, all together, and ask each the questions.
+    Train an adapter on each self-edit, all of them side by side, or one on all self-edits, and ask each the questions.
 
     Args:
         base ([`SelfAdaptingLM`]):
@@ -158,6 +188,10 @@ def learn(
             Where to save each adapter, as a zip file.
         num_own_questions (`int`):
             Number of questions that the model writes.
+        together (`bool`, *optional*, defaults to `False`):
+            Whether one adapter learns all self-edits.
+        watched (`dict`, *optional*):
+            An example with a question that the adapters are asked while they are trained.
 
     Returns:
         `dict`: `"seconds"` of the training and `"has_adapters"`, which is false after a stop before the first step. Without
@@ -167,8 +201,12 @@ def learn(
     """
     lm = settings.lm(base)
     clock = {"seconds": 0.0}
+    watch = None
+    if watched is not None:
+        watch = QuestionWatch(lm, watched, max_answer_length=LONGEST_ANSWER, stop=job.stop)
+        job.emit("watched", step=0, **vars(watch.ask_base()))
 
-    def on_step(step) -> None:
+    def on_step(step: InnerStep) -> None:
         clock["seconds"] = step.seconds
         job.emit(
             "step",
@@ -178,11 +216,15 @@ def learn(
             num_tokens=step.num_tokens,
             seconds=step.seconds,
         )
+        if watch is not None and (seen := watch.ask(step)) is not None:
+            job.emit("watched", step=step.step, **vars(seen))
 
     trained = lm.carry_out(self_edits, [example] * len(self_edits), stop=job.stop)
     if job.stop.is_set():  # before a tool had come to its end
         return {"seconds": 0.0, "has_adapters": False}
-    for edit, one in zip(self_edits, trained, strict=True):
+    if together:
+        trained = [joined_self_edits([edit for edit in trained if edit.examples] or trained)]
+    for edit, one in zip(self_edits, trained, strict=not together):
         if not one.examples:
             raise ValueError(
                 f"None of the questions of a self-edit (“{edit.calls[0]}”) can be answered from the passage: change them, or do "
@@ -220,7 +262,7 @@ def learn(
     }
 
 
-def answer(base: SelfAdaptingLM, job: Job, example: dict, file: Path) -> tuple[list[str], list[str]]:
+def answer(base: SelfAdaptingLM, job: Job, examples: Sequence[dict], file: Path) -> tuple[list[str], list[str]]:
     """
     Answer questions without the passage, in one batch. Every token goes to the log.
 
@@ -229,8 +271,8 @@ def answer(base: SelfAdaptingLM, job: Job, example: dict, file: Path) -> tuple[l
             The model.
         job ([`Job`]):
             Where to report the progress.
-        example (`dict`):
-            The questions, with the title that they name.
+        examples (`Sequence[dict]`):
+            The questions, with the titles that they name.
         file (`Path`):
             The adapter's file.
 
@@ -241,7 +283,7 @@ def answer(base: SelfAdaptingLM, job: Job, example: dict, file: Path) -> tuple[l
     def on_text(new_texts: list[str]) -> None:
         job.emit("text", new=new_texts)
 
-    prompts = base.domain.questions(example)
+    prompts = [prompt for example in examples for prompt in base.domain.questions(example)]
     adapter = _adapter(base, file)
     plain, adapted = base.answer_groups(
         [prompts] * 2, [None, adapter], max_answer_length=LONGEST_ANSWER, on_text=on_text, stop=job.stop

@@ -17,6 +17,7 @@ from ...domains import load_demo_passages, load_passages, shuffle_passages
 from ...domains.files import fault_of
 from ...domains.knowledge.passages import load_questions
 from ...domains.knowledge.questions import QUESTION_FORM, read_question
+from ...domains.knowledge.sentences import asks_for, facts_of
 from ...grading import gold_answers, show_gold_answers
 from ...models.control_tokens import encode_text
 from ...models.encoding import encode_prompt
@@ -32,6 +33,7 @@ LONGEST_QUESTION = 256  # tokens
 LONGEST_TYPED_QUESTION = 4_000  # characters; a longer one is refused before its tokens are counted
 LONGEST_ANSWER = 200  # characters
 MAX_QUESTIONS = 32
+MAX_PAIRS = 100  # of one self-edit
 MAX_ANSWERS = 8  # to one question
 _LONGEST_CELL = 4 * MAX_ANSWERS * LONGEST_ANSWER  # characters of one cell of the table
 _MOST_ENTRIES = 1_000  # with those that are empty
@@ -285,13 +287,49 @@ def checked_self_edits(
     for number in chosen:
         if not 0 <= number < len(drafts):
             raise ValueError(f"There is no self-edit {number + 1}: choose from 1 to {len(drafts)}.")
-        _check_length(f"Self-edit {number + 1}", drafts[number].text, LONGEST_PASSAGE)
-        text = clean(drafts[number].text)
-        self_edit = lm.domain.parse(text, example) if has_words(text) else None
+        draft, name = drafts[number], f"Self-edit {number + 1}"
+        _check_length(name, draft.text, LONGEST_PASSAGE)
+        text = clean(draft.text)
+        if draft.pairs is None:
+            self_edit = lm.domain.parse(text, example) if has_words(text) else None
+        else:
+            statements = lm.domain.statements(text) if has_words(text) else []
+            self_edit = lm.domain.self_edit_of(_checked_pairs(name, draft.pairs), example, statements)
         if self_edit is None:
-            raise ValueError(f"Self-edit {number + 1} is empty: write a text, or do not use it.")
+            raise ValueError(f"{name} is empty: write a text, or do not use it.")
         self_edits.append(self_edit)
     return self_edits
+
+
+def _checked_pairs(name: str, rows: Sequence[Sequence[object]]) -> list[tuple[str, str]]:
+    """The questions with their answers of a self-edit, without rows that are empty."""
+    if len(rows) > _MOST_ENTRIES:
+        raise ValueError(f"{name} has {len(rows):,} questions: keep {MAX_PAIRS} at most.")
+    pairs = []
+    for number, row in enumerate(rows, 1):
+        for cell in row[:2]:
+            _check_length(f"{name}, question {number} or its answer", cell, LONGEST_TYPED_QUESTION)
+        question, answer = ([*map(clean, row[:2]), "", ""])[:2]
+        if not question and not answer:
+            continue
+        if not has_words(question):
+            raise ValueError(f"{name}, answer {number} has no question: write one, or remove the row.")
+        if not has_words(answer):
+            raise ValueError(f"{name}, question {number} has no answer: write one, or remove the row.")
+        pairs.append((" ".join(question.split()), " ".join(answer.split())))
+    if len(pairs) > MAX_PAIRS:
+        raise ValueError(f"{name} has {len(pairs)} questions: keep {MAX_PAIRS} at most.")
+    return pairs
+
+
+def missing_facts(example: Mapping, drafts: Sequence[Draft]) -> tuple[list[str], int]:
+    """
+    The names and numbers of a passage that no question of the self-edits in use asks for, and how many names and numbers there
+    are, without those of the title.
+    """
+    pairs = [tuple(row[:2]) for draft in drafts if draft.use for row in draft.pairs or ()]
+    facts = facts_of(example)
+    return [fact for fact in facts if not asks_for(fact, pairs)], len(facts)
 
 
 def checked_repo_name(name: object) -> str:

@@ -25,10 +25,24 @@ MAX_ADAPTERS = 24  # per session; one of the model `embedded` with rank 32 takes
 
 @dataclass
 class Draft:
-    """One self-edit on the page: its text, which the visitor may have edited, and whether to use it."""
+    """
+    One self-edit on the page, which the visitor may have edited.
+
+    Parameters:
+        text (`str`):
+            What is trained on; beside `pairs` what there is besides.
+        use (`bool`, *optional*, defaults to `True`):
+            Whether to use it.
+        pairs (`list[list[str]]`, *optional*):
+            Questions with the answers that the model has found; `None` where it has not looked for any.
+        written (`str`, *optional*, defaults to `""`):
+            What the model wrote, as it was.
+    """
 
     text: str
     use: bool = True
+    pairs: list[list[str]] | None = None
+    written: str = ""
 
 
 @dataclass

@@ -6,11 +6,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 from ...adapters.layout import lora_layout
+from ...domains.knowledge.passages import load_retention_questions, unanswered_question
 from ...grading import LexicalGrader
 from ...models.encoding import encode_prompt
+from ...rollout.rewards import mean
 from ...self_adapting_lm import SelfAdaptingLM
 from ...self_edit import SelfEdit, TrainingExample
 from . import device, inputs, quota
@@ -24,14 +27,6 @@ from .training_runs import TrainingRuns
 
 NUM_OWN_QUESTIONS = 5
 _LONGEST_HISTORY = 50  # questions
-# Unrelated questions, which show whether other knowledge was lost.
-PROBES = (
-    {"question": "What is the capital of France?", "answer": "Paris"},
-    {"question": "What colour is the sky on a clear day?", "answer": "blue"},
-    {"question": "How many days are in a week?", "answer": "seven"},
-    {"question": "What do bees make?", "answer": "honey"},
-    {"question": "Which planet do people live on?", "answer": "Earth"},
-)
 # Tokens per second of a small model on two CPU cores, written in one text and trained on. The time that jobs really take
 # corrects the estimates.
 _WRITTEN, _TRAINED = 12.0, 250.0
@@ -109,8 +104,7 @@ class Workbench:
         example = inputs.checked_example(settings.lm(self.lm), title, passage, questions, settings)
 
         def work(job: Job) -> None:
-            texts = self._run("write", job, example, settings)
-            drafts = [Draft(text, use=inputs.has_words(text)) for text in texts]
+            drafts = self._run("write", job, example, settings)
             if any(draft.use for draft in drafts):
                 session.example, session.settings, session.drafts = example, asdict(settings), drafts
             elif not job.stop.is_set():
@@ -123,12 +117,14 @@ class Workbench:
         session.shown.pop("adapt", None)  # it was about another passage
         return job
 
-    def training_texts(self, session: Session, text: str) -> list[str]:
-        """The texts that are trained on when a self-edit is this text."""
-        if session.example is None or len(text) > inputs.LONGEST_PASSAGE or not inputs.has_words(text):
+    def training_texts(self, session: Session, draft: Draft) -> list[str]:
+        """The texts that are trained on when a self-edit is this one; none where it cannot be learned as it is."""
+        if session.example is None:
             return []
-        self_edit = Settings(**session.settings).lm(self.lm).domain.parse(inputs.clean(text), session.example)
-        if self_edit is None:
+        lm = Settings(**session.settings).lm(self.lm)
+        try:
+            (self_edit,) = inputs.checked_self_edits(lm, session.example, [draft], [0])
+        except ValueError:
             return []
         # Questions that the model will answer are shown as they are.
         return [*self_edit.calls, *map(_shown, self_edit.examples)]
@@ -142,9 +138,12 @@ class Workbench:
         settings: Settings,
         questions: Sequence[Mapping],
         drafts: Sequence[Draft] | None = None,
+        *,
+        together: bool = False,
+        watched: str = "",
     ) -> Job:
         """
-        Train an adapter on each of the chosen self-edits and find out which has learned most.
+        Train an adapter on each of the chosen self-edits and find out which has learned most, or one on all of them.
 
         Args:
             session ([`Session`]):
@@ -157,9 +156,13 @@ class Workbench:
                 The visitor's questions and answers. If there are none, the model writes its own.
             drafts (`Sequence[Draft]`, *optional*):
                 Self-edits that replace those of the session, once the job is accepted.
+            together (`bool`, *optional*, defaults to `False`):
+                Whether one adapter learns all chosen self-edits.
+            watched (`str`, *optional*, defaults to `""`):
+                A question to ask the adapters while they are trained, or none. If it is one of `questions`, its answers are graded.
 
         Raises:
-            ValueError: No self-edit is chosen, one is empty, or the training would be too long.
+            ValueError: No self-edit is chosen, one is empty, the training would be too long, or the watched question is.
             JobRefused: The session has no self-edit, too many adapters or no room for more, it learns something else at the
                 moment, too many jobs are waiting, the visitor has had too much in this hour, or there is no room on the disk.
         """
@@ -169,14 +172,19 @@ class Workbench:
         settings = replace(settings, prompt_style=session.settings["prompt_style"])
         lm = settings.lm(self.lm)
         # One more is the folder that becomes the zip file of one.
-        num_bytes = (1 + len(chosen)) * (lora_layout(lm.model, lm.peft_config).num_bytes + quota.FILE_BYTES)
+        num_adapters = 1 if together else len(chosen)
+        num_bytes = (1 + num_adapters) * (lora_layout(lm.model, lm.peft_config).num_bytes + quota.FILE_BYTES)
         quota.require(session.folder, num_bytes)
         example = {**session.example, "questions": [dict(item) for item in questions]}
         drafts = session.drafts if drafts is None else list(drafts)
         self_edits = inputs.checked_self_edits(lm, example, drafts, chosen)
-        session.require_room(len(self_edits))
+        session.require_room(num_adapters)
         self._require_short(settings, self_edits)
-        names = [f"{inputs.name_of(example)} · self-edit {number + 1}" for number in chosen]
+        labels = [str(number + 1) for number in chosen]
+        if together:
+            labels = [" + ".join(labels)]
+        names = [f"{inputs.name_of(example)} · self-edit {label}" for label in labels]
+        watched_example = self._watched(example, watched)
         targets = [session.new_file(name) for name in names]
         num_tokens = settings.num_train_epochs * sum(
             len(encode_prompt(lm.processing_class, one.prompt)) + inputs.count_tokens(lm, one.completion)
@@ -190,11 +198,21 @@ class Workbench:
             )
 
         def work(job: Job) -> None:
-            job.emit("learning", numbers=[number + 1 for number in chosen])
+            job.emit("learning", names=labels, watched=watched_example["questions"][0] if watched_example else None)
             files = [file for _, file in targets]
             try:
                 with quota.room(session.folder, num_bytes):
-                    result = self._run("learn", job, example, self_edits, settings, files, NUM_OWN_QUESTIONS)
+                    result = self._run(
+                        "learn",
+                        job,
+                        example,
+                        self_edits,
+                        settings,
+                        files,
+                        NUM_OWN_QUESTIONS,
+                        together=together,
+                        watched=watched_example,
+                    )
             except BaseException:
                 # The adapters that were saved before the error stay, without a reward.
                 saved = [index for index, file in enumerate(files) if file.is_file()]
@@ -204,10 +222,23 @@ class Workbench:
                 raise
             self._keep_learned(session, job, example, names, targets, result)
 
-        key = [example, [edit.completion for edit in self_edits], asdict(settings)]
+        key = [example, [edit.completion for edit in self_edits], asdict(settings), together, watched_example]
         job = self._submit(session, "adapt", key, work, num_tokens / _TRAINED + 10, "learn", num_tokens)
         session.passage, session.drafts = example, drafts
         return job
+
+    def _watched(self, example: Mapping, question: str) -> dict | None:
+        """
+        The watched question as an example of its own, with its answers where they are known.
+
+        Raises:
+            ValueError: It has no words, or is too long.
+        """
+        if not (question or "").strip():
+            return None
+        question = inputs.checked_question(self.lm, question)
+        known = [item for item in example["questions"] if item["question"].casefold() == question.casefold()]
+        return inputs.example_of(inputs.title_of(example), "", known[:1] or [{"question": question}])
 
     def _require_short(self, settings: Settings, self_edits: Sequence[SelfEdit]) -> None:
         """
@@ -284,7 +315,8 @@ class Workbench:
                 waiting.
         """
         kept = session.adapter(adapter_id)
-        return self._answer(session, "ask", [{"question": inputs.checked_question(self.lm, question)}], kept)
+        question = inputs.checked_question(self.lm, question)
+        return self._answer(session, "ask", [inputs.example_of(kept.title, "", [{"question": question}])], kept)
 
     def score(self, session: Session, questions: Sequence[Mapping], adapter_id: str | None = None) -> Job:
         """
@@ -303,11 +335,12 @@ class Workbench:
         kept = session.adapter(adapter_id)
         if not questions:
             raise ValueError("There are no questions yet: write some with their answers in the first step.")
-        return self._answer(session, "score", questions, kept)
+        return self._answer(session, "score", [inputs.example_of(kept.title, "", questions)], kept)
 
     def probe(self, session: Session, adapter_id: str | None = None) -> Job:
         """
-        Let both models answer questions that have nothing to do with the passage, and grade the answers.
+        Let both models answer questions that have nothing to do with the passage, and grade the answers; and one about its topic
+        that it does not answer.
 
         Args:
             session, adapter_id:
@@ -316,38 +349,37 @@ class Workbench:
         Raises:
             JobRefused: As in [`ask`].
         """
-        return self._answer(session, "probe", PROBES, session.adapter(adapter_id), title="")
+        kept = session.adapter(adapter_id)
+        examples = [inputs.example_of("", "", load_retention_questions())]
+        if question := unanswered_question(inputs.example_of(kept.title, kept.passage)):
+            examples.append(inputs.example_of(kept.title, "", [{"question": question}]))
+        return self._answer(session, "probe", examples, kept)
 
     def _answer(
         self,
         session: Session,
         kind: str,
-        questions: Sequence[Mapping],
+        examples: Sequence[Mapping],
         kept: KeptAdapter,
-        title: str | None = None,
     ) -> Job:
-        title = kept.title if title is None else title
+        questions = [item for example in examples for item in example["questions"]]
 
         def work(job: Job) -> None:
             if kept.id not in session.adapters:
                 raise ValueError(f"The adapter “{kept.name}” has been deleted: choose another one under Adapters.")
-            job.emit("asked", questions=list(questions), adapter=kept.name)
-            base, adapted = self._run("answer", job, inputs.example_of(title, "", questions), kept.file)
+            job.emit("asked", questions=questions, adapter=kept.name)
+            base, adapted = self._run("answer", job, examples, kept.file)
             verdicts = recited = None
-            if all("answer" in item for item in questions) and not job.stop.is_set():
-                grade = LexicalGrader().grade
-                texts, golds = zip(*((item["question"], item["answer"]) for item in questions), strict=True)
-                verdicts = [grade(list(texts), list(golds), answers) for answers in (base, adapted)]
-                flags = [
-                    self.lm.domain.recited(inputs.example_of(title, kept.passage), own) for own in (base, adapted)
-                ]
-                recited = [sum(own) / len(own) for own in flags]
+            if kind != "ask" and not job.stop.is_set():
+                verdicts = [_graded(questions, answers) for answers in (base, adapted)]
+                about = inputs.example_of(kept.title, kept.passage)
+                recited = [mean(self.lm.domain.recited(about, answers)) for answers in (base, adapted)]
             if kind == "ask" and not job.stop.is_set():
                 session.asked = [*session.asked, (questions[0]["question"], base[0], adapted[0])][-_LONGEST_HISTORY:]
             best_of = 1 if kept.own_questions else kept.best_of  # by questions of the visitor
             job.emit("answered", base=base, adapted=adapted, verdicts=verdicts, recited=recited, best_of=best_of)
 
-        key = [list(questions), title, kept.id]
+        key = [list(examples), kept.id]
         return self._submit(session, kind, key, work, 3 + device.LONGEST_ANSWER / _WRITTEN, "answer")
 
     # --- jobs ---
@@ -390,8 +422,8 @@ class Workbench:
         session.shown[kind] = job.id
         return job
 
-    def _run(self, name: str, job: Job, *arguments: object) -> object:
-        return device.run(job.seconds, self._model, getattr(device, name), job, *arguments)
+    def _run(self, name: str, job: Job, *arguments: object, **options: object) -> object:
+        return device.run(job.seconds, self._model, partial(getattr(device, name), **options), job, *arguments)
 
     def _visitor_of(self, session_id: str) -> str:
         return self.sessions.visitor_of(session_id)
@@ -415,6 +447,14 @@ class Workbench:
         while True:
             time.sleep(seconds)
             self.sessions.sweep()
+
+
+def _graded(questions: Sequence[Mapping], answers: Sequence[str]) -> list[bool | None]:
+    """The verdict on each answer; `None` where the right answer is not known."""
+    known = [place for place, item in enumerate(questions) if "answer" in item]
+    columns = ([questions[place]["question"] for place in known], [questions[place]["answer"] for place in known])
+    verdicts = dict(zip(known, LexicalGrader().grade(*columns, [answers[place] for place in known]), strict=True))
+    return [verdicts.get(place) for place in range(len(questions))]
 
 
 def _shown(example: TrainingExample) -> str:

@@ -1,0 +1,129 @@
+"""
+Asks adapters while they are trained, so that one sees their answers change.
+
+What is asked takes a bounded share of the time: after a step the adapters are asked again when enough of it has been spent on
+training since.
+"""
+
+import math
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..adapters.adapter import Adapter
+from ..adapters.policy import carried_policy
+from ..grading import gold_answers
+from ..inner_loop.training import InnerStep
+from ..self_adapting_lm import SelfAdaptingLM
+
+
+@dataclass(frozen=True)
+class WatchedAnswers:
+    """
+    What adapters in training answer after a step.
+
+    Parameters:
+        answers (`dict[int, str]`):
+            The greedy answer of each adapter that took part in the step; before the first step of the base model alone, as 0.
+        verdicts (`dict[int, bool | None]`, *optional*):
+            Whether each of them is right; `None` where no gold answer is known.
+        probabilities (`dict[int, float | None]`, *optional*):
+            How likely each adapter finds the likeliest gold answer: the geometric mean over its tokens.
+    """
+
+    answers: dict[int, str]
+    verdicts: dict[int, bool | None] | None = None
+    probabilities: dict[int, float | None] | None = None
+
+
+class QuestionWatch:
+    """
+    Asks adapters one question while they are trained.
+
+    Args:
+        lm ([`SelfAdaptingLM`]):
+            The model that trains them.
+        example (`Mapping`):
+            An example with one question, and the gold answer where one is known.
+        max_share (`float`, *optional*, defaults to `0.1`):
+            The share of the time since the start that asking may take; one time more than that it is asked at the end.
+        max_answer_length (`int`, *optional*, defaults to `64`):
+            Longest answer, in tokens.
+        stop (`threading.Event`, *optional*):
+            Ends an answer that is being written, once set.
+
+    Raises:
+        ValueError: The example has not one question.
+
+    Example:
+
+    ```python
+    watch = QuestionWatch(lm, {"title": "Bees", "context": "", "questions": [{"question": "Who keeps bees?"}]})
+    lm.adapt(self_edit, on_step=lambda step: print(step.step, watch.ask(step)))
+    ```
+    """
+
+    def __init__(
+        self,
+        lm: SelfAdaptingLM,
+        example: Mapping[str, Any],
+        *,
+        max_share: float = 0.1,
+        max_answer_length: int = 64,
+        stop: threading.Event | None = None,
+    ):
+        self.lm, self.example, self.max_share = lm, example, max_share
+        self.max_answer_length, self.stop = max_answer_length, stop
+        prompts = lm.domain.questions(example)
+        if len(prompts) != 1:
+            raise ValueError(
+                f"One question can be watched, but the example has {len(prompts)}; give an example with one."
+            )
+        (self.prompt,) = prompts
+        self.golds = gold_answers(example["questions"][0].get("answer"))
+        self.seconds = 0.0
+        self._last = 0.0
+
+    def ask(self, step: InnerStep) -> WatchedAnswers | None:
+        """
+        Ask the adapters that took part in a step, unless it is too early for it.
+
+        Args:
+            step ([`InnerStep`]):
+                The step, as `on_step` of [`SelfAdaptingLM.adapt`] has it.
+
+        Returns:
+            [`WatchedAnswers`], *optional*: `None` where it is too early.
+        """
+        is_last = step.step == step.num_steps
+        if not is_last and self.seconds + self._last > self.max_share * step.seconds:
+            return None
+        start = time.perf_counter()
+        policy = carried_policy(self.lm.model, self.lm.base_model_id)
+        seen = self._ask(
+            {
+                number: Adapter(step.layout, weights, self.lm.base_model_id, policy=policy)
+                for number, weights in step.weights.items()
+            }
+        )
+        self._last = time.perf_counter() - start
+        self.seconds += self._last
+        return seen
+
+    def ask_base(self) -> WatchedAnswers:
+        """Ask the model without an inner adapter, before the training."""
+        return self._ask({0: None})
+
+    def _ask(self, adapters: Mapping[int, Adapter | None]) -> WatchedAnswers:
+        prompts, asked = [self.prompt] * len(adapters), list(adapters.values())
+        answers = self.lm.answer_prompts(prompts, asked, max_answer_length=self.max_answer_length, stop=self.stop)
+        verdicts = probabilities = None
+        if self.golds:
+            graded = self.lm.domain.grade([self.example] * len(answers), [[answer] for answer in answers])
+            verdicts = dict(zip(adapters, (verdict for (verdict,) in graded), strict=True))
+            likely = self.lm.generator.answer_log_likelihoods(prompts, [list(self.golds)] * len(prompts), asked)
+            found = (None if one is None else math.exp(one) for one in likely)
+            probabilities = dict(zip(adapters, found, strict=True))
+        return WatchedAnswers(dict(zip(adapters, answers, strict=True)), verdicts, probabilities)

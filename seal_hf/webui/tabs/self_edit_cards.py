@@ -1,0 +1,115 @@
+"""The cards of step 2: one self-edit each, as text or as questions with their answers, and what they leave out together."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import gradio as gr
+
+from ..work import inputs
+from ..work.sessions import Draft, Session
+from ..work.settings import MAX_SELF_EDITS
+from .shared import escape
+
+
+_SHOWN_FACTS = 12
+
+
+@dataclass(frozen=True)
+class SelfEditCard:
+    """The widgets of one self-edit. What they hold in `values` becomes a draft again with [`read_drafts`]."""
+
+    column: gr.Column
+    pairs: gr.Dataframe
+    text: gr.Textbox
+    use: gr.Checkbox
+    preview: gr.Textbox
+
+    @property
+    def values(self) -> list[gr.components.Component]:
+        """Text, whether to use it, and the questions with their answers."""
+        return [self.text, self.use, self.pairs]
+
+    @property
+    def widgets(self) -> list:
+        """All of them."""
+        return [self.column, self.preview, *self.values]
+
+    def writing(self, is_there: bool) -> dict:
+        """The card before its self-edit is written."""
+        return {
+            self.column: gr.update(visible=is_there),
+            self.pairs: gr.update(visible=False),
+            self.text: gr.update(visible=True),
+        }
+
+    def show(self, draft: Draft | None, preview: str) -> dict:
+        """The card of a self-edit; hidden where there is none."""
+        if draft is None:
+            return {self.column: gr.update(visible=False), self.text: "", self.use: True, self.preview: ""}
+        has_pairs = draft.pairs is not None
+        return {
+            self.column: gr.update(visible=True),
+            self.pairs: gr.update(value=draft.pairs or [["", ""]], visible=has_pairs),
+            self.text: gr.update(value=draft.text, visible=bool(draft.text) or not has_pairs, interactive=True),
+            self.use: draft.use,
+            self.preview: preview,
+        }
+
+
+def build_cards() -> list[SelfEditCard]:
+    """Lay out the cards, hidden, where this is called."""
+    cards = []
+    with gr.Row(elem_classes="cards"):
+        for number in range(1, MAX_SELF_EDITS + 1):
+            with gr.Column(visible=False, min_width=260, elem_classes="card") as column:
+                pairs = gr.Dataframe(
+                    headers=["Question", "Answer"],
+                    datatype="str",
+                    type="array",
+                    column_count=2,
+                    column_widths=["62%", "38%"],
+                    wrap=True,
+                    interactive=True,
+                    visible=False,
+                    label=f"Self-edit {number}: what it asks, and what it has found",
+                    max_height=280,
+                    buttons=[],
+                    elem_id=f"pairs-{number}",
+                    elem_classes="table",
+                )
+                text = gr.Textbox(
+                    label=f"Self-edit {number}",
+                    lines=7,
+                    max_lines=7,
+                    interactive=False,
+                    elem_id=f"self-edit-{number}",
+                    autoscroll=True,
+                )
+                use = gr.Checkbox(True, label="Use it", container=False, elem_id=f"use-{number}")
+                with gr.Accordion("Training texts", open=False):
+                    preview = gr.Textbox(show_label=False, lines=4, max_lines=12, interactive=False, container=False)
+            cards.append(SelfEditCard(column, pairs, text, use, preview))
+    return cards
+
+
+def read_drafts(current: Session, values: Sequence[object]) -> list[Draft]:
+    """The self-edits of a session as the cards hold them; `values` are those of all cards, one after another."""
+    shown = zip(current.drafts, values[::3], values[1::3], values[2::3], strict=False)
+    return [
+        Draft(text, use=bool(use), pairs=None if draft.pairs is None else list(rows), written=draft.written)
+        for draft, text, use, rows in shown
+    ]
+
+
+def coverage_text(current: Session) -> str:
+    """Which names and numbers of the passage no question of the self-edits asks for; empty where they are not questions."""
+    if current.example is None or all(draft.pairs is None for draft in current.drafts):
+        return ""
+    missing, count = inputs.missing_facts(current.example, current.drafts)
+    if not count:
+        return ""
+    text = f"The answers hold {count - len(missing)} of the passage's {count} names and numbers."
+    if missing:
+        more = f" and {len(missing) - _SHOWN_FACTS} more" * (len(missing) > _SHOWN_FACTS)
+        text += f" Nothing asks for {', '.join(map(escape, missing[:_SHOWN_FACTS]))}{more}."
+    return text
