@@ -1,7 +1,7 @@
 """
 Measure the inner loop and the answers side by side with the reference way and with plain PEFT.
 
-    python benchmarks/bench.py            # the table in benchmarks/README.md, about 15 minutes on two CPU cores
+    python benchmarks/bench.py            # the table in benchmarks/README.md, about 20 minutes on two CPU cores
     python benchmarks/bench.py --quick    # a part of it in about 2 minutes, kept apart in results-quick.json
 
 Every way runs in this process on the same loaded model, in turns, so that a ratio compares the same minutes of the same
@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+import arc_task
 import sections
 from inputs import FOLDER, describe, even_bank, load_work, updates_of
 from machine import SQUARE, describe_machine, gemm_rates, versions
@@ -73,6 +74,10 @@ def measure(settings: Settings, progress: Callable[[str], None]) -> dict[str, ob
     for target in settings.targets if settings.memory_adapters else ():
         progress(f"memory, {target}")
         results["memory"].append(sections.memory(target, settings.memory_adapters))
+    results["arc"] = []
+    for size in settings.arc_tasks:
+        progress(f"{size} ARC task")
+        results["arc"].append(arc_task.in_own_process(size))
     if settings.quantized and importlib.util.find_spec("bitsandbytes") is not None:
         progress("quantized base")
         results["quantized"] = sections.quantized()

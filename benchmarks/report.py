@@ -73,6 +73,8 @@ def table(results: Mapping) -> str:
     parts = [_training_table(results), _answers_table(results), _operations_table(results)]
     if results["memory"]:
         parts.append(_memory_table(results))
+    if results.get("arc"):  # results of before have none
+        parts.append(_arc_table(results))
     return "\n\n".join([*parts, *_sentences(results)])
 
 
@@ -152,6 +154,31 @@ def _memory_table(results: Mapping) -> str:
     sizes = [f"K = {size}" for size in results["memory"][0]["adapters"]]
     heads = ["peak memory, MB", *sizes, "growth per adapter", "of it parameters", "bytes per parameter"]
     return markdown(heads, rows)
+
+
+def _arc_table(results: Mapping) -> str:
+    rows = [
+        [
+            row["task"],
+            f"{row['training_tasks']} ({row['longest_sequence']:,})",
+            f"{row['training_tokens']:,}",
+            f"{row['training_seconds']:.0f}",
+            row["predictions"],
+            f"{row['prediction_tokens']:,}",
+            f"{row['prediction_seconds']:.0f}",
+            f"{row['peak_bytes'] / 1e6:.0f} ({row['loaded_bytes'] / 1e6:.0f})",
+        ]
+        for row in results["arc"]
+    ]
+    heads = [
+        "ARC task",
+        "training tasks (longest, tokens)",
+        "tokens trained",
+        "seconds",
+        "predictions",
+        "their tokens",
+    ]
+    return markdown([*heads, "seconds", "peak memory, MB (loaded)"], rows)
 
 
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

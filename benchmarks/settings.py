@@ -31,6 +31,8 @@ class Settings:
             Longest answer, in tokens.
         step_epochs (`int`):
             Epochs that are run of one repeat of an expectation step; 0 leaves it out.
+        arc_tasks (`tuple[str, ...]`):
+            ARC tasks that are learned and solved, by their sizes in `arc_task.NUM_TRAINING_TASKS`.
         quantized (`bool`):
             Whether the quantized base is measured.
     """
@@ -46,6 +48,7 @@ class Settings:
     peft_answer_adapters: int = 6
     max_answer_length: int = 32
     step_epochs: int = 4
+    arc_tasks: tuple[str, ...] = ("small", "large")
     quantized: bool = True
 
 
@@ -60,5 +63,6 @@ QUICK = Settings(
     answer_repetitions=1,
     peft_answer_adapters=1,
     step_epochs=0,
+    arc_tasks=(),
     quantized=False,
 )
