@@ -23,6 +23,7 @@ from .transforms import Transform, recolour, tools
 
 
 MAX_TASKS, MAX_CHARACTERS = 250, 8192
+NO_TOOL = "none"
 Pair = tuple[Grid, Grid]
 
 
@@ -77,18 +78,45 @@ def training_tasks(
         `list[TrainingTask]`: distinct ones, none with a grid of more than 30 x 30 cells or of 8192 characters and more, in an order
             that was drawn.
     """
-    generator = np.random.default_rng([seed, *str(task["id"]).encode()])
-    pairs = demonstrations(task)
-    own = list(leave_one_out(pairs)) + list(leave_two_out(pairs))
-    down, right = (int(value) for value in generator.integers(0, 4, size=2))
-    by_group = tools(down, right)
-    made = [*own, *(one.changed(tool) for group in groups for tool in by_group[group].values() for one in own)]
-    made = [one for one in dict.fromkeys(made) if _fits(one)]
+    generator = _generator(task, seed)
+    made = list(dict.fromkeys(chain.from_iterable(_by_tool(task, groups, generator).values())))
     # Without a tool the authors' copies have the same colours.
     copies = [_reordered(_recoloured(one, generator) if groups else one, generator) for one in made]
     distinct = list(dict.fromkeys([*made, *copies]))
     order = generator.permutation(len(distinct))
     return [distinct[place] for place in order[:max_tasks]]
+
+
+def tasks_by_tool(task: Mapping[str, Any], groups: Sequence[str], seed: int) -> dict[str, list[TrainingTask]]:
+    """
+    What each tool makes of the demonstrations of an ARC task, before copies are made and some of all are drawn.
+
+    Args:
+        task, groups, seed:
+            As for [`training_tasks`].
+
+    Returns:
+        `dict[str, list[TrainingTask]]`: training tasks by the name of the tool, those without one by `"none"`; none of a tool whose
+            grids are all too large.
+    """
+    return _by_tool(task, groups, _generator(task, seed))
+
+
+def _generator(task: Mapping[str, Any], seed: int) -> np.random.Generator:
+    return np.random.default_rng([seed, *str(task["id"]).encode()])
+
+
+def _by_tool(
+    task: Mapping[str, Any], groups: Sequence[str], generator: np.random.Generator
+) -> dict[str, list[TrainingTask]]:
+    pairs = demonstrations(task)
+    # No tool makes a grid smaller.
+    own = [one for one in (*leave_one_out(pairs), *leave_two_out(pairs)) if _fits(one)]
+    down, right = (int(value) for value in generator.integers(0, 4, size=2))
+    by_group = tools(down, right)
+    chosen = {name: tool for group in groups for name, tool in by_group[group].items()}
+    made = {name: [changed for one in own if _fits(changed := one.changed(tool))] for name, tool in chosen.items()}
+    return {NO_TOOL: own, **made}
 
 
 def leave_one_out(pairs: Sequence[Pair]) -> list[TrainingTask]:

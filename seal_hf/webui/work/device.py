@@ -16,6 +16,7 @@ import torch
 from ...adapters.adapter import Adapter
 from ...domains.knowledge.own_questions import own_questions
 from ...hub.model_card import AdapterCard
+from ...inner_loop.training import InnerStep
 from ...rollout.rewards import Asked, ask_and_grade, mean
 from ...self_adapting_lm import SelfAdaptingLM
 from ...self_edit import SelfEdit
@@ -65,7 +66,7 @@ def run(seconds: float, model: int, work: Callable, job: Job, *arguments: object
         model (`int`):
             The number of the model.
         work (`Callable`):
-            [`write`], [`learn`] or [`answer`].
+            [`write`], [`learn`], [`answer`], or the [`learn_task`] of ARC.
         job ([`Job`]):
             Where to report the progress.
         arguments:
@@ -181,16 +182,9 @@ def learn(
     lm = settings.lm(base)
     clock = {"seconds": 0.0}
 
-    def on_step(step) -> None:
+    def on_step(step: InnerStep) -> None:
         clock["seconds"] = step.seconds
-        job.emit(
-            "step",
-            step=step.step,
-            num_steps=step.num_steps,
-            losses=step.losses,
-            num_tokens=step.num_tokens,
-            seconds=step.seconds,
-        )
+        emit_step(job, step)
 
     trained = lm.carry_out(self_edits, [example] * len(self_edits), stop=job.stop)
     if job.stop.is_set():  # before a tool had come to its end
@@ -231,6 +225,18 @@ def learn(
         "recitations": [mean(own.recitation["verdicts"]) for own in graded],
         "recited": [mean(lm.domain.recited(example, own.answers)) for own in graded],
     }
+
+
+def emit_step(job: Job, step: InnerStep) -> None:
+    """Tell a job's log of a step of the training."""
+    job.emit(
+        "step",
+        step=step.step,
+        num_steps=step.num_steps,
+        losses=step.losses,
+        num_tokens=step.num_tokens,
+        seconds=step.seconds,
+    )
 
 
 def answer(base: SelfAdaptingLM, job: Job, example: dict, folder: Path) -> tuple[list[str], list[str]]:

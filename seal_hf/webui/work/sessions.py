@@ -31,6 +31,25 @@ class Draft:
 
 
 @dataclass
+class Puzzle:
+    """
+    An ARC task of a session.
+
+    Parameters:
+        task (`dict`):
+            The task that the self-edits are about.
+        texts (`list[str]`):
+            The self-edits, which the visitor may have edited.
+        settings (`dict`):
+            The settings with which they were written.
+    """
+
+    task: dict
+    texts: list[str]
+    settings: dict
+
+
+@dataclass
 class KeptAdapter:
     """
     One adapter of a session.
@@ -107,6 +126,8 @@ class Session:
             The self-edits.
         settings (`dict`, *optional*):
             The settings with which they were written.
+        puzzle ([`Puzzle`], *optional*):
+            The last ARC task with its self-edits.
         adapters (`dict[str, KeptAdapter]`, *optional*):
             The adapters by their ids, oldest first.
         chosen (`str`, *optional*):
@@ -127,6 +148,7 @@ class Session:
     example: dict | None = None
     drafts: list[Draft] = field(default_factory=list)
     settings: dict = field(default_factory=dict)
+    puzzle: Puzzle | None = None
     adapters: dict[str, KeptAdapter] = field(default_factory=dict)
     chosen: str | None = None
     asked: list[tuple[str, str, str]] = field(default_factory=list)

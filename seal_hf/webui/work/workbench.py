@@ -34,7 +34,8 @@ PROBES = (
 )
 # Tokens per second of a small model on two CPU cores, written in one text and trained on. The time that jobs really take
 # corrects the estimates.
-_WRITTEN, _TRAINED = 12.0, 250.0
+WRITTEN_PER_SECOND, TRAINED_PER_SECOND = 12.0, 250.0
+_FEWER = "choose fewer self-edits, shorter ones or fewer epochs"
 
 
 class Workbench:
@@ -108,15 +109,20 @@ class Workbench:
         example = inputs.checked_example(settings.lm(self.lm), title, passage, questions, settings)
 
         def work(job: Job) -> None:
-            texts = self._run("write", job, example, settings)
+            texts = self.run(device.write, job, example, settings)
             drafts = [Draft(text, use=inputs.has_words(text)) for text in texts]
             if any(draft.use for draft in drafts):
                 session.example, session.settings, session.drafts = example, asdict(settings), drafts
             elif not job.stop.is_set():
                 raise ValueError("The model wrote nothing that can be learned: try another prompt style or seed.")
 
-        job = self._submit(
-            session, "propose", [example, asdict(settings)], work, settings.max_completion_length / _WRITTEN, "write"
+        job = self.submit(
+            session,
+            "propose",
+            [example, asdict(settings)],
+            work,
+            settings.max_completion_length / WRITTEN_PER_SECOND,
+            "write",
         )
         session.passage = example
         session.shown.pop("adapt", None)  # it was about another passage
@@ -181,18 +187,14 @@ class Workbench:
             for edit in self_edits
             for one in edit.examples
         )
-        if num_tokens > self.limits.job_tokens:
-            raise ValueError(
-                f"This training has {num_tokens:,} tokens in all epochs, and {self.limits.job_tokens:,.0f} is the limit here: "
-                "choose fewer self-edits, shorter ones or fewer epochs."
-            )
+        self.limits.check_tokens(num_tokens, _FEWER)
 
         def work(job: Job) -> None:
             job.emit("learning", numbers=[number + 1 for number in chosen])
             folders = [folder for _, folder in targets]
             try:
                 with quota.room(session.folder, num_bytes):
-                    result = self._run("learn", job, example, self_edits, settings, folders, NUM_OWN_QUESTIONS)
+                    result = self.run(device.learn, job, example, self_edits, settings, folders, NUM_OWN_QUESTIONS)
             except BaseException:
                 # The adapters that were saved before the error stay, without a reward.
                 saved = [index for index, folder in enumerate(folders) if (folder / WEIGHTS_NAME).is_file()]
@@ -203,7 +205,7 @@ class Workbench:
             self._keep_learned(session, job, example, chosen, targets, result)
 
         key = [example, [edit.completion for edit in self_edits], asdict(settings)]
-        job = self._submit(session, "adapt", key, work, num_tokens / _TRAINED + 10, "learn")
+        job = self.submit(session, "adapt", key, work, num_tokens / TRAINED_PER_SECOND + 10, "learn")
         session.passage, session.drafts = example, drafts
         return job
 
@@ -215,11 +217,7 @@ class Workbench:
         # Each question that the model is to answer becomes one more example, and the passage another.
         sizes = [len(edit.examples) + len(edit.calls) + bool(edit.calls) for edit in self_edits]
         num_steps = settings.num_train_epochs * sum(-(-size // settings.batch_size) for size in sizes)
-        if num_steps > self.limits.job_steps:
-            raise ValueError(
-                f"This training has {num_steps:,} steps, and {self.limits.job_steps:,.0f} is the limit here: choose fewer "
-                "self-edits, shorter ones or fewer epochs."
-            )
+        self.limits.check_steps(num_steps, _FEWER)
 
     def _keep_learned(
         self,
@@ -330,7 +328,7 @@ class Workbench:
             if kept.id not in session.adapters:
                 raise ValueError(f"The adapter “{kept.name}” has been deleted: choose another one under Adapters.")
             job.emit("asked", questions=list(questions), adapter=kept.name)
-            base, adapted = self._run("answer", job, inputs.example_of(title, "", questions), kept.folder)
+            base, adapted = self.run(device.answer, job, inputs.example_of(title, "", questions), kept.folder)
             verdicts = recited = None
             if all("answer" in item for item in questions) and not job.stop.is_set():
                 grade = LexicalGrader().grade
@@ -346,7 +344,7 @@ class Workbench:
             job.emit("answered", base=base, adapted=adapted, verdicts=verdicts, recited=recited, best_of=best_of)
 
         key = [list(questions), title, kept.id]
-        return self._submit(session, kind, key, work, 3 + device.LONGEST_ANSWER / _WRITTEN, "answer")
+        return self.submit(session, kind, key, work, 3 + device.LONGEST_ANSWER / WRITTEN_PER_SECOND, "answer")
 
     # --- jobs ---
 
@@ -357,9 +355,28 @@ class Workbench:
             self.jobs.stop(job)
         return bool(active)
 
-    def _submit(
+    def submit(
         self, session: Session, kind: str, key: object, work: Callable[[Job], None], seconds: float, pace: str
     ) -> Job:
+        """
+        Start a job of a session.
+
+        Args:
+            session ([`Session`]):
+                The session.
+            kind (`str`), work (`Callable[[Job], None]`):
+                As in [`Jobs.submit`].
+            key (`object`):
+                What it works on, in plain data.
+            seconds (`float`):
+                How long it would take on the slow machine of the estimates.
+            pace (`str`):
+                `"write"`, `"learn"` or `"answer"`: of what its time corrects the estimates.
+
+        Raises:
+            JobRefused: As in [`Jobs.submit`].
+        """
+
         def timed(job: Job) -> None:
             start = time.monotonic()
             work(job)
@@ -375,8 +392,9 @@ class Workbench:
         session.shown[kind] = job.id
         return job
 
-    def _run(self, name: str, job: Job, *arguments: object) -> object:
-        return device.run(job.seconds, self._model, getattr(device, name), job, *arguments)
+    def run(self, work: Callable, job: Job, *arguments: object) -> object:
+        """Do a piece of a job's work on the device (see [`device.run`])."""
+        return device.run(job.seconds, self._model, work, job, *arguments)
 
     def _is_busy(self, session_id: str) -> bool:
         return bool(self.jobs.active(session_id)) or (self.runs is not None and self.runs.is_running(session_id))
