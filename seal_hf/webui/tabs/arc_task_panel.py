@@ -96,8 +96,8 @@ def build_task_panel() -> TaskPanel:
             )  # fmt: skip
         with gr.Row():
             empty = gr.Button("Empty task", size="sm", min_width=90, elem_id="arc-empty")
-            more = gr.Button("One demonstration more", size="sm", min_width=90)
-            fewer = gr.Button("One less", size="sm", min_width=90)
+            more = gr.Button("Add a demonstration", size="sm", min_width=90)
+            fewer = gr.Button("Remove the last", size="sm", min_width=90)
         text = gr.Textbox(
             arc_inputs.write_task(first), label="JSON", lines=5, max_lines=10, elem_id="arc-json", elem_classes="arc-code"
         )  # fmt: skip
