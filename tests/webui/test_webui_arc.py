@@ -45,11 +45,10 @@ def arc(bench):
 
 def test_a_grid_is_a_rectangle_for_each_run_of_a_colour():
     shown = grid_svg(((1, 1, 2), (0, 0, 0)))
-    cells = re.findall(r'<rect x="(\d+)" y="(\d+)" width="(\d+)" height="10" fill="(#\w+)"/>', shown)
-    assert cells == [
-        ("0", "0", "20", "#0074d9"),
-        ("20", "0", "10", "#ff4136"),
-        ("0", "10", "30", "#000000"),
+    assert re.findall(r'<path fill="(#\w+)" d="(\w[^"]*)"/>', shown) == [
+        ("#000000", "M0 10h30v10h-30z"),
+        ("#0074d9", "M0 0h20v10h-20z"),
+        ("#ff4136", "M20 0h10v10h-10z"),
     ]
     assert 'viewBox="0 0 30 20"' in shown and 'aria-label="Grid of 2 x 3"' in shown
     assert 'd="M10 0V20M20 0V20M0 10H30"' in shown
@@ -142,7 +141,7 @@ def test_a_task_is_drawn():
 def test_what_the_chosen_tools_make_is_shown_with_its_counts(arc):
     settings = ArcSettings(max_tasks=5)
     preview = arc.preview(TASK, self_edit("size", "repeat"), settings)
-    assert preview.drawn == training_tasks(TASK, ("size", "repeat"), 0, 5) and preview.num_tools == 6
+    assert preview.made.drawn == training_tasks(TASK, ("size", "repeat"), 0, 5)
     shown = preview_html(preview)
     assert "size, repeat · rate 0.001 · epochs 1 · loss on the outputs that are asked for" in shown
     # Three demonstrations make nine training tasks, and each tool makes as many of them.

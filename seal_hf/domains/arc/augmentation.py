@@ -58,6 +58,23 @@ class TrainingTask:
         return TrainingTask(tuple(shown), test)
 
 
+@dataclass(frozen=True)
+class Augmented:
+    """
+    What is made of the demonstrations of an ARC task.
+
+    Parameters:
+        by_tool (`dict[str, list[TrainingTask]]`):
+            What each tool makes, by its name, before copies are made; without a tool by `"none"`. None of a tool whose grids are
+            all too large.
+        drawn (`list[TrainingTask]`):
+            The training tasks.
+    """
+
+    by_tool: dict[str, list[TrainingTask]]
+    drawn: list[TrainingTask]
+
+
 def training_tasks(
     task: Mapping[str, Any], groups: Sequence[str], seed: int, max_tasks: int | None = MAX_TASKS
 ) -> list[TrainingTask]:
@@ -78,38 +95,24 @@ def training_tasks(
         `list[TrainingTask]`: distinct ones, none with a grid of more than 30 x 30 cells or of 8192 characters and more, in an order
             that was drawn.
     """
-    generator = _generator(task, seed)
-    made = list(dict.fromkeys(chain.from_iterable(_by_tool(task, groups, generator).values())))
+    return augment(task, groups, seed, max_tasks).drawn
+
+
+def augment(task: Mapping[str, Any], groups: Sequence[str], seed: int, max_tasks: int | None = MAX_TASKS) -> Augmented:
+    """As [`training_tasks`], with what each tool has made."""
+    generator = np.random.default_rng([seed, *str(task["id"]).encode()])
+    by_tool = _by_tool(demonstrations(task), groups, generator)
+    made = list(dict.fromkeys(chain.from_iterable(by_tool.values())))
     # Without a tool the authors' copies have the same colours.
     copies = [_reordered(_recoloured(one, generator) if groups else one, generator) for one in made]
     distinct = list(dict.fromkeys([*made, *copies]))
     order = generator.permutation(len(distinct))
-    return [distinct[place] for place in order[:max_tasks]]
-
-
-def tasks_by_tool(task: Mapping[str, Any], groups: Sequence[str], seed: int) -> dict[str, list[TrainingTask]]:
-    """
-    What each tool makes of the demonstrations of an ARC task, before copies are made and some of all are drawn.
-
-    Args:
-        task, groups, seed:
-            As for [`training_tasks`].
-
-    Returns:
-        `dict[str, list[TrainingTask]]`: training tasks by the name of the tool, those without one by `"none"`; none of a tool whose
-            grids are all too large.
-    """
-    return _by_tool(task, groups, _generator(task, seed))
-
-
-def _generator(task: Mapping[str, Any], seed: int) -> np.random.Generator:
-    return np.random.default_rng([seed, *str(task["id"]).encode()])
+    return Augmented(by_tool, [distinct[place] for place in order[:max_tasks]])
 
 
 def _by_tool(
-    task: Mapping[str, Any], groups: Sequence[str], generator: np.random.Generator
+    pairs: Sequence[Pair], groups: Sequence[str], generator: np.random.Generator
 ) -> dict[str, list[TrainingTask]]:
-    pairs = demonstrations(task)
     # No tool makes a grid smaller.
     own = [one for one in (*leave_one_out(pairs), *leave_two_out(pairs)) if _fits(one)]
     down, right = (int(value) for value in generator.integers(0, 4, size=2))

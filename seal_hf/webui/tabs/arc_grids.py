@@ -75,20 +75,19 @@ def grid_svg(grid: Grid, *, small: bool = False) -> str:
             Whether it is a thumbnail.
 
     Returns:
-        `str`: SVG with a rectangle for each run of equal cells in a row.
+        `str`: SVG with a path for each colour, of a rectangle for each run of its cells in a row.
     """
     height, width = len(grid), len(grid[0])
     largest, longest = (_SMALL_CELL, _SMALL_GRID) if small else (_LARGEST_CELL, _LARGEST_GRID)
     side = min(largest, longest / max(height, width))
-    cells = []
+    runs: dict[int, list[str]] = {}
     for y, row in enumerate(grid):
         x = 0
         for colour, run in groupby(row):
             count = len(list(run))
-            cells.append(
-                f'<rect x="{x * _CELL}" y="{y * _CELL}" width="{count * _CELL}" height="{_CELL}" fill="{COLOURS[colour]}"/>'
-            )
+            runs.setdefault(colour, []).append(f"M{x * _CELL} {y * _CELL}h{count * _CELL}v{_CELL}h-{count * _CELL}z")
             x += count
+    cells = [f'<path fill="{COLOURS[colour]}" d="{"".join(own)}"/>' for colour, own in sorted(runs.items())]
     lines = "".join(
         [f"M{x * _CELL} 0V{height * _CELL}" for x in range(1, width)]
         + [f"M0 {y * _CELL}H{width * _CELL}" for y in range(1, height)]
@@ -119,22 +118,23 @@ def preview_html(preview: Preview | None) -> str:
         return '<div class="arc"><p>Malformed: it trains nothing.</p></div>'
     training = preview.choices.training
     loss = "all grids" if training.strategy == ALL_TOKENS else "the outputs that are asked for"
-    num_made = len(dict.fromkeys(one for made in preview.by_tool.values() for one in made))
+    by_tool, chosen = preview.made.by_tool, preview.made.drawn
+    num_made = len({one for made in by_tool.values() for one in made})
     tools = [
         _box(_thumbnail(made), f"{'as it is' if name == NO_TOOL else name.replace('_', ' ')} · {len(made)}")
-        for name, made in preview.by_tool.items()
+        for name, made in by_tool.items()
         if made
     ]
-    left_out = sum(not made for made in preview.by_tool.values())
-    drawn = [_thumbnail([one]) for one in preview.drawn[:_NUM_DRAWN]]
+    left_out = sum(not made for made in by_tool.values())
+    drawn = [_thumbnail([one]) for one in chosen[:_NUM_DRAWN]]
     return (
         f'<div class="arc"><p>{", ".join(preview.choices.groups) or "No tools"} · rate {training.learning_rate:g} · epochs '
         f"{training.num_train_epochs} · loss on {loss}</p>"
-        f"<details open><summary>{preview.num_tools} tools make {num_made} training tasks</summary>"
+        f"<details open><summary>{len(by_tool) - 1} tools make {num_made} training tasks</summary>"
         f'<div class="arc-row arc-tools">{"".join(tools)}</div>'
         + f"<p>{left_out} of the tools make grids that are too large.</p>"
         * bool(left_out)
-        + f"</details><details><summary>{len(preview.drawn)} are drawn, some of them with other colours and in another order"
+        + f"</details><details><summary>{len(chosen)} are drawn, some of them with other colours and in another order"
         f'</summary><div class="arc-row">{"".join(drawn)}</div></details></div>'
     )
 

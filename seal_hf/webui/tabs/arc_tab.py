@@ -93,14 +93,16 @@ def build_arc_tab(workbench: Workbench, session: gr.BrowserState) -> Callable[[g
 
     def show_written(current: Session) -> dict:
         puzzle = current.puzzle
-        settings = ArcSettings(**puzzle.settings)
+        if not puzzle.previews:
+            settings = ArcSettings(**puzzle.settings)
+            puzzle.previews = [preview_html(arc.preview(puzzle.task, text, settings)) for text in puzzle.texts]
         shown = choices(len(puzzle.texts))
         for index, (card, text, preview) in enumerate(zip(cards, texts, previews, strict=True)):
             there = index < len(puzzle.texts)
             own = puzzle.texts[index] if there else ""
             shown[card] = gr.update(visible=there)
             shown[text] = gr.update(value=own, interactive=there)
-            shown[preview] = preview_html(arc.preview(puzzle.task, own, settings)) if there else ""
+            shown[preview] = puzzle.previews[index] if there else ""
         return shown
 
     async def watch_writing(current: Session, job: Job) -> AsyncIterator[dict]:
@@ -203,8 +205,8 @@ def build_arc_tab(workbench: Workbench, session: gr.BrowserState) -> Callable[[g
             found = preview_html(arc.preview(arc_inputs.read_task(text), new_text, read_settings(values)))
         except ValueError:  # said where the task is
             return ""
-        if current.puzzle is not None and index < len(current.puzzle.texts):
-            current.puzzle.texts[index] = new_text
+        if current.puzzle is not None and index < len(current.puzzle.previews):
+            current.puzzle.texts[index], current.puzzle.previews[index] = new_text, found
         return found
 
     def on_restore(session_id: str) -> dict:

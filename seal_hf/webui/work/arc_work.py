@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from peft import LoraConfig
 
 from ...domains import ArcDomain
-from ...domains.arc.augmentation import NO_TOOL, TrainingTask, tasks_by_tool, training_tasks
+from ...domains.arc.augmentation import Augmented, augment
 from ...domains.arc.choices import Choices, read_choices
 from ...domains.arc.tasks import Task
 from ...inner_loop.update import InnerLoopConfig, tokenize_self_edit
@@ -114,19 +114,12 @@ class Preview:
     Parameters:
         choices ([`Choices`]):
             The self-edit.
-        by_tool (`dict[str, list[TrainingTask]]`):
-            As [`tasks_by_tool`] gives them, without a tool first.
-        drawn (`list[TrainingTask]`):
+        made ([`Augmented`]):
             The training tasks.
     """
 
     choices: Choices
-    by_tool: dict[str, list[TrainingTask]]
-    drawn: list[TrainingTask]
-
-    @property
-    def num_tools(self) -> int:
-        return len(self.by_tool) - (NO_TOOL in self.by_tool)
+    made: Augmented
 
 
 class ArcWork:
@@ -167,11 +160,7 @@ class ArcWork:
         choices = read_choices(text) if len(text) <= _LONGEST_SELF_EDIT else None
         if choices is None:
             return None
-        return Preview(
-            choices,
-            tasks_by_tool(task, choices.groups, settings.seed),
-            training_tasks(task, choices.groups, settings.seed, settings.max_tasks),
-        )
+        return Preview(choices, augment(task, choices.groups, settings.seed, settings.max_tasks))
 
     def learn(self, session: Session, task: Task, text: str | None, settings: ArcSettings) -> Job:
         """

@@ -42,11 +42,14 @@ class Puzzle:
             The self-edits, which the visitor may have edited.
         settings (`dict`):
             The settings with which they were written.
+        previews (`list[str]`, *optional*):
+            What the page shows of the tools of each. Defaults to nothing, until it is made.
     """
 
     task: dict
     texts: list[str]
     settings: dict
+    previews: list[str] = field(default_factory=list)
 
 
 @dataclass
