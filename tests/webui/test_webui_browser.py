@@ -283,7 +283,7 @@ def test_an_arc_task_is_chosen_written_about_learned_and_predicted(app, visit):
     page = visit()
     page.get_by_role("tab", name="ARC").click()
     page.locator("#arc-name input").click()
-    page.get_by_role("option", name="flip-0-1").click()
+    page.get_by_role("option", name="flip-0-1", exact=True).click()
     page.locator("#arc-own").get_by_role("button").first.click()
     expect(page.locator("#arc-json textarea")).to_have_value(re.compile("flip-0-1"), timeout=TIMEOUT)
     page.locator("#arc-settings").get_by_role("button").first.click()
