@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+import arc_task
 import sections
 from inputs import FOLDER, describe, even_bank, load_work, updates_of
 from machine import SQUARE, describe_machine, gemm_rates, versions
@@ -76,6 +77,10 @@ def measure(settings: Settings, progress: Callable[[str], None]) -> dict[str, ob
     if settings.process_passages:
         progress("one process and two")
         results["processes"] = sections.processes(settings.process_passages)
+    results["arc"] = []
+    for size in settings.arc_tasks:
+        progress(f"{size} ARC task")
+        results["arc"].append(arc_task.in_own_process(size))
     if settings.quantized and importlib.util.find_spec("bitsandbytes") is not None:
         progress("quantized base")
         results["quantized"] = sections.quantized()

@@ -82,6 +82,8 @@ def table(results: Mapping) -> str:
         parts.append(_memory_table(results))
     if "processes" in results:
         parts.append(_processes_table(results["processes"]))
+    if results.get("arc"):  # results of before have none
+        parts.append(_arc_table(results))
     return "\n\n".join([*parts, *_sentences(results)])
 
 
@@ -179,6 +181,31 @@ def _processes_table(rows: Sequence[Mapping]) -> str:
     ]
     heads = ["an expectation step, processes of one thread", "banks", "tokens", "writing, seconds", "all, seconds"]
     return markdown([*heads, "times as fast (goal: 1.8)", "without the writing"], cells)
+
+
+def _arc_table(results: Mapping) -> str:
+    rows = [
+        [
+            row["task"],
+            f"{row['training_tasks']} ({row['longest_sequence']:,})",
+            f"{row['training_tokens']:,}",
+            f"{row['training_seconds']:.0f}",
+            row["predictions"],
+            f"{row['prediction_tokens']:,}",
+            f"{row['prediction_seconds']:.0f}",
+            f"{row['peak_bytes'] / 1e6:.0f} ({row['loaded_bytes'] / 1e6:.0f})",
+        ]
+        for row in results["arc"]
+    ]
+    heads = [
+        "ARC task",
+        "training tasks (longest, tokens)",
+        "tokens trained",
+        "seconds",
+        "predictions",
+        "their tokens",
+    ]
+    return markdown([*heads, "seconds", "peak memory, MB (loaded)"], rows)
 
 
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

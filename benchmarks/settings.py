@@ -33,6 +33,8 @@ class Settings:
             Epochs that are run of one repeat of an expectation step; 0 leaves it out.
         process_passages (`int`):
             Passages of the expectation step that one process and two do; 0 leaves it out.
+        arc_tasks (`tuple[str, ...]`):
+            ARC tasks that are learned and solved, by their sizes in `arc_task.NUM_TRAINING_TASKS`.
         quantized (`bool`):
             Whether the quantized base is measured.
     """
@@ -49,6 +51,7 @@ class Settings:
     max_answer_length: int = 32
     step_epochs: int = 4
     process_passages: int = 16
+    arc_tasks: tuple[str, ...] = ("small", "large")
     quantized: bool = True
 
 
@@ -64,5 +67,6 @@ QUICK = Settings(
     peft_answer_adapters=1,
     step_epochs=0,
     process_passages=0,
+    arc_tasks=(),
     quantized=False,
 )

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 
 from seal_hf import SEALConfig
 from seal_hf.domains import ArcDomain
+from seal_hf.domains.arc.augmentation import MAX_TASKS
+from seal_hf.domains.arc.domain import MAX_SEQUENCES
 from seal_hf.domains.arc.generated import RULES, generate_tasks
 from seal_hf.domains.arc.tasks import Task, load_tasks
 from trainers.outer_loop import PolicyModelConfig, run_script, train
@@ -53,10 +55,10 @@ class ArcArguments:
     task_seed: int = field(
         default=0, metadata={"help": "Seed of the generated tasks, of the training tasks and of the contexts drawn."}
     )
-    max_training_tasks: int = field(default=250, metadata={"help": "Most training tasks of a self-edit."})
-    max_inner_steps: int = field(default=375, metadata={"help": "Most optimizer steps of a self-edit's adapter."})
-    training_tasks_per_step: int = field(default=2, metadata={"help": "Training tasks per step of the inner loop."})
-    inner_warmup: int = field(default=11, metadata={"help": "Steps of the inner loop with a rising learning rate."})
+    max_training_tasks: int = field(default=MAX_TASKS, metadata={"help": "Most training tasks of a self-edit."})
+    max_inner_sequences: int = field(
+        default=MAX_SEQUENCES, metadata={"help": "Most training tasks of a self-edit times its epochs."}
+    )
     dry_run: bool = field(default=False, metadata={"help": "Check everything and print the plan, no more."})
 
 
@@ -67,22 +69,19 @@ def load(
     The tasks of a place, those with these ids alone, or the first so many.
 
     Raises:
-        ValueError: There is no task of an id, or `number` is below 1.
+        ValueError: `number` is below 1, generated tasks without a number or with ids, or as for [`load_tasks`].
     """
     if number is not None and number < 1:
         raise ValueError(f"The number of tasks, {number}, must be at least 1.")
     if name == GENERATED:
         if number is None:
             raise ValueError("There is no end of generated tasks; give --num_train_tasks and --num_eval_tasks.")
-        tasks = generate_tasks(number, seed, tuple(rules))
-    else:
-        tasks = load_tasks(name, split, solutions)
-    if ids:
-        known = {task["id"]: task for task in tasks}
-        if missing := [one for one in ids if one not in known]:
-            raise ValueError(f"{name} has no task {missing[0]}; its tasks are {', '.join(list(known)[:5])} and so on.")
-        tasks = [known[one] for one in ids]
-    return tasks[:number]
+        if ids:
+            raise ValueError(
+                f"Generated tasks are not chosen by their ids, as in {ids[0]}; give a number and --rules."
+            )
+        return generate_tasks(number, seed, tuple(rules))
+    return load_tasks(name, split, solutions, ids)[:number]
 
 
 def main(script_args: ArcArguments, training_args: SEALConfig, model_args: PolicyModelConfig) -> None:
@@ -113,9 +112,7 @@ def main(script_args: ArcArguments, training_args: SEALConfig, model_args: Polic
     domain = ArcDomain(
         seed=script_args.task_seed,
         max_tasks=script_args.max_training_tasks,
-        max_steps=script_args.max_inner_steps,
-        batch_size=script_args.training_tasks_per_step,
-        warmup_steps=script_args.inner_warmup,
+        max_sequences=script_args.max_inner_sequences,
     )
     train(domain, train_dataset, eval_dataset, training_args, model_args, dry_run=script_args.dry_run)
 

@@ -86,7 +86,7 @@ def read_json(path: str | Path, remedy: str = "correct it") -> Any:
             [`fault_of`] to find.
     """
     text = read_text(path)
-    return _parsed(text, f"{path}, line ", 1, remedy) if text.strip() else None
+    return parse_json(text, f"{path}, line ", 1, remedy) if text.strip() else None
 
 
 def read_rows(path: Path, row_form: str) -> list[tuple[str, Any]]:
@@ -190,7 +190,7 @@ def _shown_key(key: str, name: Any) -> str:
     return json.dumps(name[:40], ensure_ascii=False)[1:-1] if isinstance(name, str) and is_unicode(name) else key
 
 
-def _parsed(text: str, place: str, first_line: int, remedy: str) -> Any:
+def parse_json(text: str, place: str, first_line: int, remedy: str) -> Any:
     """A JSON value. `place` is what comes before the number of the line in messages, `first_line` that of the text's."""
     try:
         # A number of more digits is found with all others that are not finite.
@@ -235,7 +235,7 @@ def _json_lines(path: Path, row_form: str) -> list[tuple[str, Any]]:
     # Not splitlines(): JSON strings may hold other line separators, such as U+2028, unescaped.
     lines = enumerate(read_text(path).split("\n"), start=1)
     return [
-        (f"{path}, line {number}", _parsed(line, f"{path}, line ", number, remedy))
+        (f"{path}, line {number}", parse_json(line, f"{path}, line ", number, remedy))
         for number, line in lines
         if line.strip()
     ]

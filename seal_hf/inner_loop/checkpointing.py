@@ -29,8 +29,7 @@ def checkpointed_layers(model: nn.Module, anchor: torch.Tensor) -> Iterator[None
     Raises:
         ValueError: The model has no layers that transformers would checkpoint.
     """
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    if not layers:
+    if not (layers := checkpointable_layers(model)):
         raise ValueError(f"{type(model).__name__} has no layers for gradient_checkpointing=True; train it without.")
     for layer in layers:
         layer.forward = partial(_forward, layer.forward, anchor)
@@ -39,6 +38,11 @@ def checkpointed_layers(model: nn.Module, anchor: torch.Tensor) -> Iterator[None
     finally:
         for layer in layers:
             del layer.forward
+
+
+def checkpointable_layers(model: nn.Module) -> list[nn.Module]:
+    """The layers that transformers would checkpoint."""
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 def _forward(forward: Callable, anchor: torch.Tensor, hidden: torch.Tensor, *args: object, **kwargs: object) -> object:

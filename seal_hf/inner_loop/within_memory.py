@@ -14,12 +14,16 @@ from torch import nn
 
 from ..adapters.bank import AdapterBank
 from ..adapters.layout import LoraLayout
-from ..models.memory import release_memory
+from ..models.memory import activation_bytes_per_token, free_memory, release_memory
+from .checkpointing import checkpointable_layers
 from .training import InnerResult, InnerStep, train
 from .update import InnerUpdate
 
 
 logger = logging.getLogger(__name__)
+
+# What the activations of one adapter may take of the free memory; the rest is for its weights and the error of the estimate.
+_MEMORY_SHARE = 0.8
 
 
 class TrainedAdapter(NamedTuple):
@@ -52,7 +56,8 @@ def train_within_memory(
 ) -> list[TrainedAdapter]:
     """
     Train one adapter per update from fresh weights, all in one bank, or in halves of it (and halves of those) one after the
-    other where the device runs out of memory; a warning says so.
+    other where the device runs out of memory; a warning says so. Where a step of one adapter alone would take more than is
+    free, it is known before the first one, and the layers' activations are computed again in the backward pass.
 
     Args:
         model (`PreTrainedModel` or `PeftModel`):
@@ -66,8 +71,10 @@ def train_within_memory(
         on_step (`Callable[[InnerStep], None]`, *optional*):
             Called after every optimizer step. Adapters, steps, tokens and time are counted over all parts; the steps of a
             bank that did not fit are lost, and counted again.
-        stop, gradient_checkpointing:
+        stop:
             As for [`train`].
+        gradient_checkpointing (`bool`, *optional*, defaults to `False`):
+            As for [`train`]; where it is not set, it follows from the memory.
 
     Returns:
         `list[TrainedAdapter]`: one per update.
@@ -76,6 +83,14 @@ def train_within_memory(
         torch.OutOfMemoryError: An adapter does not fit alone; the error says what to do.
         ValueError: As for [`train`].
     """
+    num_tokens = max(map(_longest_step, updates))
+    if not gradient_checkpointing and _outgrows_memory(model, updates, num_tokens):
+        logger.warning(
+            "A step of one adapter has %d tokens, whose activations do not fit into the free memory: they are computed again in "
+            "the backward pass, which takes about a third more time.",
+            num_tokens,
+        )
+        gradient_checkpointing = True
     trained: list[TrainedAdapter] = []
     done = _Done()
     seeds = [seed] * len(updates) if isinstance(seed, int) else seed
@@ -128,6 +143,20 @@ def _report(on_step: Callable[[InnerStep], None], done: _Done, num_steps_left: i
     )
 
 
+def _longest_step(update: InnerUpdate) -> int:
+    """Most tokens of one step."""
+    lengths = sorted((len(sequence.input_ids) for sequence in update.sequences), reverse=True)
+    return sum(lengths[: update.config.batch_size])
+
+
+def _outgrows_memory(model: nn.Module, updates: Sequence[InnerUpdate], num_tokens: int) -> bool:
+    """Whether the activations of so many tokens are more than is free, and the model's layers can do without them."""
+    longest = max(len(sequence.input_ids) for update in updates for sequence in update.sequences)
+    num_bytes = num_tokens * activation_bytes_per_token(model, length=longest)
+    budget = free_memory(model.get_input_embeddings().weight.device) * _MEMORY_SHARE
+    return num_bytes > budget and bool(checkpointable_layers(model))
+
+
 def _num_steps(part: Sequence[tuple[InnerUpdate, int]]) -> int:
     return max(update.num_steps for update, _ in part)
 
@@ -163,8 +192,7 @@ def _train(
 def _remedy(
     model: nn.Module, peft_config: LoraConfig, update: InnerUpdate, gradient_checkpointing: bool, cause: str
 ) -> str:
-    lengths = sorted((len(sequence.input_ids) for sequence in update.sequences), reverse=True)
-    num_tokens = sum(lengths[: update.config.batch_size])
+    num_tokens = _longest_step(update)
     checkpointing = "" if gradient_checkpointing else "set inner_gradient_checkpointing=True, "
     return (
         f"One adapter of rank {peft_config.r}, with {num_tokens} tokens in a step, does not fit into the free memory of "

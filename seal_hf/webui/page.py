@@ -7,6 +7,8 @@ import gradio as gr
 from .api import build_api
 from .tabs.about_tab import build_about_tab
 from .tabs.adapters_tab import build_adapters_tab
+from .tabs.arc_grids import ARC_CSS
+from .tabs.arc_tab import build_arc_tab
 from .tabs.ask_tab import build_ask_tab
 from .tabs.shared import opened
 from .tabs.teach_tab import build_teach_tab
@@ -44,7 +46,8 @@ THEME = gr.themes.Base(
     button_primary_background_fill_hover_dark="*primary_500",
     button_primary_text_color="white",
 )
-CSS = """
+CSS = (
+    """
 .gradio-container {max-width: 1280px !important; width: 100% !important; margin: 0 auto !important}
 #introduction {max-width: 46rem; margin-bottom: .25rem}
 #introduction h1 {font-size: 1.6rem; letter-spacing: -.01em}
@@ -60,9 +63,10 @@ CSS = """
 .card span[data-testid=block-info] {padding: 0 0 .2rem; font-weight: 600}
 .card .form {border: none; background: none}
 .card textarea {font-size: .86rem; line-height: 1.45}
+.arc-code textarea {font-family: var(--font-mono); font-size: .8rem}
 .table * {font-family: var(--font) !important}
 .table td, .table th {font-size: .86rem}
-#empty {border: 1px dashed var(--border-color-primary); border-radius: var(--radius-lg); padding: 1.25rem 1.5rem;
+#empty, #arc-introduction {border: 1px dashed var(--border-color-primary); border-radius: var(--radius-lg); padding: 1.25rem 1.5rem;
   color: var(--body-text-color-subdued)}
 @media (max-width: 640px) {
   .card {flex-basis: 100% !important}
@@ -70,6 +74,8 @@ CSS = """
   .gradio-container {padding: .6rem !important}
 }
 """
+    + ARC_CSS
+)
 
 
 def build_page(workbench: Workbench, runs: TrainingRuns, *, may_push: bool, on_space: bool) -> gr.Blocks:
@@ -106,6 +112,8 @@ def build_page(workbench: Workbench, runs: TrainingRuns, *, may_push: bool, on_s
                 attach_ask = build_ask_tab(workbench, session, panel.questions, questions_from_table)
             with gr.Tab("Adapters", id="adapters") as adapters_tab:
                 attach_adapters = build_adapters_tab(workbench, session, may_push=may_push, on_space=on_space)
+            with gr.Tab("ARC", id="arc"):
+                attach_arc = build_arc_tab(workbench, session)
             with gr.Tab("Train", id="train"):
                 attach_train = build_train_tab(runs, workbench.sessions, session)
             with gr.Tab("About", id="about") as about_tab:
@@ -124,7 +132,7 @@ def build_page(workbench: Workbench, runs: TrainingRuns, *, may_push: bool, on_s
             api_visibility="private",
             show_progress="hidden",
         )
-        for attach in (attach_teach, attach_ask, attach_adapters, attach_train):
+        for attach in (attach_teach, attach_ask, attach_adapters, attach_arc, attach_train):
             attach(loaded)
         for tab, attach in ((ask_tab, attach_ask), (adapters_tab, attach_adapters), (about_tab, attach_about)):
             attach(tab.select(lambda: None, api_visibility="private", queue=False))

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from datasets import Dataset
@@ -55,7 +56,7 @@ def test_the_policy_sees_the_demonstrations_and_what_it_may_choose():
 
 
 def test_choices_make_training_data():
-    domain = ArcDomain(max_tasks=20, batch_size=4)
+    domain = ArcDomain(max_tasks=20)
     edit = domain.parse(f"Let me see: {written(rate=2e-4, epochs=2)}", TASK)
     made = training_tasks(TASK, ("basic",), 0, 20)
     assert len(edit.examples) == len(made) == 20
@@ -64,17 +65,13 @@ def test_choices_make_training_data():
         assert example.completion == write_grid(task.test[1]) and not example.trains_on_prompt
         assert shown.endswith(f"Input:\n{write_grid(task.test[0])}\n\nOutput:")
         assert shown.count("Output:\n") == len(task.demonstrations)
-    assert edit.overrides == {
-        "learning_rate": 2e-4,
-        "num_train_epochs": 2,
-        "batch_size": 4,
-        "lr_scheduler_type": "cosine",
-        "warmup_steps": 11,
-    }
     assert edit.metrics["uses_basic"] == 1 and edit.metrics["uses_size"] == edit.metrics["trains_on_all_tokens"] == 0
     assert (edit.metrics["training_tasks"], edit.metrics["training_epochs"]) == (20, 2)
     assert edit.calls == () and edit.prompt == domain.prompt(TASK)
-    InnerLoopConfig().override(edit.overrides)
+    # The rest is the run's.
+    own = InnerLoopConfig(batch_size=4, lr_scheduler_type="cosine", warmup_steps=11, max_length=4096)
+    trained = tokenize_self_edit(edit, tiny_tokenizer(), own)
+    assert trained.config == replace(own, learning_rate=2e-4, num_train_epochs=2) and trained.num_steps == 10
 
 
 def test_the_loss_is_taken_on_what_is_chosen():
@@ -92,7 +89,7 @@ def test_the_loss_is_taken_on_what_is_chosen():
 
 
 @pytest.mark.parametrize(
-    ("completion", "options"), [("I choose all.", {}), ("{}", {}), (written(epochs=10), {"max_steps": 9})]
+    ("completion", "options"), [("I choose all.", {}), ("{}", {}), (written(epochs=10), {"max_sequences": 19})]
 )
 def test_malformed_self_edits(completion, options):
     assert ArcDomain(max_tasks=2, **options).parse(completion, TASK) is None
@@ -137,8 +134,8 @@ def test_what_self_edits_are_compared_with():
         2,
     )
     assert base.questions(TASK) == by_hand.questions(TASK)
-    with pytest.raises(ValueError, match="max_steps=9 is too few for two epochs of 30 training tasks"):
-        ArcDomain(max_tasks=30, max_steps=9).all_tools(TASK)
+    with pytest.raises(ValueError, match="max_sequences=59 is too few for two epochs of 30 training tasks"):
+        ArcDomain(max_tasks=30, max_sequences=59).all_tools(TASK)
 
 
 @pytest.mark.parametrize(
@@ -156,9 +153,7 @@ def test_what_cannot_be_learned(changes, message):
         ArcDomain().check(example)
 
 
-@pytest.mark.parametrize(
-    "options", [{"seed": -1}, {"max_tasks": 0}, {"max_steps": 0}, {"batch_size": 0}, {"warmup_steps": -1}]
-)
+@pytest.mark.parametrize("options", [{"seed": -1}, {"max_tasks": 0}, {"max_sequences": 0}])
 def test_options_out_of_range(options):
     (name,) = options
     with pytest.raises(ValueError, match=f"{name}={options[name]} must be at least"):
@@ -186,7 +181,7 @@ def test_a_model_learns_and_is_asked_with_a_limit_for_each_task(monkeypatch):
         tiny_tokenizer(),
         domain=ArcDomain(max_tasks=4),
         peft_config=LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"),
-        inner_config=InnerLoopConfig(max_length=4096),
+        inner_config=InnerLoopConfig(batch_size=2, max_length=4096),
     )
     edits = [
         lm.domain.parse(written(strategy=name, rate=1e-2), task)

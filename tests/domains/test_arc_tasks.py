@@ -65,6 +65,7 @@ def test_many_tasks_with_their_solutions_in_another_file(tmp_path):
             "demonstration 1: the input has rows of 1 to 2 cells",
         ),
         ({**TASK, "test": [{"input": [[1]], "output": [[11]]}]}, "test input 1: the output has 11 in row 1"),
+        ({**TASK, "test": [{"input": [["x" * 99]]}]}, f"the input has '{'x' * 39} … in row 1"),
     ],
 )
 def test_bad_files(tmp_path, content, message):
@@ -88,6 +89,14 @@ def test_bad_files(tmp_path, content, message):
 def test_solutions_of_other_tasks(tmp_path, solutions, message):
     with pytest.raises(ValueError, match=message):
         load_tasks(saved(tmp_path, {"a": TASK}), solutions=saved(tmp_path, solutions, "solutions.json"))
+
+
+def test_tasks_by_their_ids(tmp_path):
+    file = saved(tmp_path, {"a": TASK, "b": {"train": []}, "c": TASK})
+    # What is not asked for may be anything.
+    assert [one["id"] for one in load_tasks(file, task_ids=["c", "a"])] == ["c", "a"]
+    with pytest.raises(ValueError, match="tasks.json has no task d; its tasks are a, b, c and so on"):
+        load_tasks(file, task_ids=["a", "d"])
 
 
 def test_where_there_is_nothing(tmp_path):

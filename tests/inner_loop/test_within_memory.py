@@ -12,8 +12,10 @@ from peft import LoraConfig
 from helpers.tiny_models import tiny_llama
 from seal_hf.adapters.bank import AdapterBank
 from seal_hf.inner_loop.forward import TrainingForward
+from seal_hf.inner_loop.training import train
 from seal_hf.inner_loop.update import InnerLoopConfig, InnerUpdate, TrainingSequence
 from seal_hf.inner_loop.within_memory import train_within_memory
+from seal_hf.models.memory import activation_bytes_per_token
 
 
 CONFIG = LoraConfig(r=2, lora_alpha=4, target_modules="all-linear")
@@ -177,3 +179,24 @@ def test_other_errors_are_not_taken_for_it(model, monkeypatch):
     monkeypatch.setattr(TrainingForward, "backward", fail)
     with pytest.raises(RuntimeError, match="device-side assert"):
         train_within_memory(model, CONFIG, UPDATES)
+
+
+def test_a_step_that_outgrows_the_memory_is_checkpointed(model, whole, monkeypatch, caplog):
+    seen = []
+
+    def noted(*args, gradient_checkpointing, **options):
+        seen.append(gradient_checkpointing)
+        return train(*args, gradient_checkpointing=gradient_checkpointing, **options)
+
+    monkeypatch.setattr("seal_hf.inner_loop.within_memory.train", noted)
+    num_tokens = 13  # of the longest sequence; there is one a step
+    needed = num_tokens * activation_bytes_per_token(model, length=num_tokens)
+    for factor in (1.3, 1.2):
+        monkeypatch.setattr("seal_hf.inner_loop.within_memory.free_memory", lambda device, f=factor: int(f * needed))
+        assert_same(train_within_memory(model, CONFIG, UPDATES, seed=3), whole)
+    # Four fifths of what is free may be taken.
+    assert seen == [False, True]
+    assert [record.getMessage() for record in caplog.records] == [
+        "A step of one adapter has 13 tokens, whose activations do not fit into the free memory: they are computed again in the "
+        "backward pass, which takes about a third more time."
+    ]

@@ -5,11 +5,13 @@ import gc
 import pytest
 import torch
 from peft import LoraConfig
+from transformers import AutoModelForCausalLM, Qwen2Config
 
 from helpers.fake_gpu import fake_gpu
 from helpers.live_memory import LiveBytes
 from helpers.tiny_models import tiny_model
 from seal_hf.adapters.bank import AdapterBank
+from seal_hf.adapters.layout import lora_layout
 from seal_hf.inner_loop import losses, optimizer
 from seal_hf.inner_loop.training import train
 from seal_hf.inner_loop.update import InnerLoopConfig, InnerUpdate, TrainingSequence
@@ -88,3 +90,23 @@ def test_a_bank_on_a_gpu_takes_what_was_estimated(targets, checkpointed):
     with fake_gpu():
         peak, estimate = measured(model, targets, 16, 200, r=8, checkpointed=checkpointed)
     assert 0.9 <= estimate / peak <= (1.1 if targets == "all-linear" else 1.5)
+
+
+def test_memory_grows_with_the_tokens_of_a_sequence_and_no_faster():
+    """As long ARC tasks have them; what attention keeps of a token is the same from 512 tokens on."""
+    model = tiny_model("qwen2", **{**SIZES, "num_hidden_layers": 2})
+    peaks = [measured(model, "all-linear", 1, length, checkpointed=True)[0] for length in (600, 900, 1500)]
+    assert peaks[2] - peaks[1] == pytest.approx(2 * (peaks[1] - peaks[0]), rel=0.02)
+
+
+def test_two_arc_tasks_of_8000_tokens_fit_into_24_gb():
+    """In one step of an adapter, with the dimensions of Qwen2.5-Coder-0.5B: with the layers' inputs alone, and not without."""
+    sizes = {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "vocab_size": 151_936}
+    sizes |= {"num_attention_heads": 14, "num_key_value_heads": 2, "max_position_embeddings": 32_768}
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(Qwen2Config(**sizes, tie_word_embeddings=True), dtype=torch.bfloat16)
+    layout = lora_layout(model, LoraConfig(r=128, target_modules="all-linear"))
+    weights = 2 * model.num_parameters()
+    checkpointed, whole = (weights + bank_bytes(model, layout, 1, 16_000, own) for own in (True, False))
+    assert 4e9 < checkpointed < 5e9
+    assert whole > 23.5e9 > weights + bank_bytes(model, layout, 1, 8_000)

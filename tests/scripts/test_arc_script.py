@@ -124,6 +124,8 @@ def test_bad_input_is_one_sentence_before_any_work(model, tmp_path, changes, mes
     assert result.stderr.strip().splitlines()[-1].startswith("error: ") and not (tmp_path / "run").exists()
 
 
-def test_generated_tasks_need_a_number(arc):
+def test_generated_tasks_need_a_number_and_no_ids(arc):
+    with pytest.raises(ValueError, match="are not chosen by their ids, as in flip-0-0; give a number and --rules"):
+        arc.load("generated", "train", None, 3, ["flip-0-0"], ["flip"], 0)
     with pytest.raises(ValueError, match="There is no end of generated tasks; give --num_train_tasks"):
         arc.load("generated", "train", None, None, [], ["flip"], 0)

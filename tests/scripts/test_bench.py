@@ -64,6 +64,18 @@ def figures(**changes):
         "small_rank_parameters": 100,
         "small_rank_peak_bytes": [50_000, 290_000],
     }
+    arc = {
+        "task": "small",
+        "training_tasks": 24,
+        "longest_sequence": 320,
+        "training_tokens": 12_000,
+        "training_seconds": 40.4,
+        "predictions": 14,
+        "prediction_tokens": 3_000,
+        "prediction_seconds": 9.6,
+        "loaded_bytes": 500e6,
+        "peak_bytes": 2_100e6,
+    }
     step = {
         "adapters": 40,
         "banks": 2,
@@ -98,6 +110,7 @@ def figures(**changes):
         ],
         "operations": [{"target_modules": "q,v", "one": operations, "sixteen": {"all": 16.0, "without_views": 8.0}}],
         "memory": [memory],
+        "arc": [arc],
         "step": step,
         **changes,
     }
@@ -146,15 +159,17 @@ def test_table():
     assert "| q,v | 40 | 200 | 50 (from 8) | 7.5 [5.0, 10.0] | 6.67 | 90% | 80% |" in text
     assert "| q,v | 160 | 16 | 1/10.0 | 80 | 8 | 1/10.0 |" in text
     assert "| q,v | 0 | 0 | 1 | 0.0 | 0.0 | 20.0 |" in text
+    assert "| small | 24 (320) | 12,000 | 40 | 14 | 3,000 | 10 | 2100 (500) |" in text
     assert "50 times as long" in text
     assert "| 1 | 4 | 900 | 20 | 100 | 1.00 | 1.00 |" in text and "| 2 | 4 | 900 | 10 | 50 | 2.00 | 2.00 |" in text
     assert "left out (bitsandbytes is not installed)" in text
 
     quantized = {"target_modules": "q,v", "adapters": 16, "peft_tokens_per_second": [10.0]}
-    quick = figures(quick=True, memory=[], quantized={**quantized, "bank_tokens_per_second": [30.0]})
+    quick = figures(quick=True, memory=[], arc=[], quantized={**quantized, "bank_tokens_per_second": [30.0]})
     del quick["step"], quick["processes"]
     assert "| q,v, NF4 base | 16 | | 10 | 30 | | 3.00 | | | |" in table(quick)
     assert "step were left out (`--quick`)" in table(quick) and "One process and two were not" in table(quick)
+    assert "ARC task" not in table(quick)
 
 
 def test_quick_leaves_full_results_alone(tmp_path):
@@ -317,3 +332,20 @@ def test_shipped_self_edits():
     assert len({(item.edit, item.passage) for item in chosen}) == 16
     steps = [update.num_steps for update in updates_of(chosen, tokenizer)]
     assert max(steps) <= 90
+
+
+def test_an_arc_task_is_learned_and_predicted(model):
+    from arc_task import arc_lm, measure, task_of
+
+    lm = arc_lm(SelfAdaptingLM(model, tiny_tokenizer(), base_model_id="tiny"), "small")
+    lm.domain.max_tasks = 3
+    row = measure(lm, task_of("small"), 5)
+    edit = lm.domain.all_tools(task_of("small"))
+    # A token for each character, the role of a message and the end.
+    sizes = [len("[user] \n[assistant] " + one.prompt[0]["content"] + one.completion) + 1 for one in edit.examples]
+    assert (row["training_tasks"], row["longest_sequence"], row["training_tokens"]) == (3, max(sizes), 2 * sum(sizes))
+    prompts = lm.domain.questions(task_of("small"))[:5]
+    assert row["predictions"] == len(prompts) == 5
+    assert row["prediction_tokens"] == sum(len("[user] \n[assistant] " + one[0]["content"]) for one in prompts)
+    large = arc_lm(lm, "large").domain.all_tools(task_of("large")).examples
+    assert all(7_500 < len(one.prompt[0]["content"] + one.completion) < 8_192 for one in large) and len(large) == 2

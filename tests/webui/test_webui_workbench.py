@@ -33,7 +33,7 @@ def test_slow_jobs_that_waited_together_slow_the_estimate_down_once(bench, monke
         begin.wait(60)
         clock.now += 20
 
-    jobs = [bench._submit(bench.sessions.open(), "ask", [index], twice_as_slow, 10, "answer") for index in range(8)]
+    jobs = [bench.submit(bench.sessions.open(), "ask", [index], twice_as_slow, 10, "answer") for index in range(8)]
     begin.set()
     assert all(bench.jobs.wait(job, 60) for job in jobs)
     assert bench._pace["answer"] == pytest.approx(2 - 0.5**8)

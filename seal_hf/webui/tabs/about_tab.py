@@ -26,7 +26,7 @@ _ON_GPU = """
 (QLoRA) needs about a quarter of the memory.
 """
 _PRIVACY = """
-Your passage, self-edits, adapters and answers belong to your session alone. They are deleted from this machine when you
+Your passage, ARC task, self-edits, adapters and answers belong to your session alone. They are deleted from this machine when you
 have not used the page for an hour, or when the app ends: download what you want to keep. {runs} Nothing leaves this machine
 unless you push an adapter.
 """

@@ -9,6 +9,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -68,7 +69,7 @@ def run(seconds: float, model: int, work: Callable, job: Job, *arguments: object
         model (`int`):
             The number of the model.
         work (`Callable`):
-            [`write`], [`learn`] or [`answer`].
+            [`write`], [`learn`], [`answer`], or the [`learn_task`] of ARC.
         job ([`Job`]):
             Where to report the progress.
         arguments:
@@ -121,21 +122,32 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def write(base: SelfAdaptingLM, job: Job, example: dict, settings: Settings) -> list[Draft]:
-    """
-    Write self-edits, all in one batch, and answer what they ask. Every token that is written goes to the log. After a stop
-    questions stay as they were written.
-    """
+class WritingSettings(Protocol):
+    """How self-edits are written, for one of the domains."""
+
+    num_generations: int
+
+    def lm(self, base: SelfAdaptingLM) -> SelfAdaptingLM: ...
+
+    def sampling(self) -> dict[str, object]: ...
+
+
+def write_texts(base: SelfAdaptingLM, job: Job, example: dict, settings: WritingSettings) -> list[str]:
+    """Write self-edits, all in one batch. Every token goes to the log."""
 
     def on_text(new_texts: list[str]) -> None:
         job.emit("text", new=new_texts)
 
-    lm = settings.lm(base)
     job.emit("writing", count=settings.num_generations)
-    (generations,) = lm.write_batch(
+    (generations,) = settings.lm(base).write_batch(
         [example], settings.num_generations, on_text=on_text, stop=job.stop, **settings.sampling()
     )
-    texts = [generation.text.strip() for generation in generations]
+    return [generation.text.strip() for generation in generations]
+
+
+def write(base: SelfAdaptingLM, job: Job, example: dict, settings: Settings) -> list[Draft]:
+    """Write self-edits about a passage, and answer what they ask. After a stop questions stay as they were written."""
+    lm, texts = settings.lm(base), write_texts(base, job, example, settings)
     drafts = [Draft(text, use=has_words(text), written=text) for text in texts]
     if settings.training_format != "prompt_completion":  # a question is no example of its own
         return drafts
@@ -208,14 +220,7 @@ def learn(
 
     def on_step(step: InnerStep) -> None:
         clock["seconds"] = step.seconds
-        job.emit(
-            "step",
-            step=step.step,
-            num_steps=step.num_steps,
-            losses=step.losses,
-            num_tokens=step.num_tokens,
-            seconds=step.seconds,
-        )
+        emit_step(job, step)
         if watch is not None and (seen := watch.ask(step)) is not None:
             job.emit("watched", step=step.step, **vars(seen))
 
@@ -260,6 +265,18 @@ def learn(
         "recitations": [mean(own.recitation["verdicts"]) for own in graded],
         "recited": [mean(lm.domain.recited(example, own.answers)) for own in graded],
     }
+
+
+def emit_step(job: Job, step: InnerStep) -> None:
+    """Tell a job's log of a step of the training."""
+    job.emit(
+        "step",
+        step=step.step,
+        num_steps=step.num_steps,
+        losses=step.losses,
+        num_tokens=step.num_tokens,
+        seconds=step.seconds,
+    )
 
 
 def answer(base: SelfAdaptingLM, job: Job, examples: Sequence[dict], file: Path) -> tuple[list[str], list[str]]:

@@ -51,6 +51,26 @@ class Limits:
     run_lessons: float
     run_seconds: float
 
+    def check_steps(self, num_steps: int, remedy: str) -> None:
+        """
+        Raises:
+            ValueError: A training has more steps than one job may have. `remedy` says what to do.
+        """
+        if num_steps > self.job_steps:
+            raise ValueError(
+                f"This training has {num_steps:,} steps, and {self.job_steps:,.0f} is the limit here: {remedy}."
+            )
+
+    def check_tokens(self, num_tokens: int, remedy: str) -> None:
+        """
+        Raises:
+            ValueError: A training has more tokens than one job may have. `remedy` says what to do.
+        """
+        if num_tokens > self.job_tokens:
+            raise ValueError(
+                f"This training has {num_tokens:,} tokens in all epochs, and {self.job_tokens:,.0f} is the limit here: {remedy}."
+            )
+
     def say(self) -> str:
         """The limits of jobs for the page, in a sentence; empty where there are none."""
         if not self.is_shared:

@@ -46,6 +46,28 @@ class Draft:
 
 
 @dataclass
+class Puzzle:
+    """
+    An ARC task of a session.
+
+    Parameters:
+        task (`dict`):
+            The task that the self-edits are about.
+        texts (`list[str]`):
+            The self-edits, which the visitor may have edited.
+        settings (`dict`):
+            The settings with which they were written.
+        previews (`list[str]`, *optional*):
+            What the page shows of the tools of each. Defaults to nothing, until it is made.
+    """
+
+    task: dict
+    texts: list[str]
+    settings: dict
+    previews: list[str] = field(default_factory=list)
+
+
+@dataclass
 class KeptAdapter:
     """
     One adapter of a session.
@@ -122,6 +144,8 @@ class Session:
             The self-edits.
         settings (`dict`, *optional*):
             The settings with which they were written.
+        puzzle ([`Puzzle`], *optional*):
+            The last ARC task with its self-edits.
         adapters (`dict[str, KeptAdapter]`, *optional*):
             The adapters by their ids, oldest first.
         chosen (`str`, *optional*):
@@ -144,6 +168,7 @@ class Session:
     example: dict | None = None
     drafts: list[Draft] = field(default_factory=list)
     settings: dict = field(default_factory=dict)
+    puzzle: Puzzle | None = None
     adapters: dict[str, KeptAdapter] = field(default_factory=dict)
     chosen: str | None = None
     asked: list[tuple[str, str, str]] = field(default_factory=list)

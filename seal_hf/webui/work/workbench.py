@@ -29,7 +29,8 @@ NUM_OWN_QUESTIONS = 5
 _LONGEST_HISTORY = 50  # questions
 # Tokens per second of a small model on two CPU cores, written in one text and trained on. The time that jobs really take
 # corrects the estimates.
-_WRITTEN, _TRAINED = 12.0, 250.0
+WRITTEN_PER_SECOND, TRAINED_PER_SECOND = 12.0, 250.0
+_FEWER = "choose fewer self-edits, shorter ones or fewer epochs"
 
 
 class Workbench:
@@ -104,14 +105,19 @@ class Workbench:
         example = inputs.checked_example(settings.lm(self.lm), title, passage, questions, settings)
 
         def work(job: Job) -> None:
-            drafts = self._run("write", job, example, settings)
+            drafts = self.run(device.write, job, example, settings)
             if any(draft.use for draft in drafts):
                 session.example, session.settings, session.drafts = example, asdict(settings), drafts
             elif not job.stop.is_set():
                 raise ValueError("The model wrote nothing that can be learned: try another prompt style or seed.")
 
-        job = self._submit(
-            session, "propose", [example, asdict(settings)], work, settings.max_completion_length / _WRITTEN, "write"
+        job = self.submit(
+            session,
+            "propose",
+            [example, asdict(settings)],
+            work,
+            settings.max_completion_length / WRITTEN_PER_SECOND,
+            "write",
         )
         session.passage = example
         session.shown.pop("adapt", None)  # it was about another passage
@@ -191,19 +197,15 @@ class Workbench:
             for edit in self_edits
             for one in edit.examples
         )
-        if num_tokens > self.limits.job_tokens:
-            raise ValueError(
-                f"This training has {num_tokens:,} tokens in all epochs, and {self.limits.job_tokens:,.0f} is the limit here: "
-                "choose fewer self-edits, shorter ones or fewer epochs."
-            )
+        self.limits.check_tokens(num_tokens, _FEWER)
 
         def work(job: Job) -> None:
             job.emit("learning", names=labels, watched=watched_example["questions"][0] if watched_example else None)
             files = [file for _, file in targets]
             try:
                 with quota.room(session.folder, num_bytes):
-                    result = self._run(
-                        "learn",
+                    result = self.run(
+                        device.learn,
                         job,
                         example,
                         self_edits,
@@ -223,7 +225,7 @@ class Workbench:
             self._keep_learned(session, job, example, names, targets, result)
 
         key = [example, [edit.completion for edit in self_edits], asdict(settings), together, watched_example]
-        job = self._submit(session, "adapt", key, work, num_tokens / _TRAINED + 10, "learn", num_tokens)
+        job = self.submit(session, "adapt", key, work, num_tokens / TRAINED_PER_SECOND + 10, "learn", num_tokens)
         session.passage, session.drafts = example, drafts
         return job
 
@@ -248,11 +250,7 @@ class Workbench:
         # Each question that the model is to answer becomes one more example, and the passage another.
         sizes = [len(edit.examples) + len(edit.calls) + bool(edit.calls) for edit in self_edits]
         num_steps = settings.num_train_epochs * sum(-(-size // settings.batch_size) for size in sizes)
-        if num_steps > self.limits.job_steps:
-            raise ValueError(
-                f"This training has {num_steps:,} steps, and {self.limits.job_steps:,.0f} is the limit here: choose fewer "
-                "self-edits, shorter ones or fewer epochs."
-            )
+        self.limits.check_steps(num_steps, _FEWER)
 
     def _keep_learned(
         self,
@@ -368,7 +366,7 @@ class Workbench:
             if kept.id not in session.adapters:
                 raise ValueError(f"The adapter “{kept.name}” has been deleted: choose another one under Adapters.")
             job.emit("asked", questions=questions, adapter=kept.name)
-            base, adapted = self._run("answer", job, examples, kept.file)
+            base, adapted = self.run(device.answer, job, examples, kept.file)
             verdicts = recited = None
             if kind != "ask" and not job.stop.is_set():
                 verdicts = [_graded(questions, answers) for answers in (base, adapted)]
@@ -380,7 +378,7 @@ class Workbench:
             job.emit("answered", base=base, adapted=adapted, verdicts=verdicts, recited=recited, best_of=best_of)
 
         key = [list(examples), kept.id]
-        return self._submit(session, kind, key, work, 3 + device.LONGEST_ANSWER / _WRITTEN, "answer")
+        return self.submit(session, kind, key, work, 3 + device.LONGEST_ANSWER / WRITTEN_PER_SECOND, "answer")
 
     # --- jobs ---
 
@@ -391,7 +389,7 @@ class Workbench:
             self.jobs.stop(job)
         return bool(active)
 
-    def _submit(
+    def submit(
         self,
         session: Session,
         kind: str,
@@ -401,6 +399,25 @@ class Workbench:
         pace: str,
         num_tokens: int = 0,
     ) -> Job:
+        """
+        Start a job of a session.
+
+        Args:
+            session ([`Session`]):
+                The session.
+            kind (`str`), work (`Callable[[Job], None]`):
+                As in [`Jobs.submit`].
+            key (`object`):
+                What it works on, in plain data.
+            seconds (`float`):
+                How long it would take on the slow machine of the estimates.
+            pace (`str`):
+                `"write"`, `"learn"` or `"answer"`: of what its time corrects the estimates.
+
+        Raises:
+            JobRefused: As in [`Jobs.submit`].
+        """
+
         def timed(job: Job) -> None:
             start = time.monotonic()
             work(job)
@@ -422,8 +439,9 @@ class Workbench:
         session.shown[kind] = job.id
         return job
 
-    def _run(self, name: str, job: Job, *arguments: object, **options: object) -> object:
-        return device.run(job.seconds, self._model, partial(getattr(device, name), **options), job, *arguments)
+    def run(self, work: Callable, job: Job, *arguments: object, **options: object) -> object:
+        """Do a piece of a job's work on the device (see [`device.run`])."""
+        return device.run(job.seconds, self._model, partial(work, **options), job, *arguments)
 
     def _visitor_of(self, session_id: str) -> str:
         return self.sessions.visitor_of(session_id)
