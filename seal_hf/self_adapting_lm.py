@@ -103,6 +103,11 @@ class SelfAdaptingLM:
     Attributes:
         generator ([`TextGenerator`]):
             Writes texts with the model: prompts and an adapter for each in, texts out.
+        writer ([`Adapter`], *optional*):
+            The policy that writes the self-edits in place of the one that the model carries, which may be set to compare several
+            on one model.
+        added ([`Adapter`], *optional*):
+            An adapter of the base model that may be set to be added to every adapter that is trained, once that is done.
         context_length (`int`, *optional*):
             Most tokens of a prompt with what is written after it; `None` where the model's config does not say.
 
@@ -147,6 +152,8 @@ class SelfAdaptingLM:
         processing_class = with_fixed_template(processing_class, chat_template_kwargs)
         self.model = model
         self.student = student
+        self.writer: Adapter | None = None
+        self.added: Adapter | None = None
         self.processing_class = processing_class
         self.peft_config = peft_config or LoraConfig(r=32, lora_alpha=64)
         self.inner_config = inner_config or InnerLoopConfig()
@@ -349,20 +356,22 @@ class SelfAdaptingLM:
         places = [(e, i) for e in range(len(examples)) for i in range(num_generations)]
         joined = JoinedParts([len(parts[e]) for e, _ in places], on_text)
         prompts = [self.domain.prompt(part) for e, _ in places for part in parts[e]]
-        generations = self.generator.sample(
-            prompts,
-            # The stream of a part has its number, where there are several.
-            [
-                (seed, numbers[e], i, *([part] if len(parts[e]) > 1 else []))
-                for e, i in places
-                for part in range(len(parts[e]))
-            ],
-            temperature=temperature,
-            top_p=top_p,
-            max_new_tokens=[limits[e] for e, _ in places for _ in parts[e]],
-            on_text=None if on_text is None else joined.on_text,
-            stop=stop,
-        )
+        with self._as_writer():
+            generations = self.generator.sample(
+                prompts,
+                # The stream of a part has its number, where there are several.
+                [
+                    (seed, numbers[e], i, *([part] if len(parts[e]) > 1 else []))
+                    for e, i in places
+                    for part in range(len(parts[e]))
+                ],
+                adapters=self.writer and [self.writer] * len(prompts),
+                temperature=temperature,
+                top_p=top_p,
+                max_new_tokens=[limits[e] for e, _ in places for _ in parts[e]],
+                on_text=None if on_text is None else joined.on_text,
+                stop=stop,
+            )
         generations = without_thoughts(generations, prompts, self.processing_class)
         written = iter(joined.join(generations))
         return [[next(written) for _ in range(num_generations)] for _ in examples]
@@ -373,6 +382,7 @@ class SelfAdaptingLM:
         examples: Sequence[Mapping],
         *,
         stop: threading.Event | None = None,
+        on_written: Callable[[int], None] | None = None,
     ) -> list[SelfEdit | None]:
         """
         Carry out what self-edits ask of the domain's tool (see [`Domain.carry_out`]), all of them at once.
@@ -384,6 +394,8 @@ class SelfAdaptingLM:
                 For each the example that it was written for.
             stop (`threading.Event`, *optional*):
                 Once set, the model writes no more; what comes back then is not to be used.
+            on_written (`Callable[[int], None]`, *optional*):
+                Called with the number of tokens that the model wrote, whenever the tool has asked it.
 
         Returns:
             `list[SelfEdit | None]`: one for each. One without `examples` is malformed.
@@ -396,8 +408,12 @@ class SelfAdaptingLM:
             return list(self_edits)
 
         def ask(prompts: Sequence[Prompt], max_new_tokens: int, *, as_writer: bool = False) -> list[Generation]:
-            with nullcontext() if as_writer else self._as_student():
-                return self._answer_those_that_fit(prompts, max_new_tokens, stop)
+            with self._as_writer() if as_writer else self._as_student():
+                adapter = self.writer if as_writer else None
+                answers = self._answer_those_that_fit(prompts, max_new_tokens, stop, adapter)
+            if on_written is not None:
+                on_written(sum(answer.num_tokens for answer in answers))
+            return answers
 
         done = self.domain.carry_out(
             [self_edits[place] for place in calling], [examples[place] for place in calling], ask
@@ -420,7 +436,11 @@ class SelfAdaptingLM:
         return carried_out
 
     def _answer_those_that_fit(
-        self, prompts: Sequence[Prompt], max_new_tokens: int, stop: threading.Event | None
+        self,
+        prompts: Sequence[Prompt],
+        max_new_tokens: int,
+        stop: threading.Event | None,
+        adapter: Adapter | None = None,
     ) -> list[Generation]:
         """Greedy answers; nothing for prompts that do not fit the context, since a policy may write anything."""
         context = self.context_length
@@ -429,7 +449,10 @@ class SelfAdaptingLM:
             place for place, length in enumerate(lengths) if context is None or length + max_new_tokens <= context
         ]
         generations = self.generator.generate(
-            [prompts[place] for place in fitting], max_new_tokens=max_new_tokens, stop=stop
+            [prompts[place] for place in fitting],
+            adapters=adapter and [adapter] * len(fitting),
+            max_new_tokens=max_new_tokens,
+            stop=stop,
         )
         generations = without_thoughts(generations, [prompts[place] for place in fitting], self.processing_class)
         found = dict(zip(fitting, generations, strict=True))
@@ -525,11 +548,17 @@ class SelfAdaptingLM:
             )
             for edit, update, own_seed, (layout, weights, result) in zip(edits, updates, seeds, trained, strict=True)
         ]
+        if self.added is not None:
+            adapters = [self.added.plus(adapter.on_base()) for adapter in adapters]
         return adapters[0] if is_one else adapters
 
     def _as_student(self) -> AbstractContextManager[None]:
         """The model as it learns and answers."""
         return without_policy(self.model) if self.student == "base" else nullcontext()
+
+    def _as_writer(self) -> AbstractContextManager[None]:
+        """The model as it writes self-edits."""
+        return without_policy(self.model) if self.writer is not None else nullcontext()
 
     def answer(
         self,
@@ -617,7 +646,7 @@ class SelfAdaptingLM:
     def answer_groups(
         self,
         groups: Sequence[Sequence[Prompt]],
-        adapters: Sequence[Adapter | None] | None = None,
+        adapters: Sequence[Adapter | Sequence[Adapter | None] | None] | None = None,
         *,
         max_answer_length: int | Sequence[int] = 64,
         on_text: Callable[[list[str]], bool | None] | None = None,
@@ -629,8 +658,8 @@ class SelfAdaptingLM:
         Args:
             groups (`Sequence[Sequence[str | list[dict]]]`):
                 Evaluation prompts.
-            adapters (`Sequence[Adapter | None]`, *optional*):
-                For each group its adapter; no inner adapter where `None` or absent.
+            adapters (`Sequence[Adapter | Sequence[Adapter | None] | None]`, *optional*):
+                For each group its adapter, or one for each of its prompts; no inner adapter where `None` or absent.
             max_answer_length (`int` or `Sequence[int]`, *optional*, defaults to `64`):
                 Longest answer, in tokens: of all groups, or of each.
             on_text, stop:
@@ -645,7 +674,11 @@ class SelfAdaptingLM:
         answers = iter(
             self.answer_prompts(
                 [prompt for group in groups for prompt in group],
-                [adapter for group, adapter in zip(groups, adapters, strict=True) for _ in group],
+                [
+                    adapter
+                    for group, own in zip(groups, adapters, strict=True)
+                    for adapter in (own if isinstance(own, Sequence) else [own] * len(group))
+                ],
                 max_answer_length=[limit for group, limit in zip(groups, limits, strict=True) for _ in group],
                 on_text=on_text,
                 stop=stop,

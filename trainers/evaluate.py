@@ -1,33 +1,65 @@
 """
-The paper's single-passage protocol: base, passage in context, passage only and self-edits on the same questions.
+The paper's protocols: base, passage in context, passage only, self-edits and other conditions on the same questions.
 
     python -m trainers.evaluate --dataset demo --split test --output_dir outputs/demo
     python -m trainers.evaluate --dataset passages.json --num_passages 10 --output_dir outputs/mine
+    python -m trainers.evaluate --compare_styles rewrite self-qa --compare_methods retrieval SPA --output_dir outputs/many
+    python -m trainers.evaluate --protocol continual --num_passages 8 --num_orders 3 --output_dir outputs/continual
 
 Answers and verdicts are written as soon as they are known, and the table over all passages is printed at the end. The
 same command again continues an interrupted one. With --judge_model a language model grades in place of the local grader;
 its key is read from JUDGE_API_KEY. With --self_edits the self-edits are read from a file or dataset instead of being written.
 """
 
+import json
 import logging
 import sys
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from transformers import HfArgumentParser
 from transformers.utils import logging as transformers_logging
 
+from seal_hf.domains.knowledge.reference_files import query_run
+from seal_hf.evaluation.continual import continual
+from seal_hf.evaluation.continued_pretraining import continued_pretraining
 from seal_hf.evaluation.single_passage import single_passage
 from seal_hf.grading import GradingIncomplete, JudgeRefused
 from seal_hf.hub.stored_self_edits import load_stored_self_edits
+from seal_hf.records.comparison import save_comparison
+from seal_hf.records.continual import save_continual
+from seal_hf.records.files import write_text
+from seal_hf.records.journal import Journal
 from seal_hf.records.tables import results_table
 from seal_hf.rollout.stage import RolloutConfig
-from trainers.arguments import AdaptationArguments, JudgeArguments, load_dataset_argument
+from trainers.arguments import JudgeArguments, load_dataset_argument
+from trainers.conditions import ConditionArguments
+
+
+PROTOCOLS = {
+    "single_passage": single_passage,
+    "continued_pretraining": continued_pretraining,
+    "continual": continual,
+}
 
 
 @dataclass
-class EvaluationArguments(JudgeArguments, AdaptationArguments):
-    """Passages to evaluate on, and where the results go."""
+class EvaluationArguments(JudgeArguments, ConditionArguments):
+    """The protocol, passages to evaluate on, and where the results go."""
+
+    protocol: str = field(
+        default="single_passage",
+        metadata={
+            "help": "'single_passage': an adapter for each passage; 'continued_pretraining': one for all; 'continual': the passages "
+            "one after another, each on top of the last."
+        },
+    )
+    num_orders: int = field(default=1, metadata={"help": "Orders of the passages, with --protocol continual."})
+    replays: bool = field(
+        default=False,
+        metadata={"help": "With --protocol continual train every adapter on the earlier passages' self-edits, too."},
+    )
 
     dataset: str = field(
         default="demo",
@@ -65,7 +97,22 @@ class EvaluationArguments(JudgeArguments, AdaptationArguments):
     adapters_per_bank: int | None = field(
         default=None, metadata={"help": "Most adapters trained together; chosen from the free memory where absent."}
     )
+    query_run: bool = field(
+        default=False,
+        metadata={
+            "help": "With --protocol single_passage also write query_run.json, the form in which the paper's code stores an evaluation."
+        },
+    )
     output_dir: str = field(default="outputs/evaluation", metadata={"help": "Where the records go."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.protocol not in PROTOCOLS:
+            raise ValueError(f"--protocol {self.protocol!r} must be {', '.join(map(repr, PROTOCOLS))}.")
+        if self.query_run and self.protocol != "single_passage":
+            raise ValueError(
+                f"--query_run holds adapters of one passage; leave it out with --protocol {self.protocol}."
+            )
 
 
 def main(args: EvaluationArguments) -> None:
@@ -79,19 +126,31 @@ def main(args: EvaluationArguments) -> None:
         max_answer_length=args.max_answer_length,
         adapters_per_bank=args.adapters_per_bank,
     )
-    start = time.perf_counter()
-    single_passage(
-        args.load(args.judge_grader(), policy=args.policy, student=args.student),
+    start, grader = time.perf_counter(), args.judge_grader()
+    is_continual = args.protocol == "continual"
+    lm = args.load(grader, policy=args.policy, student=args.student)
+    PROTOCOLS[args.protocol](
+        lm,
         examples,
         args.output_dir,
         num_generations=args.num_generations,
         config=config,
         seed=args.seed,
         self_edits=self_edits,
+        compared=args.conditions(lm, examples, grader, args.output_dir),
+        **({"num_orders": args.num_orders, "replays": args.replays} if is_continual else {}),
     )
+    saved = [*save_comparison(args.output_dir), *(save_continual(args.output_dir) if is_continual else [])]
+    if args.query_run:
+        scored = Journal(Path(args.output_dir) / "evaluation").scored(0)
+        saved.append(Path(args.output_dir) / "query_run.json")
+        record = query_run(examples, scored, model=args.model_name_or_path, dataset=args.dataset)
+        write_text(saved[-1], json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     print(results_table(args.output_dir, [example["context"] for example in examples]))
+    names = ", ".join(file.name for file in saved)
     print(
-        f"{(time.perf_counter() - start) / 60:.1f} minutes; answers and verdicts are in {args.output_dir}/evaluation."
+        f"{(time.perf_counter() - start) / 60:.1f} minutes; answers and verdicts are in {args.output_dir}/evaluation, the same "
+        f"results in {names} beside it."
     )
 
 
@@ -100,8 +159,8 @@ if __name__ == "__main__":
     logging.getLogger("seal_hf").addHandler(logging.StreamHandler())
     logging.getLogger("seal_hf").setLevel(logging.INFO)
     transformers_logging.disable_progress_bar()
-    (arguments,) = HfArgumentParser(EvaluationArguments).parse_args_into_dataclasses()
     try:
+        (arguments,) = HfArgumentParser(EvaluationArguments).parse_args_into_dataclasses()
         main(arguments)
     except (ValueError, OSError, ImportError, GradingIncomplete, JudgeRefused) as error:
         sys.exit(f"error: {error}")

@@ -22,6 +22,7 @@ from ..models.transfers import brought_to_host
 from .files import read_config, read_training, write_adapter_files, written_whole
 from .layout import LoraLayout, lora_layout
 from .sources import adapter_files
+from .stacking import stacked_ranks
 from .weights import read_weights
 
 
@@ -161,36 +162,25 @@ class Adapter:
 
     def on_base(self) -> "Adapter":
         """
-        The same adapter as one on the plain base model: with a policy parent, the ranks are concatenated.
-
-        The sum of two low-rank products is one product of the stacked matrices, so this is exact, and nothing is merged
-        into (possibly quantized) base weights. A module that only one of the two adapts gets zeros for the other's
-        ranks, which keeps one rank for all modules.
+        The same adapter as one on the plain base model: with a policy parent, the ranks are concatenated (see
+        [`stacked_ranks`]).
         """
         if self.policy is None:
             return self
-        parts = [self.policy.layout, self.layout]
-        modules = {module.name: module for layout in parts for module in layout.modules}
-        r = sum(layout.r for layout in parts)
-        # One common scaling stays in lora_alpha; different ones move into B.
-        shared = parts[0].scaling == parts[1].scaling
-        layout = LoraLayout(
-            modules=tuple(modules.values()),
-            r=r,
-            lora_alpha=parts[0].scaling * r if shared else r,
-            target_modules=tuple(sorted({*parts[0].target_modules, *parts[1].target_modules})),
-        )
-        weights = torch.zeros(layout.num_parameters)
-        stacked = layout.views(weights)
-        offset = 0
-        for adapter in (self.policy, self):
-            end = offset + adapter.layout.r
-            factor = 1.0 if shared else adapter.layout.scaling
-            for name, (lora_a, lora_b) in adapter.layout.views(adapter.weights).items():
-                stacked[name][0][offset:end] = lora_a
-                stacked[name][1][:, offset:end] = lora_b * factor
-            offset = end
-        return Adapter(layout, weights, self.base_model_id, training=self.training)
+        return self.policy.plus(replace(self, policy=None))
+
+    def plus(self, other: "Adapter", factor: float = 1.0) -> "Adapter":
+        """
+        The sum of two adapters of one base model, neither of which has a policy parent.
+
+        Args:
+            other ([`Adapter`]):
+                The adapter that is added; what is told of its training is told of the sum.
+            factor (`float`, *optional*, defaults to `1.0`):
+                How much of it; below 0 it is taken away.
+        """
+        layout, weights = stacked_ranks([(self.layout, self.weights, 1.0), (other.layout, other.weights, factor)])
+        return Adapter(layout, weights, self.base_model_id, training=other.training)
 
     def save_pretrained(self, save_directory: str | Path, card: AdapterCard | None = None) -> Path:
         """

@@ -225,6 +225,17 @@ class Domain:
         """
         return json.dumps({key: value for key, value in example.items() if key != "id"}, sort_keys=True, default=str)
 
+    def routes(self, examples: Sequence[Mapping[str, Any]]) -> Callable[[Mapping[str, Any]], list[int | None]] | None:
+        """
+        Return what tells for each question of an example which of these examples it is about, by what a user would ask alone:
+        their places, `None` where that is not clear. `None`, the default, where a domain cannot tell.
+
+        Args:
+            examples (`Sequence[Mapping[str, Any]]`):
+                Rows of the dataset.
+        """
+        return None
+
     def recitation_prompt(self, example: Mapping[str, Any]) -> Prompt | None:
         """
         Return a prompt that asks for the whole of what was learned and nothing in particular, such as "Tell me about ...".

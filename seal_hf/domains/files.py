@@ -93,7 +93,7 @@ def read_rows(path: Path, row_form: str) -> list[tuple[str, Any]]:
     """
     The rows of a file as they are, each with the name of its place for messages.
 
-    A `.json` file holds an array of rows, or an object with the array as its `"data"`. A `.jsonl` or `.ndjson` file has a
+    A `.json` file holds an array of rows, or an object with the array as its `"data"` or `"articles"`. A `.jsonl` or `.ndjson` file has a
     row on each line. The columns of a `.csv` file, which commas, semicolons or tabs part, are named by its first line. Of a
     `.parquet` file every row is one. The case of the suffix does not matter.
 
@@ -218,8 +218,9 @@ def _line_of_depth(text: str) -> int:
 
 def _json_rows(path: Path, row_form: str) -> list[tuple[str, Any]]:
     rows = read_json(path, "correct it, or name the file .jsonl if it holds a row per line")
-    if isinstance(rows, Mapping) and isinstance(rows.get("data"), list):
-        rows = rows["data"]
+    if isinstance(rows, Mapping):
+        # The articles are those of a query run of the paper's code.
+        rows = next((rows[key] for key in ("data", "articles") if isinstance(rows.get(key), list)), rows)
     if rows is None:
         return []
     if not isinstance(rows, list):

@@ -86,7 +86,9 @@ def _completions(row: Any, number: int) -> list[str]:
     if isinstance(row, Mapping):
         several = row.get("completions")
         several = [row.get("completion")] if several is None else several
-        completions = list(map(_text, several)) if isinstance(several, list | tuple) else []
+        several = several if isinstance(several, list | tuple) else []
+        # In a query run of the paper's code each is an object with its scores.
+        completions = [_text(one.get("text") if isinstance(one, Mapping) else one) for one in several]
         if completions and None not in completions:
             return completions
     raise ValueError(f"self_edits: row {number} has no completion, as a text or chat messages; write {STORED_FORM}.")

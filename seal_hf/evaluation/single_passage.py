@@ -1,21 +1,13 @@
 """The paper's single-passage protocol (SEAL, section 4.2): adapt to one passage, then answer about it without seeing it."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..adapters.layout import lora_layout
-from ..domains.stored_self_edits import stored_completions
-from ..records.report import Evaluation, evaluations
-from ..records.run_folder import RunFolder
-from ..rollout.examples import ExampleSet, check_examples
-from ..rollout.processes import Processes
-from ..rollout.rollout import Rollout
-from ..rollout.settings import describe, fingerprint
-from ..rollout.stage import FREE_OPTIONS, RolloutConfig, Stage
+from ..records.report import Evaluation
+from ..rollout.stage import RolloutConfig
 from ..self_adapting_lm import SelfAdaptingLM
+from .protocol import ComparedCondition, ProtocolRun, evaluated
 
 
 def single_passage(
@@ -27,6 +19,7 @@ def single_passage(
     config: RolloutConfig | None = None,
     seed: int = 0,
     self_edits: Iterable[Mapping[str, Any]] | None = None,
+    compared: Iterable[ComparedCondition] = (),
 ) -> Evaluation:
     """
     Evaluate what a model learns from each example alone, and compare with the domain's other conditions.
@@ -53,6 +46,9 @@ def single_passage(
             What somebody else wrote about the examples, of which the first `num_generations` about each stand in place of what
             the model would write: rows in a form of [`seal_hf.domains.stored_self_edits`]. What they ask of a tool is carried
             out by this model. None is cut, and all count as ended by their writer.
+        compared (`Iterable[ComparedCondition]`, *optional*):
+            Further conditions on the same examples, with the same seeds: other styles, policies, models, files, baselines. Each has
+            a folder of its own, `output_dir/conditions/NAME`, and may be added later. One is taken when those before it are done.
 
     Returns:
         [`Evaluation`]: accuracies and differences; [`seal_hf.records.tables.results_table`] shows them.
@@ -60,39 +56,22 @@ def single_passage(
     Raises:
         GradingIncomplete: The grader could not grade an answer.
         ValueError: An example that the domain refuses, that does not fit the model or that `self_edits` have too few for, or an
-            output directory with a run of other settings, or one that another process works in.
+            output directory with a run of other settings, or one that another process works in, or two conditions of one name.
         OSError: The output directory cannot be written.
     """
-    config, data = config or RolloutConfig(), ExampleSet.of(examples, "examples")
-    check_examples(lm, data, "examples", config.max_completion_length, config.max_answer_length)
-    options = {"protocol": "single_passage", "num_generations": num_generations, "seed": seed}
-    options |= {name: value for name, value in asdict(config).items() if name not in FREE_OPTIONS}
-    options |= {f"inner_{name}": value for name, value in asdict(lm.inner_config).items()}
-    completions = None
-    if self_edits is not None:
-        completions = stored_completions(lm.domain, data.examples, data.ids, self_edits, num_generations)
-        options["self_edits"] = f"stored, {fingerprint(completions)}"
-    layout = lora_layout(lm.model, lm.peft_config)
-    options |= {"inner_lora_r": layout.r, "inner_lora_alpha": layout.lora_alpha}
-    options |= {"inner_target_modules": layout.target_modules}
-    folder = RunFolder(output_dir, describe(lm, {"eval_dataset": data.examples}, options))
-    processes = Processes(Path(output_dir))
-    stage = Stage(
-        name="evaluation",
-        journal=folder.evaluation,
-        round=0,
-        data=data,
-        seed=seed,
-        inner_seeds=(seed,),
+    return evaluated(
+        "single_passage",
+        _score_each,
+        lm,
+        examples,
+        output_dir,
         num_generations=num_generations,
-        baselines=lm.domain.conditions,
-        is_evaluation=True,
-        completions=completions,
+        config=config,
+        seed=seed,
+        self_edits=self_edits,
+        compared=compared,
     )
-    rollout = Rollout(lm, config, processes)
-    with processes.explaining_termination(lm.generator.clean_up), ExitStack() as held:
-        processes.on_main(folder.open, True, 0)
-        processes.on_main(lambda: held.enter_context(folder.held()))
-        rollout.score(stage, rollout.propose(stage))
-        (evaluation,) = processes.on_main(evaluations, folder.evaluation)
-    return evaluation
+
+
+def _score_each(run: ProtocolRun) -> None:
+    run.rollout.score(run.stage, run.rollout.propose(run.stage))

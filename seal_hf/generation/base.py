@@ -123,6 +123,7 @@ class TextGenerator(ABC):
         prompts: Sequence[Prompt],
         streams: Sequence[tuple[int, ...]],
         *,
+        adapters: "Sequence[Adapter | None] | None" = None,
         temperature: float,
         top_p: float,
         max_new_tokens: int | Sequence[int],
@@ -138,6 +139,8 @@ class TextGenerator(ABC):
             streams (`Sequence[tuple[int, ...]]`):
                 For each prompt the numbers that name its random stream, such as `(seed, example, edit)`. What it draws
                 depends on these alone, whatever else is in the batch.
+            adapters (`Sequence[Adapter | None]`, *optional*):
+                As in [`~TextGenerator.generate`].
             temperature, top_p, on_text, stop:
                 As in [`Sampling`] and [`~TextGenerator.generate`].
             max_new_tokens (`int` or `Sequence[int]`):
@@ -149,6 +152,7 @@ class TextGenerator(ABC):
         seeds = tuple(draw_seed(*stream) for stream in streams)
         return self.generate(
             prompts,
+            adapters=adapters,
             max_new_tokens=max_new_tokens,
             sampling=Sampling(seeds, temperature, top_p),
             on_text=on_text,

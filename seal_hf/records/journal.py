@@ -3,8 +3,10 @@ What a run leaves on disk, so that nothing it has computed is computed twice.
 
     run.json                            the settings that define the run
     proposals/round_000.jsonl           every self-edit of the round, before its first bank, with the banks it belongs to
+    writing/round_000.jsonl             how long the writing of an evaluation's self-edits took
     journal/round_000/bank_0000.jsonl   rewards of one finished bank, while the round is being scored
     journal/round_000.jsonl             one scored self-edit a line, once all are
+    trials/round_000.jsonl              what every adapter said about every example, where it is asked about several
     selected/round_000.jsonl            what is kept of them, for the outer SFT
     evaluation/                         the same folders for the evaluation sets
 
@@ -66,6 +68,9 @@ class Proposal:
             What is told of it (see [`SelfEdit`]); `None` where that is nothing.
         same_as (`int`, *optional*):
             Which earlier self-edit of the example trains on exactly the same, in the same way: what that one is worth, this one is.
+        written_tokens (`float`, *optional*):
+            Tokens that were written for it, all drafts and parts together, with its share of what a tool let the model write
+            for all self-edits of its batch of generation. `None` where that is `completion_tokens`.
     """
 
     round: int
@@ -84,6 +89,7 @@ class Proposal:
     tool_examples: list[dict] | None = None
     metrics: dict[str, float] | None = None
     same_as: int | None = None
+    written_tokens: float | None = None
 
 
 @dataclass(frozen=True)
@@ -153,7 +159,7 @@ class ScoredSelfEdit:
 
     Parameters:
         round, condition, example, example_id, edit, prompt, completion, completion_tokens, well_formed, finished,
-        completion_ids, metrics:
+        completion_ids, metrics, written_tokens:
             As in [`Proposal`].
         repeats (`list[dict]`):
             For each independent inner update its `seed`, `reward`, `answers`, `verdicts` and `loss`; in an evaluation
@@ -185,6 +191,7 @@ class ScoredSelfEdit:
     finished: bool | None = None
     completion_ids: list[int] | None = None
     metrics: dict[str, float] | None = None
+    written_tokens: float | None = None
 
 
 @dataclass(frozen=True)
@@ -240,6 +247,14 @@ class Journal:
     def write_proposals(self, round_index: int, proposals: Sequence[Proposal]) -> None:
         write_records(self._file("proposals", round_index), map(asdict, proposals))
 
+    def writing_seconds(self, round_index: int) -> float | None:
+        """How long the writing of a round's self-edits took, with what their tools let the model write."""
+        records = read_records(self._file("writing", round_index))
+        return records[0]["seconds"] if records else None
+
+    def write_writing_seconds(self, round_index: int, seconds: float) -> None:
+        write_records(self._file("writing", round_index), [{"seconds": seconds}])
+
     def banks(self, round_index: int) -> dict[int, list[TrialResult]]:
         """The results of every bank of a round that is being scored, by the bank's number."""
         folder = self._bank_folder(round_index)
@@ -251,6 +266,12 @@ class Journal:
 
     def scored(self, round_index: int) -> list[ScoredSelfEdit] | None:
         return _read(self._file("journal", round_index), ScoredSelfEdit)
+
+    def trials(self, round_index: int) -> list[TrialResult] | None:
+        return _read(self._file("trials", round_index), TrialResult)
+
+    def write_trials(self, round_index: int, results: Sequence[TrialResult]) -> None:
+        write_records(self._file("trials", round_index), map(asdict, results))
 
     def forget_banks(self, round_index: int) -> None:
         """Remove the files of a round's banks."""

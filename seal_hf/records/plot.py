@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 
 # After Okabe and Ito's palette, which the colour-blind can tell apart; darker where it is text.
-_COLORS = {BASE: "#555555", SELF_EDITS: "#0072b2", "best": "#a3457f", "recitation": "#8a8a8a", "recited": "#8a8a8a"}
+COLORS = {BASE: "#555555", SELF_EDITS: "#0072b2", "best": "#a3457f", "recitation": "#8a8a8a", "recited": "#8a8a8a"}
 _BASELINE_COLORS = ("#007a59", "#c24e00", "#7a5c00", "#5b4a9e")  # of the other baselines, in their order
-_STYLE = {
+STYLE = {
     "axes.axisbelow": True,
     "axes.grid": True,
     "axes.grid.axis": "y",
@@ -58,7 +58,7 @@ def save_plot(output_dir: str | Path) -> Path:
     panels = [(draw, what) for draw, what in ((_draw_rewards, rounds), (_draw_accuracies, results)) if what]
     if not panels:
         raise ValueError(f"{output_dir} holds no scored round to draw; train for a round first.")
-    with matplotlib.style.context(["default", _STYLE]):
+    with matplotlib.style.context(["default", STYLE]):
         figure = Figure(figsize=(9, 4), dpi=200, layout="constrained")
         FigureCanvasAgg(figure)
         for axes, (draw, what) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
@@ -77,25 +77,25 @@ def _draw_rewards(axes: "Axes", rounds: Sequence[Sequence[ScoredSelfEdit]]) -> N
     for number, scored in zip(numbers, rounds, strict=True):
         rewards = [edit.reward for edit in scored if edit.reward is not None]
         places = number + jitter.uniform(-0.18, 0.18, len(rewards))
-        axes.scatter(places, rewards, s=9, color=_COLORS[SELF_EDITS], alpha=0.2, linewidths=0)
+        axes.scatter(places, rewards, s=9, color=COLORS[SELF_EDITS], alpha=0.2, linewidths=0)
     values = [round_metrics(scored, ()) | {"base": base_reward(scored)} for scored in rounds]
     best, mean, base = (
         np.array([one.get(name) for one in values], dtype=float) for name in ("reward/best", "reward", "base")
     )
-    axes.plot(numbers, best, "o-", color=_COLORS["best"])
-    axes.plot(numbers, mean, "o-", color=_COLORS[SELF_EDITS])
-    axes.plot([left, *numbers, right], [base[0], *base, base[-1]], "--", color=_COLORS[BASE])
+    axes.plot(numbers, best, "o-", color=COLORS["best"])
+    axes.plot(numbers, mean, "o-", color=COLORS[SELF_EDITS])
+    axes.plot([left, *numbers, right], [base[0], *base, base[-1]], "--", color=COLORS[BASE])
     axes.set(xlim=(left, right), ylim=(-0.03, 1.03), xlabel="round", title="Reward in training")
     most = max(Counter(edit.example for edit in rounds[-1]).values(), default=0)
     ends = [(f"best of {most}", best, "best"), ("mean", mean, SELF_EDITS), ("base", base, BASE)]
-    known = [(name, line[np.isfinite(line)], _COLORS[color]) for name, line, color in ends]
+    known = [(name, line[np.isfinite(line)], COLORS[color]) for name, line, color in ends]
     _finish(axes, [(name, float(line[-1]), color) for name, line, color in known if len(line)])
 
 
 def _draw_accuracies(axes: "Axes", results: Sequence[Evaluation]) -> None:
     numbers, own = range(len(results)), [one.accuracies[SELF_EDITS] for one in results]
     baselines = {name: value for name, value in results[0].accuracies.items() if name != SELF_EDITS}
-    colors = _COLORS | dict(zip((name for name in baselines if name != BASE), cycle(_BASELINE_COLORS), strict=False))
+    colors = COLORS | dict(zip((name for name in baselines if name != BASE), cycle(_BASELINE_COLORS), strict=False))
     for name, value in list(baselines.items()):
         measured = [one.accuracies[name] for one in results if name in one.accuracies]
         if 1 < len(measured) == len(results):  # with the policy of every round
@@ -106,8 +106,8 @@ def _draw_accuracies(axes: "Axes", results: Sequence[Evaluation]) -> None:
         else:
             axes.axhline(value.value, color=colors[name], linestyle="--")
             axes.axhspan(value.low, value.high, color=colors[name], alpha=0.08, linewidth=0)
-    axes.vlines(numbers, [one.low for one in own], [one.high for one in own], color=_COLORS[SELF_EDITS])
-    axes.plot(numbers, [one.value for one in own], "o-", color=_COLORS[SELF_EDITS])
+    axes.vlines(numbers, [one.low for one in own], [one.high for one in own], color=COLORS[SELF_EDITS])
+    axes.plot(numbers, [one.value for one in own], "o-", color=COLORS[SELF_EDITS])
     # Of the same adapters: what they earn with one text for all questions, and the share of their answers that recite.
     recitals = []
     for name, mark, found in (
@@ -115,7 +115,7 @@ def _draw_accuracies(axes: "Axes", results: Sequence[Evaluation]) -> None:
         ("recited", "+-.", [one.recited.get(SELF_EDITS) for one in results]),
     ):
         if None not in found:
-            axes.plot(numbers, [one.value for one in found], mark, color=_COLORS[name])
+            axes.plot(numbers, [one.value for one in found], mark, color=COLORS[name])
             baselines[name] = found[-1]
             recitals += found
     everything = [*own, *recitals, *baselines.values()]

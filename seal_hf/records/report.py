@@ -1,9 +1,11 @@
 """What a run's records say: metrics of a round, and accuracy per evaluation."""
 
+import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import permutations
 from statistics import fmean, pstdev
 
 import numpy as np
@@ -11,7 +13,12 @@ import numpy as np
 from ..domains.base import BASE, SELF_EDITS
 from ..grading.choosing import scored_apart
 from ..grading.intervals import Accuracy, Difference, accuracy, paired_difference
+from .files import RUN_FILE
 from .journal import Journal, ScoredSelfEdit, SelectedSelfEdit, rank, rounded
+
+
+# Where the conditions are that an evaluation compares with beside those of the domain, each in the folder of a run.
+COMPARED_FOLDER = "conditions"
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,13 @@ class Evaluation:
         tokens, seconds (`dict[str, float]`, *optional*, defaults to an empty dictionary):
             For each condition that trains, the tokens that an adapter was trained on and the seconds that this took, its share
             of its bank's time by tokens: means over its adapters.
+        written_tokens, writing_seconds (`dict[str, float]`, *optional*, defaults to an empty dictionary):
+            For each condition that writes, the tokens of a self-edit, with those that its tool let the model write, and the
+            seconds that this took: means over its self-edits, of which many are written at once.
+        compared (`tuple[str, ...]`, *optional*, defaults to none):
+            The conditions that are no domain's, such as other self-edits (see [`seal_hf.evaluation`]).
+        differences (`dict[tuple[str, str], Difference]`, *optional*, defaults to an empty dictionary):
+            The first of two conditions minus the second, paired by passage, for every pair that this round measured.
     """
 
     round: int
@@ -63,6 +77,10 @@ class Evaluation:
     retention: dict[str, Accuracy] = field(default_factory=dict)
     tokens: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    written_tokens: dict[str, float] = field(default_factory=dict)
+    writing_seconds: dict[str, float] = field(default_factory=dict)
+    compared: tuple[str, ...] = ()
+    differences: dict[tuple[str, str], Difference] = field(default_factory=dict)
 
 
 def evaluations(journal: Journal, examples: Collection[int] | None = None) -> list[Evaluation]:
@@ -87,14 +105,20 @@ def evaluations(journal: Journal, examples: Collection[int] | None = None) -> li
         return []
     _spread_retention(rounds[0])
     base = {edit.example: edit.repeats[0] for edit in rounds[0] if edit.condition == BASE}
+    own_baselines = _baselines(rounds[0])
+    seconds = [{SELF_EDITS: journal.writing_seconds(number)} for number in range(len(rounds))]
+    compared = compared_journals(journal)
+    for name, other in compared.items():
+        rounds[0] = [*rounds[0], *(replace(edit, condition=name) for edit in other.scored(0))]
+        seconds[0][name] = other.writing_seconds(0)
     if examples is not None:
         rounds = [[edit for edit in scored if edit.example in examples] for scored in rounds]
     right, strict, recitations, recited, retained = (
         [_shares(scored, base, flags) for scored in rounds]
         for flags in (_right, _right_and_short, _right_by_recitation, _recited, _retained)
     )
-    untrained, trained = _baselines(rounds[0])
-    baselines = (*untrained, *trained)
+    untrained, trained = own_baselines
+    baselines = (*untrained, *trained, *compared)
     results = []
     for number, measured in enumerate(right):
         names = [name for name in (*baselines, SELF_EDITS) if name in measured]
@@ -106,12 +130,18 @@ def evaluations(journal: Journal, examples: Collection[int] | None = None) -> li
                 reference=trained[-1] if trained else BASE,
                 recitations=_accuracies(recitations[number], names),
                 recited=_accuracies(recited[number], names),
-                self_edit_metrics=self_edit_metrics(rounds[number]),
+                self_edit_metrics=self_edit_metrics(edit for edit in rounds[number] if edit.condition == SELF_EDITS),
                 strict_accuracies=_accuracies(strict[number], names),
                 strict_gains=_gains(strict[: number + 1], baselines),
                 retention=_accuracies(retained[number], names),
                 tokens=_per_adapter(rounds[number], names, "tokens"),
                 seconds=_per_adapter(rounds[number], names, "seconds"),
+                **_cost_of_writing(rounds[number], seconds[number]),
+                compared=tuple(compared) if number == 0 else (),
+                differences={
+                    (one, other): paired_difference(measured[other], measured[one])
+                    for one, other in permutations(names, 2)
+                },
             )
         )
     return results
@@ -290,6 +320,32 @@ def _per_adapter(scored: Iterable[ScoredSelfEdit], names: Iterable[str], field_n
         if own:
             values[name] = sum(getattr(edit, field_name) for edit in own) / sum(len(edit.repeats) for edit in own)
     return values
+
+
+def _cost_of_writing(
+    scored: Iterable[ScoredSelfEdit], seconds: Mapping[str, float | None]
+) -> dict[str, dict[str, float]]:
+    """The tokens and seconds that a self-edit of each condition took to be written, of those that are known."""
+    tokens, writing = {}, {}
+    for name, known in seconds.items():
+        own = [edit for edit in scored if edit.condition == name]
+        if any(edit.completion_tokens for edit in own):
+            tokens[name] = fmean(
+                edit.completion_tokens if edit.written_tokens is None else edit.written_tokens for edit in own
+            )
+            if known is not None:
+                writing[name] = known / len(own)
+    return {"written_tokens": tokens, "writing_seconds": writing}
+
+
+def compared_journals(journal: Journal) -> dict[str, Journal]:
+    """The journals of the conditions that an evaluation is compared with, by their names, as far as they are scored."""
+    found = {}
+    for file in sorted((journal.directory.parent / COMPARED_FOLDER).glob(f"*/{RUN_FILE}")):
+        own = Journal(file.parent / journal.directory.name)
+        if own.scored(0) is not None:
+            found[json.loads(file.read_text(encoding="utf-8"))["settings"]["condition"]] = own
+    return found
 
 
 def _baselines(scored: Iterable[ScoredSelfEdit]) -> tuple[list[str], list[str]]:

@@ -63,10 +63,10 @@ def _training_table(output_dir: str | Path, rounds: Sequence[Sequence[ScoredSelf
         "of k is scored by repeats that did not choose it, so it needs two of them."
     )
     header = ["round", "passages", "self-edits", "well-formed", "kept", "mean reward", "best of k", "base reward"]
-    return [note, _markdown(header, rows)]
+    return [note, markdown(header, rows)]
 
 
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table whose columns line up as plain text too; the first is left-aligned."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
@@ -85,7 +85,6 @@ def _evaluation_tables(results: Sequence[Evaluation]) -> list[str]:
     for one in results:
         for name, value in one.accuracies.items():
             coverage = one.self_edit_metrics.get("coverage") if name == SELF_EDITS else None
-            tokens, seconds = one.tokens.get(name), one.seconds.get(name)
             rows.append(
                 {
                     "condition": labels[one.round, name],
@@ -95,8 +94,10 @@ def _evaluation_tables(results: Sequence[Evaluation]) -> list[str]:
                     "recited": _share(one.recited.get(name)),
                     "retained": _share(one.retention.get(name)),
                     "coverage": percent(coverage),
-                    "tokens": "–" if tokens is None else f"{tokens:,.0f}",
-                    "seconds": "–" if not seconds else f"{seconds:,.1f}",
+                    "tokens": _number(one.tokens.get(name), 0),
+                    "seconds": _number(one.seconds.get(name) or None, 1),
+                    "tokens written": _number(one.written_tokens.get(name), 0),
+                    "seconds to write": _number(one.writing_seconds.get(name), 1),
                 }
             )
             if recitation := one.recitations.get(name):
@@ -110,12 +111,20 @@ def _evaluation_tables(results: Sequence[Evaluation]) -> list[str]:
     differences = []
     for one in results:
         for name, gain in one.gains.items():
-            if name in (results[0].reference, f"{SELF_EDITS}, round 0"):
+            if name in (results[0].reference, f"{SELF_EDITS}, round 0", *one.compared):
                 other = labels.get((one.round, name)) or labels.get((0, name), labels[0, SELF_EDITS])
                 label = f"{labels[one.round, SELF_EDITS]} minus {other}"
                 strict = _shown(one.strict_gains.get(name))
                 differences.append({"difference": label, "accuracy": str(gain), "strict": strict})
+    start = results[0]
+    for name in start.compared:
+        gain = start.differences[name, start.reference]
+        differences.append({"difference": f"{name} minus {start.reference}", "accuracy": str(gain), "strict": "–"})
     return [_known_columns(rows), _known_columns(differences)]
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:,.{digits}f}"
 
 
 def _labels(results: Sequence[Evaluation]) -> dict[tuple[int, str], str]:
@@ -132,7 +141,7 @@ def _labels(results: Sequence[Evaluation]) -> dict[tuple[int, str], str]:
 def _known_columns(rows: Sequence[Mapping[str, str]]) -> str:
     """A table without the columns in which nothing is known, as of what a domain does not tell or a run did not record."""
     names = [name for name in rows[0] if any(row[name] not in ("", "–") for row in rows)]
-    return _markdown(names, [[row[name] for name in names] for row in rows])
+    return markdown(names, [[row[name] for name in names] for row in rows])
 
 
 def _shown(estimate: Estimate | None) -> str:
@@ -165,6 +174,7 @@ def _notes(results: Sequence[Evaluation]) -> list[str]:
             "question: what it earns is earned without answering. Recited is the share of answers that are given to two or more "
             "questions or copy 12 words of the passage in a row."
         )
+    writes = any(one.written_tokens for one in results)
     others = [
         (
             any(one.strict_accuracies for one in results),
@@ -178,7 +188,10 @@ def _notes(results: Sequence[Evaluation]) -> list[str]:
             any("coverage" in one.self_edit_metrics for one in results),
             "Coverage: the share of a passage's names and numbers that a self-edit's questions ask for.",
         ),
-        (any(one.tokens for one in results), "Tokens and seconds of training are means per adapter."),
+        (
+            any(one.tokens for one in results),
+            f"Tokens and seconds of training are means per adapter{', those of writing per self-edit' if writes else ''}.",
+        ),
     ]
     if told := [text for is_told, text in others if is_told]:
         notes.append(" ".join(told))

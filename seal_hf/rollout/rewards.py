@@ -24,8 +24,8 @@ class Asked:
     Who is asked about an example.
 
     Parameters:
-        adapter ([`Adapter`], *optional*):
-            Who answers; the model without an inner adapter where it is `None`.
+        adapter ([`Adapter`] or `Sequence[Adapter | None]`, *optional*):
+            Who answers, all prompts or each; the model without an inner adapter where it is `None`.
         example (`Mapping`):
             The example.
         prompts (`Sequence[str | list[dict]]`):
@@ -37,7 +37,7 @@ class Asked:
             Whether the questions of [`Domain.retention_example`] are asked, too, where the domain has them.
     """
 
-    adapter: Adapter | None
+    adapter: Adapter | Sequence[Adapter | None] | None
     example: Mapping
     prompts: Sequence[Prompt]
     recites: bool = True

@@ -24,6 +24,7 @@ from ..records.journal import Proposal, ScoredSelfEdit, TrialResult
 from ..self_adapting_lm import SelfAdaptingLM
 from ..self_edit import SelfEdit, TrainingExample
 from .bank_schedule import adapters_per_bank, compose_banks, share_banks, work_of
+from .chain import Chain, on_top_of
 from .processes import Processes
 from .rewards import Asked, ask_and_grade, mean, scored_self_edits
 from .stage import RolloutConfig, Stage, Trial, stage_banks
@@ -46,6 +47,8 @@ class Rollout:
             The processes of the run.
         on_bank (`Callable[[], bool]`, *optional*):
             Called after every bank of this process; returning `True` ends the stage, with all that is scored on disk.
+        writer ([`SelfAdaptingLM`], *optional*):
+            Another model that writes the self-edits. What they ask of a tool is carried out by `lm`.
 
     Raises:
         ValueError: Self-edits of several drafts for a domain that does not pool them.
@@ -57,6 +60,7 @@ class Rollout:
         config: RolloutConfig,
         processes: Processes,
         on_bank: Callable[[], bool] = lambda: False,
+        writer: SelfAdaptingLM | None = None,
     ):
         if config.num_drafts > 1 and not lm.domain.pools_drafts:
             raise ValueError(
@@ -64,6 +68,7 @@ class Rollout:
                 "KnowledgeDomain whose style asks for questions; choose such a style, or leave num_drafts at 1."
             )
         self.lm, self.config, self.processes, self.on_bank = lm, config, processes, on_bank
+        self.writer = writer
         # What the proposals of one stage train on, by condition, example and edit.
         self._stage: Stage | None = None
         self._updates: dict[tuple[str, int, int], InnerUpdate | None] = {}
@@ -81,7 +86,10 @@ class Rollout:
             per_example = stage.num_generations + len(stage.trained_baselines)
             _require_all(stage, "proposals", len(recorded), len(stage.places) * per_example)
             return recorded
-        written = write_self_edits(self.lm, self.config, self.processes, stage)
+        start = time.perf_counter()
+        written = write_self_edits(self.lm, self.config, self.processes, stage, self.writer)
+        if stage.is_evaluation:
+            self.processes.on_main(stage.journal.write_writing_seconds, stage.round, time.perf_counter() - start)
         # They may be of an earlier run, on the disk of a machine that this run's folder was not removed from.
         stage.journal.forget_banks(stage.round)
         return self.processes.on_main(self._record_proposals, stage, written)
@@ -97,11 +105,52 @@ class Rollout:
             GradingIncomplete: An answer could not be graded and `stage.is_evaluation` is set.
             ValueError: The records on disk are not those of the stage.
         """
+
+        def run() -> list[TrialResult] | None:
+            updates = self.updates_of(stage, proposals)
+            return self.run(stage, stage_banks(stage, proposals, updates, self.lm.domain.questions))
+
+        return self.record(stage, proposals, run)
+
+    def record(
+        self, stage: Stage, proposals: Sequence[Proposal], run: Callable[[], list[TrialResult] | None]
+    ) -> list[ScoredSelfEdit] | None:
+        """
+        Record what the trials of a stage were worth, unless that is on disk.
+
+        Args:
+            stage ([`Stage`]):
+                The stage.
+            proposals (`Sequence[Proposal]`):
+                What is recorded as scored, with the untrained baselines.
+            run (`Callable[[], list[TrialResult] | None]`):
+                Runs the trials, of which each result belongs to a proposal by condition, example and edit.
+
+        Returns:
+            `list[ScoredSelfEdit]`, or `None` where `run` gives `None`.
+
+        Raises:
+            ValueError: The records on disk are not those of the stage.
+        """
         recorded = self.processes.on_main(stage.journal.scored, stage.round)
         if recorded is not None:
             _require_all(stage, "journal", len(recorded), len(proposals) + len(stage.untrained_proposals()))
             stage.journal.forget_banks(stage.round)
             return recorded
+        results = run()
+        if results is None:
+            return None
+        recorded = self.processes.on_main(self._record_scored, stage, proposals, results)
+        stage.journal.forget_banks(stage.round)
+        return recorded
+
+    def updates_of(self, stage: Stage, proposals: Sequence[Proposal]) -> list[InnerUpdate | None]:
+        """
+        What every proposal trains on.
+
+        Raises:
+            ValueError: One is not read as it was when it was recorded.
+        """
         updates = [self.update_of(stage, proposal) for proposal in proposals]
         for proposal, update in zip(proposals, updates, strict=True):
             if proposal.well_formed != (update is not None):
@@ -109,14 +158,11 @@ class Rollout:
                     f"{stage.journal.directory}: self-edit {proposal.edit} of example {proposal.example_id} is not read as "
                     "it was when it was recorded; use the domain that recorded it, or give another output_dir."
                 )
-        results = self.run(stage, stage_banks(stage, proposals, updates, self.lm.domain.questions))
-        if results is None:
-            return None
-        recorded = self.processes.on_main(self._record_scored, stage, proposals, results)
-        stage.journal.forget_banks(stage.round)
-        return recorded
+        return updates
 
-    def run(self, stage: Stage, banks: Mapping[int, Sequence[Trial]]) -> list[TrialResult] | None:
+    def run(
+        self, stage: Stage, banks: Mapping[int, Sequence[Trial]], chain: Chain | None = None
+    ) -> list[TrialResult] | None:
         """
         Train and ask the adapters of any trials, bank by bank, each process a share of the banks.
 
@@ -126,6 +172,8 @@ class Rollout:
             banks (`Mapping[int, Sequence[Trial]]`):
                 Trials that are trained together, all of one repeat, by the bank's number. A bank whose results are on
                 disk is not run again.
+            chain ([`Chain`], *optional*):
+                What the adapters of a bank are trained on top of.
 
         Returns:
             `list[TrialResult]`: one for each trial and example that it is asked about, in every process; `None` where
@@ -149,7 +197,7 @@ class Rollout:
         scored: dict[int, list[TrialResult]] = {}
         with self._bar(stage, sum(costs[bank] for bank in own)) as bar, policy_in_activation_dtype(self.lm.model):
             for bank in own:
-                scored[bank] = self._run_bank(stage, banks[bank], bar)
+                scored[bank] = self._run_bank(stage, banks[bank], bar, bank, chain)
                 stage.journal.write_bank(stage.round, bank, scored[bank])
                 if stopped := self.on_bank():
                     break
@@ -218,6 +266,7 @@ class Rollout:
                     completion_ids=list(one.generation.token_ids),
                     tool_examples=list(map(_record, one.self_edit.examples)) if one.called else None,
                     metrics=dict(one.self_edit.metrics) or None if one.self_edit is not None else None,
+                    written_tokens=one.num_tokens,
                 )
                 update = self._tokenized(draft, one.self_edit)
                 self._updates_of(stage)[_key(draft)] = update
@@ -254,7 +303,9 @@ class Rollout:
         stage.journal.write_scored(stage.round, scored)
         return scored
 
-    def _run_bank(self, stage: Stage, trials: Sequence[Trial], bar: tqdm) -> list[TrialResult]:
+    def _run_bank(
+        self, stage: Stage, trials: Sequence[Trial], bar: tqdm, bank: int, chain: Chain | None
+    ) -> list[TrialResult]:
         before, start = bar.n, time.perf_counter()
 
         def on_step(step: InnerStep) -> None:
@@ -262,15 +313,23 @@ class Rollout:
 
         work = [(trial.update, stage.inner_seed(trial)) for trial in trials if trial.update is not None]
         updates, seeds = zip(*work, strict=True) if work else ((), ())
-        trained = iter(self.lm.adapt(updates, seed=seeds, on_step=on_step) if updates else [])
-        adapters = [next(trained) if trial.update is not None else None for trial in trials]
-        seconds = time.perf_counter() - start
-        results = self._examine(stage, trials, adapters, seconds)
+        with on_top_of(self.lm, chain and chain.parent(bank)) as lm:
+            trained = iter(lm.adapt(updates, seed=seeds, on_step=on_step) if updates else [])
+            adapters = [next(trained) if trial.update is not None else None for trial in trials]
+            seconds = time.perf_counter() - start
+            results = self._examine(lm, stage, trials, adapters, seconds)
+        if chain is not None:
+            chain.keep(bank, adapters)
         bar.update(before + sum(trial.cost(self.config.max_answer_length) for trial in trials) - bar.n)
         return results
 
     def _examine(
-        self, stage: Stage, trials: Sequence[Trial], adapters: Sequence[Adapter | None], seconds: float
+        self,
+        lm: SelfAdaptingLM,
+        stage: Stage,
+        trials: Sequence[Trial],
+        adapters: Sequence[Adapter | None],
+        seconds: float,
     ) -> list[TrialResult]:
         """Ask the adapters of a bank, which took `seconds` to train, and grade what they answer."""
         placed = [
@@ -280,7 +339,7 @@ class Rollout:
         asked = [
             # Of the conditions that train nothing the base alone, since all would say the same.
             Asked(
-                adapter,
+                adapter if trial.routes is None else [n if n is None else adapters[n] for n in trial.routes(example)],
                 example,
                 trial.questions(example),
                 recites=stage.is_evaluation and (trial.update is not None or trial.condition == BASE),
@@ -288,7 +347,7 @@ class Rollout:
             )
             for (trial, adapter, place), example in zip(placed, examples, strict=True)
         ]
-        graded = ask_and_grade(self.lm, asked, self.config.max_answer_length, require_all=stage.is_evaluation)
+        graded = ask_and_grade(lm, asked, self.config.max_answer_length, require_all=stage.is_evaluation)
         bank_tokens = sum(adapter.training["num_tokens"] for adapter in adapters if adapter is not None)
         results = []
         for (trial, adapter, place), example, own in zip(placed, examples, graded, strict=True):

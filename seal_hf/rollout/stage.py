@@ -83,7 +83,7 @@ class Stage:
         inner_seeds (`tuple[int, ...]`):
             For each repeat of an inner update its seed.
         num_generations (`int`):
-            Self-edits per example.
+            Self-edits per example; none in an evaluation of baselines alone.
         baselines (`tuple[Condition, ...]`):
             What is scored besides the self-edits: some of the domain's conditions.
         places (`tuple[int, ...]`, *optional*):
@@ -114,8 +114,9 @@ class Stage:
     def __post_init__(self):
         if self.places is None:
             object.__setattr__(self, "places", tuple(range(len(self.data))))
-        if not is_whole(self.num_generations, 1):
-            raise ValueError(f"num_generations={self.num_generations!r} must be a whole number of at least 1.")
+        least = 0 if self.is_evaluation else 1
+        if not is_whole(self.num_generations, least):
+            raise ValueError(f"num_generations={self.num_generations!r} must be a whole number of at least {least}.")
         for seed in self.inner_seeds:
             if not is_whole(seed, 0):
                 raise ValueError(f"The seed {seed!r} of an inner update must be a whole number of at least 0.")
@@ -181,6 +182,9 @@ class Trial:
             Indices of the examples that it is asked about, in their dataset.
         questions (`Callable[[Mapping], list[str | list[dict]]]`):
             The prompts of an example.
+        routes (`Callable[[Mapping], list[int | None]]`, *optional*):
+            For each of these prompts which trial of the bank has the adapter that answers it; `None` for the model without one. It
+            takes the place of the trial's own adapter.
     """
 
     condition: str
@@ -189,6 +193,7 @@ class Trial:
     update: InnerUpdate | None
     asked: tuple[int, ...]
     questions: Callable[[Mapping], list[Prompt]]
+    routes: Callable[[Mapping], list[int | None]] | None = None
 
     @property
     def keys(self) -> list[tuple[str, int, int, int]]:
@@ -229,6 +234,12 @@ def stage_banks(
         own = asked.get(proposal.condition, questions)
         for repeat, bank in enumerate(proposal.banks):
             banks[bank].append(Trial(proposal.condition, proposal.edit, repeat, update, (proposal.example,), own))
+    return dict(banks) | untrained_banks(stage, 1 + max(banks, default=-1))
+
+
+def untrained_banks(stage: Stage, number: int) -> dict[int, list[Trial]]:
+    """The trials of a stage's untrained baselines, by bank, of which the first has the given number."""
+    banks: dict[int, list[Trial]] = {}
     for first in range(0, len(stage.places), _EXAMPLES_PER_UNTRAINED_BANK):
         places = stage.places[first : first + _EXAMPLES_PER_UNTRAINED_BANK]
         if trials := [
@@ -236,5 +247,5 @@ def stage_banks(
             for condition in stage.untrained_baselines
             for place in places
         ]:
-            banks[max(banks, default=-1) + 1] = trials
-    return dict(banks)
+            banks[number + len(banks)] = trials
+    return banks

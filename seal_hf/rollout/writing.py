@@ -1,6 +1,7 @@
 """The self-edits of a stage as the policy or somebody else writes them, with what came of the tools that they call."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from tqdm.auto import tqdm
@@ -34,11 +35,14 @@ class Written(NamedTuple):
             What it stands for; `None` where it is malformed.
         called (`bool`, *optional*, defaults to `False`):
             Whether it called a tool, which has been asked.
+        num_tokens (`float`, *optional*):
+            Tokens that were written for it, as `written_tokens` of a [`Proposal`].
     """
 
     generation: Generation
     self_edit: SelfEdit | None
     called: bool = False
+    num_tokens: float | None = None
 
 
 def examples_per_batch(prompts_per_example: int) -> int:
@@ -47,11 +51,15 @@ def examples_per_batch(prompts_per_example: int) -> int:
 
 
 def write_self_edits(
-    lm: SelfAdaptingLM, config: RolloutConfig, processes: Processes, stage: Stage
+    lm: SelfAdaptingLM,
+    config: RolloutConfig,
+    processes: Processes,
+    stage: Stage,
+    writer: SelfAdaptingLM | None = None,
 ) -> list[list[Written]]:
     """
-    Let the policy write self-edits about every example of a stage, unless the stage brings them, and carry out what they ask
-    of their domain's tool.
+    Let the policy, or another model, write self-edits about every example of a stage, unless the stage brings them, and carry
+    out what they ask of their domain's tool.
 
     Batches are cut by the examples, and each process does a share of them. The tool is asked once about all self-edits of a
     batch. Of several drafts, or about several parts of an example, what the tool keeps stands for what was written, with the
@@ -60,6 +68,9 @@ def write_self_edits(
     Returns:
         `list[list[Written]]`: for each example of the stage its self-edits, in every process.
     """
+    if not stage.num_generations:
+        return [[] for _ in stage.places]
+    writer = writer or lm
     num_completions = stage.num_generations * config.num_drafts
     most_parts = max((len(lm.domain.parts(stage.data.examples[place])) for place in stage.places), default=1)
     per_batch = examples_per_batch(num_completions * most_parts)
@@ -74,17 +85,22 @@ def write_self_edits(
             places = stage.places[first : first + per_batch]
             examples = [stage.data.examples[place] for place in places]
             if stage.completions is None:
-                generations = lm.write_batch(
+                generations = writer.write_batch(
                     examples,
                     num_completions,
                     temperature=config.temperature,
                     top_p=config.top_p,
                     max_completion_length=[
-                        completion_room(lm, example, config.max_completion_length) for example in examples
+                        completion_room(writer, example, config.max_completion_length) for example in examples
                     ],
                     seed=stage.seed,
                     numbers=places,
                 )
+                if writer is not lm:
+                    generations = [
+                        [_of_another(lm, one, example) for one in own]
+                        for own, example in zip(generations, examples, strict=True)
+                    ]
             else:
                 generations = [
                     [
@@ -115,6 +131,12 @@ def as_written(processing_class: PreTrainedTokenizerBase, completion: str, promp
     return Generation(completion, len(token_ids), True, tuple(token_ids))
 
 
+def _of_another(lm: SelfAdaptingLM, generation: Generation, example: Mapping) -> Generation:
+    """What another model wrote, in the tokens of this one."""
+    own = as_written(lm.processing_class, generation.text, lm.domain.prompt(lm.domain.parts(example)[0]))
+    return replace(own, finished=generation.finished)
+
+
 def _carried_out(
     lm: SelfAdaptingLM,
     examples: Sequence[Mapping],
@@ -130,12 +152,16 @@ def _carried_out(
     repeated = [example for example, own in zip(examples, drafts, strict=True) for _ in own]
     joined = [joined_parts(own) for group in drafts for own in group]
     parsed = [lm.domain.parse(one.text, example) for one, example in zip(joined, repeated, strict=True)]
-    done = lm.carry_out(parsed, repeated)
+    by_tool: list[int] = []
+    done = lm.carry_out(parsed, repeated, on_written=by_tool.append)
+    calling = [before is not None and bool(before.calls) for before in parsed]
+    share = sum(by_tool) / max(1, sum(calling))
     written = []
-    for one, example, before, self_edit in zip(joined, repeated, parsed, done, strict=True):
+    for one, example, called, self_edit in zip(joined, repeated, calling, done, strict=True):
+        num_tokens = one.num_tokens + share * called
         if num_drafts is not None and (num_drafts > 1 or len(lm.domain.parts(example)) > 1):
             text = self_edit and self_edit.kept or one.text
             one = as_written(lm.processing_class, text, lm.domain.prompt(lm.domain.parts(example)[0]))
-        written.append(Written(one, self_edit, called=before is not None and bool(before.calls)))
+        written.append(Written(one, self_edit, called, None if num_tokens == one.num_tokens else num_tokens))
     remaining = iter(written)
     return [[next(remaining) for _ in own] for own in drafts]

@@ -158,11 +158,11 @@ def run(
             with open(record, "a") as file:
                 file.write(json.dumps(line) + "\n")
 
-    def noted_run_bank(stage, trials, bar):
+    def noted_run_bank(stage, trials, *others):
         kind = "evaluation" if stage.is_evaluation else "training"
         under_way.append([[kind, stage.round, *key] for trial in trials for key in trial.keys])
         note("begun")
-        return run_bank(stage, trials, bar)
+        return run_bank(stage, trials, *others)
 
     def noted_on_bank():
         nonlocal num_finished

@@ -70,10 +70,10 @@ def test_a_run_that_loses_its_server_is_continued_to_the_same_end(tmp_path, serv
     trainer = vllm_trainer(folder, server)
     run_bank, num_banks = trainer._rollout._run_bank, []
 
-    def run_until_gone(stage, trials, bar):
+    def run_until_gone(stage, trials, *others):
         if not stage.is_evaluation and num_banks.append(stage.round) is None and len(num_banks) == 3:
             server.stop()
-        return run_bank(stage, trials, bar)
+        return run_bank(stage, trials, *others)
 
     trainer._rollout._run_bank = run_until_gone
     with pytest.raises(VLLMServerGone, match="start it again.*resume_from_checkpoint=True"):

@@ -15,6 +15,7 @@ from helpers.tiny_models import randomize_lora, save_tiny_model
 from seal_hf import Adapter
 from seal_hf.domains import load_demo_passages, shuffle_passages
 from seal_hf.domains.base import SELF_EDITS
+from seal_hf.evaluation.conditions import written_in
 from seal_hf.records.journal import Journal
 from trainers.arguments import load_dataset_argument
 
@@ -73,7 +74,7 @@ def test_evaluate(evaluation, loaded_script, tmp_path, capsys):
     assert all(f"\n| {name} " in done.stdout for name in names)
     assert "round 1" not in done.stdout  # nothing was trained to write them
     files = {path: path.read_bytes() for path in folder.rglob("*.json*")}
-    assert {path.name for path in files} == {"run.json", "round_000.jsonl"}
+    assert {path.name for path in files} == {"run.json", "round_000.jsonl", "comparison.json"}
 
     script, parse = loaded_script("evaluate")
     script.main(parse(*evaluation))  # nothing is left to be done
@@ -140,6 +141,37 @@ def test_evaluate_lets_a_policy_write(evaluation, loaded_script, model, tmp_path
     assert learned == of_base != of_policy
     with pytest.raises(ValueError, match="student .'base' there, 'policy' here"):
         written("base", "--policy", tmp_path / "policy", "--student", "policy")
+
+
+def test_evaluate_compares_conditions(evaluation, loaded_script, model, tmp_path, capsys):
+    carried = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(model), LoraConfig(r=4, lora_alpha=64, target_modules=["q_proj"])
+    )
+    randomize_lora(carried, seed=1)
+    policy = Adapter.from_peft_model(carried, str(model)).save_pretrained(tmp_path / "policy")
+    rows = [{"context": one["context"], "completion": "Bees hum."} for one in PASSAGES]
+    (tmp_path / "theirs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    script, parse = loaded_script("evaluate")
+    options = ["--num_passages", 2, "--num_generations", 1, "--num_train_epochs", 1, "--max_completion_length", 6]
+    compared = ["--compare_styles", "rewrite", "--compare_policies", policy, "--compare_models", model]
+    compared += ["--compare_self_edits", tmp_path / "theirs.jsonl", "--skill_vector", policy, policy]
+    compared += ["--compare_methods", "retrieval", "routed", "SPA", "Active Reading", "EntiGraph"]
+    script.main(parse(*evaluation, *options, *compared, "--query_run", "true"))
+    printed = capsys.readouterr().out
+    names = ["self-edits, rewrite", f"self-edits by {policy}", f"self-edits by {model}", "skill vector"]
+    names += [f"self-edits of {tmp_path / 'theirs.jsonl'}", "self-edits, routed", "retrieval", "SPA", "Active Reading"]
+    assert all(f"\n| {name} " in printed and f"| self-edits minus {name} " in printed for name in names)
+    assert json.loads((tmp_path / "results" / "query_run.json").read_text())["n_articles"] == 2
+    own, routed = (written_in(tmp_path / "results" / name) for name in (".", "conditions/self-edits-routed"))
+    assert [row["completion"] for row in own] == [row["completion"] for row in routed]
+    for wrong, message in (
+        (["--compare_methods", "RAG"], "'RAG' is none of 'retrieval', 'routed', 'SPA'"),
+        (["--skill_vector", "a", "b", "c"], "--skill_vector takes one or two adapters, not 3"),
+        (["--protocol", "all"], "--protocol 'all' must be 'single_passage', "),
+        (["--protocol", "continual", "--query_run", "true"], "--query_run holds adapters of one passage"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            parse(*evaluation, *wrong)
 
 
 def test_the_first_passages_are_taken_of_the_shuffled_ones(tmp_path):

@@ -5,7 +5,7 @@ An example is a mapping `{"title": str, "context": str, "questions": [{"question
 be a list of several, of which each is right. The prompts are text files in `prompts/`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from typing import Any, Protocol
@@ -15,6 +15,7 @@ from ...grading.recitation import recited
 from ...self_edit import Prompt, SelfEdit, TrainingExample
 from ..base import BASE, AskModel, Condition, Domain
 from ..files import fault_of
+from ..retrieval import Retriever
 from .answered_questions import answer_questions, split_questions
 from .completions import split_completion
 from .left_out_facts import ask_for_left_out
@@ -450,6 +451,16 @@ class KnowledgeDomain(Domain):
         """
         template = self._answer_in_context_template
         return [self._fill(template, example, question=item["question"]) for item in example["questions"]]
+
+    def routes(self, examples: Sequence[Mapping[str, Any]]) -> Callable[[Mapping[str, Any]], list[int | None]]:
+        """Return what finds the passage of each question by topic and question (see [`Retriever`])."""
+        retriever = Retriever([f"{example.get('title') or ''}\n{example['context']}" for example in examples])
+
+        def found(example: Mapping[str, Any]) -> list[int | None]:
+            title = example.get("title") or ""
+            return retriever.find([f"{title} {item['question']}" for item in example["questions"]])
+
+        return found
 
     def recitation_prompt(self, example: Mapping[str, Any]) -> Prompt:
         """Return the closed-book prompt of "Tell me about TITLE.", to which a recitation is the right answer."""

@@ -1,0 +1,74 @@
+"""A model as it learns under another condition: with another domain, another policy, or something added to its adapters."""
+
+from copy import copy
+from pathlib import Path
+from typing import Any
+
+from ..adapters.adapter import Adapter
+from ..adapters.stacking import stacked_ranks
+from ..domains.base import SELF_EDITS, Domain, check_conditions
+from ..records.journal import Journal
+from ..self_adapting_lm import SelfAdaptingLM
+
+
+def written_in(output_dir: str | Path) -> list[dict[str, Any]]:
+    """
+    What was written for the self-edits of an evaluation, as rows that can be given as its own again.
+
+    Raises:
+        ValueError: Nothing has been written there yet.
+    """
+    proposals = Journal(Path(output_dir) / "evaluation").proposals(0)
+    if proposals is None:
+        raise ValueError(f"{output_dir} holds no self-edits of an evaluation yet; evaluate first.")
+    own = [proposal for proposal in proposals if proposal.condition == SELF_EDITS]
+    return [{"prompt": proposal.prompt, "completion": proposal.completion} for proposal in own]
+
+
+def with_domain(lm: SelfAdaptingLM, domain: Domain) -> SelfAdaptingLM:
+    """
+    The same model with another domain, such as one of another prompt style.
+
+    Raises:
+        ValueError: The domain does not work with the model (see [`Domain.for_model`]).
+    """
+    other = copy(lm)
+    other.domain = domain.for_model(bool(lm.processing_class.chat_template))
+    check_conditions(other.domain)
+    return other
+
+
+def with_writer(lm: SelfAdaptingLM, policy: Adapter) -> SelfAdaptingLM:
+    """The same model, whose self-edits a policy adapter writes; what learns from them is as before."""
+    other = copy(lm)
+    other.writer = policy
+    return other
+
+
+def with_skill(
+    lm: SelfAdaptingLM, skilled: Adapter, sft: Adapter | None = None, factor: float = 1.0
+) -> SelfAdaptingLM:
+    """
+    The same model, to whose trained adapters a skill vector is added (in the manner of PaST, Tang et al. 2026,
+    https://arxiv.org/abs/2601.11258, section 3).
+
+    There the skill vector is what reinforcement learning changed in a model that had been finetuned on the texts of other
+    passages: the weights after it minus those before it. It is added to a model that was finetuned on new passages. Here both
+    are adapters of one base model, and their difference is one too. What differs from the paper: the adapter may be a policy of
+    SEAL, trained to write self-edits rather than to answer; and nothing is refined over several rounds.
+
+    Args:
+        lm ([`SelfAdaptingLM`]):
+            The model.
+        skilled ([`Adapter`]):
+            The adapter of the base model after the reinforcement learning, or after an outer loop.
+        sft ([`Adapter`], *optional*):
+            The adapter before it; nothing is taken away where it is absent, as where that was the base model.
+        factor (`float`, *optional*, defaults to `1.0`):
+            How much of the vector is added, the paper's lambda.
+    """
+    parts = [(skilled.on_base(), factor), *([(sft.on_base(), -factor)] if sft is not None else [])]
+    layout, weights = stacked_ranks([(one.layout, one.weights, own) for one, own in parts])
+    other = copy(lm)
+    other.added = Adapter(layout, weights, lm.base_model_id)
+    return other

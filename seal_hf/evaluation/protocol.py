@@ -1,0 +1,271 @@
+"""What the protocols of an evaluation share: checked examples, folders of the right settings, and conditions to compare."""
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..adapters.layout import lora_layout
+from ..domains.base import SELF_EDITS, Condition
+from ..domains.stored_self_edits import stored_completions
+from ..generation.parts import PART_SEPARATOR
+from ..inner_loop.update import InnerLoopConfig, InnerUpdate
+from ..models.identity import canonical_name
+from ..records.journal import Journal, Proposal, TrialResult
+from ..records.report import COMPARED_FOLDER, Evaluation, evaluations, self_edit_metrics
+from ..records.run_folder import RunFolder
+from ..rollout.examples import ExampleSet, check_examples
+from ..rollout.processes import Processes
+from ..rollout.rollout import Rollout
+from ..rollout.settings import describe, fingerprint
+from ..rollout.stage import FREE_OPTIONS, RolloutConfig, Stage, Trial
+from ..self_adapting_lm import SelfAdaptingLM
+
+
+@dataclass(frozen=True)
+class ComparedCondition:
+    """
+    What a model's self-edits are compared with, beside the conditions of its domain: other self-edits, or another baseline.
+
+    Parameters:
+        name (`str`):
+            Its name in records, tables and plots.
+        lm ([`SelfAdaptingLM`]):
+            The model that learns and answers, with the domain by which self-edits are asked for and read, and with the policy
+            that writes them as its `writer` (see [`~seal_hf.evaluation.conditions`]).
+        writer ([`SelfAdaptingLM`], *optional*):
+            Another model that writes the self-edits.
+        self_edits (`Iterable[Mapping[str, Any]]`, *optional*):
+            What somebody else wrote, as for [`single_passage`].
+        baseline ([`Condition`], *optional*):
+            What is asked in place of self-edits, of which there are none then.
+        is_routed (`bool`, *optional*, defaults to `False`):
+            Whether every question is answered by the adapter of the example that it is about by [`Domain.routes`], whichever example
+            it is asked with. There is an adapter for each example, and all are trained together.
+    """
+
+    name: str
+    lm: SelfAdaptingLM
+    writer: SelfAdaptingLM | None = None
+    self_edits: Iterable[Mapping[str, Any]] | None = None
+    baseline: Condition | None = None
+    is_routed: bool = False
+
+
+@dataclass(frozen=True)
+class ProtocolRun:
+    """
+    One condition of a protocol, ready to be scored.
+
+    Parameters:
+        stage ([`Stage`]):
+            Its examples, self-edits and baselines.
+        rollout ([`Rollout`]):
+            The engine.
+        folder ([`RunFolder`]):
+            Where its records go.
+    """
+
+    stage: Stage
+    rollout: Rollout
+    folder: RunFolder
+
+
+def evaluated(
+    protocol: str,
+    score: Callable[[ProtocolRun], None],
+    lm: SelfAdaptingLM,
+    examples: Sequence[Mapping],
+    output_dir: str | Path,
+    *,
+    num_generations: int,
+    config: RolloutConfig | None,
+    seed: int,
+    self_edits: Iterable[Mapping[str, Any]] | None,
+    compared: Iterable[ComparedCondition],
+    options: Mapping[str, Any] | None = None,
+) -> Evaluation:
+    """
+    Score a model's self-edits with the domain's baselines, then one after another the conditions to compare them with.
+
+    Each of the latter has a folder of its own in `output_dir/conditions`, which is one of a run; so conditions may be added
+    later. They are taken from `compared` only when they are due, so that a generator may load a model for each.
+
+    Args:
+        protocol (`str`):
+            Name of the protocol, which is a setting of the run.
+        score (`Callable[[ProtocolRun], None]`):
+            Scores one condition by the protocol.
+        lm, examples, output_dir, num_generations, config, seed, self_edits, compared:
+            As for [`single_passage`].
+        options (`Mapping[str, Any]`, *optional*):
+            Settings of the protocol itself.
+
+    Returns:
+        [`Evaluation`]: what all conditions come to.
+
+    Raises:
+        ValueError: As [`single_passage`].
+    """
+    if num_generations < 1:
+        raise ValueError(f"num_generations={num_generations!r} must be a whole number of at least 1.")
+    processes = Processes(Path(output_dir))
+    taken = {SELF_EDITS, *(condition.name for condition in lm.domain.conditions)}
+    common = {"num_generations": num_generations, "config": config or RolloutConfig(), "seed": seed}
+    common |= {"options": {"protocol": protocol, **(options or {})}}
+    with processes.explaining_termination(lm.generator.clean_up):
+        _score(score, processes, lm, examples, Path(output_dir), self_edits=self_edits, **common)
+        for one in compared:
+            if one.name in taken or not _folder_name(one.name):
+                raise ValueError(
+                    f"Two conditions are called {one.name!r}, or the name has no letter; give each a name of its own."
+                )
+            taken.add(one.name)
+            folder = Path(output_dir) / COMPARED_FOLDER / _folder_name(one.name)
+            _score(score, processes, one.lm, examples, folder, self_edits=one.self_edits, condition=one, **common)
+            del one  # with its model, before the next is loaded
+        (evaluation,) = processes.on_main(evaluations, Journal(Path(output_dir) / "evaluation"))
+    return evaluation
+
+
+def _score(
+    score: Callable[[ProtocolRun], None],
+    processes: Processes,
+    lm: SelfAdaptingLM,
+    examples: Sequence[Mapping],
+    output_dir: Path,
+    *,
+    num_generations: int,
+    config: RolloutConfig,
+    seed: int,
+    self_edits: Iterable[Mapping[str, Any]] | None,
+    options: Mapping[str, Any],
+    condition: ComparedCondition | None = None,
+) -> None:
+    data = ExampleSet.of(examples, "examples")
+    check_examples(lm, data, "examples", config.max_completion_length, config.max_answer_length)
+    options = {**options, "num_generations": num_generations, "seed": seed}
+    options |= {name: value for name, value in asdict(config).items() if name not in FREE_OPTIONS}
+    options |= {f"inner_{name}": value for name, value in asdict(lm.inner_config).items()}
+    completions = None
+    if self_edits is not None:
+        completions = stored_completions(lm.domain, data.examples, data.ids, self_edits, num_generations)
+        options["self_edits"] = f"stored, {fingerprint(completions)}"
+    layout = lora_layout(lm.model, lm.peft_config)
+    options |= {"inner_lora_r": layout.r, "inner_lora_alpha": layout.lora_alpha}
+    options |= {"inner_target_modules": layout.target_modules}
+    if condition is not None:
+        options |= _settings_of(condition, data)
+        if not lm.domain.pools_drafts:
+            config = replace(config, num_drafts=1)
+    folder = RunFolder(output_dir, describe(lm, {"eval_dataset": data.examples}, options))
+    stage = Stage(
+        name="evaluation" if condition is None else condition.name,
+        journal=folder.evaluation,
+        round=0,
+        data=data,
+        seed=seed,
+        inner_seeds=(seed,),
+        num_generations=0 if condition is not None and condition.baseline is not None else num_generations,
+        baselines=lm.domain.conditions if condition is None else tuple(filter(None, [condition.baseline])),
+        is_evaluation=True,
+        completions=completions,
+    )
+    rollout = Rollout(lm, config, processes, writer=condition and condition.writer)
+    with ExitStack() as held:
+        processes.on_main(folder.open, True, 0)
+        processes.on_main(lambda: held.enter_context(folder.held()))
+        run = ProtocolRun(stage, rollout, folder)
+        score_routed(run) if condition is not None and condition.is_routed else score(run)
+
+
+def together(run: ProtocolRun, proposals: Sequence[Proposal]) -> list[Proposal]:
+    """
+    What is recorded where the self-edits of a condition are trained on together: one for each condition and example, with all that
+    was written about the example, joined as several drafts are. It is malformed where nothing of its condition can be trained on.
+    """
+    groups: dict[tuple[str, int], list[Proposal]] = defaultdict(list)
+    for proposal in proposals:
+        groups[proposal.condition, proposal.example].append(proposal)
+    trained = {proposal.condition for proposal in proposals if proposal.well_formed}
+    return [
+        Proposal(
+            round=run.stage.round,
+            condition=condition,
+            example=place,
+            example_id=run.stage.data.ids[place],
+            edit=0,
+            prompt=own[0].prompt,
+            completion=PART_SEPARATOR.join(one.completion for one in own if one.completion),
+            completion_tokens=sum(one.completion_tokens for one in own),
+            well_formed=condition in trained,
+            tokens=0,
+            banks=[],
+            metrics=self_edit_metrics(own) or None,
+            written_tokens=sum(
+                one.completion_tokens if one.written_tokens is None else one.written_tokens for one in own
+            ),
+        )
+        for (condition, place), own in groups.items()
+    ]
+
+
+def score_routed(run: ProtocolRun) -> None:
+    """
+    Score adapters apart, of which each question gets the one that it is routed to.
+
+    Raises:
+        ValueError: The domain cannot tell what a question is about.
+    """
+    stage, rollout = run.stage, run.rollout
+    routes = rollout.lm.domain.routes(stage.data.examples)
+    if routes is None:
+        raise ValueError(
+            f"{type(rollout.lm.domain).__name__}.routes() cannot tell what a question is about; implement it, or leave the "
+            "routed condition out."
+        )
+    proposals = rollout.propose(stage)
+
+    def trials() -> list[TrialResult] | None:
+        updates = rollout.updates_of(stage, proposals)
+        questions, bank = rollout.lm.domain.questions, []
+        for place in stage.places:
+            own = [one for proposal, one in zip(proposals, updates, strict=True) if proposal.example == place]
+            update = joined_update(own, rollout.lm.inner_config)
+            bank.append(Trial("apart", 0, 0, update, (place,), questions))
+        bank.append(Trial(SELF_EDITS, 0, 0, None, stage.places, questions, routes))
+        results = rollout.run(stage, {0: bank})
+        cost = {one.example: (one.tokens, one.seconds) for one in results if one.condition == "apart"}
+        return [
+            replace(one, tokens=cost[one.example][0], seconds=cost[one.example][1])
+            for one in results
+            if one.condition == SELF_EDITS
+        ]
+
+    rollout.record(stage, together(run, proposals), trials)
+
+
+def joined_update(updates: Iterable[InnerUpdate | None], config: InnerLoopConfig) -> InnerUpdate | None:
+    """All sequences of several updates as one with this configuration, in their order; `None` where there are none."""
+    sequences = [sequence for update in updates if update is not None for sequence in update.sequences]
+    return InnerUpdate(tuple(sequences), config) if sequences else None
+
+
+def _settings_of(condition: ComparedCondition, data: ExampleSet) -> dict[str, Any]:
+    """What defines a condition beside its model and domain."""
+    settings: dict[str, Any] = {"condition": condition.name, "is_routed": condition.is_routed}
+    if condition.writer is not None:
+        settings["writer"] = canonical_name(condition.writer.base_model_id)
+    for name in ("writer", "added"):
+        if (adapter := getattr(condition.lm, name)) is not None:
+            settings[f"{name}_adapter"] = adapter.fingerprint[:16]
+    if condition.baseline is not None:
+        settings["baseline"] = fingerprint([condition.baseline.questions(example) for example in data.examples])
+    return settings
+
+
+def _folder_name(name: str) -> str:
+    return re.sub(r"\W+", "-", name.casefold()).strip("-")

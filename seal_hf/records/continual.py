@@ -1,0 +1,174 @@
+"""What a model keeps of passages that it learned one after another: a triangular matrix of accuracies."""
+
+import io
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..domains.base import BASE, SELF_EDITS
+from .comparison import percents
+from .files import SCHEMA_VERSION, write_bytes, write_text
+from .journal import Journal, TrialResult
+from .plot import STYLE
+from .report import compared_journals
+from .tables import markdown
+
+
+@dataclass(frozen=True)
+class ContinualMatrix:
+    """
+    The accuracies of one condition, by the passages' places in their order.
+
+    Parameters:
+        mean (`np.ndarray`):
+            Shape `(n + 1, n)`, float64: after `i` of `n` passages the share of right answers about passage `j`, mean over the
+            orders. Row 0 is the model before any; what has not been learned yet is NaN in the others.
+        std (`np.ndarray`):
+            The standard deviations over the orders, of the same shape; 0 where there is one order.
+        num_orders (`int`):
+            Number of orders.
+    """
+
+    mean: np.ndarray
+    std: np.ndarray
+    num_orders: int
+
+    @property
+    def when_learned(self) -> float:
+        """The mean of the diagonal: the accuracy about each passage when it has just been learned."""
+        return float(np.mean([self.mean[place + 1, place] for place in range(self.mean.shape[1])]))
+
+    @property
+    def at_the_end(self) -> float:
+        """The mean of the last row: the accuracy about all passages after the last."""
+        return float(self.mean[-1].mean())
+
+
+def matrices(output_dir: str | Path) -> dict[str, ContinualMatrix]:
+    """
+    The matrices of an evaluation by [`seal_hf.evaluation.continual`], by condition.
+
+    Args:
+        output_dir (`str` or `Path`):
+            The run's output directory.
+
+    Raises:
+        ValueError: The evaluation is not finished, or is by another protocol.
+    """
+    journal = Journal(Path(output_dir) / "evaluation")
+    results = journal.trials(0)
+    if results is None:
+        raise ValueError(f"{output_dir} holds no finished evaluation of continual learning; let it come to its end.")
+    base = {result.example: result.reward for result in results if result.condition == BASE}
+    found = _by_condition(results, base)
+    for name, other in compared_journals(journal).items():
+        for matrix in _by_condition(other.trials(0) or (), base).values():
+            found[name] = matrix
+    return found
+
+
+def _by_condition(results: Sequence[TrialResult], base: dict[int, float]) -> dict[str, ContinualMatrix]:
+    # Of each step of each chain the results, of which the first is about the newest passage.
+    chains: dict[str, dict[int, dict[int, list[TrialResult]]]] = defaultdict(lambda: defaultdict(dict))
+    trained = {result.condition for result in results if result.tokens}
+    for result in results:
+        if result.condition in trained:
+            chains[result.condition][result.repeat].setdefault(result.edit, []).append(result)
+    return {name: _matrix(list(orders.values()), base) for name, orders in chains.items()}
+
+
+def _matrix(orders: Sequence[dict[int, list[TrialResult]]], base: dict[int, float]) -> ContinualMatrix:
+    n = len(base)
+    values = np.full((len(orders), n + 1, n), np.nan)
+    for number, steps in enumerate(orders):
+        order = [steps[step][0].example for step in range(n)]
+        values[number, 0] = [base[example] for example in order]
+        for step in range(n):
+            rewards = {result.example: result.reward for result in steps[step]}
+            values[number, step + 1, : step + 1] = [rewards[example] for example in order[: step + 1]]
+    return ContinualMatrix(values.mean(axis=0), values.std(axis=0), len(orders))
+
+
+def continual_table(found: dict[str, ContinualMatrix]) -> str:
+    """The matrices as Markdown: a summary of the conditions, then each matrix with the standard deviations over orders."""
+    summary = [
+        [name, f"{one.mean[0].mean():.1%}", f"{one.when_learned:.1%}", f"{one.at_the_end:.1%}"]
+        for name, one in found.items()
+    ]
+    header = ["condition", "untouched", "when just learned", "at the end"]
+    parts = ["Means over the passages, learned one after another:", markdown(header, summary)]
+    for name, one in found.items():
+        n = one.mean.shape[1]
+        rows = [
+            [
+                str(row),
+                *("" if np.isnan(cell) else _cell(cell, std, one) for cell, std in zip(cells, stds, strict=True)),
+            ]
+            for row, (cells, stds) in enumerate(zip(one.mean, one.std, strict=True))
+        ]
+        orders = f"mean and standard deviation of {one.num_orders} orders" if one.num_orders > 1 else "one order"
+        parts.append(f"{name}: accuracy in % about each passage after so many of them, {orders}.")
+        parts.append(markdown(["learned", *(f"passage {place + 1}" for place in range(n))], rows))
+    return "\n\n".join(parts) + "\n"
+
+
+def _cell(value: float, std: float, matrix: ContinualMatrix) -> str:
+    return f"{100 * value:.1f}" + (f" ± {100 * std:.1f}" if matrix.num_orders > 1 else "")
+
+
+def save_continual(output_dir: str | Path) -> list[Path]:
+    """
+    Write `continual.json`, `continual.md` and `continual.png`, a heat map for each condition.
+
+    The JSON file holds each condition as the paper's code stores its summary: `mean_over_sequences` and `std_over_sequences`, lists
+    of rows with 0 for what was not learned yet, `n_sequences` and `n_datapoints`.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        OSError: The disk is full, or the folder cannot be written.
+        ValueError: As [`matrices`].
+    """
+    folder, found = Path(output_dir), matrices(output_dir)
+    files = [folder / f"continual.{suffix}" for suffix in ("json", "md", "png")]
+    record = {name: _as_record(one) for name, one in found.items()}
+    write_text(files[0], json.dumps({"schema_version": SCHEMA_VERSION, "conditions": record}, indent=1) + "\n")
+    write_text(files[1], continual_table(found))
+    write_bytes(files[2], _picture(found))
+    return files
+
+
+def _as_record(matrix: ContinualMatrix) -> dict[str, Any]:
+    mean, std = (np.nan_to_num(values).round(4).tolist() for values in (matrix.mean, matrix.std))
+    counts = {"n_sequences": matrix.num_orders, "n_datapoints": matrix.mean.shape[1]}
+    return {"mean_over_sequences": mean, "std_over_sequences": std, **counts}
+
+
+def _picture(found: dict[str, ContinualMatrix]) -> bytes:
+    import matplotlib.style
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with matplotlib.style.context(["default", STYLE | {"axes.grid": False}]):
+        figure = Figure(figsize=(4.5 * len(found) + 1, 4.5), dpi=160, layout="constrained")
+        FigureCanvasAgg(figure)
+        all_axes = figure.subplots(1, len(found), squeeze=False)[0]
+        for axes, (name, one) in zip(
+            all_axes, sorted(found.items(), key=lambda item: item[0] != SELF_EDITS), strict=True
+        ):
+            image = axes.imshow(one.mean, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+            for (row, column), cell in np.ndenumerate(one.mean):
+                if not np.isnan(cell):
+                    color = "white" if cell < 0.6 else "black"
+                    axes.text(column, row, f"{100 * cell:.0f}", ha="center", va="center", color=color, fontsize=8)
+            rows, columns = map(range, one.mean.shape)
+            axes.set(title=name, xlabel="passage", ylabel="passages learned", xticks=columns, yticks=rows)
+            axes.set_xticklabels([str(place + 1) for place in columns])
+        figure.colorbar(image, ax=list(all_axes), format=percents)
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png")
+    return picture.getvalue()
