@@ -158,7 +158,7 @@ def test_two_processes_and_one_that_is_killed(shelf, adapter):
 
 def test_a_shelf_of_200_books_is_listed_without_weights(shelf, adapter):
     for number in range(200):
-        folder = put(shelf, adapter, f"Bees {number}", BEES).folder
+        folder = put(shelf, adapter, f"Bees {number}", (f"Bees {number}", BEES[1])).folder
         if number:
             next(folder.rglob("*.safetensors")).write_bytes(b"not read")
     assert len(shelf.books()) == 200 and shelf.route("Where does Ann keep bees 199?").book.title == "Bees 199"
