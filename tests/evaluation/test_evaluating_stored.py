@@ -10,7 +10,7 @@ from seal_hf import InnerLoopConfig, SelfAdaptingLM
 from seal_hf.domains import KnowledgeDomain
 from seal_hf.domains.base import SELF_EDITS
 from seal_hf.evaluation.single_passage import single_passage
-from seal_hf.generation.base import Generation
+from seal_hf.generation.base import Generation, TextGenerator
 from seal_hf.grading import gold_answers
 from seal_hf.hub.stored_self_edits import load_stored_self_edits
 from seal_hf.records.journal import Journal
@@ -147,7 +147,7 @@ def test_a_passage_without_one_is_named_before_any_work(lm, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-class Reader:
+class Reader(TextGenerator):
     """Answers every question with what the passage says, and adapted models with nothing."""
 
     def __init__(self):
@@ -156,6 +156,9 @@ class Reader:
     def generate(self, prompts, adapters=None, **options):
         self.asked += [prompt for prompt in prompts if "Ann keeps bees" in str(prompt)]
         return [Generation("Ann keeps bees in Vell.", 8, True) for _ in prompts]
+
+    def answer_log_likelihoods(self, prompts, gold_answers, adapters=None):
+        raise AssertionError("nothing asks for it")
 
 
 def test_the_tool_answers_the_questions_that_are_stored(tmp_path):

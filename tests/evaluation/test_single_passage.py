@@ -9,7 +9,7 @@ from seal_hf.domains import Domain, KnowledgeDomain
 from seal_hf.domains.base import BASE, SELF_EDITS
 from seal_hf.domains.knowledge.domain import IN_CONTEXT, PASSAGE_ONLY
 from seal_hf.evaluation.single_passage import single_passage
-from seal_hf.generation.base import Generation, draw_seed
+from seal_hf.generation.base import Generation, TextGenerator, draw_seed
 from seal_hf.grading import GradingIncomplete, gold_answers
 from seal_hf.records.journal import Journal
 from seal_hf.records.report import evaluations
@@ -179,7 +179,7 @@ class ContainsGrader:
         return [any(gold in answer for gold in gold_answers(own)) for own, answer in zip(golds, answers, strict=True)]
 
 
-class Reciter:
+class Reciter(TextGenerator):
     """Writes self-edits as a generator does, and gives one answer to all that is asked."""
 
     def __init__(self, generator, text):
@@ -190,6 +190,9 @@ class Reciter:
 
     def generate(self, prompts, adapters=None, **options):
         return [Generation(self.text, 8, True) for _ in prompts]
+
+    def answer_log_likelihoods(self, prompts, gold_answers, adapters=None):
+        raise AssertionError("nothing asks for it")
 
 
 def test_a_domain_without_recitations_has_none(tmp_path):

@@ -78,8 +78,8 @@ def test_a_round_by_hand(simulation, passages):
     assert (one.writing, one.scoring, one.sft) == (8.0, 360.0, 24.0)
     assert (one.num_banks, one.adapters_per_bank, one.bound) == (8, 1, "work")
     three = simulation.simulate(passages, Plain(), ARGS, 3)
-    # One batch of writing. The most costly first: 80, 50, 20 | 70, 40, 10 | 60, 30; two rows of a step.
-    assert (three.writing, three.scoring, three.sft) == (8.0, 150.0, 12.0)
+    # One batch of writing. The most costly first, by tokens and an answer: 80, 30, 20 | 70, 40, 10 | 60, 50; two rows of a step.
+    assert (three.writing, three.scoring, three.sft) == (8.0, 130.0, 12.0)
     assert (three.largest_bank, three.even_share) == (80.0, 120.0)
     many = simulation.simulate(passages, Plain(), ARGS, 100)
     assert (many.scoring, many.sft, many.bound) == (80.0, 6.0, "largest bank")
