@@ -230,7 +230,11 @@ class _Clock:
         return spent + seconds
 
     def banks(self, costs: dict[int, int], seconds: dict[int, float]) -> float:
-        """How long the scoring takes, of which a failure loses the banks that are not finished."""
+        """
+        How long the scoring takes, of which a failure loses the banks that are not finished; infinite where one would not end.
+        """
+        if max(seconds.values()) > _HOPELESS * self._seconds_between:
+            return math.inf
         spent = 0.0
         while True:
             ends = {}

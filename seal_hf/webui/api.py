@@ -65,7 +65,7 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
         session: str,
         self_edits: list[str] = [],  # noqa: B006
         questions: list[dict] = [],  # noqa: B006
-        together: bool = False,
+        together: bool | None = None,
     ) -> dict:
         """
         Train an adapter on each self-edit, side by side, and keep the one that answers questions about the passage best; or one
@@ -90,7 +90,7 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
             events = await _finish(
                 workbench,
                 lambda: workbench.adapt(
-                    current, chosen, settings, questions_from_items(questions), drafts, together=together
+                    current, chosen, settings, questions_from_items(questions), drafts, together=bool(together)
                 ),
             )
             learned = next((event for event in events if event["event"] == "learned"), None)

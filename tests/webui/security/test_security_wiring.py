@@ -52,6 +52,6 @@ def wired(monkeypatch, lm, tmp_path):
 def test_only_a_page_of_this_machine_alone_may_use_the_token(wired, options, may_push):
     found = wired(*options)
     assert (found["may_push"], found["on_space"]) == (may_push, False)
-    names = {function.fn.__name__ for function in found["page"].fns.values() if function.fn}
+    names = {getattr(function.fn, "__name__", "") for function in found["page"].fns.values() if function.fn}
     assert ("push_adapter" in names) == ("on_push" in names) == may_push
     assert found["server_name"].strip("[]") == (options[1] if "--host" in options else "127.0.0.1")

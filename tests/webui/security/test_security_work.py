@@ -77,10 +77,10 @@ def test_a_training_of_days_is_refused_before_it_starts(public, called, refused)
     with pytest.raises(
         refused, match=r"625,000 steps, and 10,000 is the limit here: choose fewer|[\d,]+ steps, and 10,000"
     ):
-        called(public.url, "adapt", [session.id, [lines], QUESTIONS])
+        called(public.url, "adapt", [session.id, [lines], QUESTIONS, None])
     long_lines = "\n".join("Halda drew the lighthouse. " * 40 for _ in range(40))
     with pytest.raises(refused, match=r"tokens in all epochs, and 500,000 is the limit here: choose fewer"):
-        called(public.url, "adapt", [session.id, [long_lines] * 3, QUESTIONS])
+        called(public.url, "adapt", [session.id, [long_lines] * 3, QUESTIONS, None])
     assert not public.workbench.jobs.active(session.id)
     assert [draft.text for draft in session.drafts] == ["Halda drew it."]
 
@@ -94,7 +94,7 @@ def test_a_job_that_takes_too_long_is_ended_and_says_so(lm, serve, called, refus
             time.sleep(0.01)
         return [""], [""]
 
-    monkeypatch.setattr(type(app.workbench), "_run", slow)
+    monkeypatch.setattr(type(app.workbench), "run", slow)
     session.keep(KeptAdapter("a", "Bees", session.folder), choose=True)
     with pytest.raises(refused, match="A job is ended after 1 minute here"):
         called(app.url, "ask", [session.id, "Who drew it?", ""])
@@ -132,7 +132,7 @@ def test_a_caller_who_has_left_does_not_keep_its_job(serve, called, monkeypatch)
             time.sleep(0.01)
         return [""], [""]
 
-    monkeypatch.setattr(type(app.workbench), "_run", slow)
+    monkeypatch.setattr(type(app.workbench), "run", slow)
     answer = httpx2.post(f"{app.url}gradio_api/call/ask", json={"data": [session.id, "Who drew it?", ""]})
     assert answer.status_code == 200  # and nobody reads what it answers
     end = time.monotonic() + 30
@@ -156,7 +156,7 @@ def test_a_page_that_is_closed_does_not_keep_its_job(serve, monkeypatch):
             time.sleep(0.05)
         return [""], [""]
 
-    monkeypatch.setattr(type(app.workbench), "_run", slow)
+    monkeypatch.setattr(type(app.workbench), "run", slow)
     number = next(key for key, one in app.page.fns.items() if getattr(one.fn, "__name__", None) == "on_ask")
     with httpx2.Client(base_url=app.url, timeout=60) as page:
         data = {"data": [session.id, "Who drew it?"], "fn_index": number, "session_hash": "a page"}
@@ -207,7 +207,7 @@ def test_cheap_calls_take_no_place_of_a_session_with_an_adapter(app, called, ref
     victim.keep(KeptAdapter("a", "Bees", victim.folder), choose=True)
     for _ in range(10):
         with pytest.raises(refused, match="let the model write some first"):
-            called(app.url, "adapt", ["", ["Bees."], []])
+            called(app.url, "adapt", ["", ["Bees."], [], None])
     assert sessions.find(victim.id) is victim and victim.folder.is_dir()
     assert not [one for one in sessions._sessions.values() if one is not victim and one.drafts]
 
@@ -228,7 +228,7 @@ def test_a_refused_call_changes_nothing(app, called, refused):
     before = (session.passage, list(session.drafts), dict(session.shown))
     session.shown["adapt"] = "job"
     with pytest.raises(refused, match="Self-edit 1 is empty"):
-        called(app.url, "adapt", [session.id, ["  "], QUESTIONS])
+        called(app.url, "adapt", [session.id, ["  "], QUESTIONS, None])
     for _ in range(jobs_module.MAX_JOBS):
         release = threading.Event()
         app.workbench.jobs.submit(
@@ -325,11 +325,11 @@ def test_a_question_of_megabytes_is_refused_by_its_characters(app, called, refus
     with pytest.raises(refused, match="The title has 2,800,000 characters: shorten it"):
         called(app.url, "propose", ["x " * 1_400_000, PASSAGE, 1, "", 0, ""])
     with pytest.raises(refused, match="Self-edit 1 has 2,800,000 characters: shorten it"):
-        called(app.url, "adapt", [session.id, ["x " * 1_400_000], QUESTIONS])
+        called(app.url, "adapt", [session.id, ["x " * 1_400_000], QUESTIONS, None])
     with pytest.raises(refused, match="Question 1 or its answer has 2,800,000 characters"):
-        called(app.url, "adapt", [session.id, [], [{"question": "x " * 1_400_000, "answer": "y"}]])
+        called(app.url, "adapt", [session.id, [], [{"question": "x " * 1_400_000, "answer": "y"}], None])
     with pytest.raises(refused, match="There are 30,000 questions: keep 32 at most"):
-        called(app.url, "adapt", [session.id, [], [{"question": "x", "answer": "y"}] * 30_000])
+        called(app.url, "adapt", [session.id, [], [{"question": "x", "answer": "y"}] * 30_000, None])
     assert all(size < 10_000 for size, _ in tokenized)
 
 
@@ -342,7 +342,7 @@ def test_texts_are_tokenized_outside_the_event_loop(app, called, refused, presse
         called(app.url, "propose", ["", "word " * 9_000, 1, "", 0, ""])
     pressed(app, "on_ask", [session.id, "x " * 1_900])
     values = [getattr(QUICK, name) for name in NAMES]
-    pressed(app, "on_write", ["", "", "word " * 8_000, {"headers": ["Question", "Answer"], "data": []}, *values])
+    pressed(app, "on_write", ["", "", "", "word " * 8_000, {"headers": ["Question", "Answer"], "data": []}, *values])
     sizes = {size for size, _ in tokenized}
     assert {3_799, 44_999, 39_999} <= sizes
     assert not any(is_in_loop for _, is_in_loop in tokenized)
