@@ -266,7 +266,7 @@ def build_learning_panel(
     return LearningPanel(learning, only, watched, outputs, reset, watch, learned)
 
 
-def loss_table(steps: list[dict], names: list[str], seen: list[dict]) -> pd.DataFrame:
+def loss_table(steps: list[dict], names: list[str], seen: Sequence[dict] = ()) -> pd.DataFrame:
     """
     The loss of each self-edit at each step, and a line upwards where the watched question was first answered right and stayed
     so. A long training is thinned out to about 150 steps.
@@ -285,7 +285,7 @@ def loss_table(steps: list[dict], names: list[str], seen: list[dict]) -> pd.Data
     return pd.DataFrame(lines)
 
 
-def first_right(seen: list[dict], adapter: int) -> int | None:
+def first_right(seen: Sequence[dict], adapter: int) -> int | None:
     """The step since which an adapter has answered the watched question right; `None` where the last answer was not."""
     found = None
     for event in seen:
