@@ -28,19 +28,22 @@ def next_order() -> dict:
     sys.exit()
 
 
-order = next_order()
-for number in (signal.SIGINT, signal.SIGQUIT):
-    signal.signal(number, signal.SIG_DFL)  # a shell that runs the tests in the background has them ignored
-gc.freeze()  # what is imported need not be searched for garbage
-os.chdir(order["folder"])
-for target, name, flags in (
-    (0, os.devnull, os.O_RDONLY),
-    (1, "log", os.O_WRONLY | os.O_CREAT),
-    (2, "log", os.O_WRONLY),
-):
-    os.dup2(os.open(name, flags | (os.O_APPEND if target else 0), 0o600), target)
-os.environ.clear()
-os.environ.update(order["environment"])
-tempfile.tempdir = None
-sys.argv = ["app.py", *order["arguments"]]
-runpy.run_path(str(Path(app.__file__)), run_name="__main__")
+if __name__ == "__main__":  # the doctests of this folder import every file
+    order = next_order()
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        signal.signal(
+            number, signal.SIG_DFL
+        )  # a shell or nohup that runs the tests in the background has them ignored
+    gc.freeze()  # what is imported need not be searched for garbage
+    os.chdir(order["folder"])
+    for target, name, flags in (
+        (0, os.devnull, os.O_RDONLY),
+        (1, "log", os.O_WRONLY | os.O_CREAT),
+        (2, "log", os.O_WRONLY),
+    ):
+        os.dup2(os.open(name, flags | (os.O_APPEND if target else 0), 0o600), target)
+    os.environ.clear()
+    os.environ.update(order["environment"])
+    tempfile.tempdir = None
+    sys.argv = ["app.py", *order["arguments"]]
+    runpy.run_path(str(Path(app.__file__)), run_name="__main__")

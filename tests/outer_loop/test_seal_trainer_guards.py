@@ -321,7 +321,7 @@ def test_model_is_not_spread_or_quantized_by_init_kwargs(name, value, tmp_path):
 
 
 def fail_while_writing(patch):
-    def write_policy(model, folder):
+    def write_policy(model, folder, weights=None):
         (folder / "adapter_model.safetensors").write_bytes(b"the beginning")
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
