@@ -100,21 +100,25 @@ class QuestionWatch:
         is_last = step.step == step.num_steps
         if not is_last and self.seconds + self._last > self.max_share * step.seconds:
             return None
-        start = time.perf_counter()
         policy = carried_policy(self.lm.model, self.lm.base_model_id)
-        seen = self._ask(
+        seen = self._timed(
             {
                 number: Adapter(step.layout, weights, self.lm.base_model_id, policy=policy)
                 for number, weights in step.weights.items()
             }
         )
-        self._last = time.perf_counter() - start
         self.seconds += self._last
         return seen
 
     def ask_base(self) -> WatchedAnswers:
-        """Ask the model without an inner adapter, before the training."""
-        return self._ask({0: None})
+        """Ask the model without an inner adapter, before the training; it tells how long an answer takes."""
+        return self._timed({0: None})
+
+    def _timed(self, adapters: Mapping[int, Adapter | None]) -> WatchedAnswers:
+        start = time.perf_counter()
+        seen = self._ask(adapters)
+        self._last = time.perf_counter() - start
+        return seen
 
     def _ask(self, adapters: Mapping[int, Adapter | None]) -> WatchedAnswers:
         prompts, asked = [self.prompt] * len(adapters), list(adapters.values())

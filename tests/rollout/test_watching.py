@@ -72,6 +72,11 @@ def test_asking_takes_its_share_of_the_time(lm, edits, monkeypatch):
     lm.adapt(edits[1], on_step=on_step)
     assert asked == [1, 5, 8, 10, 12]
     assert watch.seconds == len(asked)
+    # With the time that the base model took known, the first answer waits for its share, too.
+    watch, asked[:] = QuestionWatch(lm, OTHER, max_share=0.1, max_answer_length=2), []
+    watch.ask_base()
+    lm.adapt(edits[1], on_step=on_step)
+    assert asked == [3, 5, 8, 10, 12]
 
 
 def test_without_a_gold_answer_nothing_is_graded(lm, edits):
