@@ -16,7 +16,7 @@ from seal_hf.domains.knowledge.answered_questions import AnsweredQuestions
 from seal_hf.generation.base import Generation
 from seal_hf.webui.tabs.adapters_tab import table_line
 from seal_hf.webui.tabs.ask_tab import accuracy_text
-from seal_hf.webui.tabs.learning_panel import first_right, learned_text, loss_table, watched_table
+from seal_hf.webui.tabs.learning_panel import first_right, learned_text, loss_table, loss_title, watched_table
 from seal_hf.webui.tabs.self_edit_cards import coverage_text, read_drafts
 from seal_hf.webui.work import device, inputs, workbench
 from seal_hf.webui.work.jobs import DONE, FAILED, STOPPED, JobLog, JobRefused
@@ -174,6 +174,8 @@ def test_what_is_shown_of_a_watched_question():
         ["Self-edit 4, step 3", "✗ Di", "–"],
     ]
     steps = [{"step": step, "losses": {"0": 4.0 / step, "1": 2.0}} for step in (1, 2, 3)]
+    assert loss_title(["2", "4"], seen).endswith("answered right: 2 since step 3")
+    assert loss_title(["2", "4"], seen[:1]) == "Training loss"
     marks = loss_table(steps, ["2", "4"], seen).query("`self-edit` == '2 answers right'")
     assert marks[["step", "loss"]].values.tolist() == [[3, 0.0], [3, 4.0]]
     assert set(loss_table(steps, ["2", "4"], seen[:2])["self-edit"]) == {"2", "4", "4 answers right"}

@@ -162,8 +162,12 @@ def build_learning_panel(
                     shown |= show_rewards(event, names)
             if len(seen) > num_seen:
                 shown[watching] = gr.update(value=watched_table(seen, names), visible=True)
+            if steps and (len(steps), len(seen)) != (num_before, num_seen):
+                # Gradio draws a new line of the plot only where something else than its value changes, too.
+                shown[plot] = gr.update(
+                    value=loss_table(steps, names, seen), title=loss_title(names, seen), visible=True
+                )
             if len(steps) > num_before:
-                shown[plot] = gr.update(value=loss_table(steps, names, seen), visible=True)
                 text = text or training_text(steps[-1])
             if log.has_ended:
                 text = ended_text(log, learned_text(current, learned_event), stopped_text(steps))
@@ -283,6 +287,13 @@ def loss_table(steps: list[dict], names: list[str], seen: Sequence[dict] = ()) -
             label = f"{name} answers right"
             lines += [{"step": step, "loss": height, "self-edit": label} for height in (0.0, highest)]
     return pd.DataFrame(lines)
+
+
+def loss_title(names: list[str], seen: Sequence[dict]) -> str:
+    """The title of the plot, with the steps since which the watched question has been answered right."""
+    since = {name: first_right(seen, adapter) for adapter, name in enumerate(names)}
+    told = [f"{name} since step {step}" for name, step in since.items() if step is not None]
+    return f"Training loss. The watched question is answered right: {', '.join(told)}" if told else "Training loss"
 
 
 def first_right(seen: Sequence[dict], adapter: int) -> int | None:
