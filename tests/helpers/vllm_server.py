@@ -6,8 +6,9 @@ what it comes to without. It proves nothing of vLLM itself: `tests/generation/te
 """
 
 import json
+import socket
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -83,6 +84,7 @@ class VLLMServer:
         self.adapters: dict[str, tuple[Adapter, str]] = {}
         self.log, self.faults, self.most_adapters, self.num_used = [], [], 0, 0
         self._lock, self._http, self._port = threading.RLock(), None, 0
+        self.connections: set[socket.socket] = set()
         self.start()
 
     @property
@@ -90,7 +92,9 @@ class VLLMServer:
         return f"http://127.0.0.1:{self._port}"
 
     def start(self) -> None:
-        """Begin, or begin again at the same port with no adapter."""
+        """Begin, or begin again at the same port with no adapter; nothing happens where it runs."""
+        if self._http is not None:
+            return
         self.adapters.clear()
         self._http = ThreadingHTTPServer(
             ("127.0.0.1", self._port), type("Handler", (Handler,), {"server_state": self})
@@ -100,9 +104,15 @@ class VLLMServer:
         threading.Thread(target=self._http.serve_forever, args=(0.01,), daemon=True).start()
 
     def stop(self) -> None:
-        """Answer nobody any more."""
+        """Answer nobody any more, not on the connections either that clients hold open."""
+        if self._http is None:
+            return
         self._http.shutdown()
         self._http.server_close()
+        self._http = None
+        for connection in list(self.connections):
+            with suppress(OSError):  # its client has closed it
+                connection.shutdown(socket.SHUT_RDWR)
 
     def note(self, *entry) -> None:
         with self._lock:
@@ -166,6 +176,16 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *args):
         pass
+
+    def setup(self):
+        super().setup()
+        self.server_state.connections.add(self.connection)
+        if self.server_state._http is None:  # it stopped between accepting this and here
+            self.connection.shutdown(socket.SHUT_RDWR)
+
+    def finish(self):
+        self.server_state.connections.discard(self.connection)
+        super().finish()
 
     def do_GET(self):
         state = self.server_state

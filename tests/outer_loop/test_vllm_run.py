@@ -33,7 +33,8 @@ def server():
 
 
 @pytest.fixture(autouse=True)
-def own_memory(monkeypatch, tmp_path):
+def own_memory(monkeypatch, tmp_path, server):
+    server.start()  # where a test that failed left it stopped
     monkeypatch.setattr(vllm_adapters, "_SHARED_MEMORY", tmp_path)
     monkeypatch.setattr(vllm_client, "WAIT_SECONDS", 0.2)
 
