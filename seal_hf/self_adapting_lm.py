@@ -184,7 +184,7 @@ class SelfAdaptingLM:
         model_name_or_path: str | Path,
         *,
         load_in_4bit: bool | None = None,
-        dtype: str | torch.dtype = "bfloat16",
+        dtype: str | torch.dtype | None = None,
         device: str | torch.device | None = None,
         revision: str = "main",
         trust_remote_code: bool = False,

@@ -91,7 +91,12 @@ class AdaptationArguments(DomainArguments):
     load_in_4bit: bool | None = field(
         default=None, metadata={"help": "Quantize the base to NF4 (QLoRA). Default: only on CUDA."}
     )
-    dtype: str = field(default="bfloat16", metadata={"help": "Data type of the base model."})
+    dtype: str | None = field(
+        default=None,
+        metadata={
+            "help": "Data type of the base model; by default bfloat16, or float32 on a CPU without instructions for it."
+        },
+    )
     chat_template_kwargs: str | None = field(
         default=None,
         metadata={"help": "What the chat template is given in all prompts, in JSON: '{\"enable_thinking\": false}'."},

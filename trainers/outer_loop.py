@@ -28,7 +28,12 @@ class PolicyModelConfig(ModelConfig):
             "(135M) where memory is short."
         },
     )
-    dtype: str | None = field(default="bfloat16", metadata={"help": "Data type of the base model."})
+    dtype: str | None = field(
+        default=None,
+        metadata={
+            "help": "Data type of the base model; by default bfloat16, or float32 on a CPU without instructions for it."
+        },
+    )
     lora_r: int = field(default=64, metadata={"help": "Rank of the policy adapter."})
     lora_alpha: int = field(default=128, metadata={"help": "Alpha of the policy adapter."})
     # With dropout a fit would depend on the number of processes.

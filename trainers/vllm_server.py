@@ -19,6 +19,7 @@ from transformers import HfArgumentParser
 
 from seal_hf.generation.vllm_adapters import server_rank
 from seal_hf.models.embedded import EMBEDDED_MODELS, embedded_model_path
+from seal_hf.models.loading import default_dtype
 
 
 @dataclass
@@ -28,7 +29,9 @@ class ServerArguments:
     model_name_or_path: str = field(
         default="embedded", metadata={"help": "The model, by the name that the trainer gets."}
     )
-    dtype: str = field(default="bfloat16", metadata={"help": "Data type of the model, the same as in the trainer."})
+    dtype: str | None = field(
+        default=None, metadata={"help": "Data type of the model, the same as in the trainer, whose default it has."}
+    )
     lora_r: int = field(
         default=64, metadata={"help": "Rank of the policy adapter; 0 where there is none, as in the app."}
     )
@@ -48,7 +51,7 @@ def server_command(args: ServerArguments, has_gpu: bool, others: Sequence[str] =
         "--served-model-name": name,
         "--host": args.host,
         "--port": args.port,
-        "--dtype": args.dtype,
+        "--dtype": args.dtype or _default_dtype(has_gpu),
         "--max-loras": args.max_loras,
         "--max-lora-rank": server_rank(args.lora_r + args.inner_lora_r),
         "--generation-config": "vllm",
@@ -61,6 +64,10 @@ def server_command(args: ServerArguments, has_gpu: bool, others: Sequence[str] =
         *on_cpu,
         *others,
     ]
+
+
+def _default_dtype(has_gpu: bool) -> str:
+    return str(default_dtype(torch.device("cuda" if has_gpu else "cpu"))).removeprefix("torch.")
 
 
 def server_environment(has_gpu: bool) -> Mapping[str, str]:

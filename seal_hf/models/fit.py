@@ -53,6 +53,8 @@ def check_fits(
     in_four_bits = num_weights * _FOUR_BIT_BYTES
     if not is_quantized and in_four_bits <= free:
         remedy = f"with load_in_4bit=True it takes about {in_four_bits / 1e9:.1f} GB"
+        if 2 * num_weights <= free and dtype.itemsize > 2:
+            remedy = f"with dtype='bfloat16' it takes about {2 * num_weights / 1e9:.1f} GB, {remedy}"
     else:
         fitting = free / (_FOUR_BIT_BYTES if is_quantized else dtype.itemsize) / 1e9
         remedy = f"take one of at most {fitting:.1f}B parameters, or a larger device"

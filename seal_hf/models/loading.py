@@ -30,7 +30,7 @@ def load_causal_lm(
     model_name_or_path: str | Path,
     *,
     load_in_4bit: bool | None = None,
-    dtype: str | torch.dtype = "bfloat16",
+    dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
     revision: str = "main",
     trust_remote_code: bool = False,
@@ -47,8 +47,8 @@ def load_causal_lm(
         load_in_4bit (`bool`, *optional*):
             Whether to quantize the base to NF4 with double quantization (QLoRA); needs the extra `quantization`. Where
             absent: on CUDA if that extra is installed, and not elsewhere, since it is slower there than bf16.
-        dtype (`str` or `torch.dtype`, *optional*, defaults to `"bfloat16"`):
-            Dtype of the weights, or of the activations where the weights are quantized.
+        dtype (`str` or `torch.dtype`, *optional*):
+            Dtype of the weights, or of the activations where the weights are quantized. Defaults to [`default_dtype`].
         device (`str` or `torch.device`, *optional*):
             Defaults to the accelerator where there is one, else the CPU. `"cuda"` is the card of this process: torch's
             current one, or that of its local rank in a run of many processes.
@@ -73,14 +73,16 @@ def load_causal_lm(
     """
     if (load_in_4bit or quantization_config is not None) and not is_bitsandbytes_available():
         raise ImportError("A quantized model needs bitsandbytes; run `pip install 'seal-hf[quantization]'`.")
-    if isinstance(dtype, str):
+    device = _of_this_process(torch.device(device) if device is not None else _default_device())
+    if dtype is None:
+        dtype = default_dtype(device)
+    elif isinstance(dtype, str):
         if not isinstance(getattr(torch, dtype, None), torch.dtype):
             raise ValueError(f"dtype={dtype!r} is not one of torch's; use 'bfloat16' or 'float32'.")
         dtype = getattr(torch, dtype)
     model_name_or_path = str(model_name_or_path)
     embedded = EMBEDDED_MODELS.get(model_name_or_path)
     path = model_name_or_path if embedded is None else str(embedded_model_path(model_name_or_path))
-    device = _of_this_process(torch.device(device) if device is not None else _default_device())
     shared = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
@@ -119,6 +121,16 @@ def load_causal_lm(
             f"The cause was: {cause}"
         ) from error
     return model, tokenizer, model_name_or_path if embedded is None else embedded.model_id
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    """
+    The dtype that a device computes in fast: bfloat16, but float32 on a CPU without instructions for bfloat16 (such as x86
+    without AVX-512), where products of matrices in bfloat16 take several times as long.
+    """
+    if device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return torch.float32
+    return torch.bfloat16
 
 
 def base_facts(model: PreTrainedModel | PeftModel) -> dict[str, str | None]:

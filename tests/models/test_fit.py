@@ -36,6 +36,11 @@ def test_weights_are_counted_by_their_files(monkeypatch, request, kind):
     check_fits(path, "main", torch.bfloat16, is_quantized=False, device=CPU)
     with pytest.raises(DoesNotFit, match=r"B parameters, which take .* GB as float32.*load_in_4bit=True it takes"):
         check_fits(path, "main", torch.float32, is_quantized=False, device=CPU)
+    with pytest.raises(DoesNotFit, match=r"; with dtype='bfloat16' it takes about .* GB, with load_in_4bit"):
+        check_fits(path, "main", torch.float32, is_quantized=False, device=CPU)
+    monkeypatch.setattr(fit, "free_memory", lambda device: 2 * NUM_WEIGHTS - 1)
+    with pytest.raises(DoesNotFit, match=r"GB free; with load_in_4bit"):
+        check_fits(path, "main", torch.float32, is_quantized=False, device=CPU)
 
 
 def test_smaller_model_is_the_remedy_where_four_bits_are_too_many(monkeypatch, folder):

@@ -18,6 +18,7 @@ from seal_hf import InnerLoopConfig, SelfAdaptingLM, SelfEdit
 from seal_hf.adapters.bank import StackedAdapters
 from seal_hf.domains import load_demo_passages
 from seal_hf.models import loading
+from seal_hf.models.loading import default_dtype
 from seal_hf.rollout.settings import describe
 from seal_hf.self_edit import TrainingExample
 
@@ -152,6 +153,14 @@ def test_dtype(folder, dtype, expected):
     assert {parameter.dtype for parameter in lm.model.parameters()} == {expected}
     assert lm.base_model_id == folder
     assert lm.processing_class.chat_template and lm.domain.chat
+
+
+@pytest.mark.parametrize(("computes_in_bf16", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_dtype_by_default_is_one_that_the_processor_computes_in(monkeypatch, folder, computes_in_bf16, expected):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: computes_in_bf16)
+    lm = SelfAdaptingLM.from_pretrained(folder, device="cpu")
+    assert {parameter.dtype for parameter in lm.model.parameters()} == {expected}
+    assert default_dtype(torch.device("cuda")) == torch.bfloat16
 
 
 def test_path_object(folder):
