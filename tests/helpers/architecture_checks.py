@@ -112,7 +112,10 @@ def _check_training(model_type: str, model: PreTrainedModel, target_modules: tup
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items()), "the base changed"
     for weights, trained, update, result in zip(start, bank.weights, _UPDATES, results, strict=True):
         expected, losses = train_alone(tiny_causal_lm(model_type), config, bank.layout, weights, update)
-        assert torch.allclose(torch.tensor(result.losses), torch.tensor(losses), rtol=1e-3), "other losses than PEFT's"
+        own_losses, losses = torch.tensor(result.losses), torch.tensor(losses)
+        assert torch.allclose(own_losses[:1], losses[:1], rtol=1e-4), "another loss than PEFT's before any step"
+        # After the turns that the weights' errors below are of, up to 0.006 in Gemma 4.
+        assert torch.allclose(own_losses, losses, rtol=1e-2), "other losses than PEFT's"
         own = bank.layout.state_dict(trained)
         assert set(own) == set(expected), "other modules than PEFT's"
         # AdamW's first steps have the size of the rate for the least gradient, so that rounding turns some of those whose
