@@ -114,7 +114,7 @@ def test_the_whole_story_with_the_embedded_model(visit, embedded_path, tmp_path,
         expect(page.locator("#learn-all")).to_be_visible(timeout=TIMEOUT)
         written = text_of(page, "self-edit-1")
         assert written.startswith(early.strip()) and len(written) > len(early)
-        assert page.locator("#watched input, #watched textarea").input_value().endswith("?")
+        expect(page.locator("#watched input, #watched textarea")).to_have_value(re.compile(r"\?$"), timeout=TIMEOUT)
         page.locator("#learn-together").click()
         expect(page.locator("#watching")).to_contain_text("Base model", timeout=TIMEOUT)
         expect(page.locator("#learn-status")).to_contain_text("tokens/s", timeout=TIMEOUT)
@@ -161,7 +161,7 @@ def test_learns_asks_and_keeps(app, visit):
 def test_words_appear_before_the_writing_ends_and_stop_keeps_them(app, visit, monkeypatch):
     page = visit()
     fill_passage(page)
-    with slowed(monkeypatch, 0.15, "text"):
+    with slowed(monkeypatch, 0.8, "text"):
         page.locator("#write").click()
         page.wait_for_function("document.querySelector('#self-edit-2 textarea')?.value.length > 3")
         assert page.locator("#write").is_disabled()
@@ -174,12 +174,12 @@ def test_words_appear_before_the_writing_ends_and_stop_keeps_them(app, visit, mo
 def test_a_page_that_is_loaded_again_finds_its_job(app, visit, monkeypatch):
     page = visit()
     fill_passage(page)
-    with slowed(monkeypatch, 0.2, "text"):
+    with slowed(monkeypatch, 0.8, "text"):
         page.locator("#write").click()
         page.wait_for_function("document.querySelector('#self-edit-2 textarea')?.value.length > 2")
         loaded(page)
         expect(page.locator("#write-status")).to_contain_text("Writing", timeout=TIMEOUT)
-        assert page.locator("#stop-writing").is_enabled()
+        expect(page.locator("#stop-writing")).to_be_enabled(timeout=TIMEOUT)
     expect(page.locator("#learn-all")).to_be_visible(timeout=TIMEOUT)
     written = text_of(page, "self-edit-1")
     page.locator("#self-edit-2 textarea").fill("Halda Tremmery drew it in 1874.")
