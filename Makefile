@@ -87,7 +87,7 @@ $(VENV)/.test: $(VENV)/.core
 $(VLLM_VENV)/.vllm: constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_VENV)/bin/pip install --quiet "uv>=0.9,<1"
-	grep -v '^numpy' constraints.txt > $(VLLM_VENV)/constraints.txt
+	grep -v -E '^(numpy|mcp)==' constraints.txt > $(VLLM_VENV)/constraints.txt
 	printf "%s ; sys_platform == 'none'\n" torchvision torchaudio torchcodec > $(VLLM_VENV)/overrides.txt
 	UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(VLLM_VENV)/bin/uv pip install --quiet --python $(VLLM_VENV)/bin/python \
 		$(if $(TORCH_INDEX),--index "$(TORCH_INDEX)" --index-strategy unsafe-best-match) \
