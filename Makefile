@@ -50,6 +50,9 @@ test: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal --doctest-modules seal_hf tests
 
+# uv unpacks no bytecode: the first process of the three writes it for the others, also where the variable forbids it.
+vllm-server test-vllm: export PYTHONDONTWRITEBYTECODE =
+
 vllm-server: $(VLLM_VENV)/.vllm
 	$(VLLM_VENV)/bin/python -m trainers.vllm_server $(if $(MODEL),--model_name_or_path "$(MODEL)") $(if $(PORT),--port "$(PORT)") $(ARGS)
 
