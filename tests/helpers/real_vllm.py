@@ -15,7 +15,7 @@ from trainers.vllm_server import ServerArguments, server_command, server_environ
 
 
 # Seconds in which the server is up, also on a busy machine.
-_START_SECONDS = 600
+_START_SECONDS = 1800
 # Less memory and fewer texts at a time than a server has by itself: the tests have short ones.
 _SMALL = ("--max-model-len", "512", "--max-num-seqs", "16")
 
