@@ -3,19 +3,14 @@
 import gc
 import os
 import signal
-import subprocess
-import sys
 import threading
 
-import psutil
 import pytest
 import torch
 from peft import LoraConfig
 
 from helpers.adapters import BASE_ID, random_adapter
 from helpers.generating import generate
-from helpers.outer_loop import new_child
-from helpers.processes import wait_for
 from helpers.tiny_models import save_tiny_model, tiny_llama, tiny_policy_model, tiny_tokenizer
 from helpers.vllm_package import Engine, install
 from seal_hf import SelfAdaptingLM
@@ -24,7 +19,7 @@ from seal_hf.generation import vllm_adapters, vllm_engine
 from seal_hf.generation.base import Sampling
 from seal_hf.generation.vllm_colocated_generation import VLLMColocatedGenerator
 from seal_hf.generation.vllm_engine import VLLMColocateConfig, VLLMEngineEnded
-from seal_hf.generation.vllm_process import end_with, engine_environment
+from seal_hf.generation.vllm_process import engine_environment
 from trainers.arguments import AdaptationArguments
 
 
@@ -152,8 +147,13 @@ def test_an_engine_that_is_killed_is_not_waited_for(monkeypatch, adapters, engin
     monkeypatch.setattr(vllm_engine, "_POLL_SECONDS", 0.05)
     engine.has_process = True
     generator = generator_of(tiny_llama(), tokenizer, tmp_path)
+
+    def kill(new_texts):
+        engine.process.kill()
+        os.waitid(os.P_PID, engine.process.pid, os.WEXITED | os.WNOWAIT)
+
     with pytest.raises(VLLMEngineEnded, match="has ended"):
-        generator.generate(PROMPTS[:1], adapters[:1], max_new_tokens=9, on_text=lambda new: engine.process.kill())
+        generator.generate(PROMPTS[:1], adapters[:1], max_new_tokens=9, on_text=kill)
     with pytest.raises(VLLMEngineEnded, match="has ended"):
         generator.generate(PROMPTS[:1], max_new_tokens=9)
     engine.process.wait()
@@ -164,26 +164,6 @@ def test_an_engine_ends_with_its_generator(engine, tokenizer, tmp_path):
     generator_of(tiny_llama(), tokenizer, tmp_path)
     gc.collect()
     assert engine.process.wait(60) == -signal.SIGTERM
-
-
-def hold_an_engine(file):
-    """A trainer with an engine in another process, whose number is written to the file."""
-    engine = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    end_with(hold_an_engine, [psutil.Process(engine.pid)])
-    file.with_suffix(".part").write_text(str(engine.pid))
-    file.with_suffix(".part").rename(file)
-    engine.wait()
-
-
-def test_an_engine_ends_with_a_trainer_that_is_killed(tmp_path):
-    trainer = new_child(tmp_path / "log", hold_an_engine, tmp_path / "engine")
-    wait_for((tmp_path / "engine").exists)
-    engine = psutil.Process(int((tmp_path / "engine").read_text()))
-    assert engine.is_running()
-    trainer.kill()
-    trainer.join()
-    # Where nobody waits for a process whose parent has ended, its number stays.
-    wait_for(lambda: not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE)
 
 
 def test_an_engine_sees_the_card_of_its_process_alone(monkeypatch):
