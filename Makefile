@@ -50,6 +50,9 @@ test: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal --doctest-modules seal_hf tests
 
+# uv unpacks no bytecode: the first process of the three writes it for the others, also where the variable forbids it.
+vllm-server test-vllm: export PYTHONDONTWRITEBYTECODE =
+
 vllm-server: $(VLLM_VENV)/.vllm
 	$(VLLM_VENV)/bin/python -m trainers.vllm_server $(if $(MODEL),--model_name_or_path "$(MODEL)") $(if $(PORT),--port "$(PORT)") $(ARGS)
 
@@ -87,7 +90,7 @@ $(VENV)/.test: $(VENV)/.core
 $(VLLM_VENV)/.vllm: constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_VENV)/bin/pip install --quiet "uv>=0.9,<1"
-	grep -v '^numpy' constraints.txt > $(VLLM_VENV)/constraints.txt
+	grep -v -E '^(numpy|mcp)==' constraints.txt > $(VLLM_VENV)/constraints.txt
 	printf "%s ; sys_platform == 'none'\n" torchvision torchaudio torchcodec > $(VLLM_VENV)/overrides.txt
 	UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(VLLM_VENV)/bin/uv pip install --quiet --python $(VLLM_VENV)/bin/python \
 		$(if $(TORCH_INDEX),--index "$(TORCH_INDEX)" --index-strategy unsafe-best-match) \

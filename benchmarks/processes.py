@@ -51,13 +51,18 @@ def step(lm: SelfAdaptingLM, num_passages: int, folder: Path) -> dict[str, objec
     Returns:
         `dict[str, object]`: wall time until the slowest was done, in seconds, of it `writing_seconds`; the number of
         `banks`, `tokens` trained on, and the `rewards`, which tell that the work was the same.
+
+    Raises:
+        ValueError: The folder holds a step that was done; what is read from it takes no time.
     """
     processes = Processes(folder)
+    if processes.any(Journal(folder).proposals(0) is not None):
+        raise ValueError(f"{folder} holds a step that was done before; name another folder.")
     examples = ExampleSet.of(load_demo_passages("train")[:num_passages], "passages")
     stage = Stage("step", Journal(folder), 0, examples, 0, (0,), NUM_GENERATIONS, baselines=())
     config = RolloutConfig(max_completion_length=48, max_answer_length=16, adapters_per_bank=8, disable_tqdm=True)
     rollout = Rollout(lm, config, processes)
-    processes.gather(None)  # all begin when the last has loaded the model
+    processes.gather(None)  # all begin together
     start = time.perf_counter()
     proposals = rollout.propose(stage)
     written = time.perf_counter()
@@ -85,7 +90,10 @@ def main() -> None:
     domain = KnowledgeDomain(LIST_PROMPT.read_text(encoding="utf-8").rstrip(), chat=False)
     config = InnerLoopConfig(num_train_epochs=1)
     lm = SelfAdaptingLM.from_pretrained(args.model_name_or_path, device="cpu", domain=domain, inner_config=config)
-    figures = step(lm, args.num_passages, args.output_dir)
+    try:
+        figures = step(lm, args.num_passages, args.output_dir)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
     if state.is_main_process:
         print(json.dumps(figures))
 

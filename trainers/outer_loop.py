@@ -3,7 +3,7 @@
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging as transformers_logging
@@ -38,6 +38,13 @@ class PolicyModelConfig(ModelConfig):
     lora_alpha: int = field(default=128, metadata={"help": "Alpha of the policy adapter."})
     # With dropout a fit would depend on the number of processes.
     lora_dropout: float = field(default=0.0, metadata={"help": "Dropout of the policy adapter."})
+
+    def __post_init__(self):
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if option.name.startswith("lora_") and value != option.default and not self.use_peft:
+                raise ValueError(f"--{option.name} {value} counts with --use_peft alone; add that, or leave it out.")
+        super().__post_init__()
 
 
 def train(

@@ -229,7 +229,7 @@ class ServedAdapters(LoadedAdapters):
     def _unload(self, name: str) -> None:
         try:
             self.client.unload_adapter(name)
-        except VLLMServerGone as error:  # it forgets them when it ends
+        except (VLLMServerGone, VLLMRefusal) as error:  # it forgets them when it ends
             logger.warning("The adapter %s could not be unloaded: %s", name, error)
             self._left.append(name)
 

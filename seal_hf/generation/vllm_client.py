@@ -167,11 +167,18 @@ class VLLMClient:
         self._request("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": path})
 
     def unload_adapter(self, name: str) -> None:
-        """Have the server forget an adapter; nothing happens where it does not know it."""
+        """
+        Have the server forget an adapter; nothing happens where it does not know it.
+
+        Raises:
+            VLLMServerGone: It does not answer.
+            VLLMRefusal: It keeps the adapter.
+        """
         try:
             self._request("POST", "/v1/unload_lora_adapter", {"lora_name": name})
         except VLLMRefusal as error:
-            logger.debug("%s does not unload %s: %s", self.base_url, name, error)
+            if error.status != 404:
+                raise
 
     def complete(self, request: Mapping[str, Any]) -> Iterator[tuple[int, list[int]]]:
         """

@@ -117,7 +117,8 @@ class Texts:
         return self.limits[place] - len(self.written[place])
 
     def _is_done(self, place: int) -> bool:
-        return self._room(place) <= 0 or self.written[place][-1:] != [] and self.written[place][-1] in self.eos_ids
+        written = self.written[place]
+        return self._room(place) <= 0 or bool(written) and written[-1] in self.eos_ids
 
 
 def side_by_side(

@@ -1,10 +1,12 @@
 """What is asked of an engine of vLLM in this process, with a small one in its place: adapters, streams, sleep, what goes wrong."""
 
 import gc
+import os
 import signal
 import threading
 
 import pytest
+import torch
 from peft import LoraConfig
 
 from helpers.adapters import BASE_ID, random_adapter
@@ -17,6 +19,7 @@ from seal_hf.generation import vllm_adapters, vllm_engine
 from seal_hf.generation.base import Sampling
 from seal_hf.generation.vllm_colocated_generation import VLLMColocatedGenerator
 from seal_hf.generation.vllm_engine import VLLMColocateConfig, VLLMEngineEnded
+from seal_hf.generation.vllm_process import engine_environment
 from trainers.arguments import AdaptationArguments
 
 
@@ -144,8 +147,13 @@ def test_an_engine_that_is_killed_is_not_waited_for(monkeypatch, adapters, engin
     monkeypatch.setattr(vllm_engine, "_POLL_SECONDS", 0.05)
     engine.has_process = True
     generator = generator_of(tiny_llama(), tokenizer, tmp_path)
+
+    def kill(new_texts):
+        engine.process.kill()
+        os.waitid(os.P_PID, engine.process.pid, os.WEXITED | os.WNOWAIT)
+
     with pytest.raises(VLLMEngineEnded, match="has ended"):
-        generator.generate(PROMPTS[:1], adapters[:1], max_new_tokens=9, on_text=lambda new: engine.process.kill())
+        generator.generate(PROMPTS[:1], adapters[:1], max_new_tokens=9, on_text=kill)
     with pytest.raises(VLLMEngineEnded, match="has ended"):
         generator.generate(PROMPTS[:1], max_new_tokens=9)
     engine.process.wait()
@@ -156,6 +164,18 @@ def test_an_engine_ends_with_its_generator(engine, tokenizer, tmp_path):
     generator_of(tiny_llama(), tokenizer, tmp_path)
     gc.collect()
     assert engine.process.wait(60) == -signal.SIGTERM
+
+
+def test_an_engine_sees_the_card_of_its_process_alone(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    with engine_environment(torch.device("cuda", 1)):
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "5"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "3,5"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with engine_environment(torch.device("cuda", 1)):
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ
 
 
 def test_a_text_that_is_broken_off_is_an_error(generator, engine):

@@ -14,7 +14,7 @@ from helpers.adapters import BASE_ID, random_adapter
 from helpers.generating import generate
 from helpers.network import line_to
 from helpers.tiny_models import tiny_llama, tiny_policy_model, tiny_tokenizer
-from helpers.vllm_server import break_off, break_off_in_a_line, served
+from helpers.vllm_server import break_off, break_off_in_a_line, error, served
 from seal_hf.adapters.policy import carried_policy
 from seal_hf.generation import vllm_adapters, vllm_client
 from seal_hf.generation.base import Sampling
@@ -245,6 +245,18 @@ def test_what_could_not_be_unloaded_is_unloaded_later(adapters, generator, serve
     monkeypatch.setattr(generator._client, "unload_adapter", unload_once_reachable)
     generator.generate(PROMPTS, [adapters[0]] * 5, max_new_tokens=3)
     assert lost == server.names("unload")
+    assert_clean(server, tmp_path)
+
+
+def test_an_adapter_that_the_server_keeps_is_told(adapters, generator, server, tmp_path, monkeypatch, caplog):
+    with monkeypatch.context() as patch:
+        patch.setattr(server, "unload", lambda name: (500, error("no")))
+        assert generator.generate(PROMPTS[:1], adapters[:1], max_new_tokens=3)[0].num_tokens == 3
+        (kept,) = server.names("load")
+        assert f"The adapter {kept} could not be unloaded" in caplog.text
+        with pytest.raises(ValueError, match=r"refuses http.*/v1/unload_lora_adapter \(500\): no\."):
+            generator.generate(PROMPTS[:1], max_new_tokens=3)
+    generator.generate(PROMPTS[:1], max_new_tokens=3)
     assert_clean(server, tmp_path)
 
 

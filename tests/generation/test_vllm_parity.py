@@ -63,8 +63,7 @@ def folder(tmp_path_factory, tokenizer):
 def vllm(request, folder):
     """The URL of a server, or an engine of this process: one after the other, since they take memory."""
     if request.param == "server":
-        options = ("--max-loras", "2", "--max-lora-rank", "8")
-        with vllm_server(folder / "model", BASE_ID, folder / "log.txt", *options) as url:
+        with vllm_server(folder / "model", BASE_ID, folder / "log.txt", r=8, max_loras=2) as url:
             yield url
         return
     with pytest.MonkeyPatch.context() as patch:

@@ -4,7 +4,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,37 +11,33 @@ from pathlib import Path
 
 import httpx2
 
+from trainers.vllm_server import ServerArguments, server_command, server_environment
+
 
 # Seconds in which the server is up, also on a busy machine.
-_START_SECONDS = 600
+_START_SECONDS = 1800
+# Less memory and fewer texts at a time than a server has by itself: the tests have short ones.
+_SMALL = ("--max-model-len", "512", "--max-num-seqs", "16")
 
 
 def cpu_environment() -> dict[str, str]:
     """The environment variables of vLLM on one core with 1 GiB for its cache."""
-    openmp = Path(sys.prefix, "lib", "libiomp5.so")
     return {
         "HF_HUB_OFFLINE": "1",
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_CPU_OMP_THREADS_BIND": str(min(os.sched_getaffinity(0))),
-        "VLLM_NO_USAGE_STATS": "1",
-        **({"LD_PRELOAD": str(openmp)} if openmp.exists() else {}),
     }
 
 
 @contextmanager
-def vllm_server(model: Path, name: str, log: Path, *options: str) -> Iterator[str]:
-    """The URL of a server of this model on the CPU, in fp32, that loads adapters while it runs."""
+def vllm_server(model: Path, name: str, log: Path, *, r: int, max_loras: int) -> Iterator[str]:
+    """The URL of a server of this model on the CPU, in fp32, as `make vllm-server` starts it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = {**os.environ, **cpu_environment(), "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
-    # Without its own memory share vLLM asks for most of the machine's; compiling takes longer than these tests.
-    command = [
-        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)),
-        *("--served-model-name", name, "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"),
-        *("--max-model-len", "512", "--max-num-seqs", "16", "--gpu-memory-utilization", "0.3", "--enforce-eager"),
-        *("--enable-lora", *options),
-    ]
+    arguments = ServerArguments(str(model), dtype="float32", lora_r=0, inner_lora_r=r, max_loras=max_loras, port=port)
+    command = server_command(arguments, False, ["--served-model-name", name, *_SMALL])
+    environment = {**server_environment(False), **cpu_environment()}
     with log.open("w") as file:
         process = subprocess.Popen(
             command, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True

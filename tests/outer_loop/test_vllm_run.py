@@ -4,10 +4,13 @@ import errno
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
+import psutil
 import pytest
 
 from helpers.adapters import BASE_ID
@@ -19,6 +22,7 @@ from helpers.vllm_server import served
 from seal_hf.domains import KnowledgeDomain
 from seal_hf.generation import vllm_adapters, vllm_client
 from seal_hf.generation.vllm_client import VLLMServerGone
+from seal_hf.generation.vllm_process import end_with
 from seal_hf.records.journal import Journal
 from seal_hf.rollout import rollout
 
@@ -165,6 +169,26 @@ def test_a_process_that_is_killed_while_it_answers_leaves_no_adapter(tmp_path, s
     assert in_child(tmp_path / "log", train_with_server, folder, server.url, tmp_path, resume=True) == 0
     assert_expected(folder)
     assert_clean(server, tmp_path)
+
+
+def hold_an_engine(file):
+    """A trainer with an engine in another process, whose number is written to the file."""
+    engine = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    end_with(hold_an_engine, [psutil.Process(engine.pid)])
+    file.with_suffix(".part").write_text(str(engine.pid))
+    file.with_suffix(".part").rename(file)
+    engine.wait()
+
+
+def test_an_engine_ends_with_a_trainer_that_is_killed(tmp_path):
+    trainer = new_child(tmp_path / "log", hold_an_engine, tmp_path / "engine")
+    wait_for((tmp_path / "engine").exists)
+    engine = psutil.Process(int((tmp_path / "engine").read_text()))
+    assert engine.is_running()
+    trainer.kill()
+    trainer.join()
+    # Where nobody waits for a process whose parent has ended, its number stays.
+    wait_for(lambda: not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE)
 
 
 def test_it_is_not_continued_with_another_generator(tmp_path, server, without_pictures):

@@ -6,13 +6,16 @@ import sys
 
 import pytest
 import torch
+from peft import LoraConfig
 
 from helpers.folders import BENCHMARKS
+from helpers.outer_loop import HashGrader
 from helpers.tiny_models import PAD_ID, tiny_llama, tiny_tokenizer
 from seal_hf import Adapter, InnerLoopConfig, SelfAdaptingLM
 from seal_hf.adapters.bank import AdapterBank
 from seal_hf.domains import KnowledgeDomain, load_demo_passages
 from seal_hf.inner_loop.update import InnerUpdate, TrainingSequence
+from seal_hf.records.journal import Journal
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -170,6 +173,35 @@ def test_table():
     assert "| q,v, NF4 base | 16 | | 10 | 30 | | 3.00 | | | |" in table(quick)
     assert "step were left out (`--quick`)" in table(quick) and "One process and two were not" in table(quick)
     assert "ARC task" not in table(quick)
+
+
+def test_a_step_counts_what_was_done_and_is_not_read_from_the_disk(tmp_path):
+    from processes import NUM_GENERATIONS, step
+
+    domain = KnowledgeDomain("{title}: {context}", grader=HashGrader(), chat=False)
+    lm = SelfAdaptingLM(
+        tiny_llama(),
+        tiny_tokenizer(),
+        domain=domain,
+        peft_config=LoraConfig(r=2, target_modules=["q_proj"]),
+        inner_config=InnerLoopConfig(num_train_epochs=1),
+        base_model_id="tests/tiny",
+    )
+    figures = step(lm, 1, tmp_path)
+    assert (figures["processes"], figures["banks"], len(figures["rewards"])) == (1, 1, NUM_GENERATIONS)
+    assert figures["tokens"] == sum(edit.tokens for edit in Journal(tmp_path).scored(0)) > 0
+    assert 0 < figures["writing_seconds"] < figures["seconds"]
+    with pytest.raises(ValueError, match="holds a step that was done before; name another folder"):
+        step(lm, 1, tmp_path)
+
+
+def test_processes_that_come_to_other_rewards_are_not_compared(monkeypatch):
+    import sections
+
+    rewards = {1: [0.0, 1.0], 2: [0.0, 0.0]}
+    monkeypatch.setattr(sections, "in_processes", lambda count, *args: {"rewards": rewards[count]})
+    with pytest.raises(ValueError, match="Two processes come to other rewards than one does"):
+        sections.processes(2)
 
 
 def test_quick_leaves_full_results_alone(tmp_path):

@@ -19,6 +19,7 @@ from helpers.scripts import run_main
 from helpers.tiny_models import save_tiny_model
 from seal_hf import SEALConfig
 from seal_hf.domains import shuffle_passages
+from trainers.outer_loop import PolicyModelConfig
 
 
 CONFIGS = sorted(path for path in (TRAINERS / "configs").glob("*.yaml") if not path.stem.startswith("arc-"))
@@ -67,6 +68,17 @@ def config(tmp_path_factory):
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(options))
     return folder / "config.yaml"
+
+
+def test_options_of_a_policy_adapter_that_is_not_used_are_refused():
+    with pytest.raises(ValueError, match="--lora_r 4 counts with --use_peft alone"):
+        knowledge_options("--lora_r", "4")
+    assert knowledge_options("--lora_r", "4", "--use_peft").lora_r == 4
+    assert knowledge_options("--lora_r", "64").lora_r == 64  # what it is anyway
+
+
+def knowledge_options(*arguments):
+    return TrlParser(PolicyModelConfig).parse_args_and_config(list(arguments))[0]
 
 
 @pytest.fixture(scope="module")
