@@ -60,7 +60,7 @@ def prepare_policy(
         for name in ("device_map", "quantization_config"):
             if name in options:
                 raise ValueError(
-                    f"model_init_kwargs has {name!r}: every process holds the whole model on its own device, and a "
+                    f"model_init_kwargs has {name!r}: every process has the model on its own device, and a "
                     "quantization is given as quantization_config to SEALTrainer; leave it out."
                 )
         options.setdefault("dtype", default_dtype(args.device))  # also where it is loaded elsewhere at first
