@@ -86,11 +86,6 @@ def shard_base(model: nn.Module, mesh: DeviceMesh, group: ProcessGroup) -> None:
     _sharded[base] = _ShardedBase(base, units, parts, group)
 
 
-def is_sharded(model: nn.Module) -> bool:
-    """Whether [`shard_base`] was called on a model."""
-    return unwrap(model) in _sharded
-
-
 @contextmanager
 def gathering(model: nn.Module) -> Iterator[None]:
     """
@@ -192,7 +187,6 @@ class _ShardedBase:
         self._require_open()
         self._release()
         self._tell(number)
-        self._whole = number
 
     def _release(self) -> None:
         if self._whole is not None:
@@ -211,10 +205,19 @@ class _ShardedBase:
         found = [torch.empty_like(own) for _ in range(self._group.size())]
         distributed.all_gather(found, own, group=self._group)
         by_rank = [int(one) for one in found]
-        for number in sorted({one for one in by_rank if one >= 0}):
-            self._units[number].unshard()
-            if number != wanted:
-                self._units[number].reshard()
+        try:
+            for number in sorted({one for one in by_rank if one >= 0}):
+                self._units[number].unshard()
+                if number == wanted:
+                    self._whole = number
+                else:
+                    self._units[number].reshard()
+        except torch.OutOfMemoryError as error:
+            # Not one that is tried again with less: the others have gone on without this process.
+            raise RuntimeError(
+                "The memory does not hold a layer of the sharded base beside what is trained; lower adapters_per_bank or "
+                f"inner_max_length, or share the base with more processes. The cause was: {error}"
+            ) from error
         self._is_telling = False
         if _HAS_FAILED in by_rank and wanted != _HAS_FAILED:
             rank = by_rank.index(_HAS_FAILED)

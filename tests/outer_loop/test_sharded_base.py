@@ -23,7 +23,7 @@ from seal_hf import SEALConfig, SelfAdaptingLM
 from seal_hf.models import sharding
 from seal_hf.models.access import checkpointable_layers, policy_parameters, unwrap
 from seal_hf.models.identity import weights_fingerprint
-from seal_hf.models.sharding import gathering, is_sharded, shard_base
+from seal_hf.models.sharding import gathering, shard_base
 from seal_hf.outer_loop.separate_sft import fit_waiting
 from seal_hf.records.files import read_records
 from seal_hf.rollout.processes import ProcessEnded, Processes
@@ -121,7 +121,7 @@ def train_and_ask(rank, folder):
         lm = tiny_lm(kind, checkpointing=kind == "llama")
         fingerprint = weights_fingerprint(lm.model)
         processes = shard(folder, lm)
-        assert is_sharded(lm.model) and weights_fingerprint(lm.model) == fingerprint
+        assert weights_fingerprint(lm.model) == fingerprint
         matrices = [one for name, one in lm.model.named_parameters() if is_base_matrix(name, one)]
         whole = WholeWeights(lm.model)
         with gathering(lm.model):
@@ -305,10 +305,24 @@ def test_what_cannot_be_sharded_is_refused_by_name(tmp_path):
         shard_base(OpenAIGPTLMHeadModel(config), None, None)
 
 
+def test_a_process_that_cannot_hold_a_layer_does_not_try_again(monkeypatch):
+    """An error of the memory is caught where a bank is trained in halves, which would leave the other processes waiting."""
+    full, group = mock.Mock(), mock.Mock()
+    full.unshard.side_effect, group.size.return_value = torch.OutOfMemoryError("tried to allocate"), 1
+    monkeypatch.setattr(torch.distributed, "all_gather", lambda found, own, group: found[0].copy_(own))
+    base = sharding._ShardedBase(tiny_llama(), [full], [[]], group)
+    with pytest.raises(
+        RuntimeError, match="does not hold a layer.*lower adapters_per_bank.*tried to allocate"
+    ) as raised:
+        with base.open():
+            base._gather(0)
+    assert not isinstance(raised.value, torch.OutOfMemoryError)
+    assert full.unshard.call_count == 1
+
+
 def test_a_model_that_is_not_sharded_is_called_as_ever():
     model = tiny_llama()
     with gathering(model):
-        assert not is_sharded(model)
         assert model(input_ids=torch.tensor([[5, 6]])).logits.shape == (1, 2, 104)
 
 
