@@ -88,12 +88,11 @@ def scoring_memory(
     outer: LoraConfig,
     num_adapters: int,
     longest_step: int,
-    placement: str = REPLICA,
     num_gpus: int = 1,
     four_bit: bool = False,
 ) -> Memory:
     """
-    What the training of a bank takes, each GPU a bank of its own.
+    What the training of a bank takes, each GPU a bank of its own, on a replica of the base or with `shard_base`.
 
     Args:
         model (`PreTrainedModel`):
@@ -104,14 +103,12 @@ def scoring_memory(
             Adapters in the bank.
         longest_step (`int`):
             Most tokens that one of them has in a step.
-        placement (`str`, *optional*, defaults to `"replica"`):
-            Where the frozen base is: one of `PLACEMENTS`.
         num_gpus (`int`, *optional*, defaults to `1`):
-            GPUs that share it, where it is sharded.
+            GPUs that share the base.
         four_bit (`bool`, *optional*, defaults to `False`):
-            Whether its linear layers are in NF4.
+            Whether the linear layers of a replica are in NF4.
     """
-    held, gathered = base_bytes(model, placement, num_gpus, four_bit)
+    held, gathered = (_weight_bytes(model, four_bit), 0.0) if num_gpus == 1 else sharded_bytes(model, num_gpus)
     # In fp32, and once more in the dtype of the activations while banks are trained.
     policy = lora_layout(model, outer).num_parameters * (4 + activation_dtype(model).itemsize)
     bank = bank_bytes(model, lora_layout(model, inner), num_adapters, longest_step)
@@ -130,10 +127,16 @@ def sft_memory(
     What the outer SFT takes with gradient checkpointing, TRL's default. The policy's states are sharded like the base.
 
     Args:
-        model, outer, placement, num_gpus, four_bit:
+        model, outer:
             As for [`scoring_memory`].
         num_tokens (`int`):
             Tokens of a batch on one GPU.
+        placement (`str`, *optional*, defaults to `"replica"`):
+            Where the frozen base is: one of `PLACEMENTS`.
+        num_gpus (`int`, *optional*, defaults to `1`):
+            GPUs that share it, where it is sharded.
+        four_bit (`bool`, *optional*, defaults to `False`):
+            Whether its linear layers are in NF4.
     """
     held, gathered = base_bytes(model, placement, num_gpus, four_bit)
     policy = lora_layout(model, outer).num_parameters * TRAINED_BYTES
@@ -147,9 +150,41 @@ def sft_memory(
     return Memory(held, gathered, policy / _shards(placement, num_gpus), activations=activations)
 
 
+def sharded_bytes(model: nn.Module, num_gpus: int) -> tuple[float, float]:
+    """
+    What a GPU keeps of the frozen base with `shard_base`, and what it has of it whole for a time, in bytes.
+
+    It keeps a share of the matrices, and all vectors. It has one layer or embedding whole, and once more while it is gathered.
+    """
+    units = [_matrix_bytes(unit) for unit in _units(model)]
+    return _weight_bytes(model, False) - sum(units) * (1 - 1 / num_gpus), 2.0 * max(units)
+
+
+def gathered_per_pass(model: nn.Module, num_gpus: int) -> tuple[float, float]:
+    """
+    The bytes that a GPU receives from the others with `shard_base`, in a forward pass and in one with a backward pass.
+
+    The embeddings are not used in the backward pass; where they are tied, they are gathered at both ends of a pass.
+    """
+    layers = sum(map(_matrix_bytes, model.get_decoder().layers))
+    embeddings = _matrix_bytes(model.get_input_embeddings()) + _matrix_bytes(model.get_output_embeddings())
+    received = 1 - 1 / num_gpus
+    return (layers + embeddings) * received, (2 * layers + embeddings) * received
+
+
+def _units(model: nn.Module) -> list[nn.Module]:
+    """What `shard_base` gathers together."""
+    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
+    return [*model.get_decoder().layers, inputs, *([] if outputs.weight is inputs.weight else [outputs])]
+
+
+def _matrix_bytes(part: nn.Module) -> int:
+    return sum(parameter.nbytes for parameter in part.parameters() if parameter.dim() > 1)
+
+
 def base_bytes(model: nn.Module, placement: str, num_gpus: int, four_bit: bool) -> tuple[float, float]:
     """
-    What a GPU keeps of the frozen base, and what it has of it whole for a time, in bytes.
+    What a GPU keeps of the frozen base in the outer SFT, and what it has of it whole for a time, in bytes.
 
     FSDP2 has a layer whole and the next, and the root with both embeddings. ZeRO-3 has as many parameters as its defaults
     let live.

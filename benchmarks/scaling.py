@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from capacity import CONFIGS, PLACEMENTS, meta_model, scoring_memory, sft_memory
+from capacity import CONFIGS, PLACEMENTS, gathered_per_pass, meta_model, scoring_memory, sft_memory
 from inputs import FOLDER
 from machines import H100, Counted, Measured, Replay, read_run
 from report import markdown
@@ -37,6 +37,8 @@ PASSAGES = (50, 250, 1000)
 HOURS_BETWEEN = 54 * 24 * 16384 / 419
 # The paper's round: 6 hours on two H100s (https://huggingface.co/papers/2506.10943).
 PAPER_GPU_HOURS = 12.0
+# Bytes a second that an H100 receives from the others of its machine (NVLink 4; NVIDIA's data sheet has both directions).
+NVLINK = 450e9
 # Assumed: one worker in 50 is half as fast, and a run works again after three minutes.
 FAULTS = Faults(slow_share=0.02, slow_factor=2.0, hours_between=HOURS_BETWEEN, restart_seconds=180.0)
 
@@ -225,30 +227,46 @@ def steps_table(machine: Counted) -> str:
     return markdown(["adapted", "adapters", "tokens a step", "measured, ms", "counted, ms", "ratio"], rows)
 
 
-def memory_table(num_gpus: int, num_adapters: int = 16, length: int = 48, sft_tokens: int = 1024) -> str:
-    """GB on each GPU of the two trainings, where the frozen base is kept in each way."""
+def scoring_table(all_gpus: Sequence[int] = (2, 4, 8, 16), num_adapters: int = 16, length: int = 48) -> str:
+    """GB on each GPU while banks are trained, on a replica of the frozen base or on one that so many GPUs share."""
     inner, outer = lora_config(TARGETS["q,v"]), lora_config("all-linear", r=64)
+    rows = []
+    for name in CONFIGS:
+        replicas = [("bf16", "replica", 1, False), ("NF4", "replica", 1, True)]
+        for base, kept, num_gpus, four_bit in replicas + [("bf16", f"shared by {n}", n, False) for n in all_gpus]:
+            score = scoring_memory(meta_model(name), inner, outer, num_adapters, length, num_gpus, four_bit)
+            parts = (score.weights, score.gathered, score.policy, score.bank, score.total)
+            rows.append([name, base, kept, *(f"{part / 1e9:.1f}" for part in parts)])
+    return markdown(["model", "base", "kept as", "weights", "whole", "policy", f"bank of {num_adapters}", "all"], rows)
+
+
+def gathering_table(all_gpus: Sequence[int] = (2, 4, 8, 16)) -> str:
+    """What a GPU receives in a pass over a shared base, and the seconds that this takes at least."""
+    rows = []
+    for name in CONFIGS:
+        for num_gpus in all_gpus:
+            rows.append([name, str(num_gpus)])
+            for num_bytes in gathered_per_pass(meta_model(name), num_gpus):
+                rows[-1].append(f"{num_bytes / 1e9:.1f}")
+                rows[-1] += [f"{num_bytes / rate:.2g} s" for rate in (NVLINK, H100.link)]
+    fast, slow = (f"at {rate / 1e9:.0f} GB/s" for rate in (NVLINK, H100.link))
+    return markdown(["model", "GPUs", "forward, GB", fast, slow, "and backward, GB", fast, slow], rows)
+
+
+def sft_table(num_gpus: int, num_tokens: int = 1024) -> str:
+    """GB on each GPU in the outer SFT, where the frozen base is kept in each way."""
     rows = []
     for name in CONFIGS:
         for four_bit in (False, True):
             for placement in PLACEMENTS:
-                common = {"placement": placement, "num_gpus": num_gpus, "four_bit": four_bit}
-                score = scoring_memory(meta_model(name), inner, outer, num_adapters, length, **common)
-                sft = sft_memory(meta_model(name), outer, sft_tokens, **common)
-                parts = (score.weights, score.gathered, score.policy, score.bank, score.total)
-                parts += (sft.policy, sft.activations, sft.total)
+                sft = sft_memory(
+                    meta_model(name), lora_config("all-linear", r=64), num_tokens, placement, num_gpus, four_bit
+                )
+                parts = (sft.weights, sft.gathered, sft.policy, sft.activations, sft.total)
                 rows.append([name, "NF4" if four_bit else "bf16", placement, *(f"{part / 1e9:.1f}" for part in parts)])
-    heads = [
-        "model",
-        "base",
-        f"on {num_gpus} GPUs",
-        "weights",
-        "gathered",
-        "policy",
-        f"bank of {num_adapters}",
-        "scoring",
-    ]
-    return markdown([*heads, "SFT: policy", "activations, logits", "SFT"], rows)
+    return markdown(
+        ["model", "base", f"on {num_gpus} GPUs", "weights", "whole", "policy", "activations, logits", "all"], rows
+    )
 
 
 def adapters_table(ranks: Sequence[int] = (8, 16, 32, 64)) -> str:
@@ -325,7 +343,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{faults_table(setting, config, several, args.seed)}\n")
     print(f"## The paper's round on two H100s\n\n{paper_table(h100s, config, args.seed)}\n")
     print(f"{steps_table(h100s.machine)}\n")
-    print(f"## Memory, GB\n\n{memory_table(8)}\n\n{adapters_table()}")
+    print(f"## Memory, GB\n\n{scoring_table()}\n\n{gathering_table()}\n\n{sft_table(8)}\n\n{adapters_table()}")
     if args.plot is not None:
         draw(curves, args.plot)
 

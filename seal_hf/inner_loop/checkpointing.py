@@ -12,7 +12,8 @@ from functools import partial
 import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
-from transformers.modeling_layers import GradientCheckpointingLayer
+
+from ..models.access import checkpointable_layers
 
 
 @contextmanager
@@ -38,11 +39,6 @@ def checkpointed_layers(model: nn.Module, anchor: torch.Tensor) -> Iterator[None
     finally:
         for layer in layers:
             del layer.forward
-
-
-def checkpointable_layers(model: nn.Module) -> list[nn.Module]:
-    """The layers that transformers would checkpoint."""
-    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 def _forward(forward: Callable, anchor: torch.Tensor, hidden: torch.Tensor, *args: object, **kwargs: object) -> object:

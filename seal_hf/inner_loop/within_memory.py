@@ -14,8 +14,8 @@ from torch import nn
 
 from ..adapters.bank import AdapterBank
 from ..adapters.layout import LoraLayout
+from ..models.access import checkpointable_layers
 from ..models.memory import activation_bytes_per_token, free_memory, release_memory
-from .checkpointing import checkpointable_layers
 from .training import InnerResult, InnerStep, train
 from .update import InnerUpdate
 

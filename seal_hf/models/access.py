@@ -12,6 +12,7 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -51,6 +52,11 @@ def without_policy(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter, is_trainable in trainable:
             parameter.requires_grad_(is_trainable)
+
+
+def checkpointable_layers(model: nn.Module) -> list[nn.Module]:
+    """The layers that transformers would checkpoint: those of a decoder, each with its attention and its MLP."""
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 def activation_dtype(model: nn.Module) -> torch.dtype:

@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -13,6 +14,8 @@ from .transfers import to_host
 
 
 _SAMPLE = 16  # weights of each module
+# The fingerprints of models whose weights are no longer whole.
+_kept: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 
 
 def same_base(one: str | None, other: str | None) -> bool:
@@ -43,8 +46,15 @@ def weights_fingerprint(model: nn.Module) -> str:
     A digest of the first weights of every linear module of the base: of a copy or a mirror in the same dtype and quantization
     as of the model itself, but not of one of the same architecture that was trained further.
     """
+    if (kept := _kept.get(unwrap(model))) is not None:
+        return kept
     modules = linear_modules(model).values()
     own = [module.get_base_layer() if isinstance(module, BaseTunerLayer) else module for module in modules]
     device = own[0].weight.device
     sample = torch.cat([module.weight.data.flatten()[:_SAMPLE].to(device, torch.float32) for module in own])
     return hashlib.sha256(repr(to_host(sample)).encode()).hexdigest()[:16]
+
+
+def keep_weights_fingerprint(model: nn.Module) -> None:
+    """Compute the fingerprint of a model's weights now, for when a process holds a share of them alone."""
+    _kept[unwrap(model)] = weights_fingerprint(model)

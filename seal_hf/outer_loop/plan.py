@@ -11,6 +11,7 @@ from ..domains.base import Condition
 from ..inner_loop.training import InnerStep
 from ..inner_loop.update import InnerUpdate, tokenize_self_edit
 from ..models.access import policy_in_activation_dtype
+from ..models.sharding import gathering
 from ..rollout.bank_schedule import adapters_per_bank, work_of
 from ..rollout.examples import ExampleSet
 from ..self_adapting_lm import SelfAdaptingLM
@@ -194,7 +195,7 @@ def _probe(lm: SelfAdaptingLM, condition: Condition, data: ExampleSet, per_bank:
         lm.write_batch(examples, 1, temperature=1.0, top_p=1.0, max_completion_length=num_tokens, seed=0)
         return time.perf_counter() - start
 
-    with policy_in_activation_dtype(lm.model):
+    with policy_in_activation_dtype(lm.model), gathering(lm.model):
         lm.adapt([condition.self_edit(example) for example in examples], on_step=on_step, stop=stop)
         one, more = writing_seconds(1), writing_seconds(1 + _PROBE_TOKENS)
     # The first step is slower, since memory is taken for the first time; it counts only where there is no other.

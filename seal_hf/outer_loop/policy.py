@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
+from torch.distributed.device_mesh import init_device_mesh
 from transformers import (
     AutoTokenizer,
     BitsAndBytesConfig,
@@ -19,9 +20,12 @@ from transformers import (
 from ..adapters.layout import lora_layout
 from ..adapters.policy import default_policy_config
 from ..adapters.sources import WEIGHTS_NAME
-from ..models.loading import load_causal_lm
+from ..models.loading import default_dtype, load_causal_lm
+from ..models.memory import release_memory
+from ..models.sharding import shard_base
 from ..records.files import explaining_failed_write
 from ..records.run_folder import RunFolder
+from ..rollout.processes import Processes
 from .seal_config import SEALConfig
 
 
@@ -31,12 +35,19 @@ def prepare_policy(
     processing_class: PreTrainedTokenizerBase | None,
     peft_config: LoraConfig | None,
     quantization_config: BitsAndBytesConfig | None,
+    device: torch.device | None = None,
 ) -> tuple[PeftModel, PreTrainedTokenizerBase, str]:
     """
     A model with a policy adapter, from what a [`SEALTrainer`] is given.
 
     The adapter's weights are held in fp32, whatever the precision of the base or of the adapter that is given: in bf16 the
     small updates of the outer SFT are lost.
+
+    Args:
+        model, args, processing_class, peft_config, quantization_config:
+            As for [`SEALTrainer`].
+        device (`torch.device`, *optional*):
+            Where a model is loaded that is given by its name. Defaults to `args.device`.
 
     Returns:
         `tuple[PeftModel, PreTrainedTokenizerBase, str]`: model, tokenizer and the base model's identity.
@@ -49,11 +60,12 @@ def prepare_policy(
         for name in ("device_map", "quantization_config"):
             if name in options:
                 raise ValueError(
-                    f"model_init_kwargs has {name!r}: every process holds the whole model on its own device, and a "
+                    f"model_init_kwargs has {name!r}: every process has the model on its own device, and a "
                     "quantization is given as quantization_config to SEALTrainer; leave it out."
                 )
+        options.setdefault("dtype", default_dtype(args.device))  # also where it is loaded elsewhere at first
         model, tokenizer, base_model_id = load_causal_lm(
-            model, load_in_4bit=False, quantization_config=quantization_config, device=args.device, **options
+            model, load_in_4bit=False, quantization_config=quantization_config, device=device or args.device, **options
         )
         processing_class = processing_class or tokenizer
     else:
@@ -85,6 +97,41 @@ def prepare_policy(
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return model, processing_class, base_model_id
+
+
+def prepare_sharded_policy(
+    model: str,
+    args: SEALConfig,
+    processing_class: PreTrainedTokenizerBase | None,
+    peft_config: LoraConfig | None,
+    quantization_config: BitsAndBytesConfig | None,
+    processes: Processes,
+) -> tuple[PeftModel, PreTrainedTokenizerBase, str]:
+    """
+    As [`prepare_policy`], with the base sharded over all processes.
+
+    Those of one machine load it one after the other, so that its memory holds one copy and the shares.
+
+    Raises:
+        ValueError: A single process, or a model that is quantized or otherwise cannot be sharded (see [`shard_base`]).
+    """
+    if processes.count == 1:
+        raise ValueError(
+            "shard_base=True needs two processes at least, and this run has one; start it with `accelerate launch "
+            "--num_processes N`, or leave shard_base out."
+        )
+    if quantization_config is not None:
+        raise ValueError(
+            "shard_base=True cannot shard a quantized base; leave quantization_config out, or shard_base."
+        )
+    mesh = init_device_mesh(args.device.type, (processes.count,))
+    for turn in range(processes.local_count):
+        if turn == processes.local_index:
+            prepared = prepare_policy(model, args, processing_class, peft_config, None, torch.device("cpu"))
+            shard_base(prepared[0], mesh, processes.group)
+            release_memory(torch.device("cpu"))
+        processes.wait()
+    return prepared
 
 
 def load_options(args: SEALConfig) -> dict[str, Any]:

@@ -42,6 +42,7 @@ _FREE_FIELDS = (
     "logging_steps",
     "ddp_timeout",
     "separate_sft",
+    "shard_base",
     "use_vllm",
     "vllm_mode",
     "vllm_server_base_url",

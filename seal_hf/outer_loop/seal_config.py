@@ -130,6 +130,10 @@ class SEALConfig(SFTConfig):
         separate_sft (`bool`, *optional*, defaults to `False`):
             Whether [`~SEALTrainer.train`] ends at each round's SFT and leaves it to processes of its own, which may shard the
             model (see [`fit_waiting`]). The model has to be given by its name.
+        shard_base (`bool`, *optional*, defaults to `False`):
+            Whether every process keeps a share of the frozen base alone, and gathers its layers from the others whenever it uses
+            them, for a base that does not fit one device (see [`shard_base`]). The processes still have policy, banks and
+            activations of their own. Needs `separate_sft` and two processes at least.
 
         > Parameters whose default value is overridden
 
@@ -244,6 +248,13 @@ class SEALConfig(SFTConfig):
             "help": "End at each round's SFT and leave it to trainers.sft, whose processes may shard the model."
         },
     )
+    shard_base: bool = field(
+        default=False,
+        metadata={
+            "help": "Keep a share of the frozen base in each process, and gather its layers whenever they are used; needs "
+            "separate_sft."
+        },
+    )
 
     learning_rate: float = field(default=3e-4, metadata={"help": "Learning rate of the outer SFT."})
     num_train_epochs: float = field(default=2.0, metadata={"help": "Epochs of the outer SFT in each round."})
@@ -302,6 +313,16 @@ class SEALConfig(SFTConfig):
                 raise ValueError(f"{name}={getattr(self, name)!r} is not supported by SEALTrainer; leave it out.")
         if self.packing or self.padding_free:
             raise ValueError("packing and padding_free are not supported by SEALTrainer; leave them off.")
+        if self.shard_base and not self.separate_sft:
+            raise ValueError(
+                "shard_base=True needs separate_sft=True: the trainer's processes train inner adapters on a sharded base, and "
+                "the outer SFT is left to trainers.sft, launched with FSDP2 or ZeRO-3."
+            )
+        if self.shard_base and self.use_vllm and self.vllm_mode == "colocate":
+            raise ValueError(
+                "shard_base=True and vllm_mode='colocate' contradict each other, since an engine in each process holds the whole "
+                "base; use vllm_mode='server', or leave vLLM out."
+            )
         vllm_arguments(self)  # raise for values out of range
         self.rollout_config()
         self.eval_rollout_config()

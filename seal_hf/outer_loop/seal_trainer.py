@@ -38,6 +38,7 @@ from trl.trainer.base_trainer import _BaseTrainer
 from ..domains import Domain, KnowledgeDomain
 from ..generation.vllm_options import vllm_arguments
 from ..models.access import context_length
+from ..models.sharding import gathering
 from ..records.journal import Journal, ScoredSelfEdit, SelectedSelfEdit
 from ..records.plot import save_plot
 from ..records.report import Evaluation, evaluations, metrics, round_metrics
@@ -63,6 +64,7 @@ from .policy import (
     load_options,
     policy_weights,
     prepare_policy,
+    prepare_sharded_policy,
     read_policy,
     restore_policy,
 )
@@ -118,8 +120,8 @@ class SEALTrainer(_BaseTrainer):
 
     Raises:
         ValueError: A `PeftModel` together with `peft_config` or with another adapter than a plain LoRA, examples that do
-            not fit the model's context, ids that are not unique, a sharded model, several GPUs in one process, or
-            `separate_sft` with a model that is not given by its name.
+            not fit the model's context, ids that are not unique, a launch with FSDP or DeepSpeed, several GPUs in one process,
+            `separate_sft` with a model that is not given by its name, or `shard_base` with a quantized one or in one process.
         OSError: The output directory cannot be written, or the model cannot be loaded.
         TypeError: A dataset that cannot be indexed.
 
@@ -166,25 +168,28 @@ class SEALTrainer(_BaseTrainer):
                     "the model and give its folder."
                 )
             self._model_source = ModelSource(model, load_options(args), quantization_config)
-        model, own_processing_class, base_model_id = prepare_policy(
-            model, args, processing_class, peft_config, quantization_config
+        self._processes = Processes(Path(args.output_dir), timeout=args.ddp_timeout)
+        given = (model, args, processing_class, peft_config, quantization_config)
+        model, own_processing_class, base_model_id = (
+            prepare_sharded_policy(*given, self._processes) if args.shard_base else prepare_policy(*given)
         )
 
         inner_config = args.inner_config()
         if (context := context_length(model)) is not None:
             inner_config = replace(inner_config, max_length=min(inner_config.max_length, context))
-        self.lm = SelfAdaptingLM(
-            model,
-            own_processing_class,
-            domain=domain or KnowledgeDomain(),
-            peft_config=args.inner_peft_config(),
-            inner_config=inner_config,
-            base_model_id=base_model_id,
-            inner_gradient_checkpointing=args.inner_gradient_checkpointing,
-            student=args.student,
-            chat_template_kwargs=args.chat_template_kwargs,
-            **vllm_arguments(args),
-        )
+        with gathering(model):  # some models are run on a few tokens
+            self.lm = SelfAdaptingLM(
+                model,
+                own_processing_class,
+                domain=domain or KnowledgeDomain(),
+                peft_config=args.inner_peft_config(),
+                inner_config=inner_config,
+                base_model_id=base_model_id,
+                inner_gradient_checkpointing=args.inner_gradient_checkpointing,
+                student=args.student,
+                chat_template_kwargs=args.chat_template_kwargs,
+                **vllm_arguments(args),
+            )
         self._eval_lm = self.lm if eval_domain is None else self.lm.with_domain(eval_domain)
         self.domain, processing_class = self.lm.domain, self.lm.processing_class
 
@@ -233,8 +238,9 @@ class SEALTrainer(_BaseTrainer):
         )
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError(
-                "FSDP and DeepSpeed are not supported by SEALTrainer, whose processes each hold the whole model; launch "
-                "with plain data parallelism, shard the SFT alone with separate_sft, and quantize a model that is too large."
+                "FSDP and DeepSpeed are not supported by SEALTrainer, whose processes each train adapters of their own; launch "
+                "with plain data parallelism, shard the SFT alone with separate_sft, and shard or quantize a model that is too "
+                "large (shard_base, load_in_4bit)."
             )
         if args.n_gpu > 1:
             raise ValueError(
@@ -247,7 +253,6 @@ class SEALTrainer(_BaseTrainer):
         self._examples_per_round = per_round
         self._rounds_fitted = 0
         self._waits_for_sft = False
-        self._processes = Processes(Path(args.output_dir), timeout=args.ddp_timeout)
         self._rollout = Rollout(self.lm, args.rollout_config(), self._processes, self._after_bank)
         self._eval_rollout = self._rollout
         if eval_domain is not None or args.eval_rollout_config() != args.rollout_config():

@@ -2,6 +2,7 @@
 
 import atexit
 import gc
+import os
 import pickle
 import re
 import signal
@@ -16,6 +17,8 @@ from typing import Any, TypeVar
 from accelerate import PartialState
 from torch import distributed
 from torch.distributed import ProcessGroup
+
+from ..models.sharding import OtherProcessFailed
 
 
 Result = TypeVar("Result")
@@ -52,6 +55,8 @@ class Processes:
     def __init__(self, output_dir: Path, timeout: float = 21600, remedy: str | None = None):
         self._state = PartialState()
         self.count, self.index = self._state.num_processes, self._state.process_index
+        self.local_index = self._state.local_process_index
+        self.local_count = int(os.environ.get("LOCAL_WORLD_SIZE", self.count))
         self.is_main = self.index == 0
         self._timeout = timeout
         self._remedy = remedy or (
@@ -61,6 +66,21 @@ class Processes:
         if self.count > 1:
             _leave_in_order()
             # All make their group here, and go on when all have it: one that ended sooner would break the others' connections.
+            self.wait()
+
+    @property
+    def group(self) -> ProcessGroup:
+        """The processes on gloo. There are at least two."""
+        return _object_group(self._timeout)
+
+    def wait(self) -> None:
+        """
+        Go on when all processes have come here.
+
+        Raises:
+            ProcessEnded: Another process has ended.
+        """
+        if self.count > 1:
             self._collective(distributed.barrier)
 
     def on_main(self, function: Callable[..., Result], *args: Any) -> Result:
@@ -136,7 +156,7 @@ class Processes:
 
     def _collective(self, function: Callable[..., None], *args: Any, **options: Any) -> None:
         with self.naming_losses():
-            function(*args, group=self._group(), **options)
+            function(*args, group=self.group, **options)
 
     @contextmanager
     def naming_losses(self) -> Iterator[None]:
@@ -146,6 +166,8 @@ class Processes:
         """
         try:
             yield
+        except OtherProcessFailed as error:
+            raise ProcessEnded(str(error)) from error
         except RuntimeError as error:
             # Others, such as those of pickling or of CUDA, are this process's own.
             if not (isinstance(error, distributed.DistError) or _LOST_CONNECTION.search(str(error))):
@@ -155,9 +177,6 @@ class Processes:
                     f"Another process of this run has not answered for {self._timeout:g} seconds (ddp_timeout)."
                 ) from error
             raise ProcessEnded("Another process of this run has ended.") from error
-
-    def _group(self) -> ProcessGroup:
-        return _object_group(self._timeout)
 
 
 def _told(error: Exception) -> Exception:

@@ -20,6 +20,7 @@ from ..generation.base import Generation
 from ..inner_loop.training import InnerStep
 from ..inner_loop.update import InnerUpdate, tokenize_self_edit
 from ..models.access import policy_in_activation_dtype
+from ..models.sharding import gathering
 from ..records.journal import Proposal, ScoredSelfEdit, TrialResult
 from ..self_adapting_lm import SelfAdaptingLM
 from ..self_edit import SelfEdit, TrainingExample
@@ -195,7 +196,12 @@ class Rollout:
         }
         own, stopped = share_banks(costs, self.processes.count)[self.processes.index], False
         scored: dict[int, list[TrialResult]] = {}
-        with self._bar(stage, sum(costs[bank] for bank in own)) as bar, policy_in_activation_dtype(self.lm.model):
+        with (
+            self._bar(stage, sum(costs[bank] for bank in own)) as bar,
+            policy_in_activation_dtype(self.lm.model),
+            self.processes.naming_losses(),
+            gathering(self.lm.model),
+        ):
             for bank in own:
                 scored[bank] = self._run_bank(stage, banks[bank], bar, bank, chain)
                 stage.journal.write_bank(stage.round, bank, scored[bank])

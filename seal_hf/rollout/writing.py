@@ -13,6 +13,7 @@ from ..generation.thoughts import after_thought
 from ..models.access import policy_in_activation_dtype
 from ..models.chat_template import end_of_turn
 from ..models.control_tokens import encode_text
+from ..models.sharding import gathering
 from ..self_adapting_lm import SelfAdaptingLM
 from ..self_edit import Prompt, SelfEdit
 from .examples import completion_room
@@ -80,7 +81,7 @@ def write_self_edits(
     bar = tqdm(
         total=len(stage.places), desc=f"{stage.name}: self-edits", unit=" examples", leave=False, disable=hidden
     )
-    with bar, policy_in_activation_dtype(lm.model):
+    with bar, policy_in_activation_dtype(lm.model), processes.naming_losses(), gathering(lm.model):
         for first in starts[processes.index :: processes.count]:
             places = stage.places[first : first + per_batch]
             examples = [stage.data.examples[place] for place in places]

@@ -55,6 +55,7 @@ DEFAULTS = {
     "sft_on": "round",
     "sft_batch_size": 10,
     "separate_sft": False,
+    "shard_base": False,
     "learning_rate": 3e-4,
     "num_train_epochs": 2.0,
     "max_length": 2048,

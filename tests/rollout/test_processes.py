@@ -160,7 +160,7 @@ def test_errors_of_the_device_keep_their_name(tmp_path):
 def test_which_errors_are_another_process(tmp_path, monkeypatch, error, expected):
     processes = Processes(tmp_path)
     processes.count = 2
-    monkeypatch.setattr(Processes, "_group", lambda self: None)
+    monkeypatch.setattr(Processes, "group", None)
     monkeypatch.setattr(distributed, "all_gather_object", lambda *args, **options: fail(error))
     with pytest.raises(type(error) if expected is None else ProcessEnded) as caught:
         processes.gather(1)

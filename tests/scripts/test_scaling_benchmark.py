@@ -2,6 +2,7 @@
 
 import math
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
 from types import SimpleNamespace
@@ -9,11 +10,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from torch.distributed import destroy_process_group, init_process_group
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from helpers.folders import BENCHMARKS
 from helpers.live_memory import LiveBytes
 from helpers.reported_runs import scored
 from helpers.tiny_models import tiny_llama, tiny_model
+from seal_hf.models.sharding import shard_base
 from seal_hf.records.journal import Journal
 from seal_hf.rollout.bank_schedule import Work
 
@@ -154,6 +159,7 @@ def test_scaling_prints_all_tables_and_draws(monkeypatch, tmp_path, capsys):
     text = capsys.readouterr().out
     assert text.count("| workers | banks of adapters |") == 2
     assert "| as assumed: 44% of the peak FLOPs |" in text and "| 70B | NF4 | ZeRO-3 |" in text
+    assert "| 70B | bf16 | shared by 8 |" in text and "| model | GPUs | forward, GB |" in text
     assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -173,20 +179,39 @@ def test_bytes_of_the_base(capacity):
         capacity.base_bytes(model, "DDP", 1, False)
 
 
-def test_shards_of_fsdp2_take_their_share(capacity):
-    from torch.distributed import destroy_process_group, init_process_group
-    from torch.distributed.fsdp import fully_shard
+@contextmanager
+def fake_group(num_processes):
+    """The first one of so many processes, of which there is no other."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
+    init_process_group("fake", rank=0, world_size=num_processes, store=FakeStore())
+    try:
+        yield
+    finally:
+        destroy_process_group()
+
+
+def test_shards_of_fsdp2_take_their_share(capacity):
     model = tiny_llama(tie_word_embeddings=False)
     held, _ = capacity.base_bytes(model, "FSDP2", 4, False)
-    init_process_group("fake", rank=0, world_size=4, store=FakeStore())
-    try:
+    with fake_group(4):
         for part in (*model.model.layers, model):
             fully_shard(part, mesh=torch.distributed.init_device_mesh("cpu", (4,)))
         assert sum(parameter.to_local().nbytes for parameter in model.parameters()) == held
-    finally:
-        destroy_process_group()
+
+
+@pytest.mark.parametrize("is_tied", [False, True], ids=["apart", "tied"])
+def test_a_share_of_the_base_takes_what_is_counted(capacity, is_tied):
+    model = tiny_model("qwen2", tie_word_embeddings=is_tied)  # with biases
+    held, whole = capacity.sharded_bytes(model, 4)
+    layer = sum(one.nbytes for one in model.model.layers[0].parameters() if one.dim() > 1)
+    embedding = model.model.embed_tokens.weight.nbytes
+    assert whole == 2 * max(layer, embedding)
+    assert capacity.gathered_per_pass(model, 4) == (0.75 * 2 * (layer + embedding), 0.75 * 2 * (2 * layer + embedding))
+    with fake_group(4):
+        shard_base(model, torch.distributed.init_device_mesh("cpu", (4,)), None)
+        kept = [one.to_local() if isinstance(one, DTensor) else one for one in model.parameters()]
+        assert sum(one.nbytes for one in kept) == held
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
