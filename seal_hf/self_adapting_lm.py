@@ -23,6 +23,7 @@ from .adapters.policy import carried_policy
 from .domains import Domain, KnowledgeDomain
 from .domains.base import check_conditions
 from .generation.base import Generation, TextGenerator
+from .generation.likelihood import Divergence
 from .generation.parts import JoinedParts
 from .generation.thoughts import without_thoughts
 from .generation.transformers_generation import TransformersGenerator
@@ -465,6 +466,7 @@ class SelfAdaptingLM:
         seed: int | Sequence[int] = 0,
         on_step: Callable[[InnerStep], None] | None = None,
         stop: threading.Event | None = None,
+        parents: Sequence[Adapter] | None = None,
     ) -> Adapter | list[Adapter]:
         """
         Train one adapter per self-edit, all of them together.
@@ -486,6 +488,9 @@ class SelfAdaptingLM:
                 the memory ran out the counts go back by the steps that are lost.
             stop (`threading.Event`, *optional*):
                 Once set, training ends and the adapters keep the weights they have.
+            parents (`Sequence[Adapter]`, *optional*):
+                For each self-edit an adapter that it is trained on top of, all of one layout. Its ranks stay as they are, and what
+                comes back includes them: one adapter with the ranks of both.
 
         Returns:
             `Adapter` or `list[Adapter]`: one for each self-edit. `adapter.training` tells how it was trained, and under
@@ -493,7 +498,7 @@ class SelfAdaptingLM:
 
         Raises:
             ValueError: No self-edits, one without any text, one whose calls of a tool are not carried out, one longer than
-                the context, an invalid override, a negative seed, or seeds that are not one for each.
+                the context, an invalid override, a negative seed, or seeds or parents that are not one for each.
             torch.OutOfMemoryError: One adapter alone does not fit into the device's memory.
         """
         is_one = isinstance(self_edits, SelfEdit | InnerUpdate)
@@ -505,6 +510,8 @@ class SelfAdaptingLM:
             raise ValueError(f"{len(seeds)} seeds were given for {len(edits)} self-edits; give one, or one for each.")
         if min(seeds) < 0:
             raise ValueError(f"seed={seed} must be 0 or more.")
+        if parents is not None and len(parents) != len(edits):
+            raise ValueError(f"{len(parents)} parents were given for {len(edits)} self-edits; give one for each.")
         updates = [
             edit
             if isinstance(edit, InnerUpdate)
@@ -528,6 +535,7 @@ class SelfAdaptingLM:
                 on_step=on_step,
                 stop=stop,
                 gradient_checkpointing=self.inner_gradient_checkpointing,
+                parents=parents,
             )
         adapters = [
             Adapter(
@@ -685,6 +693,38 @@ class SelfAdaptingLM:
             )
         )
         return [[next(answers) for _ in group] for group in groups]
+
+    def divergences_from_base(
+        self,
+        prompts: Sequence[Prompt],
+        answers: Sequence[str],
+        adapters: Sequence[Adapter | None],
+        base: torch.nn.Module | None = None,
+    ) -> list[Divergence]:
+        """
+        How far adapters have moved from the base on a task, KL(base || adapted) at the tokens of answers: a gauge of what is
+        forgotten (see [`~seal_hf.generation.likelihood.divergences_from_base`]). It is computed by the model of this process,
+        whoever writes the texts.
+
+        Args:
+            prompts (`Sequence[str | list[dict]]`):
+                Evaluation prompts.
+            answers (`Sequence[str]`):
+                An answer to each.
+            adapters (`Sequence[Adapter | None]`):
+                For each prompt its adapter.
+            base (`PreTrainedModel`, *optional*):
+                What they are compared with. Defaults to the model without an inner adapter.
+
+        Returns:
+            `list[Divergence]`: for each prompt the sum in nats, and the number of tokens.
+
+        Raises:
+            ValueError: An empty prompt, or adapters that cannot be used together.
+        """
+        with self._as_student():
+            generator = TransformersGenerator(self.model, self.processing_class, self.base_model_id)
+            return generator.divergences_from_base(prompts, answers, adapters, base)
 
     def load_adapter(
         self,

@@ -4,27 +4,22 @@ The paper's continued pretraining (SEAL, section 4.2): all passages into one ada
 The paper's first version trains a LoRA adapter here, its second all weights. This is the first of the two.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 from ..records.journal import TrialResult
 from ..records.report import Evaluation
-from ..rollout.stage import RolloutConfig, Trial, untrained_banks
+from ..rollout.stage import Trial, untrained_banks
 from ..self_adapting_lm import SelfAdaptingLM
-from .protocol import ComparedCondition, ProtocolRun, evaluated, joined_update, together
+from .protocol import ProtocolArguments, ProtocolRun, evaluated, joined_update, together
 
 
 def continued_pretraining(
     lm: SelfAdaptingLM,
     examples: Sequence[Mapping],
     output_dir: str | Path,
-    *,
-    num_generations: int = 1,
-    config: RolloutConfig | None = None,
-    seed: int = 0,
-    self_edits: Iterable[Mapping[str, Any]] | None = None,
-    compared: Iterable[ComparedCondition] = (),
+    **arguments: Unpack[ProtocolArguments],
 ) -> Evaluation:
     """
     Evaluate what a model learns from all examples at once.
@@ -34,10 +29,10 @@ def continued_pretraining(
     is left to the settings of `lm`, since it is trained on with others.
 
     Args:
-        lm, examples, output_dir, config, seed, self_edits, compared:
+        lm, examples, output_dir:
             As for [`single_passage`].
-        num_generations (`int`, *optional*, defaults to `1`):
-            Self-edits about every example, which all go into the one adapter.
+        **arguments ([`ProtocolArguments`]):
+            As for [`single_passage`]. All of `num_generations` self-edits about every example go into the one adapter.
 
     Returns:
         [`Evaluation`]: as of [`single_passage`]. Tokens and seconds are of the one adapter. The paper states its accuracies here
@@ -46,18 +41,7 @@ def continued_pretraining(
     Raises:
         GradingIncomplete, ValueError, OSError: As [`single_passage`].
     """
-    return evaluated(
-        "continued_pretraining",
-        _score_all,
-        lm,
-        examples,
-        output_dir,
-        num_generations=num_generations,
-        config=config,
-        seed=seed,
-        self_edits=self_edits,
-        compared=compared,
-    )
+    return evaluated("continued_pretraining", _score_all, lm, examples, output_dir, **arguments)
 
 
 def _score_all(run: ProtocolRun) -> None:

@@ -55,7 +55,7 @@ def as_record(evaluation: Evaluation) -> dict[str, Any]:
 
     Returns:
         `dict[str, Any]`: `conditions`, for each its `accuracy`, `strict_accuracy`, `recitation`, `recited` and `retention`, each a
-            value with the bounds of its 95 % interval and its counts, and its cost in tokens and seconds (see [`Evaluation`]);
+            value with the bounds of its 95 % interval and its counts, its `kl`, and its cost in tokens and seconds (see [`Evaluation`]);
             and `differences`, a list of `condition` minus `other`.
     """
     estimates = {
@@ -65,7 +65,8 @@ def as_record(evaluation: Evaluation) -> dict[str, Any]:
         "recited": evaluation.recited,
         "retention": evaluation.retention,
     }
-    costs = {
+    values = {
+        "kl": evaluation.kl,
         "trained_tokens": evaluation.tokens,
         "training_seconds": evaluation.seconds,
         "written_tokens": evaluation.written_tokens,
@@ -73,7 +74,7 @@ def as_record(evaluation: Evaluation) -> dict[str, Any]:
     }
     conditions = {
         name: {kind: asdict(own[name]) for kind, own in estimates.items() if name in own}
-        | {kind: own[name] for kind, own in costs.items() if name in own}
+        | {kind: own[name] for kind, own in values.items() if name in own}
         for name in evaluation.accuracies
     }
     differences = [
