@@ -1,13 +1,15 @@
 """
 The paper's continued pretraining (SEAL, section 4.2): all passages into one adapter, then answer about each of them.
 
-The paper's first version trains a LoRA adapter here, its second all weights. This is the first of the two.
+The paper's first version trains a LoRA adapter here, its second all weights. They are two different things: figures are comparable
+within one of them.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Unpack
 
+from ..inner_loop.full_finetuning import check_finetunable
 from ..records.journal import TrialResult
 from ..records.report import Evaluation
 from ..rollout.stage import Trial, untrained_banks
@@ -19,6 +21,8 @@ def continued_pretraining(
     lm: SelfAdaptingLM,
     examples: Sequence[Mapping],
     output_dir: str | Path,
+    *,
+    full_finetuning: bool = False,
     **arguments: Unpack[ProtocolArguments],
 ) -> Evaluation:
     """
@@ -31,6 +35,9 @@ def continued_pretraining(
     Args:
         lm, examples, output_dir:
             As for [`single_passage`].
+        full_finetuning (`bool`, *optional*, defaults to `False`):
+            Whether all weights of a copy of the model are trained in place of an adapter (see [`finetune`]), one condition after the
+            other. The learning rate is that of `lm`'s inner loop, whose default is for adapters.
         **arguments ([`ProtocolArguments`]):
             As for [`single_passage`]. All of `num_generations` self-edits about every example go into the one adapter.
 
@@ -39,13 +46,29 @@ def continued_pretraining(
             per question.
 
     Raises:
-        GradingIncomplete, ValueError, OSError: As [`single_passage`].
+        GradingIncomplete, ValueError, OSError: As [`single_passage`]; with `full_finetuning` also a `ValueError` for a model that
+            carries a policy, is quantized or has a skill vector added, and `DoesNotFit` where the memory is short.
     """
-    return evaluated("continued_pretraining", _score_all, lm, examples, output_dir, **arguments)
+    options = {}
+    if full_finetuning:  # named only then, so that older runs can be resumed
+        _check_finetunable(lm)
+        options["full_finetuning"] = True
+    return evaluated("continued_pretraining", _score_all, lm, examples, output_dir, options, **arguments)
+
+
+def _check_finetunable(lm: SelfAdaptingLM) -> None:
+    check_finetunable(lm.model)
+    if lm.added is not None:
+        raise ValueError(
+            "A skill vector is added to adapters, of which full finetuning has none; leave one of the two out."
+        )
 
 
 def _score_all(run: ProtocolRun) -> None:
     stage, rollout = run.stage, run.rollout
+    trains_all_weights = run.options.get("full_finetuning", False)
+    if trains_all_weights:
+        _check_finetunable(rollout.lm)
     proposals = rollout.propose(stage)
     recorded = together(run, proposals)
 
@@ -59,7 +82,8 @@ def _score_all(run: ProtocolRun) -> None:
             ]
             update = joined_update(own, rollout.lm.inner_config)
             questions = asked.get(condition, rollout.lm.domain.questions)
-            banks[len(banks)] = [Trial(condition, 0, 0, update, stage.places, questions)]
+            trial = Trial(condition, 0, 0, update, stage.places, questions, trains_all_weights=trains_all_weights)
+            banks[len(banks)] = [trial]
         return rollout.run(stage, banks | untrained_banks(stage, len(banks)))
 
     rollout.record(stage, recorded, trials)

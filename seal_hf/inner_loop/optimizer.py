@@ -116,19 +116,42 @@ class BankOptimizer:
 
     def _adamw(self, adapters: Sequence[int], gradients: Sequence[torch.Tensor], rate: float) -> None:
         first, second = ([moments[adapter] for adapter in adapters] for moments in self._moments)
-        adamw(
-            [self._weights[adapter] for adapter in adapters],
-            list(gradients),
-            first,
-            second,
-            [],
-            [self._num_steps[adapter] for adapter in adapters],
-            fused=True,
-            amsgrad=False,
-            beta1=0.9,
-            beta2=0.999,
-            lr=rate,
-            weight_decay=0.0,
-            eps=1e-8,
-            maximize=False,
-        )
+        weights = [self._weights[adapter] for adapter in adapters]
+        adamw_step(weights, list(gradients), first, second, [self._num_steps[adapter] for adapter in adapters], rate)
+
+
+def adamw_step(
+    weights: list[torch.Tensor],
+    gradients: list[torch.Tensor],
+    first: list[torch.Tensor],
+    second: list[torch.Tensor],
+    num_steps: list[torch.Tensor],
+    rate: float,
+) -> None:
+    """
+    AdamW with torch's defaults and no weight decay, in place.
+
+    Args:
+        weights, gradients, first, second (`list[torch.Tensor]`, fp32):
+            Weights, their gradients and both moments, each of one shape.
+        num_steps (`list[torch.Tensor]`, each of shape `()`, fp32):
+            Steps that were taken of each.
+        rate (`float`):
+            The learning rate.
+    """
+    adamw(
+        weights,
+        gradients,
+        first,
+        second,
+        [],
+        num_steps,
+        fused=True,
+        amsgrad=False,
+        beta1=0.9,
+        beta2=0.999,
+        lr=rate,
+        weight_decay=0.0,
+        eps=1e-8,
+        maximize=False,
+    )

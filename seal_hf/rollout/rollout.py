@@ -312,6 +312,16 @@ class Rollout:
         def on_step(step: InnerStep) -> None:
             bar.update(max(0, before + step.num_tokens - bar.n))
 
+        if trials[0].trains_all_weights:
+            (trial,) = trials
+            lm, training = self.lm.finetune(
+                trial.update,
+                seed=stage.inner_seed(trial),
+                on_step=lambda num_tokens: bar.update(before + num_tokens - bar.n),
+            )
+            results = self._examine(lm, stage, trials, [None], [training], time.perf_counter() - start)
+            bar.update(before + trials[0].cost(self.config.max_answer_length) - bar.n)
+            return results
         parents = [None] * len(trials) if chain is None else chain.parents(bank)
         work = [
             (trial.update, stage.inner_seed(trial), parent)
@@ -354,7 +364,7 @@ class Rollout:
                 adapter if trial.routes is None else partial(_routed, trial.routes, adapters),
                 example,
                 trial.questions(example),
-                recites=stage.is_evaluation and (adapter is not None or trial.condition == BASE),
+                recites=stage.is_evaluation and (trial.condition == BASE or _is_adapted(trial, adapter)),
                 is_retention_asked=stage.is_evaluation and _is_asked_for_retention(stage, trial, adapter, place),
             )
             for (trial, adapter, place), example in zip(placed, examples, strict=True)
@@ -415,9 +425,14 @@ def _routed(
     return [None if number is None else adapters[number] for number in routes(example)]
 
 
+def _is_adapted(trial: Trial, adapter: Adapter | None) -> bool:
+    """Whether one adapter, or all weights, make the difference to the base model."""
+    return adapter is not None or trial.trains_all_weights
+
+
 def _is_asked_for_retention(stage: Stage, trial: Trial, adapter: Adapter | None, place: int) -> bool:
     """Whether it is the one example by which its adapter, or once for all the base model, is asked what it has retained."""
-    if adapter is None and trial.routes is None:
+    if trial.routes is None and not _is_adapted(trial, adapter):
         return trial.condition == BASE and place == stage.places[0]
     return place == trial.asked[0]
 

@@ -35,18 +35,20 @@ def test_the_average_is_that_of_the_weights():
 @pytest.mark.parametrize("count", [1, 3])
 def test_ties_is_that_of_peft(count):
     adapters, model = random_adapters(count), None
-    for number, adapter in enumerate(adapters):
+    names = ["first", "second", "third"][:count]
+    for name, adapter in zip(names, adapters, strict=True):
         if model is None:
-            model = get_peft_model(tiny_llama(), CONFIG, adapter_name="0")
+            model = get_peft_model(tiny_llama(), CONFIG, adapter_name=name)
         else:
-            model.add_adapter(str(number), CONFIG)
-        set_peft_model_state_dict(model, adapter.layout.state_dict(adapter.weights), adapter_name=str(number))
-    names = list(map(str, range(count)))
+            model.add_adapter(name, CONFIG)
+        set_peft_model_state_dict(model, adapter.layout.state_dict(adapter.weights), adapter_name=name)
     model.add_weighted_adapter(names, [1.0] * count, "merged", combination_type="ties", density=0.2)
-    model.set_adapter("merged")
-    merged, expected = ties_merged(adapters), Adapter.from_peft_model(model, "base")
-    assert merged.layout.scaling == expected.layout.scaling == 1
-    torch.testing.assert_close(merged.weights, expected.weights)
+    merged, base = ties_merged(adapters), model.get_base_model()
+    for name, (lora_a, lora_b) in merged.layout.views(merged.weights).items():
+        module = base.get_submodule(name)
+        assert merged.layout.scaling == module.scaling["merged"] == 1
+        torch.testing.assert_close(lora_a, module.lora_A["merged"].weight)
+        torch.testing.assert_close(lora_b, module.lora_B["merged"].weight)
     assert 0.1 < (merged.weights != 0).float().mean() < 0.7
 
 

@@ -1,10 +1,12 @@
 """Continued pretraining and compared conditions: who is trained on what, and asked what, by hand."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from helpers.inner_updates import assert_same_tensors, snapshot
 from helpers.protocols import (
     EXAMPLES,
     OPTIONS,
@@ -18,7 +20,7 @@ from helpers.protocols import (
     tiny_lm,
     update_of,
 )
-from helpers.tiny_models import tiny_llama
+from helpers.tiny_models import tiny_llama, tiny_policy_model
 from seal_hf.domains.base import BASE, SELF_EDITS
 from seal_hf.domains.knowledge.domain import IN_CONTEXT, PASSAGE_ONLY
 from seal_hf.domains.knowledge.retrieval import retrieval_condition
@@ -27,8 +29,10 @@ from seal_hf.evaluation.continued_pretraining import continued_pretraining
 from seal_hf.evaluation.protocol import ComparedCondition
 from seal_hf.evaluation.single_passage import single_passage
 from seal_hf.generation.base import draw_seed
+from seal_hf.inner_loop.full_finetuning import finetune
 from seal_hf.records.comparison import save_comparison
 from seal_hf.records.journal import Journal
+from seal_hf.records.tables import results_table
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +59,65 @@ def test_continued_pretraining_trains_one_adapter_on_everything(lm, tmp_path):
     # Two self-edits about each, of so many characters with an end each.
     assert found[SELF_EDITS, 0, 0].completion_tokens == sum(len(text) + 1 for text in ROWS[0]["completions"])
     assert evaluation.accuracies[SELF_EDITS].num_questions == 3
+
+
+def test_continued_pretraining_of_all_weights(tmp_path):
+    lm = tiny_lm()
+    lm.inner_config = replace(lm.inner_config, learning_rate=1e-3)
+    before = snapshot(lm.model)
+    evaluation = continued_pretraining(lm, EXAMPLES, tmp_path, full_finetuning=True, **OPTIONS)
+    assert_same_tensors(lm.model, before)
+    found = scored(tmp_path)
+    trained = {
+        SELF_EDITS: update_of(lm, *stored(lm, 0), *stored(lm, 1)),
+        PASSAGE_ONLY: update_of(lm, *map(lm.domain.passage_only, EXAMPLES)),
+    }
+    for condition, update in trained.items():
+        model, result = finetune(lm.model, update, seed=draw_seed(0, 0))
+        finetuned, values = tiny_lm(model), []
+        for place in (0, 1):
+            (repeat,) = found[condition, place, 0].repeats
+            assert repeat["answers"] == answers(finetuned, place) != answers(lm, place)
+            assert found[condition, place, 0].tokens == result.num_tokens == evaluation.tokens[condition]
+            prompts = lm.domain.questions(EXAMPLES[place])
+            own = finetuned.divergences_from_base(prompts, repeat["answers"], [None] * len(prompts), lm.model)
+            values.append(sum(one.nats for one in own) / sum(one.num_tokens for one in own))
+            assert repeat["kl"] == pytest.approx(values[-1]) and values[-1] > 1e-3
+        assert evaluation.kl[condition] == pytest.approx(np.mean(values))
+    # What an adapter learned is another thing, and its records are not continued with it.
+    with pytest.raises(ValueError, match="other settings: full_finetuning [(]True there, None here"):
+        continued_pretraining(lm, EXAMPLES, tmp_path, **OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda lm, policy: tiny_lm(tiny_policy_model()), "Full finetuning: the model carries a policy adapter"),
+        (lambda lm, policy: with_skill(lm, policy), "A skill vector is added to adapters"),
+    ],
+)
+def test_full_finetuning_refuses_before_any_work(lm, policy, tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        continued_pretraining(change(lm, policy), EXAMPLES, tmp_path / "out", full_finetuning=True, **OPTIONS)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_divergence_from_the_base_is_that_of_the_answers(lm, table):
+    folder, evaluation = table
+    records = [one for one in Journal(folder / "evaluation").scored(0) if one.condition == SELF_EDITS]
+    by_example = {0: [], 1: []}
+    for one in records:
+        (repeat,) = one.repeats
+        adapter = lm.adapt(lm.domain.parse(one.completion, EXAMPLES[one.example]), seed=draw_seed(0, one.example))
+        prompts = lm.domain.questions(EXAMPLES[one.example])
+        own = lm.divergences_from_base(prompts, repeat["answers"], [adapter] * len(prompts))
+        value = sum(kl.nats for kl in own) / sum(kl.num_tokens for kl in own)
+        assert repeat["kl"] == pytest.approx(value, abs=1e-6) and value > 0
+        by_example[one.example].append(value)
+    assert evaluation.kl[SELF_EDITS] == pytest.approx(np.mean([np.mean(own) for own in by_example.values()]))
+    # Nothing is adapted in the base model, and in retrieval; in the others something is.
+    assert set(evaluation.kl) == set(evaluation.accuracies) - {BASE, IN_CONTEXT, "retrieval"}
+    assert "| KL " in results_table(folder).replace("|    KL", "| KL")
 
 
 def test_continued_pretraining_goes_on_in_the_middle(lm, tmp_path, monkeypatch):
