@@ -125,6 +125,11 @@ class EvaluationArguments(JudgeArguments, ConditionArguments):
         for name, protocol in (("remedies", "continual"), ("full_finetuning", "continued_pretraining")):
             if getattr(self, name) and self.protocol != protocol:
                 raise ValueError(f"--{name} belongs to --protocol {protocol}, not to {self.protocol}; leave it out.")
+        if self.skill_vector and (self.full_finetuning or self.protocol == "continual"):
+            other = "--full_finetuning" if self.full_finetuning else "--protocol continual"
+            raise ValueError(
+                f"--skill_vector is added to adapters of one passage, and not with {other}; leave one of the two out."
+            )
         if ROUTED in self.compare_methods and self.protocol == "continual":
             raise ValueError(
                 f"--compare_methods {ROUTED} has no matrix with --protocol continual; give --remedies routed."
