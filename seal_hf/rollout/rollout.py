@@ -8,7 +8,7 @@ So neither the number of processes nor an interruption changes the records (in f
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 
@@ -18,7 +18,6 @@ from ..adapters.adapter import Adapter
 from ..adapters.layout import lora_layout
 from ..domains.base import BASE, SELF_EDITS
 from ..generation.base import Generation
-from ..inner_loop.training import InnerStep
 from ..inner_loop.update import InnerUpdate, tokenize_self_edit
 from ..models.access import policy_in_activation_dtype
 from ..records.journal import Proposal, ScoredSelfEdit, TrialResult
@@ -309,40 +308,49 @@ class Rollout:
     ) -> list[TrialResult]:
         before, start = bar.n, time.perf_counter()
 
-        def on_step(step: InnerStep) -> None:
-            bar.update(max(0, before + step.num_tokens - bar.n))
+        def report(num_tokens: int) -> None:
+            bar.update(max(0, before + num_tokens - bar.n))
 
         if trials[0].trains_all_weights:
             (trial,) = trials
-            lm, training = self.lm.finetune(
-                trial.update,
-                seed=stage.inner_seed(trial),
-                on_step=lambda num_tokens: bar.update(before + num_tokens - bar.n),
-            )
-            results = self._examine(lm, stage, trials, [None], [training], time.perf_counter() - start)
-            bar.update(before + trials[0].cost(self.config.max_answer_length) - bar.n)
-            return results
-        parents = [None] * len(trials) if chain is None else chain.parents(bank)
+            lm, training = self.lm.finetune(trial.update, seed=stage.inner_seed(trial), on_step=report)
+            adapters, trainings = [None], [training]
+        else:
+            lm, adapters = self.lm, self._trained(stage, trials, chain and chain.parents(bank), report)
+            trainings = [
+                adapter.training if trial.update is not None else {"num_tokens": 0, "losses": ()}
+                for trial, adapter in zip(trials, adapters, strict=True)
+            ]
+        results = self._examine(lm, stage, trials, adapters, trainings, time.perf_counter() - start)
+        if chain is not None:
+            chain.keep(bank, adapters)
+        report(sum(trial.cost(self.config.max_answer_length) for trial in trials))
+        return results
+
+    def _trained(
+        self,
+        stage: Stage,
+        trials: Sequence[Trial],
+        parents: Sequence[Adapter | None] | None,
+        report: Callable[[int], None],
+    ) -> list[Adapter | None]:
+        """The adapter of each trial, trained together; its parent, or none, where it trains nothing."""
+        parents = parents or [None] * len(trials)
         work = [
             (trial.update, stage.inner_seed(trial), parent)
             for trial, parent in zip(trials, parents, strict=True)
             if trial.update is not None
         ]
-        updates, seeds, below = zip(*work, strict=True) if work else ((), (), ())
-        below = None if None in below else below
-        trained = iter(self.lm.adapt(updates, seed=seeds, on_step=on_step, parents=below) if updates else [])
-        adapters = [
+        trained: Iterator[Adapter] = iter(())
+        if work:
+            updates, seeds, below = zip(*work, strict=True)
+            below = None if None in below else below
+            trained = iter(
+                self.lm.adapt(updates, seed=seeds, on_step=lambda step: report(step.num_tokens), parents=below)
+            )
+        return [
             parent if trial.update is None else next(trained) for trial, parent in zip(trials, parents, strict=True)
         ]
-        trainings = [
-            adapter.training if trial.update is not None else {"num_tokens": 0, "losses": ()}
-            for trial, adapter in zip(trials, adapters, strict=True)
-        ]
-        results = self._examine(self.lm, stage, trials, adapters, trainings, time.perf_counter() - start)
-        if chain is not None:
-            chain.keep(bank, adapters)
-        bar.update(before + sum(trial.cost(self.config.max_answer_length) for trial in trials) - bar.n)
-        return results
 
     def _examine(
         self,
@@ -353,7 +361,7 @@ class Rollout:
         trainings: Sequence[Mapping],
         seconds: float,
     ) -> list[TrialResult]:
-        """Ask the adapters of a bank, which took `seconds` to train, and grade what they answer."""
+        """Ask the adapters of a bank, or a finetuned model, which took `seconds` to train, and grade what they answer."""
         placed = [
             (trial, adapter, place) for trial, adapter in zip(trials, adapters, strict=True) for place in trial.asked
         ]
