@@ -160,7 +160,7 @@ def _summed_up(values: np.ndarray) -> str:
     known = 100 * values[~np.isnan(values)]
     if not len(known):
         return "–"
-    return f"{known.mean():.1f}" + (f" ± {known.std():.1f}" if len(values) > 1 else "")
+    return f"{known.mean():.1f}" + (f" ± {known.std():.1f}" if len(known) > 1 else "")
 
 
 def save_continual(output_dir: str | Path) -> list[Path]:

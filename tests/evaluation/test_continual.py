@@ -143,7 +143,7 @@ def test_what_a_matrix_comes_to():
     table = continual_table({"a": matrix, "b": ContinualMatrix(np.array(values[1:]))})
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| ")]
     assert rows[0][-1] == "kept of the first 3"
-    assert rows[2] == ["a", "10.0 ± 10.0", "48.8 ± 36.2", "50.0 ± 0.0", "50.0 ± 0.0"]
+    assert rows[2] == ["a", "10.0 ± 10.0", "48.8 ± 36.2", "50.0 ± 0.0", "50.0"]
     assert rows[3] == ["b", "0.0", "12.5", "50.0", "–"]
 
 
