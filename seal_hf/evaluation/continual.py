@@ -28,7 +28,7 @@ from ..rollout.stage import Stage, Trial, untrained_banks
 from ..self_adapting_lm import SelfAdaptingLM
 from .conditions import written_in
 from .protocol import ComparedCondition, ProtocolArguments, ProtocolRun, evaluated, joined_update, together
-from .remedies import REMEDIES, REPLAY, replayed, run_apart
+from .remedies import REMEDIES, REPLAY, ROUTED, replayed, routes_of, run_apart
 
 
 def continual(
@@ -78,6 +78,8 @@ def continual(
         raise ValueError(f"remedies: {unknown[0]!r} is none of {', '.join(map(repr, REMEDIES))}.")
     if not 0 < replay_share <= 1:
         raise ValueError(f"replay_share={replay_share!r} must be above 0 and at most 1.")
+    if ROUTED in remedies:
+        routes_of(lm.domain, examples)
     check_stackable(lm)
     orders = _orders(len(examples), num_orders, arguments.get("seed", 0))
     compared = arguments.pop("compared", ())

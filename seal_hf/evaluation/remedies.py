@@ -16,7 +16,7 @@ from pathlib import Path
 from shutil import rmtree
 
 from ..adapters.adapter import Adapter
-from ..domains.base import SELF_EDITS
+from ..domains.base import SELF_EDITS, Domain
 from ..inner_loop.update import InnerUpdate, TrainingSequence
 from ..records.journal import TrialResult
 from ..rollout.rollout import Rollout
@@ -114,15 +114,25 @@ def routes_among(rollout: Rollout, stage: Stage, places: Sequence[int]) -> Calla
     Raises:
         ValueError: The domain cannot tell.
     """
-    domain = rollout.lm.domain
-    routes = domain.routes([stage.data.examples[place] for place in places])
+    routes = routes_of(rollout.lm.domain, [stage.data.examples[place] for place in places])
+    numbers = [stage.places.index(place) for place in places]
+    return lambda example: [None if found is None else numbers[found] for found in routes(example)]
+
+
+def routes_of(domain: Domain, examples: Sequence[Mapping]) -> Callable[[Mapping], list[int | None]]:
+    """
+    The routes of a domain (see [`Domain.routes`]).
+
+    Raises:
+        ValueError: It cannot tell what a question is about.
+    """
+    routes = domain.routes(examples)
     if routes is None:
         raise ValueError(
             f"{type(domain).__name__}.routes() cannot tell what a question is about; implement it, or leave the routed "
             "condition out."
         )
-    numbers = [stage.places.index(place) for place in places]
-    return lambda example: [None if found is None else numbers[found] for found in routes(example)]
+    return routes
 
 
 class _Merged:

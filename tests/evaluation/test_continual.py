@@ -242,8 +242,9 @@ def test_a_domain_that_cannot_route_is_told_so(lm, tmp_path):
     with pytest.raises(ValueError, match="Unrouted.routes[(][)] cannot tell what a question is about"):
         continual(
             with_domain(lm, Unrouted("rewrite", grader=lm.domain.grader)),
-            EXAMPLES[:1],
-            tmp_path,
+            EXAMPLES,
+            tmp_path / "out",
             remedies=["routed"],
             **OPTIONS,
         )
+    assert not (tmp_path / "out").exists()
