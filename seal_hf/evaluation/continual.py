@@ -78,11 +78,14 @@ def continual(
         raise ValueError(f"remedies: {unknown[0]!r} is none of {', '.join(map(repr, REMEDIES))}.")
     if not 0 < replay_share <= 1:
         raise ValueError(f"replay_share={replay_share!r} must be above 0 and at most 1.")
-    if ROUTED in remedies:
-        routes_of(lm.domain, examples)
     check_stackable(lm)
     orders = _orders(len(examples), num_orders, arguments.get("seed", 0))
     compared = arguments.pop("compared", ())
+
+    def score(run: ProtocolRun) -> None:
+        if ROUTED in remedies:
+            routes_of(run.rollout.lm.domain, run.stage.data.examples)
+        _score_orders(run, orders)
 
     def conditions() -> Iterator[ComparedCondition]:
         for remedy in remedies:
@@ -93,7 +96,7 @@ def continual(
 
     return evaluated(
         "continual",
-        lambda run: _score_orders(run, orders),
+        score,
         lm,
         examples,
         output_dir,

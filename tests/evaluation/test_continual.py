@@ -243,8 +243,8 @@ def test_a_domain_that_cannot_route_is_told_so(lm, tmp_path):
         continual(
             with_domain(lm, Unrouted("rewrite", grader=lm.domain.grader)),
             EXAMPLES,
-            tmp_path / "out",
+            tmp_path,
             remedies=["routed"],
             **OPTIONS,
         )
-    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.rglob("*.jsonl"))  # nothing is done before
