@@ -35,7 +35,7 @@ def ties_merged(adapters: Sequence[Adapter], density: float = TIES_DENSITY) -> A
     """
     Merge adapters by TIES (Yadav et al. 2023, https://arxiv.org/abs/2306.01708) as PEFT's `add_weighted_adapter` does it with all
     weights 1: of every matrix `A` and `B` the largest values are kept, a sign is elected for every place, and the values of that
-    sign are averaged.
+    sign are averaged. One adapter alone stays as it is.
 
     The paper merges differences of weights. This merges `A` and `B` each by itself, which is not the same for their product; the
     rank stays that of one adapter.
@@ -55,6 +55,8 @@ def ties_merged(adapters: Sequence[Adapter], density: float = TIES_DENSITY) -> A
         raise ValueError(
             f"TIES merges adapters of one layout, these have {len(layouts)}; train them with equal modules, rank and alpha."
         )
+    if len(plain) == 1:
+        return plain[0]
     (layout,) = layouts
     # The scaling goes into the matrices, half of it into each.
     factors = torch.full((len(plain),), layout.scaling**0.5)

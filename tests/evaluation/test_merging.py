@@ -32,7 +32,7 @@ def test_the_average_is_that_of_the_weights():
         torch.testing.assert_close(delta, sum(own) / 3)
 
 
-@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("count", [2, 3])
 def test_ties_is_that_of_peft(count):
     adapters, model = random_adapters(count), None
     names = ["first", "second", "third"][:count]
@@ -50,6 +50,11 @@ def test_ties_is_that_of_peft(count):
         torch.testing.assert_close(lora_a, module.lora_A["merged"].weight)
         torch.testing.assert_close(lora_b, module.lora_B["merged"].weight)
     assert 0.1 < (merged.weights != 0).float().mean() < 0.7
+
+
+def test_ties_of_one_is_that_one():
+    (adapter,) = random_adapters(1)
+    assert ties_merged([adapter]) is adapter
 
 
 def test_ties_wants_one_layout():
