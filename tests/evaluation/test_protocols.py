@@ -77,12 +77,13 @@ def test_continued_pretraining_of_all_weights(tmp_path):
         finetuned, values = tiny_lm(model), []
         for place in (0, 1):
             (repeat,) = found[condition, place, 0].repeats
-            assert repeat["answers"] == answers(finetuned, place) != answers(lm, place)
+            assert repeat["answers"] == answers(finetuned, place)
+            assert condition == PASSAGE_ONLY or repeat["answers"] != answers(lm, place)
             assert found[condition, place, 0].tokens == result.num_tokens == evaluation.tokens[condition]
             prompts = lm.domain.questions(EXAMPLES[place])
             own = finetuned.divergences_from_base(prompts, repeat["answers"], [None] * len(prompts), lm.model)
             values.append(sum(one.nats for one in own) / sum(one.num_tokens for one in own))
-            assert repeat["kl"] == pytest.approx(values[-1]) and values[-1] > 1e-3
+            assert repeat["kl"] == pytest.approx(values[-1], abs=1e-4) and values[-1] > 1e-3
         assert evaluation.kl[condition] == pytest.approx(np.mean(values))
     # What an adapter learned is another thing, and its records are not continued with it.
     with pytest.raises(ValueError, match="other settings: full_finetuning [(]True there, None here"):

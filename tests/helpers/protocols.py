@@ -70,8 +70,11 @@ def stored(lm, place) -> list[SelfEdit]:
 
 
 def scored(folder):
-    """The journal by condition, example and self-edit, without what depends on the clock."""
+    """The journal by condition, example and self-edit, without what depends on the clock or is rounding."""
     records = Journal(folder / "evaluation").scored(0)
+    for one in records:
+        for repeat in one.repeats:
+            repeat["kl"] = repeat["kl"] and round(repeat["kl"], 4)
     return {(one.condition, one.example, one.edit): replace(one, seconds=0.0) for one in records}
 
 
