@@ -23,6 +23,7 @@ from .adapters.policy import carried_policy
 from .domains import Domain, KnowledgeDomain
 from .domains.base import check_conditions
 from .generation.base import Generation, TextGenerator
+from .generation.likelihood import Divergence
 from .generation.parts import JoinedParts
 from .generation.thoughts import without_thoughts
 from .generation.transformers_generation import TransformersGenerator
@@ -30,7 +31,8 @@ from .generation.vllm_colocated_generation import VLLMColocatedGenerator
 from .generation.vllm_engine import VLLMColocateConfig
 from .generation.vllm_generation import VLLMGenerator
 from .generation.vllm_server_generation import VLLMServerGenerator
-from .inner_loop.training import InnerStep
+from .inner_loop.full_finetuning import finetune
+from .inner_loop.training import InnerResult, InnerStep
 from .inner_loop.update import InnerLoopConfig, InnerUpdate, tokenize_self_edit
 from .inner_loop.within_memory import train_within_memory
 from .models.access import context_length, keep_trainable, without_policy
@@ -465,6 +467,7 @@ class SelfAdaptingLM:
         seed: int | Sequence[int] = 0,
         on_step: Callable[[InnerStep], None] | None = None,
         stop: threading.Event | None = None,
+        parents: Sequence[Adapter] | None = None,
     ) -> Adapter | list[Adapter]:
         """
         Train one adapter per self-edit, all of them together.
@@ -486,6 +489,9 @@ class SelfAdaptingLM:
                 the memory ran out the counts go back by the steps that are lost.
             stop (`threading.Event`, *optional*):
                 Once set, training ends and the adapters keep the weights they have.
+            parents (`Sequence[Adapter]`, *optional*):
+                For each self-edit an adapter that it is trained on top of, all of one layout. Its ranks stay as they are, and what
+                comes back includes them: one adapter with the ranks of both.
 
         Returns:
             `Adapter` or `list[Adapter]`: one for each self-edit. `adapter.training` tells how it was trained, and under
@@ -493,7 +499,7 @@ class SelfAdaptingLM:
 
         Raises:
             ValueError: No self-edits, one without any text, one whose calls of a tool are not carried out, one longer than
-                the context, an invalid override, a negative seed, or seeds that are not one for each.
+                the context, an invalid override, a negative seed, or seeds or parents that are not one for each.
             torch.OutOfMemoryError: One adapter alone does not fit into the device's memory.
         """
         is_one = isinstance(self_edits, SelfEdit | InnerUpdate)
@@ -505,19 +511,15 @@ class SelfAdaptingLM:
             raise ValueError(f"{len(seeds)} seeds were given for {len(edits)} self-edits; give one, or one for each.")
         if min(seeds) < 0:
             raise ValueError(f"seed={seed} must be 0 or more.")
+        if parents is not None and len(parents) != len(edits):
+            raise ValueError(f"{len(parents)} parents were given for {len(edits)} self-edits; give one for each.")
         updates = [
             edit
             if isinstance(edit, InnerUpdate)
             else tokenize_self_edit(edit, self.processing_class, self.inner_config)
             for edit in edits
         ]
-        longest = max(len(sequence.input_ids) for update in updates for sequence in update.sequences)
-        context = context_length(self.model)
-        if context is not None and longest > context:
-            raise ValueError(
-                f"A training sequence of {longest} tokens exceeds the model's context of {context} tokens; shorten the "
-                "self-edit, or lower InnerLoopConfig(max_length=...)."
-            )
+        self._require_context(updates)
         with self._as_student():
             policy = carried_policy(self.model, self.base_model_id)
             trained = train_within_memory(
@@ -528,6 +530,7 @@ class SelfAdaptingLM:
                 on_step=on_step,
                 stop=stop,
                 gradient_checkpointing=self.inner_gradient_checkpointing,
+                parents=parents,
             )
         adapters = [
             Adapter(
@@ -535,22 +538,75 @@ class SelfAdaptingLM:
                 device_weights=weights,
                 base_model_id=self.base_model_id,
                 policy=policy,
-                training={
-                    **asdict(update.config),
-                    **base_facts(self.model),
-                    **({"title": edit.title} if isinstance(edit, SelfEdit) and edit.title else {}),
-                    "seed": own_seed,
-                    "num_steps": len(result.losses),
-                    "num_tokens": result.num_tokens,
-                    "losses": tuple(result.losses),
-                    "stopped": result.stopped,
-                },
+                training=self._training_of(edit, update, own_seed, result),
             )
             for edit, update, own_seed, (layout, weights, result) in zip(edits, updates, seeds, trained, strict=True)
         ]
         if self.added is not None:
             adapters = [self.added.plus(adapter.on_base()) for adapter in adapters]
         return adapters[0] if is_one else adapters
+
+    def finetune(
+        self,
+        self_edit: SelfEdit | InnerUpdate,
+        *,
+        seed: int = 0,
+        on_step: Callable[[int], None] | None = None,
+    ) -> tuple["SelfAdaptingLM", dict[str, object]]:
+        """
+        Train all weights of a copy of the model in place of an adapter, by the same settings (see
+        [`seal_hf.inner_loop.full_finetuning`]). The model itself is not changed.
+
+        Args:
+            self_edit (`SelfEdit` or `InnerUpdate`):
+                What it is trained on.
+            seed (`int`, *optional*, defaults to `0`):
+                Seed of the order.
+            on_step (`Callable[[int], None]`, *optional*):
+                Called after every optimizer step with the tokens that were trained on so far.
+
+        Returns:
+            `tuple[SelfAdaptingLM, dict[str, object]]`: the finetuned model, whose texts it writes itself, and how it was trained,
+                as `training` of an [`Adapter`].
+
+        Raises:
+            DoesNotFit: The memory is short.
+            ValueError: As [`~SelfAdaptingLM.adapt`]; also a model that carries a policy or is quantized.
+        """
+        update = self_edit
+        if isinstance(self_edit, SelfEdit):
+            update = tokenize_self_edit(self_edit, self.processing_class, self.inner_config)
+        self._require_context([update])
+        model, result = finetune(
+            self.model, update, seed=seed, on_step=on_step, gradient_checkpointing=self.inner_gradient_checkpointing
+        )
+        other = copy(self)
+        other.model, other.generator = model, TransformersGenerator(model, self.processing_class, self.base_model_id)
+        return other, self._training_of(self_edit, update, seed, result)
+
+    def _require_context(self, updates: Sequence[InnerUpdate]) -> None:
+        longest = max(len(sequence.input_ids) for update in updates for sequence in update.sequences)
+        context = context_length(self.model)
+        if context is not None and longest > context:
+            raise ValueError(
+                f"A training sequence of {longest} tokens exceeds the model's context of {context} tokens; shorten the "
+                "self-edit, or lower InnerLoopConfig(max_length=...)."
+            )
+
+    def _training_of(
+        self, self_edit: SelfEdit | InnerUpdate, update: InnerUpdate, seed: int, result: InnerResult
+    ) -> dict[str, object]:
+        """How something was trained."""
+        return {
+            **asdict(update.config),
+            **base_facts(self.model),
+            **({"title": self_edit.title} if isinstance(self_edit, SelfEdit) and self_edit.title else {}),
+            "seed": seed,
+            "num_steps": len(result.losses),
+            "num_tokens": result.num_tokens,
+            "losses": tuple(result.losses),
+            "stopped": result.stopped,
+        }
 
     def _as_student(self) -> AbstractContextManager[None]:
         """The model as it learns and answers."""
@@ -685,6 +741,38 @@ class SelfAdaptingLM:
             )
         )
         return [[next(answers) for _ in group] for group in groups]
+
+    def divergences_from_base(
+        self,
+        prompts: Sequence[Prompt],
+        answers: Sequence[str],
+        adapters: Sequence[Adapter | None],
+        base: torch.nn.Module | None = None,
+    ) -> list[Divergence]:
+        """
+        How far adapters have moved from the base on a task, KL(base || adapted) at the tokens of answers: a gauge of what is
+        forgotten (see [`~seal_hf.generation.likelihood.divergences_from_base`]). It is computed by the model of this process,
+        whoever writes the texts.
+
+        Args:
+            prompts (`Sequence[str | list[dict]]`):
+                Evaluation prompts.
+            answers (`Sequence[str]`):
+                An answer to each.
+            adapters (`Sequence[Adapter | None]`):
+                For each prompt its adapter.
+            base (`PreTrainedModel`, *optional*):
+                What they are compared with. Defaults to the model without an inner adapter.
+
+        Returns:
+            `list[Divergence]`: for each prompt the sum in nats, and the number of tokens.
+
+        Raises:
+            ValueError: An empty prompt, or adapters that cannot be used together.
+        """
+        with self._as_student():
+            generator = TransformersGenerator(self.model, self.processing_class, self.base_model_id)
+            return generator.divergences_from_base(prompts, answers, adapters, base)
 
     def load_adapter(
         self,

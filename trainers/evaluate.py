@@ -4,7 +4,8 @@ The paper's protocols: base, passage in context, passage only, self-edits and ot
     python -m trainers.evaluate --dataset demo --split test --output_dir outputs/demo
     python -m trainers.evaluate --dataset passages.json --num_passages 10 --output_dir outputs/mine
     python -m trainers.evaluate --compare_styles rewrite self-qa --compare_methods retrieval SPA --output_dir outputs/many
-    python -m trainers.evaluate --protocol continual --num_passages 8 --num_orders 3 --output_dir outputs/continual
+    python -m trainers.evaluate --protocol continued_pretraining --full_finetuning true --learning_rate 1e-5 --output_dir outputs/full
+    python -m trainers.evaluate --protocol continual --num_passages 8 --num_orders 3 --remedies replay routed --output_dir outputs/continual
 
 Answers and verdicts are written as soon as they are known, and the table over all passages is printed at the end. The
 same command again continues an interrupted one. With --judge_model a language model grades in place of the local grader;
@@ -34,7 +35,7 @@ from seal_hf.records.journal import Journal
 from seal_hf.records.tables import results_table
 from seal_hf.rollout.stage import RolloutConfig
 from trainers.arguments import JudgeArguments, load_dataset_argument
-from trainers.conditions import ConditionArguments
+from trainers.conditions import ROUTED, ConditionArguments
 
 
 PROTOCOLS = {
@@ -56,9 +57,21 @@ class EvaluationArguments(JudgeArguments, ConditionArguments):
         },
     )
     num_orders: int = field(default=1, metadata={"help": "Orders of the passages, with --protocol continual."})
-    replays: bool = field(
+    remedies: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "With --protocol continual further rows against forgetting, each with a matrix: 'replay' (earlier self-edits are "
+            "trained on again), 'routed' (adapters apart, chosen by the question), 'average' or 'ties' (adapters apart, merged)."
+        },
+    )
+    replay_share: float = field(
+        default=0.25, metadata={"help": "With --remedies replay the share of earlier self-edits in every update."}
+    )
+    full_finetuning: bool = field(
         default=False,
-        metadata={"help": "With --protocol continual train every adapter on the earlier passages' self-edits, too."},
+        metadata={
+            "help": "With --protocol continued_pretraining train all weights in place of an adapter; set a lower --learning_rate."
+        },
     )
 
     dataset: str = field(
@@ -109,6 +122,18 @@ class EvaluationArguments(JudgeArguments, ConditionArguments):
         super().__post_init__()
         if self.protocol not in PROTOCOLS:
             raise ValueError(f"--protocol {self.protocol!r} must be {', '.join(map(repr, PROTOCOLS))}.")
+        for name, protocol in (("remedies", "continual"), ("full_finetuning", "continued_pretraining")):
+            if getattr(self, name) and self.protocol != protocol:
+                raise ValueError(f"--{name} belongs to --protocol {protocol}, not to {self.protocol}; leave it out.")
+        if self.skill_vector and (self.full_finetuning or self.protocol == "continual"):
+            other = "--full_finetuning" if self.full_finetuning else "--protocol continual"
+            raise ValueError(
+                f"--skill_vector is added to adapters of one passage, and not with {other}; leave one of the two out."
+            )
+        if ROUTED in self.compare_methods and self.protocol == "continual":
+            raise ValueError(
+                f"--compare_methods {ROUTED} has no matrix with --protocol continual; give --remedies routed."
+            )
         if self.query_run and self.protocol != "single_passage":
             raise ValueError(
                 f"--query_run holds adapters of one passage; leave it out with --protocol {self.protocol}."
@@ -128,6 +153,15 @@ def main(args: EvaluationArguments) -> None:
     )
     start, grader = time.perf_counter(), args.judge_grader()
     is_continual = args.protocol == "continual"
+    options = {
+        "single_passage": {},
+        "continued_pretraining": {"full_finetuning": args.full_finetuning},
+        "continual": {
+            "num_orders": args.num_orders,
+            "remedies": args.remedies,
+            "replay_share": args.replay_share,
+        },
+    }[args.protocol]
     lm = args.load(grader, policy=args.policy, student=args.student)
     PROTOCOLS[args.protocol](
         lm,
@@ -138,7 +172,7 @@ def main(args: EvaluationArguments) -> None:
         seed=args.seed,
         self_edits=self_edits,
         compared=args.conditions(lm, examples, grader, args.output_dir),
-        **({"num_orders": args.num_orders, "replays": args.replays} if is_continual else {}),
+        **options,
     )
     saved = [*save_comparison(args.output_dir), *(save_continual(args.output_dir) if is_continual else [])]
     if args.query_run:

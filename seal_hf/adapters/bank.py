@@ -20,6 +20,7 @@ from ..models.architecture import hooked, see_all_tokens
 from ..models.transfers import to_device
 from .adapter import Adapter
 from .layout import LoraLayout, LoraStacks, lora_layout
+from .stacking import stacked_ranks
 
 
 class AdapterRows:
@@ -214,11 +215,32 @@ class AdapterBank:
         self.weights = weights.to(model.get_input_embeddings().weight.device, torch.float32)
 
     @classmethod
-    def initialize(cls, model: nn.Module, peft_config: LoraConfig, seeds: Sequence[int]) -> "AdapterBank":
-        """Fresh adapters, one per seed, initialized as PEFT does (`A` Kaiming-uniform, `B` zero)."""
+    def initialize(
+        cls,
+        model: nn.Module,
+        peft_config: LoraConfig,
+        seeds: Sequence[int],
+        parents: Sequence[Adapter] | None = None,
+    ) -> "AdapterBank":
+        """
+        Fresh adapters, one per seed, initialized as PEFT does (`A` Kaiming-uniform, `B` zero).
+
+        Args:
+            model, peft_config:
+                The model, and the shape of the adapters.
+            seeds (`Sequence[int]`):
+                One for each adapter.
+            parents (`Sequence[Adapter]`, *optional*):
+                For each an adapter whose ranks stand before the fresh ones (see [`stacked_ranks`]).
+
+        Raises:
+            ValueError: No seeds, or parents of different shapes.
+        """
         layout = lora_layout(model, peft_config)
         if not seeds:
             raise ValueError("An adapter bank needs at least one seed; got none.")
+        if parents is not None:
+            return cls._on_parents(model, layout, seeds, parents)
         device = model.get_input_embeddings().weight.device
         weights = torch.empty(len(seeds), layout.num_parameters, device=device)
         for seed in set(seeds):  # drawn once and spread on the device: a vector takes a large model 0.2 s
@@ -227,6 +249,21 @@ class AdapterBank:
                 if other == seed:
                     own.copy_(drawn)
         return cls(model, layout, weights)
+
+    @classmethod
+    def _on_parents(
+        cls, model: nn.Module, layout: LoraLayout, seeds: Sequence[int], parents: Sequence[Adapter]
+    ) -> "AdapterBank":
+        if len({parent.layout for parent in parents}) > 1:
+            raise ValueError(
+                "Adapters that are trained together stand on parents of one layout; train those with parents of other modules, "
+                "ranks or alpha apart."
+            )
+        stacked = [
+            stacked_ranks([(parent.layout, parent.weights, 1.0), (layout, layout.initial_weights(seed), 1.0)])
+            for seed, parent in zip(seeds, parents, strict=True)
+        ]
+        return cls(model, stacked[0][0], torch.stack([weights for _, weights in stacked]))
 
     def __len__(self) -> int:
         return self.weights.shape[0]

@@ -4,25 +4,31 @@ The paper's continual learning (SEAL, section 5): passages one after another, ea
 After every passage the model is asked about all passages so far: what the matrix of the accuracies loses below its diagonal is
 what is forgotten. The paper merges every adapter into the weights before the next is trained. Here the adapter of the next
 passage is trained on top of the last one, and the ranks of both are put next to each other, which is the same sum without
-rounding, also on a quantized base (see [`Adapter.on_base`]).
+rounding, also on a quantized base (see [`stacked_ranks`]). [`seal_hf.evaluation.remedies`] has what is compared with it.
 """
 
+import math
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from shutil import rmtree
-from typing import Any
+from typing import Unpack
 
 from ..adapters.adapter import Adapter
+from ..domains.base import SELF_EDITS
+from ..generation.base import draw_seed
 from ..inner_loop.update import InnerUpdate
 from ..records.journal import Proposal, TrialResult
 from ..records.report import Evaluation
-from ..rollout.chain import check_stackable, on_top_of
+from ..rollout.chain import check_stackable
 from ..rollout.rollout import Rollout
-from ..rollout.stage import RolloutConfig, Stage, Trial, untrained_banks
+from ..rollout.stage import Stage, Trial, untrained_banks
 from ..self_adapting_lm import SelfAdaptingLM
-from .protocol import ComparedCondition, ProtocolRun, evaluated, joined_update, together
+from .conditions import written_in
+from .protocol import ComparedCondition, ProtocolArguments, ProtocolRun, evaluated, joined_update, together
+from .remedies import REMEDIES, REPLAY, ROUTED, replayed, routes_of, run_apart
 
 
 def continual(
@@ -31,47 +37,62 @@ def continual(
     output_dir: str | Path,
     *,
     num_orders: int = 1,
-    replays: bool = False,
-    num_generations: int = 1,
-    config: RolloutConfig | None = None,
-    seed: int = 0,
-    self_edits: Iterable[Mapping[str, Any]] | None = None,
-    compared: Iterable[ComparedCondition] = (),
+    remedies: Sequence[str] = (),
+    replay_share: float = 0.25,
+    **arguments: Unpack[ProtocolArguments],
 ) -> Evaluation:
     """
     Evaluate what a model keeps of examples that it learns one after another.
 
     For the self-edits, and for every baseline that trains, a chain of adapters is trained in each of several orders of the
-    examples. What every adapter says about every example so far is in `evaluation/trials`
-    ([`seal_hf.records.continual.matrices`] reads it), what the last ones say is evaluated as by [`single_passage`], with the
-    orders as repeats. The last adapter of each chain is kept in `evaluation/chains` until all are done, so that an interrupted
-    evaluation goes on where it was. Processes share out the chains step by step; they need one disk, or train the adapters below
-    their own again.
+    examples; adapters of several chains that are as far are trained in one bank. What every adapter says about every example so
+    far is in `evaluation/trials` ([`seal_hf.records.continual.matrices`] reads it), what the last ones say is evaluated as by
+    [`single_passage`], with the orders as repeats. The last adapter of each chain is kept in `evaluation/chains` until all are
+    done, so that an interrupted evaluation goes on where it was. Processes share out the banks step by step; they need one disk,
+    or train the adapters below their own again.
 
     Args:
-        lm, examples, output_dir, config, seed, self_edits, compared:
+        lm, examples, output_dir:
             As for [`single_passage`]. The model carries no policy: those that write are conditions.
         num_orders (`int`, *optional*, defaults to `1`):
             Orders of the examples: as given, and then shuffled ones, drawn from `seed`.
-        replays (`bool`, *optional*, defaults to `False`):
-            Whether each adapter is also trained on the self-edits about all examples before its own.
-        num_generations (`int`, *optional*, defaults to `1`):
-            Self-edits about every example, which all go into its adapter.
+        remedies (`Sequence[str]`, *optional*, defaults to none):
+            Some of [`REMEDIES`], each a further condition with a matrix of its own on the same self-edits.
+        replay_share (`float`, *optional*, defaults to `0.25`):
+            With `"replay"`: the share of the training sequences about each earlier example that are trained on again with every
+            new one; above 0 and at most 1.
+        **arguments ([`ProtocolArguments`]):
+            As for [`single_passage`]. All of `num_generations` self-edits about an example go into its adapter.
 
     Returns:
         [`Evaluation`]: of the adapters at the ends of the chains. Tokens and seconds are of all steps of a chain.
 
     Raises:
         GradingIncomplete, OSError: As [`single_passage`].
-        ValueError: As [`single_passage`]; also `num_orders` below 1, a model that carries a policy, a vLLM server or a skill vector.
+        ValueError: As [`single_passage`]; also `num_orders` below 1, an unknown remedy, a share out of its range, a domain that cannot
+            route questions, a model that carries a policy, a vLLM server or a skill vector.
     """
     if num_orders < 1:
         raise ValueError(f"num_orders={num_orders!r} must be a whole number of at least 1.")
+    if unknown := sorted(set(remedies) - set(REMEDIES)):
+        raise ValueError(f"remedies: {unknown[0]!r} is none of {', '.join(map(repr, REMEDIES))}.")
+    if not 0 < replay_share <= 1:
+        raise ValueError(f"replay_share={replay_share!r} must be above 0 and at most 1.")
     check_stackable(lm)
-    orders = _orders(len(examples), num_orders, seed)
+    orders = _orders(len(examples), num_orders, arguments.get("seed", 0))
+    compared = arguments.pop("compared", ())
 
     def score(run: ProtocolRun) -> None:
-        _score_orders(run, orders, replays)
+        if ROUTED in remedies:
+            routes_of(run.rollout.lm.domain, run.stage.data.examples)
+        _score_orders(run, orders)
+
+    def conditions() -> Iterator[ComparedCondition]:
+        for remedy in remedies:
+            options = {"remedy": remedy} | ({"replay_share": replay_share} if remedy == REPLAY else {})
+            own = written_in(output_dir)
+            yield ComparedCondition(f"{SELF_EDITS}, {remedy}", lm, self_edits=own, options=options)
+        yield from compared
 
     return evaluated(
         "continual",
@@ -79,12 +100,9 @@ def continual(
         lm,
         examples,
         output_dir,
-        num_generations=num_generations,
-        config=config,
-        seed=seed,
-        self_edits=self_edits,
-        compared=compared,
-        options={"num_orders": num_orders, "replays": replays},
+        {"num_orders": num_orders},
+        compared=conditions(),
+        **arguments,
     )
 
 
@@ -96,24 +114,40 @@ def _orders(num_examples: int, num_orders: int, seed: int) -> list[list[int]]:
     return orders
 
 
-def _score_orders(run: ProtocolRun, orders: Sequence[Sequence[int]], replays: bool) -> None:
+def _score_orders(run: ProtocolRun, orders: Sequence[Sequence[int]]) -> None:
     check_stackable(run.rollout.lm)
     rollout, proposals = run.rollout, run.rollout.propose(run.stage)
     recorded = together(run, proposals)
     # A repeat is an order.
     stage = replace(run.stage, inner_seeds=run.stage.inner_seeds * len(orders))
+    remedy = run.options.get("remedy")
 
     def trials() -> list[TrialResult] | None:
         updates = _updates(rollout, stage, proposals, recorded)
-        chains = _Chains(rollout.lm, stage, orders, updates, replays)
-        results = rollout.run(stage, untrained_banks(stage, 0))
-        for step in range(len(stage.data)):
-            results += rollout.run(stage, chains.banks(step), chains)
+        if remedy in (None, REPLAY):
+            results = _run_chains(rollout, stage, proposals, orders, updates, run.options.get("replay_share", 0.0))
+        else:
+            results = run_apart(rollout, stage, orders, updates.get(SELF_EDITS, [None] * len(stage.places)), remedy)
         rollout.processes.on_main(stage.journal.write_trials, stage.round, results)
-        rollout.processes.on_main(rmtree, chains.folder, True)
         return _at_the_end(results, len(stage.data))
 
     rollout.record(stage, recorded, trials)
+
+
+def _run_chains(
+    rollout: Rollout,
+    stage: Stage,
+    proposals: Sequence[Proposal],
+    orders: Sequence[Sequence[int]],
+    updates: Mapping[str, Sequence[InnerUpdate | None]],
+    replay_share: float,
+) -> list[TrialResult]:
+    chains = _Chains(rollout.lm, stage, proposals, orders, updates, replay_share)
+    results = rollout.run(stage, untrained_banks(stage, 0))
+    for step in range(len(stage.data)):
+        results += rollout.run(stage, chains.banks(step), chains)
+    rollout.processes.on_main(rmtree, chains.folder, True)
+    return results
 
 
 def _updates(
@@ -151,83 +185,110 @@ def _at_the_end(results: Sequence[TrialResult], num_examples: int) -> list[Trial
 
 class _Chains:
     """
-    The chains of a stage: one for each condition and order, of which a bank is one step.
+    The chains of a stage, one for each condition and order. Those that are as far share banks.
 
     Parameters:
         lm ([`SelfAdaptingLM`]):
             The model.
         stage ([`Stage`]):
             Its examples and journal.
+        proposals (`Sequence[Proposal]`):
+            Its self-edits, with the banks that were composed for them: they tell how many adapters are trained together.
         orders (`Sequence[Sequence[int]]`):
             The places of the examples in each order.
         updates (`Mapping[str, Sequence[InnerUpdate | None]]`):
             For each condition what is trained on of every example.
-        replays (`bool`):
-            Whether earlier examples are trained on again.
+        replay_share (`float`):
+            The share of what was trained on of each earlier example that is trained on again; 0 for none.
     """
 
     def __init__(
         self,
         lm: SelfAdaptingLM,
         stage: Stage,
+        proposals: Sequence[Proposal],
         orders: Sequence[Sequence[int]],
         updates: Mapping[str, Sequence[InnerUpdate | None]],
-        replays: bool,
+        replay_share: float,
     ):
         self.folder = stage.journal.directory / "chains"
-        self._lm, self._stage, self._orders, self._updates, self._replays = lm, stage, orders, updates, replays
+        self._lm, self._stage, self._orders, self._updates = lm, stage, orders, updates
+        self._replay_share = replay_share
         self._chains = [(condition, order) for condition in updates for order in range(len(orders))]
         self._first = len(untrained_banks(stage, 0))
-        # Of one chain alone, since the ranks grow.
-        self._last: tuple[int, int, Adapter | None] = (-1, -1, None)  # chain, step and what is trained by then
+        sizes: dict[int, int] = defaultdict(int)
+        for proposal in proposals:
+            for bank in proposal.banks:
+                sizes[bank] += 1
+        # As many banks as the processes can share, but none larger than those.
+        self._size = min(max(sizes.values(), default=1), math.ceil(len(self._chains) / max(1, len(sizes))))
+        self._members: dict[int, tuple[int, list[int]]] = {}  # of each bank its step and its chains
 
     def banks(self, step: int) -> dict[int, list[Trial]]:
-        """The trials of a step, each alone in its bank."""
-        first = self._first + step * len(self._chains)
-        return {first + chain: [self._trial(chain, step)] for chain in range(len(self._chains))}
+        """
+        The trials of a step: of each bank adapters whose parents have one rank, and the fewer the higher that is, so that they take
+        the memory of the first step's.
+        """
+        by_rank: dict[tuple[bool, int], list[int]] = defaultdict(list)
+        for chain in range(len(self._chains)):
+            num_below = sum(self._trial(chain, earlier).update is not None for earlier in range(step))
+            by_rank[self._trial(chain, step).update is not None, num_below].append(chain)
+        banks: dict[int, list[Trial]] = {}
+        for (_, num_below), chains in by_rank.items():
+            size = max(1, self._size // (1 + num_below))
+            for start in range(0, len(chains), size):
+                number = self._first + step * len(self._chains) + len(banks)
+                self._members[number] = (step, chains[start : start + size])
+                banks[number] = [self._trial(chain, step) for chain in chains[start : start + size]]
+        return banks
 
-    def parent(self, bank: int) -> Adapter | None:
-        """The adapter of the step before."""
-        step, chain = divmod(bank - self._first, len(self._chains))
-        return self._after(chain, step - 1)
+    def parents(self, bank: int) -> list[Adapter | None]:
+        """The adapters of the step before."""
+        step, chains = self._members[bank]
+        return [self._after(chain, step - 1) for chain in chains]
 
     def keep(self, bank: int, adapters: Sequence[Adapter | None]) -> None:
-        """Keep the adapter of a step on the disk, in place of those before its parent."""
-        step, chain = divmod(bank - self._first, len(self._chains))
-        parent, (adapter,) = self._after(chain, step - 1), adapters
-        adapter = parent if adapter is None else adapter.on_base()
-        self._last = (chain, step, adapter)
-        if adapter is not None:
-            adapter.export(self._file(chain, step))
-        rmtree(self._file(chain, step - 2), ignore_errors=True)
+        """Keep the adapters of a step on the disk, in place of those before their parents."""
+        step, chains = self._members[bank]
+        for chain, adapter in zip(chains, adapters, strict=True):
+            if adapter is not None:
+                adapter.export(self._file(chain, step))
+            rmtree(self._file(chain, step - 2), ignore_errors=True)
 
     def _trial(self, chain: int, step: int) -> Trial:
         """The newest example is asked about first, so that its seed is the adapter's."""
         condition, order = self._chains[chain]
         so_far = self._orders[order][: step + 1][::-1]
-        own = self._updates[condition]
-        update = (
-            joined_update([own[place] for place in so_far], self._lm.inner_config) if self._replays else own[so_far[0]]
-        )
+        update = self._updates[condition][so_far[0]]
+        if self._replay_share:
+            update = self._with_earlier(update, condition, order, so_far[1:])
         asked = {one.name: one.questions for one in self._stage.baselines}
         questions = asked.get(condition, self._lm.domain.questions)
         return Trial(condition, step, order, update, tuple(so_far), questions)
+
+    def _with_earlier(
+        self, update: InnerUpdate | None, condition: str, order: int, earlier: Sequence[int]
+    ) -> InnerUpdate | None:
+        """What is trained on with a share of what was trained on of earlier examples."""
+        parts = [update]
+        for place in earlier:
+            if (own := self._updates[condition][place]) is not None:
+                seed = draw_seed(self._stage.seed, order, len(earlier), place)
+                parts.append(replace(own, sequences=replayed(own, self._replay_share, seed)))
+        return joined_update(parts, self._lm.inner_config)
 
     def _after(self, chain: int, step: int) -> Adapter | None:
         """The adapter after a step: as it was kept, or trained again."""
         if step < 0:
             return None
-        if self._last[:2] == (chain, step):
-            return self._last[2]
         file = self._file(chain, step)
         if file.is_dir():
-            adapter = Adapter.from_pretrained(file, self._lm.model, self._lm.base_model_id)
-        else:
-            trial, adapter = self._trial(chain, step), self._after(chain, step - 1)
-            if trial.update is not None:
-                with on_top_of(self._lm, adapter) as lm:
-                    adapter = lm.adapt(trial.update, seed=self._stage.inner_seed(trial)).on_base()
-        self._last = (chain, step, adapter)
+            return Adapter.from_pretrained(file, self._lm.model, self._lm.base_model_id)
+        trial, parent = self._trial(chain, step), self._after(chain, step - 1)
+        if trial.update is None:
+            return parent
+        seed, parents = self._stage.inner_seed(trial), parent and [parent]
+        (adapter,) = self._lm.adapt([trial.update], seed=seed, parents=parents)
         return adapter
 
     def _file(self, chain: int, step: int) -> Path:

@@ -1,18 +1,20 @@
 """
 The paper's continued pretraining (SEAL, section 4.2): all passages into one adapter, then answer about each of them.
 
-The paper's first version trains a LoRA adapter here, its second all weights. This is the first of the two.
+The paper's first version trains a LoRA adapter here, its second all weights. They are two different things: figures are comparable
+within one of them.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
+from ..inner_loop.full_finetuning import check_finetunable
 from ..records.journal import TrialResult
 from ..records.report import Evaluation
-from ..rollout.stage import RolloutConfig, Trial, untrained_banks
+from ..rollout.stage import Trial, untrained_banks
 from ..self_adapting_lm import SelfAdaptingLM
-from .protocol import ComparedCondition, ProtocolRun, evaluated, joined_update, together
+from .protocol import ProtocolArguments, ProtocolRun, evaluated, joined_update, together
 
 
 def continued_pretraining(
@@ -20,11 +22,8 @@ def continued_pretraining(
     examples: Sequence[Mapping],
     output_dir: str | Path,
     *,
-    num_generations: int = 1,
-    config: RolloutConfig | None = None,
-    seed: int = 0,
-    self_edits: Iterable[Mapping[str, Any]] | None = None,
-    compared: Iterable[ComparedCondition] = (),
+    full_finetuning: bool = False,
+    **arguments: Unpack[ProtocolArguments],
 ) -> Evaluation:
     """
     Evaluate what a model learns from all examples at once.
@@ -34,34 +33,42 @@ def continued_pretraining(
     is left to the settings of `lm`, since it is trained on with others.
 
     Args:
-        lm, examples, output_dir, config, seed, self_edits, compared:
+        lm, examples, output_dir:
             As for [`single_passage`].
-        num_generations (`int`, *optional*, defaults to `1`):
-            Self-edits about every example, which all go into the one adapter.
+        full_finetuning (`bool`, *optional*, defaults to `False`):
+            Whether all weights of a copy of the model are trained in place of an adapter (see [`finetune`]), one condition after the
+            other. The learning rate is that of `lm`'s inner loop, whose default is for adapters.
+        **arguments ([`ProtocolArguments`]):
+            As for [`single_passage`]. All of `num_generations` self-edits about every example go into the one adapter.
 
     Returns:
         [`Evaluation`]: as of [`single_passage`]. Tokens and seconds are of the one adapter. The paper states its accuracies here
             per question.
 
     Raises:
-        GradingIncomplete, ValueError, OSError: As [`single_passage`].
+        GradingIncomplete, ValueError, OSError: As [`single_passage`]; with `full_finetuning` also a `ValueError` for a model that
+            carries a policy, is quantized or has a skill vector added, and `DoesNotFit` where the memory is short.
     """
-    return evaluated(
-        "continued_pretraining",
-        _score_all,
-        lm,
-        examples,
-        output_dir,
-        num_generations=num_generations,
-        config=config,
-        seed=seed,
-        self_edits=self_edits,
-        compared=compared,
-    )
+    options = {}
+    if full_finetuning:  # named only then, so that older runs can be resumed
+        _check_finetunable(lm)
+        options["full_finetuning"] = True
+    return evaluated("continued_pretraining", _score_all, lm, examples, output_dir, options, **arguments)
+
+
+def _check_finetunable(lm: SelfAdaptingLM) -> None:
+    check_finetunable(lm.model)
+    if lm.added is not None:
+        raise ValueError(
+            "A skill vector is added to adapters, of which full finetuning has none; leave one of the two out."
+        )
 
 
 def _score_all(run: ProtocolRun) -> None:
     stage, rollout = run.stage, run.rollout
+    trains_all_weights = run.options.get("full_finetuning", False)
+    if trains_all_weights:
+        _check_finetunable(rollout.lm)
     proposals = rollout.propose(stage)
     recorded = together(run, proposals)
 
@@ -75,7 +82,8 @@ def _score_all(run: ProtocolRun) -> None:
             ]
             update = joined_update(own, rollout.lm.inner_config)
             questions = asked.get(condition, rollout.lm.domain.questions)
-            banks[len(banks)] = [Trial(condition, 0, 0, update, stage.places, questions)]
+            trial = Trial(condition, 0, 0, update, stage.places, questions, trains_all_weights=trains_all_weights)
+            banks[len(banks)] = [trial]
         return rollout.run(stage, banks | untrained_banks(stage, len(banks)))
 
     rollout.record(stage, recorded, trials)

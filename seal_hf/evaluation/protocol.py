@@ -4,9 +4,9 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from ..adapters.layout import lora_layout
 from ..domains.base import SELF_EDITS, Condition
@@ -23,6 +23,7 @@ from ..rollout.rollout import Rollout
 from ..rollout.settings import describe, fingerprint
 from ..rollout.stage import FREE_OPTIONS, RolloutConfig, Stage, Trial
 from ..self_adapting_lm import SelfAdaptingLM
+from .remedies import routes_among
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class ComparedCondition:
         is_routed (`bool`, *optional*, defaults to `False`):
             Whether every question is answered by the adapter of the example that it is about by [`Domain.routes`], whichever example
             it is asked with. There is an adapter for each example, and all are trained together.
+        options (`Mapping[str, Any]`, *optional*, defaults to an empty mapping):
+            Settings of the protocol for this condition alone, which are recorded with it.
     """
 
     name: str
@@ -53,6 +56,34 @@ class ComparedCondition:
     self_edits: Iterable[Mapping[str, Any]] | None = None
     baseline: Condition | None = None
     is_routed: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+class ProtocolArguments(TypedDict, total=False):
+    """
+    What all protocols take in the same way.
+
+    Parameters:
+        num_generations (`int`, *optional*, defaults to `1`):
+            Self-edits per example. A malformed one counts as answered by the base model.
+        config ([`RolloutConfig`], *optional*):
+            Sampling, lengths and bank size.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of sampling, initial weights and order.
+        self_edits (`Iterable[Mapping[str, Any]]`, *optional*):
+            What somebody else wrote about the examples, of which the first `num_generations` about each stand in place of what
+            the model would write: rows in a form of [`seal_hf.domains.stored_self_edits`]. What they ask of a tool is carried
+            out by this model. None is cut, and all count as ended by their writer.
+        compared (`Iterable[ComparedCondition]`, *optional*):
+            Further conditions on the same examples, with the same seeds: other styles, policies, models, files, baselines. Each has
+            a folder of its own, `output_dir/conditions/NAME`, and may be added later. One is taken when those before it are done.
+    """
+
+    num_generations: int
+    config: RolloutConfig | None
+    seed: int
+    self_edits: Iterable[Mapping[str, Any]] | None
+    compared: Iterable[ComparedCondition]
 
 
 @dataclass(frozen=True)
@@ -67,11 +98,14 @@ class ProtocolRun:
             The engine.
         folder ([`RunFolder`]):
             Where its records go.
+        options (`Mapping[str, Any]`):
+            Settings of the protocol, with those of the condition.
     """
 
     stage: Stage
     rollout: Rollout
     folder: RunFolder
+    options: Mapping[str, Any]
 
 
 def evaluated(
@@ -80,13 +114,8 @@ def evaluated(
     lm: SelfAdaptingLM,
     examples: Sequence[Mapping],
     output_dir: str | Path,
-    *,
-    num_generations: int,
-    config: RolloutConfig | None,
-    seed: int,
-    self_edits: Iterable[Mapping[str, Any]] | None,
-    compared: Iterable[ComparedCondition],
     options: Mapping[str, Any] | None = None,
+    **arguments: Unpack[ProtocolArguments],
 ) -> Evaluation:
     """
     Score a model's self-edits with the domain's baselines, then one after another the conditions to compare them with.
@@ -99,10 +128,12 @@ def evaluated(
             Name of the protocol, which is a setting of the run.
         score (`Callable[[ProtocolRun], None]`):
             Scores one condition by the protocol.
-        lm, examples, output_dir, num_generations, config, seed, self_edits, compared:
+        lm, examples, output_dir:
             As for [`single_passage`].
         options (`Mapping[str, Any]`, *optional*):
             Settings of the protocol itself.
+        **arguments ([`ProtocolArguments`]):
+            What all protocols take.
 
     Returns:
         [`Evaluation`]: what all conditions come to.
@@ -110,15 +141,17 @@ def evaluated(
     Raises:
         ValueError: As [`single_passage`].
     """
+    num_generations, config = arguments.get("num_generations", 1), arguments.get("config") or RolloutConfig()
     if num_generations < 1:
         raise ValueError(f"num_generations={num_generations!r} must be a whole number of at least 1.")
     processes = Processes(Path(output_dir))
     taken = {SELF_EDITS, *(condition.name for condition in lm.domain.conditions)}
-    common = {"num_generations": num_generations, "config": config or RolloutConfig(), "seed": seed}
+    common = {"num_generations": num_generations, "config": config, "seed": arguments.get("seed", 0)}
     common |= {"options": {"protocol": protocol, **(options or {})}}
     with processes.explaining_termination(lm.generator.clean_up):
-        _score(score, processes, lm, examples, Path(output_dir), self_edits=self_edits, **common)
-        for one in compared:
+        own = arguments.get("self_edits")
+        _score(score, processes, lm, examples, Path(output_dir), self_edits=own, **common)
+        for one in arguments.get("compared", ()):
             if one.name in taken or not _folder_name(one.name):
                 raise ValueError(
                     f"Two conditions are called {one.name!r}, or the name has no letter; give each a name of its own."
@@ -147,7 +180,8 @@ def _score(
 ) -> None:
     data = ExampleSet.of(examples, "examples")
     check_examples(lm, data, "examples", config.max_completion_length, config.max_answer_length)
-    options = {**options, "num_generations": num_generations, "seed": seed}
+    own_options = {**options, **(condition.options if condition is not None else {})}
+    options = {**own_options, "num_generations": num_generations, "seed": seed}
     options |= {name: value for name, value in asdict(config).items() if name not in FREE_OPTIONS}
     options |= {f"inner_{name}": value for name, value in asdict(lm.inner_config).items()}
     completions = None
@@ -178,7 +212,7 @@ def _score(
     with ExitStack() as held:
         processes.on_main(folder.open, True, 0)
         processes.on_main(lambda: held.enter_context(folder.held()))
-        run = ProtocolRun(stage, rollout, folder)
+        run = ProtocolRun(stage, rollout, folder, own_options)
         score_routed(run) if condition is not None and condition.is_routed else score(run)
 
 
@@ -221,12 +255,7 @@ def score_routed(run: ProtocolRun) -> None:
         ValueError: The domain cannot tell what a question is about.
     """
     stage, rollout = run.stage, run.rollout
-    routes = rollout.lm.domain.routes(stage.data.examples)
-    if routes is None:
-        raise ValueError(
-            f"{type(rollout.lm.domain).__name__}.routes() cannot tell what a question is about; implement it, or leave the "
-            "routed condition out."
-        )
+    routes = routes_among(rollout, stage, stage.places)
     proposals = rollout.propose(stage)
 
     def trials() -> list[TrialResult] | None:

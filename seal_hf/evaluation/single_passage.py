@@ -1,25 +1,19 @@
 """The paper's single-passage protocol (SEAL, section 4.2): adapt to one passage, then answer about it without seeing it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 from ..records.report import Evaluation
-from ..rollout.stage import RolloutConfig
 from ..self_adapting_lm import SelfAdaptingLM
-from .protocol import ComparedCondition, ProtocolRun, evaluated
+from .protocol import ProtocolArguments, ProtocolRun, evaluated
 
 
 def single_passage(
     lm: SelfAdaptingLM,
     examples: Sequence[Mapping],
     output_dir: str | Path,
-    *,
-    num_generations: int = 1,
-    config: RolloutConfig | None = None,
-    seed: int = 0,
-    self_edits: Iterable[Mapping[str, Any]] | None = None,
-    compared: Iterable[ComparedCondition] = (),
+    **arguments: Unpack[ProtocolArguments],
 ) -> Evaluation:
     """
     Evaluate what a model learns from each example alone, and compare with the domain's other conditions.
@@ -36,19 +30,8 @@ def single_passage(
             Examples of the domain, with their questions.
         output_dir (`str` or `Path`):
             Where the records go.
-        num_generations (`int`, *optional*, defaults to `1`):
-            Self-edits per example. A malformed one counts as answered by the base model.
-        config ([`RolloutConfig`], *optional*):
-            Sampling, lengths and bank size.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of sampling, initial weights and order.
-        self_edits (`Iterable[Mapping[str, Any]]`, *optional*):
-            What somebody else wrote about the examples, of which the first `num_generations` about each stand in place of what
-            the model would write: rows in a form of [`seal_hf.domains.stored_self_edits`]. What they ask of a tool is carried
-            out by this model. None is cut, and all count as ended by their writer.
-        compared (`Iterable[ComparedCondition]`, *optional*):
-            Further conditions on the same examples, with the same seeds: other styles, policies, models, files, baselines. Each has
-            a folder of its own, `output_dir/conditions/NAME`, and may be added later. One is taken when those before it are done.
+        **arguments ([`ProtocolArguments`]):
+            `num_generations`, `config`, `seed`, `self_edits` and `compared`.
 
     Returns:
         [`Evaluation`]: accuracies and differences; [`seal_hf.records.tables.results_table`] shows them.
@@ -59,18 +42,7 @@ def single_passage(
             output directory with a run of other settings, or one that another process works in, or two conditions of one name.
         OSError: The output directory cannot be written.
     """
-    return evaluated(
-        "single_passage",
-        _score_each,
-        lm,
-        examples,
-        output_dir,
-        num_generations=num_generations,
-        config=config,
-        seed=seed,
-        self_edits=self_edits,
-        compared=compared,
-    )
+    return evaluated("single_passage", _score_each, lm, examples, output_dir, **arguments)
 
 
 def _score_each(run: ProtocolRun) -> None:

@@ -21,7 +21,7 @@ from .base import Sampling
 from .batch_sizes import tokens_per_batch
 from .decoder import Decoder
 from .halves import in_halves
-from .likelihood import answer_log_likelihoods
+from .likelihood import Divergence, answer_log_likelihoods, divergences_from_base
 from .requests import ModelGenerator, require_one_each
 from .sampling import Greedy, Sampler
 from .writing import Writing
@@ -91,6 +91,31 @@ class TransformersGenerator(ModelGenerator):
         self._require_own(adapters)
         stacked, numbers = self._stack(adapters or [None] * len(prompts))
         return answer_log_likelihoods(self.model, self.tokenizer, prompts, gold_answers, stacked, numbers)
+
+    def divergences_from_base(
+        self,
+        prompts: Sequence[Prompt],
+        answers: Sequence[str],
+        adapters: Sequence[Adapter | None],
+        base: nn.Module | None = None,
+    ) -> list[Divergence]:
+        """
+        How far adapters are from the base at the tokens of answers (see [`divergences_from_base`]).
+
+        Args:
+            prompts, answers:
+                Prompts, and an answer to each.
+            adapters (`Sequence[Adapter | None]`):
+                As in [`TextGenerator.generate`].
+            base (`PreTrainedModel`, *optional*):
+                What they are compared with. Defaults to the model without an inner adapter.
+        """
+        require_one_each(prompts, {"answers": answers, "adapters": adapters})
+        self._require_own(adapters)
+        stacked, numbers = self._stack(adapters)
+        return divergences_from_base(
+            self.model, base or self.model, self.tokenizer, prompts, answers, stacked, numbers
+        )
 
     def _stack(self, adapters: Sequence[Adapter | None]) -> tuple[StackedAdapters | None, list[int | None]]:
         """The adapters, each once, in the order in which they first occur, and for every prompt its number in them."""

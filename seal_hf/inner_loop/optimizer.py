@@ -46,10 +46,12 @@ class BankOptimizer:
             The adapters' weights, changed in place.
         grads ([`LoraStacks`]):
             Where the gradients of a step are, in the order in which the adapters are given to it.
+        trained (`torch.Tensor` of shape `(num_parameters,)`, *optional*):
+            1 for the weights of an adapter that are trained, 0 for those that stay as they are; all are trained where absent.
     """
 
-    def __init__(self, weights: torch.Tensor, grads: LoraStacks):
-        self.grads = grads
+    def __init__(self, weights: torch.Tensor, grads: LoraStacks, trained: torch.Tensor | None = None):
+        self.grads, self._trained = grads, trained
         rows = 1 if grads.vectors is None else max(1, _GRADIENT_VALUES // weights.shape[1])
         self._gradients = torch.empty_like(weights[:rows])
         self._weights = weights.unbind()
@@ -77,6 +79,8 @@ class BankOptimizer:
             values, places = losses.tolist(), range(len(adapters))
             return values, list(map(self._step_alone, places, adapters, sizes, values))
         vectors, count = self.grads.vectors[: len(adapters)], len(adapters)
+        if self._trained is not None:
+            vectors.mul_(self._trained)
         norms = torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float32)
         read = transfers.to_host(torch.cat([losses, norms]))
         values, norms = read[:count], read[count:]
@@ -100,6 +104,8 @@ class BankOptimizer:
         gradient = self._gradients[0]
         for target, source in zip(self.grads.layout.split(gradient), self.grads.segments_of(place), strict=True):
             target.copy_(source)
+        if self._trained is not None:
+            gradient.mul_(self._trained)
         norm = torch.linalg.vector_norm(gradient).item()
         if not (math.isfinite(norm) and math.isfinite(loss)):
             return False
@@ -110,19 +116,42 @@ class BankOptimizer:
 
     def _adamw(self, adapters: Sequence[int], gradients: Sequence[torch.Tensor], rate: float) -> None:
         first, second = ([moments[adapter] for adapter in adapters] for moments in self._moments)
-        adamw(
-            [self._weights[adapter] for adapter in adapters],
-            list(gradients),
-            first,
-            second,
-            [],
-            [self._num_steps[adapter] for adapter in adapters],
-            fused=True,
-            amsgrad=False,
-            beta1=0.9,
-            beta2=0.999,
-            lr=rate,
-            weight_decay=0.0,
-            eps=1e-8,
-            maximize=False,
-        )
+        weights = [self._weights[adapter] for adapter in adapters]
+        adamw_step(weights, list(gradients), first, second, [self._num_steps[adapter] for adapter in adapters], rate)
+
+
+def adamw_step(
+    weights: list[torch.Tensor],
+    gradients: list[torch.Tensor],
+    first: list[torch.Tensor],
+    second: list[torch.Tensor],
+    num_steps: list[torch.Tensor],
+    rate: float,
+) -> None:
+    """
+    AdamW with torch's defaults and no weight decay, in place.
+
+    Args:
+        weights, gradients, first, second (`list[torch.Tensor]`, fp32):
+            Weights, their gradients and both moments, each of one shape.
+        num_steps (`list[torch.Tensor]`, each of shape `()`, fp32):
+            Steps that were taken of each.
+        rate (`float`):
+            The learning rate.
+    """
+    adamw(
+        weights,
+        gradients,
+        first,
+        second,
+        [],
+        num_steps,
+        fused=True,
+        amsgrad=False,
+        beta1=0.9,
+        beta2=0.999,
+        lr=rate,
+        weight_decay=0.0,
+        eps=1e-8,
+        maximize=False,
+    )

@@ -96,6 +96,7 @@ def train(
     on_step: Callable[[InnerStep], None] | None = None,
     stop: threading.Event | None = None,
     gradient_checkpointing: bool = False,
+    num_frozen_ranks: int = 0,
 ) -> list[InnerResult]:
     """
     Train all adapters of a bank, each on its own update. The bank's weights are changed in place.
@@ -115,6 +116,8 @@ def train(
         gradient_checkpointing (`bool`, *optional*, defaults to `False`):
             Let the model's layers compute their activations again in the backward pass: the same adapters from less memory,
             in about a third more time.
+        num_frozen_ranks (`int`, *optional*, defaults to `0`):
+            How many of the first ranks of every adapter take part and stay as they are.
 
     Returns:
         `list[InnerResult]`: one per adapter. An adapter whose loss or gradient is not finite is stopped with its last
@@ -141,7 +144,8 @@ def train(
     start = time.perf_counter()
     with _frozen(bank.model), frozen_norms(bank.model), written_out_rotary(bank.model):
         parameters = LoraParameters(bank.layout, activation_dtype(bank.model), bank.weights.device, len(bank))
-        optimizer = BankOptimizer(bank.weights, parameters.grads)
+        trained = _later_ranks(bank.layout, num_frozen_ranks).to(bank.weights.device) if num_frozen_ranks else None
+        optimizer = BankOptimizer(bank.weights, parameters.grads, trained)
         forward = TrainingForward(bank.model, bank.layout, gradient_checkpointing)
         for step in range(num_steps):
             batches = {
@@ -186,6 +190,15 @@ def train(
                 weights = {adapter: bank.weights[adapter] for adapter in order}
                 on_step(InnerStep(step + 1, num_steps, losses, num_tokens, seconds, bank.layout, weights))
     return results
+
+
+def _later_ranks(layout: LoraLayout, first: int) -> torch.Tensor:
+    """1 for the weights of ranks from the first one on, else 0: `(num_parameters,)`, fp32."""
+    mask = torch.ones(layout.num_parameters)
+    for lora_a, lora_b in layout.views(mask).values():
+        lora_a[:first] = 0
+        lora_b[:, :first] = 0
+    return mask
 
 
 def _step_size(update: InnerUpdate, step: int) -> StepSize:

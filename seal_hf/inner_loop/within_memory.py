@@ -12,6 +12,7 @@ import torch
 from peft import LoraConfig
 from torch import nn
 
+from ..adapters.adapter import Adapter
 from ..adapters.bank import AdapterBank
 from ..adapters.layout import LoraLayout
 from ..models.access import checkpointable_layers
@@ -53,6 +54,7 @@ def train_within_memory(
     on_step: Callable[[InnerStep], None] | None = None,
     stop: threading.Event | None = None,
     gradient_checkpointing: bool = False,
+    parents: Sequence[Adapter] | None = None,
 ) -> list[TrainedAdapter]:
     """
     Train one adapter per update from fresh weights, all in one bank, or in halves of it (and halves of those) one after the
@@ -75,6 +77,9 @@ def train_within_memory(
             As for [`train`].
         gradient_checkpointing (`bool`, *optional*, defaults to `False`):
             As for [`train`]; where it is not set, it follows from the memory.
+        parents (`Sequence[Adapter]`, *optional*):
+            For each update an adapter that it is trained on top of, all of one layout. Its ranks stay as they are and are the first
+            of what comes back.
 
     Returns:
         `list[TrainedAdapter]`: one per update.
@@ -94,7 +99,9 @@ def train_within_memory(
     trained: list[TrainedAdapter] = []
     done = _Done()
     seeds = [seed] * len(updates) if isinstance(seed, int) else seed
-    waiting = [list(zip(updates, seeds, strict=True))]  # the next part is the last one
+    waiting = [
+        list(zip(updates, seeds, parents or [None] * len(updates), strict=True))
+    ]  # the next part is the last one
     while waiting:
         part = waiting.pop()
         report = on_step and partial(_report, on_step, done, sum(map(_num_steps, waiting)))
@@ -157,22 +164,23 @@ def _outgrows_memory(model: nn.Module, updates: Sequence[InnerUpdate], num_token
     return num_bytes > budget and bool(checkpointable_layers(model))
 
 
-def _num_steps(part: Sequence[tuple[InnerUpdate, int]]) -> int:
-    return max(update.num_steps for update, _ in part)
+def _num_steps(part: Sequence[tuple[InnerUpdate, int, Adapter | None]]) -> int:
+    return max(update.num_steps for update, *_ in part)
 
 
 def _train(
     model: nn.Module,
     peft_config: LoraConfig,
-    part: Sequence[tuple[InnerUpdate, int]],
+    part: Sequence[tuple[InnerUpdate, int, Adapter | None]],
     on_step: Callable[[InnerStep], None] | None,
     stop: threading.Event | None,
     gradient_checkpointing: bool,
 ) -> tuple[list[TrainedAdapter], str | None]:
     """The adapters of one bank, or none and the error's first line where the memory does not hold them."""
-    updates, seeds = zip(*part, strict=True)
+    updates, seeds, parents = zip(*part, strict=True)
+    has_parents = parents[0] is not None
     try:
-        bank = AdapterBank.initialize(model, peft_config, seeds)
+        bank = AdapterBank.initialize(model, peft_config, seeds, parents if has_parents else None)
         results = train(
             bank,
             updates,
@@ -180,6 +188,7 @@ def _train(
             on_step=on_step,
             stop=stop,
             gradient_checkpointing=gradient_checkpointing,
+            num_frozen_ranks=parents[0].layout.r if has_parents else 0,
         )
     except torch.OutOfMemoryError as error:
         # No more than its text: the frames of the error hold the tensors that have to go.

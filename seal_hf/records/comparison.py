@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,9 @@ from .tables import results_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+# In the picture: the height of a name in inches, and letters of the longest one.
+_NAME_HEIGHT, _LONGEST_NAME = 0.18, 32
 
 
 def save_comparison(output_dir: str | Path) -> list[Path]:
@@ -55,7 +59,7 @@ def as_record(evaluation: Evaluation) -> dict[str, Any]:
 
     Returns:
         `dict[str, Any]`: `conditions`, for each its `accuracy`, `strict_accuracy`, `recitation`, `recited` and `retention`, each a
-            value with the bounds of its 95 % interval and its counts, and its cost in tokens and seconds (see [`Evaluation`]);
+            value with the bounds of its 95 % interval and its counts, its `kl`, and its cost in tokens and seconds (see [`Evaluation`]);
             and `differences`, a list of `condition` minus `other`.
     """
     estimates = {
@@ -65,7 +69,8 @@ def as_record(evaluation: Evaluation) -> dict[str, Any]:
         "recited": evaluation.recited,
         "retention": evaluation.retention,
     }
-    costs = {
+    values = {
+        "kl": evaluation.kl,
         "trained_tokens": evaluation.tokens,
         "training_seconds": evaluation.seconds,
         "written_tokens": evaluation.written_tokens,
@@ -73,7 +78,7 @@ def as_record(evaluation: Evaluation) -> dict[str, Any]:
     }
     conditions = {
         name: {kind: asdict(own[name]) for kind, own in estimates.items() if name in own}
-        | {kind: own[name] for kind, own in costs.items() if name in own}
+        | {kind: own[name] for kind, own in values.items() if name in own}
         for name in evaluation.accuracies
     }
     differences = [
@@ -117,16 +122,43 @@ def _draw_accuracies(axes: "Axes", shown: dict[str, Estimate]) -> None:
 
 
 def _draw_cost(axes: "Axes", shown: dict[str, Estimate], evaluation: Evaluation) -> None:
-    for name, one in shown.items():
+    # The names stand beside the axes, as the points of many conditions lie close together.
+    heights = _spread([one.value for one in shown.values()], _NAME_HEIGHT / axes.figure.get_figheight())
+    for (name, one), height in zip(shown.items(), heights, strict=True):
         tokens = evaluation.written_tokens.get(name, 0) + evaluation.tokens.get(name, 0)
-        axes.plot([tokens, tokens], [one.low, one.high], color=_color(name), alpha=0.4)
-        axes.plot(tokens, one.value, "o", color=_color(name))
-        axes.annotate(name, (tokens, one.value), xytext=(5, 3), textcoords="offset points", fontsize=8)
+        axes.plot([tokens, tokens], [one.low, one.high], color=_color(name), alpha=0.4, clip_on=False)
+        axes.plot(tokens, one.value, "o", color=_color(name), clip_on=False)
+        axes.annotate(
+            name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…",
+            (tokens, one.value),
+            xytext=(1.04, height),
+            textcoords=("axes fraction", "data"),
+            va="center",
+            fontsize=8,
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "relpos": (0, 0.5), "color": _color(name), "alpha": 0.35, "linewidth": 0.7},
+        )
     axes.set(ylim=(0, 1), title="Accuracy over tokens", xlabel="tokens written and trained on, per adapter")
     axes.set_xscale("symlog", linthresh=100)
     axes.set_xlim(left=0)
-    axes.margins(x=0.25)
     axes.yaxis.set_major_formatter(percents)
+
+
+def _spread(values: Sequence[float], gap: float) -> list[float]:
+    """
+    Heights near values in rising order, so far apart that names do not overlap, and as far as that allows at most 1.
+
+    >>> _spread([0.2, 0.25, 0.9, 1.0], 0.2)
+    [0.2, 0.4, 0.8, 1.0]
+    """
+    heights: list[float] = []
+    for value in values:
+        heights.append(max(value, heights[-1] + gap) if heights else value)
+    highest = 1.0
+    for place in range(len(heights) - 1, -1, -1):
+        heights[place] = min(heights[place], highest)
+        highest = heights[place] - gap
+    return [round(height, 6) for height in heights]
 
 
 def percents(share: float, _: int) -> str:

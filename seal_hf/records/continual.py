@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,34 +20,67 @@ from .report import compared_journals
 from .tables import markdown
 
 
+# Heat maps beside each other in the picture.
+_MOST_COLUMNS = 3
+
+
 @dataclass(frozen=True)
 class ContinualMatrix:
     """
     The accuracies of one condition, by the passages' places in their order.
 
     Parameters:
-        mean (`np.ndarray`):
-            Shape `(n + 1, n)`, float64: after `i` of `n` passages the share of right answers about passage `j`, mean over the
-            orders. Row 0 is the model before any; what has not been learned yet is NaN in the others.
-        std (`np.ndarray`):
-            The standard deviations over the orders, of the same shape; 0 where there is one order.
-        num_orders (`int`):
-            Number of orders.
+        values (`np.ndarray`):
+            Shape `(num_orders, n + 1, n)`, float64: in each order, after `i` of `n` passages the share of right answers about passage
+            `j`. Row 0 is the model before any; what has not been learned yet is NaN in the others.
     """
 
-    mean: np.ndarray
-    std: np.ndarray
-    num_orders: int
+    values: np.ndarray
 
     @property
-    def when_learned(self) -> float:
-        """The mean of the diagonal: the accuracy about each passage when it has just been learned."""
-        return float(np.mean([self.mean[place + 1, place] for place in range(self.mean.shape[1])]))
+    def num_orders(self) -> int:
+        return self.values.shape[0]
 
     @property
-    def at_the_end(self) -> float:
-        """The mean of the last row: the accuracy about all passages after the last."""
-        return float(self.mean[-1].mean())
+    def mean(self) -> np.ndarray:
+        """The mean over the orders, `(n + 1, n)`."""
+        return self.values.mean(axis=0)
+
+    @property
+    def std(self) -> np.ndarray:
+        """The standard deviations over the orders, `(n + 1, n)`; 0 where there is one order."""
+        return self.values.std(axis=0)
+
+    @property
+    def untouched(self) -> np.ndarray:
+        """The mean of row 0 in each order, `(num_orders,)`: the accuracy about all passages before the first."""
+        return self.values[:, 0].mean(axis=1)
+
+    @property
+    def when_learned(self) -> np.ndarray:
+        """The mean of the diagonal in each order, `(num_orders,)`: the accuracy about each passage when it has just been learned."""
+        return self.values[:, 1:].diagonal(axis1=1, axis2=2).mean(axis=1)
+
+    @property
+    def at_the_end(self) -> np.ndarray:
+        """The mean of the last row in each order, `(num_orders,)`: the accuracy about all passages after the last."""
+        return self.values[:, -1].mean(axis=1)
+
+    @property
+    def num_first(self) -> int:
+        """How many of the first passages [`~ContinualMatrix.kept`] is about: three quarters of them, such as six of eight."""
+        return max(1, self.values.shape[2] * 3 // 4)
+
+    @property
+    def kept(self) -> np.ndarray:
+        """
+        The share in each order, `(num_orders,)`, that is kept of the first passages: their accuracy at the end over that when each
+        had just been learned; NaN where that was 0.
+        """
+        first = slice(self.num_first)
+        learned = self.values[:, 1:].diagonal(axis1=1, axis2=2)[:, first].mean(axis=1)
+        end = self.values[:, -1, first].mean(axis=1)
+        return np.divide(end, learned, out=np.full_like(end, np.nan), where=learned > 0)
 
 
 def matrices(output_dir: str | Path) -> dict[str, ContinualMatrix]:
@@ -58,7 +92,7 @@ def matrices(output_dir: str | Path) -> dict[str, ContinualMatrix]:
             The run's output directory.
 
     Raises:
-        ValueError: The evaluation is not finished, or is by another protocol.
+        ValueError: The evaluation is not finished, is by another protocol, or nothing of it could be trained on.
     """
     journal = Journal(Path(output_dir) / "evaluation")
     results = journal.trials(0)
@@ -69,6 +103,8 @@ def matrices(output_dir: str | Path) -> dict[str, ContinualMatrix]:
     for name, other in compared_journals(journal).items():
         for matrix in _by_condition(other.trials(0) or (), base).values():
             found[name] = matrix
+    if not found:
+        raise ValueError(f"{output_dir} holds no adapter: no self-edit could be trained on; look at its proposals.")
     return found
 
 
@@ -91,25 +127,27 @@ def _matrix(orders: Sequence[dict[int, list[TrialResult]]], base: dict[int, floa
         for step in range(n):
             rewards = {result.example: result.reward for result in steps[step]}
             values[number, step + 1, : step + 1] = [rewards[example] for example in order[: step + 1]]
-    return ContinualMatrix(values.mean(axis=0), values.std(axis=0), len(orders))
+    return ContinualMatrix(values)
 
 
 def continual_table(found: dict[str, ContinualMatrix]) -> str:
     """The matrices as Markdown: a summary of the conditions, then each matrix with the standard deviations over orders."""
     summary = [
-        [name, f"{one.mean[0].mean():.1%}", f"{one.when_learned:.1%}", f"{one.at_the_end:.1%}"]
+        [name, *map(_summed_up, (one.untouched, one.when_learned, one.at_the_end, one.kept))]
         for name, one in found.items()
     ]
-    header = ["condition", "untouched", "when just learned", "at the end"]
-    parts = ["Means over the passages, learned one after another:", markdown(header, summary)]
+    num_first = next(iter(found.values())).num_first
+    header = ["condition", "untouched", "when just learned", "at the end", f"kept of the first {num_first}"]
+    note = (
+        "Means over the passages, learned one after another, in %, with standard deviations over orders where there are several. "
+        "Kept: the accuracy about the first passages at the end, over that when each had just been learned."
+    )
+    parts = [note, markdown(header, summary)]
     for name, one in found.items():
         n = one.mean.shape[1]
         rows = [
-            [
-                str(row),
-                *("" if np.isnan(cell) else _cell(cell, std, one) for cell, std in zip(cells, stds, strict=True)),
-            ]
-            for row, (cells, stds) in enumerate(zip(one.mean, one.std, strict=True))
+            [str(row), *("" if np.isnan(cells).any() else _summed_up(cells) for cells in one.values[:, row].T)]
+            for row in range(n + 1)
         ]
         orders = f"mean and standard deviation of {one.num_orders} orders" if one.num_orders > 1 else "one order"
         parts.append(f"{name}: accuracy in % about each passage after so many of them, {orders}.")
@@ -117,8 +155,12 @@ def continual_table(found: dict[str, ContinualMatrix]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _cell(value: float, std: float, matrix: ContinualMatrix) -> str:
-    return f"{100 * value:.1f}" + (f" ± {100 * std:.1f}" if matrix.num_orders > 1 else "")
+def _summed_up(values: np.ndarray) -> str:
+    """Mean and standard deviation of the values of all orders that have one, in %."""
+    known = 100 * values[~np.isnan(values)]
+    if not len(known):
+        return "–"
+    return f"{known.mean():.1f}" + (f" ± {known.std():.1f}" if len(known) > 1 else "")
 
 
 def save_continual(output_dir: str | Path) -> list[Path]:
@@ -126,7 +168,8 @@ def save_continual(output_dir: str | Path) -> list[Path]:
     Write `continual.json`, `continual.md` and `continual.png`, a heat map for each condition.
 
     The JSON file holds each condition as the paper's code stores its summary: `mean_over_sequences` and `std_over_sequences`, lists
-    of rows with 0 for what was not learned yet, `n_sequences` and `n_datapoints`.
+    of rows with 0 for what was not learned yet, `n_sequences` and `n_datapoints`; besides `kept`, for each order the share kept of the
+    first `n_first` passages, or `null`.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -145,7 +188,14 @@ def save_continual(output_dir: str | Path) -> list[Path]:
 def _as_record(matrix: ContinualMatrix) -> dict[str, Any]:
     mean, std = (np.nan_to_num(values).round(4).tolist() for values in (matrix.mean, matrix.std))
     counts = {"n_sequences": matrix.num_orders, "n_datapoints": matrix.mean.shape[1]}
-    return {"mean_over_sequences": mean, "std_over_sequences": std, **counts}
+    kept = [None if np.isnan(share) else round(float(share), 4) for share in matrix.kept]
+    return {
+        "mean_over_sequences": mean,
+        "std_over_sequences": std,
+        **counts,
+        "n_first": matrix.num_first,
+        "kept": kept,
+    }
 
 
 def _picture(found: dict[str, ContinualMatrix]) -> bytes:
@@ -154,11 +204,15 @@ def _picture(found: dict[str, ContinualMatrix]) -> bytes:
     from matplotlib.figure import Figure
 
     with matplotlib.style.context(["default", STYLE | {"axes.grid": False}]):
-        figure = Figure(figsize=(4.5 * len(found) + 1, 4.5), dpi=160, layout="constrained")
+        num_columns = min(len(found), _MOST_COLUMNS)
+        num_rows = math.ceil(len(found) / num_columns)
+        figure = Figure(figsize=(4.5 * num_columns + 1, 4.5 * num_rows), dpi=160, layout="constrained")
         FigureCanvasAgg(figure)
-        all_axes = figure.subplots(1, len(found), squeeze=False)[0]
+        all_axes = figure.subplots(num_rows, num_columns, squeeze=False).flatten()
+        for axes in all_axes[len(found) :]:
+            axes.set_axis_off()
         for axes, (name, one) in zip(
-            all_axes, sorted(found.items(), key=lambda item: item[0] != SELF_EDITS), strict=True
+            all_axes, sorted(found.items(), key=lambda item: item[0] != SELF_EDITS), strict=False
         ):
             image = axes.imshow(one.mean, vmin=0, vmax=1, cmap="viridis", aspect="auto")
             for (row, column), cell in np.ndenumerate(one.mean):

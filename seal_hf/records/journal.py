@@ -128,6 +128,9 @@ class TrialResult:
         retention (`dict`, *optional*):
             What was said to the questions of [`Domain.retention_example`]: `answers` and `verdicts`. `None` where they were not
             asked: without an adapter they are asked of the base model once, in the trial of the first example.
+        kl (`float`, *optional*):
+            KL(base || adapted) at the tokens of these answers, the mean over tokens, in nats per token; `None` where nothing is
+            adapted, in training, and where it is not finite.
     """
 
     condition: str
@@ -145,6 +148,7 @@ class TrialResult:
     recitation: dict | None = None
     short: list[bool] | None = None
     retention: dict | None = None
+    kl: float | None = None
 
     @property
     def key(self) -> tuple[str, int, int, int]:
@@ -163,7 +167,7 @@ class ScoredSelfEdit:
             As in [`Proposal`].
         repeats (`list[dict]`):
             For each independent inner update its `seed`, `reward`, `answers`, `verdicts` and `loss`; in an evaluation
-            also `recited`, `recitation`, `short` and `retention`, as in [`TrialResult`].
+            also `recited`, `recitation`, `short`, `retention` and `kl`, as in [`TrialResult`].
         reward (`float`, *optional*):
             Mean reward of the repeats, `None` when no answer could be graded. 0 when it is malformed.
         base_reward (`float`, *optional*):

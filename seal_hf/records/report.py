@@ -53,6 +53,9 @@ class Evaluation:
         retention (`dict[str, Accuracy]`, *optional*, defaults to an empty dictionary):
             For the base model and for conditions that train an adapter, the share of right answers to the questions of
             [`Domain.retention_example`]. The base model's count for every passage. Empty where the domain has none.
+        kl (`dict[str, float]`, *optional*, defaults to an empty dictionary):
+            For each condition that trains, KL(base || adapted) in nats per token at the answers that were given: the mean over
+            passages. A malformed self-edit counts as 0, the base model's.
         tokens, seconds (`dict[str, float]`, *optional*, defaults to an empty dictionary):
             For each condition that trains, the tokens that an adapter was trained on and the seconds that this took, its share
             of its bank's time by tokens: means over its adapters.
@@ -75,6 +78,7 @@ class Evaluation:
     strict_accuracies: dict[str, Accuracy] = field(default_factory=dict)
     strict_gains: dict[str, Difference] = field(default_factory=dict)
     retention: dict[str, Accuracy] = field(default_factory=dict)
+    kl: dict[str, float] = field(default_factory=dict)
     tokens: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     written_tokens: dict[str, float] = field(default_factory=dict)
@@ -134,6 +138,7 @@ def evaluations(journal: Journal, examples: Collection[int] | None = None) -> li
                 strict_accuracies=_accuracies(strict[number], names),
                 strict_gains=_gains(strict[: number + 1], baselines),
                 retention=_accuracies(retained[number], names),
+                kl=_divergences(rounds[number]),
                 tokens=_per_adapter(rounds[number], names, "tokens"),
                 seconds=_per_adapter(rounds[number], names, "seconds"),
                 **_cost_of_writing(rounds[number], seconds[number]),
@@ -157,8 +162,8 @@ def metrics(evaluation: Evaluation) -> dict[str, float]:
     An evaluation as flat numbers to log: `base_accuracy`, `self_edits_accuracy`, `self_edits_strict_accuracy`,
     `self_edits_recitation`, `self_edits_recited`, `self_edits_retention`, `gain_over_passage_only`, `gain_over_round_0`,
     `strict_gain_over_round_0` and so on, which are means over passages, each with its `_low` and `_high`;
-    `self_edits_accuracy_per_question` and so on; `self_edits_tokens`, those that an adapter was trained on; what is told of
-    the self-edits, such as `self_edits_coverage`; and the counts.
+    `self_edits_accuracy_per_question` and so on; `self_edits_kl`, the divergence from the base in nats per token;
+    `self_edits_tokens`, those that an adapter was trained on; what is told of the self-edits, such as `self_edits_coverage`; and the counts.
     """
     kinds = {
         "accuracy": evaluation.accuracies,
@@ -176,6 +181,7 @@ def metrics(evaluation: Evaluation) -> dict[str, float]:
         flat |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
     flat |= {f"{_slug(name)}_accuracy_per_question": one.per_question for name, one in evaluation.accuracies.items()}
     # Not its seconds, so that what is logged is the same for the same seeds.
+    flat |= {f"{_slug(name)}_kl": value for name, value in evaluation.kl.items()}
     flat |= {f"{_slug(name)}_tokens": value for name, value in evaluation.tokens.items()}
     flat |= {f"{_slug(SELF_EDITS)}_{name}": value for name, value in evaluation.self_edit_metrics.items()}
     own = evaluation.accuracies[SELF_EDITS]
@@ -297,6 +303,16 @@ def _shares(
         if None not in own:
             runs[edit.condition][edit.example].append(np.mean(own, axis=0))  # (Q,)
     return {name: [np.mean(own[place], axis=0).tolist() for place in sorted(own)] for name, own in runs.items()}
+
+
+def _divergences(scored: Iterable[ScoredSelfEdit]) -> dict[str, float]:
+    """For each condition the mean over passages of what is known of its divergence from the base."""
+    runs = defaultdict(lambda: defaultdict(list))
+    for edit in scored:
+        own = [repeat.get("kl") for repeat in edit.repeats] or [0.0]
+        if None not in own:
+            runs[edit.condition][edit.example].append(fmean(own))
+    return {name: fmean(map(fmean, own.values())) for name, own in runs.items() if any(map(any, own.values()))}
 
 
 def _accuracies(shares: Mapping[str, list[list[float]]], names: Iterable[str]) -> dict[str, Accuracy]:

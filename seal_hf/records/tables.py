@@ -93,6 +93,7 @@ def _evaluation_tables(results: Sequence[Evaluation]) -> list[str]:
                     "strict": _shown(one.strict_accuracies.get(name)),
                     "recited": _share(one.recited.get(name)),
                     "retained": _share(one.retention.get(name)),
+                    "KL": _number(one.kl.get(name), 3),
                     "coverage": percent(coverage),
                     "tokens": _number(one.tokens.get(name), 0),
                     "seconds": _number(one.seconds.get(name) or None, 1),
@@ -183,6 +184,11 @@ def _notes(results: Sequence[Evaluation]) -> list[str]:
         (
             any(one.retention for one in results),
             "Retained: right answers to general questions, which learning should leave as they are.",
+        ),
+        (
+            any(one.kl for one in results),
+            "KL: the divergence of the adapted model from the base at the answers that it gave, in nats per token; what is forgotten "
+            "grows with it.",
         ),
         (
             any("coverage" in one.self_edit_metrics for one in results),

@@ -1,9 +1,12 @@
 """What a reward is: the share of right answers, of one adapter and over all repeats of a self-edit."""
 
+import math
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+
+from torch import nn
 
 from ..adapters.adapter import Adapter
 from ..domains.base import BASE, Domain
@@ -24,8 +27,9 @@ class Asked:
     Who is asked about an example.
 
     Parameters:
-        adapter ([`Adapter`] or `Sequence[Adapter | None]`, *optional*):
-            Who answers, all prompts or each; the model without an inner adapter where it is `None`.
+        adapter ([`Adapter`] or `Callable[[Mapping], list[Adapter | None]]`, *optional*):
+            Who answers; the model without an inner adapter where it is `None`. A function tells who answers each question of an
+            example, also of the general one.
         example (`Mapping`):
             The example.
         prompts (`Sequence[str | list[dict]]`):
@@ -37,11 +41,17 @@ class Asked:
             Whether the questions of [`Domain.retention_example`] are asked, too, where the domain has them.
     """
 
-    adapter: Adapter | Sequence[Adapter | None] | None
+    adapter: Adapter | Callable[[Mapping], list[Adapter | None]] | None
     example: Mapping
     prompts: Sequence[Prompt]
     recites: bool = True
     is_retention_asked: bool = False
+
+    def adapters_for(self, example: Mapping, num_prompts: int) -> list[Adapter | None]:
+        """Who answers each of so many prompts about an example."""
+        if self.adapter is None or isinstance(self.adapter, Adapter):
+            return [self.adapter] * num_prompts
+        return self.adapter(example)
 
 
 @dataclass(frozen=True)
@@ -108,7 +118,7 @@ def ask_and_grade(
     groups = [*own, *told, *kept]
     answers = lm.answer_groups(
         [prompts for *_, prompts in groups],
-        [asked[index].adapter for index, *_ in groups],
+        [asked[index].adapters_for(example, len(prompts)) for index, example, prompts in groups],
         max_answer_length=[domain.max_answer_length(example) or max_answer_length for _, example, _ in groups],
         stop=stop,
     )
@@ -134,6 +144,44 @@ def ask_and_grade(
         )
         for index, (texts, right) in enumerate(graded[: len(own)])
     ]
+
+
+def divergences_from_base(
+    lm: SelfAdaptingLM, asked: Sequence[Asked], answers: Sequence[Sequence[str]], base: nn.Module | None = None
+) -> list[float | None]:
+    """
+    How far those who answered are from the base: KL(base || adapted) at the tokens of their answers, the mean over tokens (see
+    [`SelfAdaptingLM.divergences_from_base`]).
+
+    Args:
+        lm ([`SelfAdaptingLM`]):
+            The model.
+        asked (`Sequence[Asked]`):
+            Who was asked what.
+        answers (`Sequence[Sequence[str]]`):
+            What each of them answered.
+        base (`PreTrainedModel`, *optional*):
+            The base, where all weights of the model are trained.
+
+    Returns:
+        `list[float | None]`: in nats per token; `None` where nothing is adapted, and where it is not finite.
+    """
+    places = [place for place, one in enumerate(asked) if base is not None or one.adapter is not None]
+    adapters = [asked[place].adapters_for(asked[place].example, len(answers[place])) for place in places]
+    found = iter(
+        lm.divergences_from_base(
+            [prompt for place in places for prompt in asked[place].prompts],
+            [answer for place in places for answer in answers[place]],
+            [adapter for own in adapters for adapter in own],
+            base,
+        )
+    )
+    values: list[float | None] = [None] * len(asked)
+    for place in places:
+        own = [next(found) for _ in answers[place]]
+        value = sum(one.nats for one in own) / sum(one.num_tokens for one in own)
+        values[place] = value if math.isfinite(value) else None
+    return values
 
 
 def _verdicts(
@@ -162,7 +210,7 @@ def scored_self_edits(
     for result in results:
         by_edit[result.condition, result.example, result.edit].append(result)
     names = ["seed", "reward", "answers", "verdicts", "loss"]
-    names += ["recited", "recitation", "short", "retention"] if stage.is_evaluation else []
+    names += ["recited", "recitation", "short", "retention", "kl"] if stage.is_evaluation else []
     scored = []
     for proposal in (*proposals, *stage.untrained_proposals()):
         edit = proposal.edit if proposal.same_as is None else proposal.same_as

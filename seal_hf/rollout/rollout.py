@@ -8,8 +8,9 @@ So neither the number of processes nor an interruption changes the records (in f
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 
 from tqdm.auto import tqdm
 
@@ -17,7 +18,6 @@ from ..adapters.adapter import Adapter
 from ..adapters.layout import lora_layout
 from ..domains.base import BASE, SELF_EDITS
 from ..generation.base import Generation
-from ..inner_loop.training import InnerStep
 from ..inner_loop.update import InnerUpdate, tokenize_self_edit
 from ..models.access import policy_in_activation_dtype
 from ..models.sharding import gathering
@@ -25,9 +25,9 @@ from ..records.journal import Proposal, ScoredSelfEdit, TrialResult
 from ..self_adapting_lm import SelfAdaptingLM
 from ..self_edit import SelfEdit, TrainingExample
 from .bank_schedule import adapters_per_bank, compose_banks, share_banks, work_of
-from .chain import Chain, on_top_of
+from .chain import Chain
 from .processes import Processes
-from .rewards import Asked, ask_and_grade, mean, scored_self_edits
+from .rewards import Asked, ask_and_grade, divergences_from_base, mean, scored_self_edits
 from .stage import RolloutConfig, Stage, Trial, stage_banks
 from .writing import Written, write_self_edits
 
@@ -174,7 +174,7 @@ class Rollout:
                 Trials that are trained together, all of one repeat, by the bank's number. A bank whose results are on
                 disk is not run again.
             chain ([`Chain`], *optional*):
-                What the adapters of a bank are trained on top of.
+                What the adapters of a bank stand on.
 
         Returns:
             `list[TrialResult]`: one for each trial and example that it is asked about, in every process; `None` where
@@ -314,20 +314,49 @@ class Rollout:
     ) -> list[TrialResult]:
         before, start = bar.n, time.perf_counter()
 
-        def on_step(step: InnerStep) -> None:
-            bar.update(max(0, before + step.num_tokens - bar.n))
+        def report(num_tokens: int) -> None:
+            bar.update(max(0, before + num_tokens - bar.n))
 
-        work = [(trial.update, stage.inner_seed(trial)) for trial in trials if trial.update is not None]
-        updates, seeds = zip(*work, strict=True) if work else ((), ())
-        with on_top_of(self.lm, chain and chain.parent(bank)) as lm:
-            trained = iter(lm.adapt(updates, seed=seeds, on_step=on_step) if updates else [])
-            adapters = [next(trained) if trial.update is not None else None for trial in trials]
-            seconds = time.perf_counter() - start
-            results = self._examine(lm, stage, trials, adapters, seconds)
+        if trials[0].trains_all_weights:
+            (trial,) = trials
+            lm, training = self.lm.finetune(trial.update, seed=stage.inner_seed(trial), on_step=report)
+            adapters, trainings = [None], [training]
+        else:
+            lm, adapters = self.lm, self._trained(stage, trials, chain and chain.parents(bank), report)
+            trainings = [
+                adapter.training if trial.update is not None else {"num_tokens": 0, "losses": ()}
+                for trial, adapter in zip(trials, adapters, strict=True)
+            ]
+        results = self._examine(lm, stage, trials, adapters, trainings, time.perf_counter() - start)
         if chain is not None:
             chain.keep(bank, adapters)
-        bar.update(before + sum(trial.cost(self.config.max_answer_length) for trial in trials) - bar.n)
+        report(sum(trial.cost(self.config.max_answer_length) for trial in trials))
         return results
+
+    def _trained(
+        self,
+        stage: Stage,
+        trials: Sequence[Trial],
+        parents: Sequence[Adapter | None] | None,
+        report: Callable[[int], None],
+    ) -> list[Adapter | None]:
+        """The adapter of each trial, trained together; its parent, or none, where it trains nothing."""
+        parents = parents or [None] * len(trials)
+        work = [
+            (trial.update, stage.inner_seed(trial), parent)
+            for trial, parent in zip(trials, parents, strict=True)
+            if trial.update is not None
+        ]
+        trained: Iterator[Adapter] = iter(())
+        if work:
+            updates, seeds, below = zip(*work, strict=True)
+            below = None if None in below else below
+            trained = iter(
+                self.lm.adapt(updates, seed=seeds, on_step=lambda step: report(step.num_tokens), parents=below)
+            )
+        return [
+            parent if trial.update is None else next(trained) for trial, parent in zip(trials, parents, strict=True)
+        ]
 
     def _examine(
         self,
@@ -335,29 +364,36 @@ class Rollout:
         stage: Stage,
         trials: Sequence[Trial],
         adapters: Sequence[Adapter | None],
+        trainings: Sequence[Mapping],
         seconds: float,
     ) -> list[TrialResult]:
-        """Ask the adapters of a bank, which took `seconds` to train, and grade what they answer."""
+        """Ask the adapters of a bank, or a finetuned model, which took `seconds` to train, and grade what they answer."""
         placed = [
             (trial, adapter, place) for trial, adapter in zip(trials, adapters, strict=True) for place in trial.asked
         ]
         examples = [stage.data.examples[place] for *_, place in placed]
         asked = [
-            # Of the conditions that train nothing the base alone, since all would say the same.
+            # Of the conditions without an adapter the base alone, since all would say the same.
             Asked(
-                adapter if trial.routes is None else [n if n is None else adapters[n] for n in trial.routes(example)],
+                adapter if trial.routes is None else partial(_routed, trial.routes, adapters),
                 example,
                 trial.questions(example),
-                recites=stage.is_evaluation and (trial.update is not None or trial.condition == BASE),
-                is_retention_asked=stage.is_evaluation and _is_asked_for_retention(stage, trial, place),
+                recites=stage.is_evaluation and (trial.condition == BASE or _is_adapted(trial, adapter)),
+                is_retention_asked=stage.is_evaluation and _is_asked_for_retention(stage, trial, adapter, place),
             )
             for (trial, adapter, place), example in zip(placed, examples, strict=True)
         ]
         graded = ask_and_grade(lm, asked, self.config.max_answer_length, require_all=stage.is_evaluation)
-        bank_tokens = sum(adapter.training["num_tokens"] for adapter in adapters if adapter is not None)
+        divergences = [None] * len(asked)
+        if stage.is_evaluation:
+            base = None if lm is self.lm else self.lm.model
+            divergences = divergences_from_base(lm, asked, [own.answers for own in graded], base)
+        own_trainings = [training for trial, training in zip(trials, trainings, strict=True) for _ in trial.asked]
+        bank_tokens = sum(training["num_tokens"] for training in trainings)
         results = []
-        for (trial, adapter, place), example, own in zip(placed, examples, graded, strict=True):
-            training = adapter.training if adapter is not None else {"num_tokens": 0, "losses": ()}
+        for (trial, _, place), training, example, own, kl in zip(
+            placed, own_trainings, examples, graded, divergences, strict=True
+        ):
             steps = len(training["losses"]) // training.get("num_train_epochs", 1)
             results.append(
                 TrialResult(
@@ -376,6 +412,7 @@ class Rollout:
                     recitation=own.recitation,
                     short=self.lm.domain.short(example, own.answers) if stage.is_evaluation else None,
                     retention=own.retention,
+                    kl=kl,
                 )
             )
         return results
@@ -395,9 +432,21 @@ def _key(proposal: Proposal) -> tuple[str, int, int]:
     return proposal.condition, proposal.example, proposal.edit
 
 
-def _is_asked_for_retention(stage: Stage, trial: Trial, place: int) -> bool:
+def _routed(
+    routes: Callable[[Mapping], list[int | None]], adapters: Sequence[Adapter | None], example: Mapping
+) -> list[Adapter | None]:
+    """For each question of an example the adapter that it is routed to."""
+    return [None if number is None else adapters[number] for number in routes(example)]
+
+
+def _is_adapted(trial: Trial, adapter: Adapter | None) -> bool:
+    """Whether one adapter, or all weights, make the difference to the base model."""
+    return adapter is not None or trial.trains_all_weights
+
+
+def _is_asked_for_retention(stage: Stage, trial: Trial, adapter: Adapter | None, place: int) -> bool:
     """Whether it is the one example by which its adapter, or once for all the base model, is asked what it has retained."""
-    if trial.update is None:
+    if trial.routes is None and not _is_adapted(trial, adapter):
         return trial.condition == BASE and place == stage.places[0]
     return place == trial.asked[0]
 

@@ -185,6 +185,8 @@ class Trial:
         routes (`Callable[[Mapping], list[int | None]]`, *optional*):
             For each of these prompts which trial of the bank has the adapter that answers it; `None` for the model without one. It
             takes the place of the trial's own adapter.
+        trains_all_weights (`bool`, *optional*, defaults to `False`):
+            Whether all weights of a copy of the model are trained in place of an adapter. Such a trial is alone in its bank.
     """
 
     condition: str
@@ -194,6 +196,7 @@ class Trial:
     asked: tuple[int, ...]
     questions: Callable[[Mapping], list[Prompt]]
     routes: Callable[[Mapping], list[int | None]] | None = None
+    trains_all_weights: bool = False
 
     @property
     def keys(self) -> list[tuple[str, int, int, int]]:

@@ -1,113 +1,43 @@
-"""Continued pretraining, continual learning and compared conditions: who is trained on what, and asked what, by hand."""
+"""Continued pretraining and compared conditions: who is trained on what, and asked what, by hand."""
 
 import json
-import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from peft import LoraConfig
 
-from helpers.tiny_models import tiny_llama, tiny_policy_model, tiny_tokenizer
-from seal_hf import InnerLoopConfig, SelfAdaptingLM
-from seal_hf.domains import KnowledgeDomain
+from helpers.inner_updates import assert_same_tensors, snapshot
+from helpers.protocols import (
+    EXAMPLES,
+    OPTIONS,
+    ROWS,
+    Contains,
+    Domain,
+    answers,
+    interrupted_after,
+    scored,
+    stored,
+    tiny_lm,
+    update_of,
+)
+from helpers.tiny_models import tiny_llama, tiny_policy_model
 from seal_hf.domains.base import BASE, SELF_EDITS
 from seal_hf.domains.knowledge.domain import IN_CONTEXT, PASSAGE_ONLY
 from seal_hf.domains.knowledge.retrieval import retrieval_condition
 from seal_hf.evaluation.conditions import with_domain, with_skill, with_writer, written_in
-from seal_hf.evaluation.continual import continual
 from seal_hf.evaluation.continued_pretraining import continued_pretraining
 from seal_hf.evaluation.protocol import ComparedCondition
 from seal_hf.evaluation.single_passage import single_passage
 from seal_hf.generation.base import draw_seed
-from seal_hf.grading import gold_answers
-from seal_hf.inner_loop.update import InnerUpdate, tokenize_self_edit
+from seal_hf.inner_loop.full_finetuning import finetune
 from seal_hf.records.comparison import save_comparison
-from seal_hf.records.continual import continual_table, matrices, save_continual
 from seal_hf.records.journal import Journal
-from seal_hf.rollout.rollout import Rollout
-from seal_hf.rollout.stage import RolloutConfig
-from seal_hf.self_adapting_lm import SelfEdit
-
-
-EXAMPLES = [
-    {"title": "Bees", "context": "Ann keeps bees.", "questions": [{"question": "Who?", "answer": "a"}]},
-    {
-        "title": "Owls",
-        "context": "Bob has owls.",
-        "questions": [{"question": "What owls?", "answer": "e"}, {"question": "Where?", "answer": "o"}],
-    },
-]
-ROWS = [{"context": one["context"], "completions": [f"{one['title']}.", f"Of {one['title']}."]} for one in EXAMPLES]
-CONFIG = RolloutConfig(max_completion_length=8, max_answer_length=6, adapters_per_bank=4, disable_tqdm=True)
-OPTIONS = {"config": CONFIG, "self_edits": ROWS, "num_generations": 2}
-
-
-class Contains:
-    def grade(self, questions, golds, answers):
-        return [any(one in answer for one in gold_answers(gold)) for gold, answer in zip(golds, answers, strict=True)]
-
-
-class Domain(KnowledgeDomain):
-    """Without what is asked besides, which takes time."""
-
-    def retention_example(self):
-        return None
-
-    def recitation_prompt(self, example):
-        return None
-
-
-def tiny_lm(model=None):
-    return SelfAdaptingLM(
-        model or tiny_llama(initializer_range=0.3),
-        tiny_tokenizer(),
-        domain=Domain("rewrite", grader=Contains()),
-        peft_config=LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"]),
-        inner_config=InnerLoopConfig(learning_rate=5e-2, num_train_epochs=2),
-    )
+from seal_hf.records.tables import results_table
 
 
 @pytest.fixture(scope="module")
 def lm():
     return tiny_lm()
-
-
-def answers(lm, place, adapter=None):
-    prompts = lm.domain.questions(EXAMPLES[place])
-    return lm.answer_prompts(prompts, [adapter] * len(prompts), max_answer_length=6)
-
-
-def update_of(lm, *self_edits):
-    """All that these self-edits train on, as one update."""
-    updates = [tokenize_self_edit(one, lm.processing_class, lm.inner_config) for one in self_edits]
-    return InnerUpdate(tuple(one for update in updates for one in update.sequences), lm.inner_config)
-
-
-def stored(lm, place) -> list[SelfEdit]:
-    return [lm.domain.parse(text, EXAMPLES[place]) for text in ROWS[place]["completions"]]
-
-
-def scored(folder):
-    """The journal by condition, example and self-edit, without what depends on the clock."""
-    records = Journal(folder / "evaluation").scored(0)
-    return {(one.condition, one.example, one.edit): replace(one, seconds=0.0) for one in records}
-
-
-def interrupted_after(number, monkeypatch, call):
-    """Let a call end with an interrupt after so many banks; without it where it has no more."""
-    run_bank, done = Rollout._run_bank, []
-
-    def counted(self, *args):
-        if len(done) == number:
-            raise KeyboardInterrupt
-        done.append(1)
-        return run_bank(self, *args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Rollout, "_run_bank", counted)
-        with pytest.raises(KeyboardInterrupt):
-            call()
 
 
 def test_continued_pretraining_trains_one_adapter_on_everything(lm, tmp_path):
@@ -131,6 +61,69 @@ def test_continued_pretraining_trains_one_adapter_on_everything(lm, tmp_path):
     assert evaluation.accuracies[SELF_EDITS].num_questions == 3
 
 
+def test_continued_pretraining_of_all_weights(tmp_path):
+    lm = tiny_lm()
+    lm.inner_config = replace(lm.inner_config, learning_rate=1e-3)
+    before = snapshot(lm.model)
+    evaluation = continued_pretraining(lm, EXAMPLES, tmp_path, full_finetuning=True, **OPTIONS)
+    assert_same_tensors(lm.model, before)
+    found = scored(tmp_path)
+    trained = {
+        SELF_EDITS: update_of(lm, *stored(lm, 0), *stored(lm, 1)),
+        PASSAGE_ONLY: update_of(lm, *map(lm.domain.passage_only, EXAMPLES)),
+    }
+    for condition, update in trained.items():
+        model, result = finetune(lm.model, update, seed=draw_seed(0, 0))
+        finetuned, values = tiny_lm(model), []
+        for place in (0, 1):
+            (repeat,) = found[condition, place, 0].repeats
+            assert repeat["answers"] == answers(finetuned, place)
+            assert condition == PASSAGE_ONLY or repeat["answers"] != answers(lm, place)
+            assert found[condition, place, 0].tokens == result.num_tokens == evaluation.tokens[condition]
+            prompts = lm.domain.questions(EXAMPLES[place])
+            own = finetuned.divergences_from_base(prompts, repeat["answers"], [None] * len(prompts), lm.model)
+            values.append(sum(one.nats for one in own) / sum(one.num_tokens for one in own))
+            assert repeat["kl"] == pytest.approx(values[-1], abs=1e-4) and values[-1] > 1e-3
+        assert evaluation.kl[condition] == pytest.approx(np.mean(values))
+    # What an adapter learned is another thing, and its records are not continued with it.
+    with pytest.raises(ValueError, match="other settings: full_finetuning [(]True there, None here"):
+        continued_pretraining(lm, EXAMPLES, tmp_path, **OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda lm, policy: tiny_lm(tiny_policy_model()), "Full finetuning: the model carries a policy adapter"),
+        (lambda lm, policy: with_skill(lm, policy), "A skill vector is added to adapters"),
+    ],
+)
+def test_full_finetuning_refuses_before_any_work(lm, policy, tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        continued_pretraining(change(lm, policy), EXAMPLES, tmp_path / "out", full_finetuning=True, **OPTIONS)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_divergence_from_the_base_is_that_of_the_answers(lm, table):
+    folder, evaluation = table
+    records = [one for one in Journal(folder / "evaluation").scored(0) if one.condition == SELF_EDITS]
+    by_example = {0: [], 1: []}
+    for one in records:
+        (repeat,) = one.repeats
+        adapter = lm.adapt(lm.domain.parse(one.completion, EXAMPLES[one.example]), seed=draw_seed(0, one.example))
+        prompts = lm.domain.questions(EXAMPLES[one.example])
+        own = lm.divergences_from_base(prompts, repeat["answers"], [adapter] * len(prompts))
+        value = sum(kl.nats for kl in own) / sum(kl.num_tokens for kl in own)
+        assert repeat["kl"] == pytest.approx(value, abs=1e-6) and value > 0
+        by_example[one.example].append(value)
+    assert evaluation.kl[SELF_EDITS] == pytest.approx(np.mean([np.mean(own) for own in by_example.values()]))
+    # Nothing is adapted in the base model, and in retrieval; in the others something is.
+    assert set(evaluation.kl) == set(evaluation.accuracies) - {BASE, IN_CONTEXT, "retrieval"}
+    shown = [[cell.strip() for cell in line.split("|")] for line in results_table(folder).splitlines()]
+    header = next(cells for cells in shown if "KL" in cells)
+    row = next(cells for cells in shown if cells[1:2] == [SELF_EDITS])
+    assert row[header.index("KL")] == f"{evaluation.kl[SELF_EDITS]:.3f}"
+
+
 def test_continued_pretraining_goes_on_in_the_middle(lm, tmp_path, monkeypatch):
     continued_pretraining(lm, EXAMPLES, tmp_path / "unbroken", **OPTIONS)
     call = lambda: continued_pretraining(lm, EXAMPLES, tmp_path / "broken", **OPTIONS)  # noqa: E731
@@ -139,127 +132,6 @@ def test_continued_pretraining_goes_on_in_the_middle(lm, tmp_path, monkeypatch):
     assert scored(tmp_path / "broken") == scored(tmp_path / "unbroken")
     with pytest.raises(ValueError, match="protocol [(]'continued_pretraining' there, 'single_passage' here"):
         single_passage(lm, EXAMPLES, tmp_path / "broken", **OPTIONS)
-
-
-@pytest.fixture(scope="module")
-def chained(lm, tmp_path_factory):
-    """Two passages in two orders, the second of which is turned round."""
-    folder = tmp_path_factory.mktemp("continual")
-    continual(lm, EXAMPLES, folder, num_orders=2, seed=1, **OPTIONS)
-    return folder
-
-
-def orders_in(folder):
-    """Of each order the places as they were learned."""
-    results = Journal(folder / "evaluation").trials(0)
-    return [
-        [
-            next(one.example for one in results if (one.condition, one.repeat, one.edit) == (SELF_EDITS, order, step))
-            for step in (0, 1)
-        ]
-        for order in (0, 1)
-    ]
-
-
-def test_a_continual_run_of_two_passages_by_hand(lm, chained):
-    orders = orders_in(chained)
-    assert orders == [[0, 1], [1, 0]]
-    rewards = np.full((2, 3, 2), np.nan)
-    for number, (first, second) in enumerate(orders):
-        one = lm.adapt(update_of(lm, *stored(lm, first)), seed=draw_seed(1, first))
-        # The second adapter on a model that carries the first, as the policy is carried.
-        carrying = tiny_lm(one.as_policy(tiny_llama(initializer_range=0.3)))
-        both = carrying.adapt(update_of(lm, *stored(lm, second)), seed=draw_seed(1, second)).on_base()
-        assert both.layout.r == 4
-        said = {
-            (0, 0): answers(lm, first),
-            (0, 1): answers(lm, second),
-            (1, 0): answers(lm, first, one),
-            (2, 0): answers(lm, first, both),
-            (2, 1): answers(lm, second, both),
-        }
-        for (row, column), texts in said.items():
-            example = EXAMPLES[(first, second)[column]]
-            (verdicts,) = lm.domain.grade([example], [texts])
-            rewards[number, row, column] = np.mean(verdicts)
-            if row:
-                (result,) = (
-                    own
-                    for own in Journal(chained / "evaluation").trials(0)
-                    if (own.condition, own.repeat, own.edit, own.example)
-                    == (SELF_EDITS, number, row - 1, (first, second)[column])
-                )
-                assert result.answers == texts
-    matrix = matrices(chained)[SELF_EDITS]
-    assert matrix.num_orders == 2
-    np.testing.assert_allclose(matrix.mean, rewards.mean(axis=0))
-    np.testing.assert_allclose(matrix.std, rewards.std(axis=0))
-    assert matrix.at_the_end == pytest.approx(rewards[:, 2].mean())
-    assert matrix.when_learned == pytest.approx((rewards[:, 1, 0].mean() + rewards[:, 2, 1].mean()) / 2)
-
-
-def test_what_the_chains_come_to_is_evaluated(chained):
-    found = scored(chained)
-    results = Journal(chained / "evaluation").trials(0)
-    for place in (0, 1):
-        repeats = found[SELF_EDITS, place, 0].repeats
-        last = [one for one in results if (one.condition, one.edit, one.example) == (SELF_EDITS, 1, place)]
-        assert [one["answers"] for one in repeats] == [one.answers for one in last] and len(repeats) == 2
-    tokens = {(one.repeat, one.edit): one.tokens for one in results if one.condition == SELF_EDITS}
-    assert found[SELF_EDITS, 0, 0].tokens == sum(tokens.values())
-    assert not (chained / "evaluation" / "chains").exists()
-
-
-@pytest.mark.parametrize("number", [3, 6])
-def test_a_continual_run_goes_on_in_the_middle(lm, chained, tmp_path, monkeypatch, number):
-    """With the adapter that is on the disk, and where that is gone with one that is trained again."""
-    call = lambda: continual(lm, EXAMPLES, tmp_path, num_orders=2, seed=1, **OPTIONS)  # noqa: E731
-    interrupted_after(number, monkeypatch, call)
-    chains = tmp_path / "evaluation" / "chains"
-    assert len(list(chains.iterdir())) == number - 1  # after the bank without adapters
-    if number == 6:
-        shutil.rmtree(chains)
-    call()
-    assert scored(tmp_path) == scored(chained)
-
-
-def test_replay_trains_on_all_so_far(lm, chained, tmp_path):
-    continual(lm, EXAMPLES, tmp_path, seed=1, replays=True, **OPTIONS)
-    tokens, plain = (
-        {
-            (one.condition, one.edit): one.tokens
-            for one in Journal(folder / "evaluation").trials(0)
-            if one.repeat == 0 and one.tokens
-        }
-        for folder in (tmp_path, chained)
-    )
-    for condition in (SELF_EDITS, PASSAGE_ONLY):
-        assert tokens[condition, 0] == plain[condition, 0]
-        assert tokens[condition, 1] == plain[condition, 0] + plain[condition, 1]
-
-
-def test_the_matrix_as_files(chained):
-    json_file, _, picture = save_continual(chained)
-    record = json.loads(json_file.read_text())["conditions"][SELF_EDITS]
-    expected = np.nan_to_num(matrices(chained)[SELF_EDITS].mean).round(4).tolist()
-    assert record["mean_over_sequences"] == expected and record["mean_over_sequences"][1][1] == 0
-    assert (record["n_sequences"], record["n_datapoints"]) == (2, 2)
-    assert "| learned | " in continual_table(matrices(chained))
-    assert picture.read_bytes()[:4] == b"\x89PNG"
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [({"num_orders": 0}, "num_orders=0 must be"), ({"num_generations": 0}, "num_generations=0 must be")],
-)
-def test_what_cannot_be_is_refused_before_any_work(lm, policy, tmp_path, options, message):
-    with pytest.raises(ValueError, match=message):
-        continual(lm, EXAMPLES, tmp_path / "out", **{**OPTIONS, **options})
-    with pytest.raises(ValueError, match="The model carries a policy, so that no adapter can be trained on top"):
-        continual(tiny_lm(tiny_policy_model()), EXAMPLES, tmp_path / "out", **OPTIONS)
-    with pytest.raises(ValueError, match="The model has a skill vector added to its adapters"):
-        continual(with_skill(lm, policy), EXAMPLES, tmp_path / "out", **OPTIONS)
-    assert not (tmp_path / "out").exists()
 
 
 def conditions(lm, policy):

@@ -60,6 +60,28 @@ def test_steps_are_those_of_adapters_alone(rows, dtype):
         torch.testing.assert_close(weights, torch.stack(list(alone)).detach(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_that_are_not_trained_stay_as_they_are(rows, dtype):
+    """And their gradients do not count for the norm."""
+    layout, generator = lora_layout(tiny_llama(), lora_config()), torch.Generator().manual_seed(0)
+    weights = torch.randn(3, layout.num_parameters, generator=generator)
+    before, trained = weights.clone(), torch.randint(0, 2, (layout.num_parameters,), generator=generator).float()
+    grads, chosen = LoraStacks(layout, 3, dtype, CPU), trained.bool()
+    optimizer = BankOptimizer(weights, grads, trained)
+    alone = [torch.nn.Parameter(row[chosen]) for row in before]
+    others = [torch.optim.AdamW([row], lr=1e-2, weight_decay=0.0) for row in alone]
+    for _ in range(3):
+        vectors = torch.randn(3, layout.num_parameters, generator=generator).to(dtype)
+        grads.write(vectors)
+        optimizer.step(range(3), [StepSize(1e-2, 1.0)] * 3, torch.rand(3, generator=generator))
+        for row, other, vector in zip(alone, others, vectors, strict=True):
+            row.grad = vector[chosen].float()
+            torch.nn.utils.clip_grad_norm_([row], 1.0)
+            other.step()
+    assert weights[:, ~chosen].equal(before[:, ~chosen])
+    torch.testing.assert_close(weights[:, chosen], torch.stack(list(alone)).detach(), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(("norm", "factor"), [(0.5, 1.0), (2.0, 1.0), (8.0, 0.25)])
 def test_clipping(norm, factor):
     assert StepSize(1.0, 2.0).clipping(norm) == pytest.approx(factor)

@@ -5,6 +5,8 @@ import importlib.util
 
 import pytest
 import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import BitsAndBytesConfig
 
@@ -20,10 +22,13 @@ from helpers.inner_updates import (
     unlike_updates,
 )
 from helpers.tiny_models import KINDS, tiny_llama, tiny_model, tiny_policy_model
+from seal_hf.adapters.adapter import Adapter
 from seal_hf.adapters.bank import AdapterBank
+from seal_hf.adapters.layout import lora_layout
 from seal_hf.inner_loop.forward import TrainingForward
 from seal_hf.inner_loop.training import train
 from seal_hf.inner_loop.update import InnerUpdate, TrainingSequence
+from seal_hf.inner_loop.within_memory import train_within_memory
 from seal_hf.models.access import is_packed_for_inference
 
 
@@ -60,6 +65,48 @@ def test_each_adapter_equals_one_trained_alone(kind, target_modules, count, with
         assert (bank.weights[k] - initial[k]).abs().max() > 1e-2  # far more than the tolerance
         assert results[k].losses == pytest.approx(losses, abs=1e-4)
         assert results[k].stopped is None
+
+
+@pytest.mark.parametrize("with_policy", [False, True])
+def test_adapters_on_parents_equal_those_that_peft_trains_on_them(with_policy):
+    """The parent is a frozen adapter beside the one that PEFT trains; a policy is below both."""
+    build = tiny_policy_model if with_policy else tiny_llama
+    model, config, updates = build(), lora_config(ATTENTION), unlike_updates(3)
+    before = AdapterBank.initialize(model, config, seeds=[7, 8, 9])
+    train(before, unlike_updates(3)[::-1], order_seed=ORDER_SEED)
+    parents = [Adapter(before.layout, weights, "base") for weights in before.weights]
+    trained = train_within_memory(model, config, updates, seed=ORDER_SEED, parents=parents)
+    fresh = before.layout.initial_weights(ORDER_SEED)
+    for parent, update, (layout, weights, result) in zip(parents, updates, trained, strict=True):
+        assert layout.r == 2 * before.layout.r and layout.scaling == before.layout.scaling
+        alone, losses = train_alone(_with_parent(build(), parent), config, before.layout, fresh, update)
+        assert result.losses == pytest.approx(losses, abs=1e-4)
+        own = before.layout.by_peft_key(torch.empty_like(fresh))
+        for name, (lora_a, lora_b) in layout.views(weights).items():
+            old_a, old_b = before.layout.views(parent.weights)[name]
+            assert lora_a[:4].equal(old_a) and lora_b[:, :4].equal(old_b)
+            for letter, new in (("A", lora_a[4:]), ("B", lora_b[:, 4:])):
+                (key,) = (key for key in own if name in key and f"lora_{letter}" in key)
+                torch.testing.assert_close(new, alone[key], atol=1e-4, rtol=0)
+
+
+def _with_parent(model, parent):
+    """The model with the parent's product added to its weights, which PEFT then leaves alone."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    with torch.no_grad():
+        for name, (lora_a, lora_b) in parent.layout.views(parent.weights).items():
+            module = base.get_submodule(name)
+            weight = (module.base_layer if isinstance(module, BaseTunerLayer) else module).weight
+            weight += parent.layout.scaling * lora_b @ lora_a
+    return model
+
+
+def test_parents_of_several_layouts_are_refused():
+    model = tiny_llama()
+    layouts = [lora_layout(model, lora_config(ATTENTION, r=r)) for r in (2, 3)]
+    parents = [Adapter(layout, layout.initial_weights(0), "base") for layout in layouts]
+    with pytest.raises(ValueError, match="stand on parents of one layout"):
+        AdapterBank.initialize(model, lora_config(ATTENTION), [0, 0], parents)
 
 
 @pytest.mark.parametrize(

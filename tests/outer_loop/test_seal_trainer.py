@@ -142,6 +142,8 @@ def test_logged_accuracies_are_those_of_the_journal(run, number):
         f"eval_{re.sub('[ -]', '_', name)}_tokens": fmean(one["tokens"] for one in edits if one["condition"] == name)
         for name in ("passage only", "self-edits")
     }
+    for name in ("passage only", "self-edits"):
+        training[f"eval_{re.sub('[ -]', '_', name)}_kl"] = fmean(one["kl"] for one in repeats(number, name))
     assert {name: logged[name] for name in training} == pytest.approx(training)
     assert set(logged) == {*expected, *intervals, *per_question, *training, "round", "step", "epoch"}
     assert all(logged[f"{name}_low"] <= logged[name] <= logged[f"{name}_high"] for name in estimates)

@@ -169,6 +169,13 @@ def test_evaluate_compares_conditions(evaluation, loaded_script, model, tmp_path
         (["--skill_vector", "a", "b", "c"], "--skill_vector takes one or two adapters, not 3"),
         (["--protocol", "all"], "--protocol 'all' must be 'single_passage', "),
         (["--protocol", "continual", "--query_run", "true"], "--query_run holds adapters of one passage"),
+        (["--remedies", "routed"], "--remedies belongs to --protocol continual, not to single_passage"),
+        (["--full_finetuning", "true"], "--full_finetuning belongs to --protocol continued_pretraining"),
+        (["--protocol", "continual", "--compare_methods", "routed"], "give --remedies routed"),
+        (
+            ["--protocol", "continual", "--skill_vector", "a"],
+            "and not with --protocol continual; leave one of the two out",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             parse(*evaluation, *wrong)
