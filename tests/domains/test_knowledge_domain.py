@@ -382,7 +382,7 @@ def test_example_without_a_passage():
         ({"context": " \n"}, '^has no passage; give "context" a text'),
         ({"context": None}, '^has no passage; give "context" a text'),
         ({"context": "Bees hum.", "title": 7}, '^has a "title" that is not a text'),
-        ({"context": "Bees hum."}, "^has no 'questions', which KnowledgeDomain asks for"),
+        ({"context": "Bees hum."}, "^has no question, so that nothing can be rewarded"),
         ({"context": "Bees hum.", "questions": []}, "^has no question, so that nothing can be rewarded"),
         ({"context": "Bees hum.", "questions": ["What?"]}, "^has a question without a text"),
         ({"context": "Bees hum.", "questions": [{"question": " ", "answer": "x"}]}, "^has a question without a text"),

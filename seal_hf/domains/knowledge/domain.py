@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from ...grading import JudgeGrader, LexicalGrader, gold_answers, is_short
 from ...grading.recitation import recited
+from ...grading.rewards import REWARD_FUNCS
 from ...self_edit import Prompt, SelfEdit, TrainingExample
 from ..base import BASE, AskModel, Condition, Domain
 from ..files import fault_of
@@ -21,6 +22,7 @@ from .completions import split_completion
 from .left_out_facts import ask_for_left_out
 from .passages import load_retention_questions
 from .questions import is_question, is_text
+from .reward_questions import examples_of_own_questions, examples_with_own_answers
 from .sentences import split_sentences
 from .templates import (
     PURE_QUESTION_STYLES,
@@ -31,7 +33,7 @@ from .templates import (
     load_prompt_template,
     read_prompt_file,
 )
-from .training_formats import TRAINING_FORMATS, prompts_with_completions, raw_texts
+from .training_formats import TRAINING_FORMATS, prompts_with_completions, raw_texts, trained_pairs
 from .training_settings import ask_for_training, split_training_settings, training_metrics
 
 
@@ -310,22 +312,54 @@ class KnowledgeDomain(Domain):
         Raises:
             ValueError: Something is missing.
         """
-        if not is_text(example.get("context")):
-            raise ValueError('has no passage; give "context" a text that is not empty, or drop the example.')
-        if not isinstance(example.get("title") or "", str):
-            raise ValueError('has a "title" that is not a text; put it in quotes, or leave it out.')
-        for item in example.get("questions") or ():
-            if not isinstance(item, Mapping) or not is_text(item.get("question")):
-                raise ValueError('has a question without a text; write {"question": ..., "answer": ...}, or drop it.')
+        self.check_unlabelled(example)
         super().check(example)
-        if fault := fault_of({key: example.get(key) for key in ("title", "context", "questions")}):
-            raise ValueError(f"has {fault}.")
         for item in example["questions"]:
             if not is_question(item):
                 raise ValueError(
                     f'has no answer to {item["question"]!r}, so that nothing can be graded; add it as "answer", a text or '
                     "a list of several that are right, or drop the question."
                 )
+
+    def check_unlabelled(self, example: Mapping[str, Any]) -> None:
+        """
+        Find out whether an example has a passage. Questions that it has are texts, and need no answers.
+
+        Raises:
+            ValueError: Something is missing.
+        """
+        if not is_text(example.get("context")):
+            raise ValueError('has no passage; give "context" a text that is not empty, or drop the example.')
+        if not isinstance(example.get("title") or "", str):
+            raise ValueError('has a "title" that is not a text; put it in quotes, or leave it out.')
+        for item in _items(example):
+            if not isinstance(item, Mapping) or not is_text(item.get("question")):
+                raise ValueError('has a question without a text; write {"question": ..., "answer": ...}, or drop it.')
+        if fault := fault_of({key: example.get(key) for key in ("title", "context", "questions")}):
+            raise ValueError(f"has {fault}.")
+
+    @property
+    def reward_funcs(self) -> tuple[str, ...]:
+        """All rewards."""
+        return REWARD_FUNCS
+
+    def own_examples(
+        self, example: Mapping[str, Any], self_edits: Sequence[SelfEdit | None], lm: Any, seed: int
+    ) -> list[dict[str, Any] | None]:
+        """
+        Return the passage with the questions that the other self-edits ask (see [`seal_hf.domains.knowledge.reward_questions`]),
+        or that the model writes itself where they ask none.
+        """
+        is_raw = self.training_format == "language_modeling"
+        pairs = [
+            None if edit is None else trained_pairs(edit.examples) if is_raw else self.learned_pairs(edit)
+            for edit in self_edits
+        ]
+        return examples_of_own_questions(lm, example, pairs, seed)
+
+    def open_book(self, examples: Sequence[Mapping[str, Any]], lm: Any) -> list[dict[str, Any] | None]:
+        """Return the passages with what the model answers to their questions with the passage in view."""
+        return examples_with_own_answers(lm, examples)
 
     def content(self, example: Mapping[str, Any]) -> str:
         """Return the passage: its questions, title and other keys are not what is learned."""
@@ -436,7 +470,7 @@ class KnowledgeDomain(Domain):
         """
         about = _question_about if self.answer_prompt == "paper" else _question
         template = self._answer_template
-        return [self._fill(template, example, question=about(example, item)) for item in example["questions"]]
+        return [self._fill(template, example, question=about(example, item)) for item in _items(example)]
 
     def questions_in_context(self, example: Mapping[str, Any]) -> list[Prompt]:
         """
@@ -450,7 +484,7 @@ class KnowledgeDomain(Domain):
             `list[str | list[dict]]`: A prompt for each question.
         """
         template = self._answer_in_context_template
-        return [self._fill(template, example, question=item["question"]) for item in example["questions"]]
+        return [self._fill(template, example, question=item["question"]) for item in _items(example)]
 
     def routes(self, examples: Sequence[Mapping[str, Any]]) -> Callable[[Mapping[str, Any]], list[int | None]]:
         """Return what finds the passage of each question by topic and question (see [`Retriever`])."""
@@ -538,6 +572,11 @@ def _at_mark(asked: str, prompt: str) -> str | None:
     if len(prompt) <= len(before) + len(after) or not (prompt.startswith(before) and prompt.endswith(after)):
         return None
     return prompt[len(before) : len(prompt) - len(after)].strip()
+
+
+def _items(example: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """The questions of a passage, which may have none where nothing is graded."""
+    return example.get("questions") or ()
 
 
 def _question(example: Mapping[str, Any], item: Mapping[str, Any]) -> str:
