@@ -85,3 +85,7 @@ class Rewards:
         if any(values.get(name) is None for name in counted):
             return None
         return sum(weight * values[name] for name, weight in counted.items()) / sum(counted.values())
+
+
+# The labelled reward alone.
+LABELLED = Rewards()

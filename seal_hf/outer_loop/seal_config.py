@@ -9,6 +9,7 @@ from peft import LoraConfig
 from trl import SFTConfig
 
 from ..generation.vllm_options import vllm_arguments
+from ..grading.rewards import Rewards
 from ..inner_loop.update import InnerLoopConfig, is_whole
 from ..rollout.stage import RolloutConfig
 from ..self_adapting_lm import STUDENTS
@@ -94,6 +95,15 @@ class SEALConfig(SFTConfig):
 
         > Parameters that control the reward
 
+        reward_funcs (`list[str]`, *optional*, defaults to `["accuracy"]`):
+            What self-edits are rewarded by: `"accuracy"`, the share of the example's questions that are answered right;
+            `"rubric"`, a judge's scores; `"own_questions"`, questions that the model wrote and answered itself with the text in
+            view; `"self_consistency"`, the example's questions with the model's own answers with the text in view in place of
+            labels. Without `"accuracy"` the training set needs no answers, and with `"rubric"` alone no adapter is trained for
+            the reward.
+        reward_weights (`list[float]`, *optional*):
+            Their weights, at least 0, which are divided by their sum. A reward with the weight 0 is recorded alone. Equal where
+            absent.
         num_repeats (`int`, *optional*, defaults to `3`):
             Independent inner updates per self-edit whose rewards are averaged.
         max_answer_length (`int`, *optional*, defaults to `64`):
@@ -216,6 +226,15 @@ class SEALConfig(SFTConfig):
         metadata={"help": "Most adapters trained together; chosen from free memory and work where absent."},
     )
 
+    reward_funcs: list[str] = field(
+        default_factory=lambda: ["accuracy"],
+        metadata={
+            "help": "What self-edits are rewarded by: 'accuracy' (by labels), 'rubric', 'own_questions', 'self_consistency'."
+        },
+    )
+    reward_weights: list[float] | None = field(
+        default=None, metadata={"help": "Weights of the rewards, divided by their sum; equal where absent."}
+    )
     num_repeats: int = field(default=3, metadata={"help": "Inner updates per self-edit, averaged."})
     max_answer_length: int = field(default=64, metadata={"help": "Longest answer, in tokens."})
     num_eval_generations: int = field(default=1, metadata={"help": "Self-edits per evaluation example."})
@@ -306,6 +325,7 @@ class SEALConfig(SFTConfig):
         self.rollout_config()
         self.eval_rollout_config()
         self.inner_config()
+        self.rewards()
 
     def rollout_config(self) -> RolloutConfig:
         """How self-edits are written, banks composed and answers given."""
@@ -320,6 +340,11 @@ class SEALConfig(SFTConfig):
             return dataclasses.replace(self.rollout_config(), num_drafts=self.num_eval_drafts)
         except ValueError as error:
             raise ValueError(f"num_eval_drafts={self.num_eval_drafts!r}: {error}") from error
+
+    def rewards(self) -> Rewards:
+        """What self-edits are rewarded by."""
+        weights = None if self.reward_weights is None else tuple(self.reward_weights)
+        return Rewards(tuple(self.reward_funcs), weights)
 
     def inner_config(self) -> InnerLoopConfig:
         """How a self-edit is trained on."""

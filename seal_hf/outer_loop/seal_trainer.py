@@ -37,6 +37,7 @@ from trl.trainer.base_trainer import _BaseTrainer
 
 from ..domains import Domain, KnowledgeDomain
 from ..generation.vllm_options import vllm_arguments
+from ..grading import RubricJudge
 from ..models.access import context_length
 from ..records.journal import Journal, ScoredSelfEdit, SelectedSelfEdit
 from ..records.plot import save_plot
@@ -115,6 +116,8 @@ class SEALTrainer(_BaseTrainer):
             For a model that is loaded by name.
         callbacks (`list[TrainerCallback]`, *optional*):
             Added to the default ones.
+        rubric_judge ([`RubricJudge`], *optional*):
+            Who scores self-edits where `args.reward_funcs` has `"rubric"`. Defaults to the base model itself.
 
     Raises:
         ValueError: A `PeftModel` together with `peft_config` or with another adapter than a plain LoRA, examples that do
@@ -153,6 +156,7 @@ class SEALTrainer(_BaseTrainer):
         quantization_config: BitsAndBytesConfig | None = None,
         callbacks: list[TrainerCallback] | None = None,
         eval_domain: Domain | None = None,
+        rubric_judge: RubricJudge | None = None,
     ):
         if args is None:
             name = model if isinstance(model, str) else model.config.name_or_path
@@ -194,7 +198,13 @@ class SEALTrainer(_BaseTrainer):
         self._train = ExampleSet.of(train_dataset, "train_dataset")
         self._eval = None if eval_dataset is None else ExampleSet.of(eval_dataset, "eval_dataset")
         lengths = (args.max_completion_length, args.max_answer_length)
-        check_examples(self.lm, self._train, "train_dataset", *lengths, args.max_length)
+        rewards = args.rewards()
+        if missing := [name for name in rewards.names if name not in self.domain.reward_funcs]:
+            raise ValueError(
+                f"reward_funcs={list(rewards.names)}: {type(self.domain).__name__} has no reward {missing[0]!r}, only "
+                f"{', '.join(map(repr, self.domain.reward_funcs))}; leave it out, or add it to the domain's reward_funcs."
+            )
+        check_examples(self.lm, self._train, "train_dataset", *lengths, args.max_length, rewards)
         places = places_to_draw_from(args, self.domain, self._train)
         num_left_out = len(self._train) - len(places)
         if num_left_out and PartialState().is_main_process:
@@ -210,7 +220,9 @@ class SEALTrainer(_BaseTrainer):
             check_examples(self._eval_lm, self._eval, "eval_dataset", *lengths)
             self._eval.warn_of_shared(self._train, self.domain.content)
         eval_examples = None if self._eval is None else self._eval.examples
-        settings = run_settings(args, self.lm, self._train.examples, eval_examples, per_round, self._eval_lm)
+        settings = run_settings(
+            args, self.lm, self._train.examples, eval_examples, per_round, self._eval_lm, rubric_judge
+        )
         self._folder = RunFolder(args.output_dir, settings, FIT_SETTINGS)
         self._folder.check_writable()
         self._publisher = Publisher(
@@ -248,7 +260,9 @@ class SEALTrainer(_BaseTrainer):
         self._rounds_fitted = 0
         self._waits_for_sft = False
         self._processes = Processes(Path(args.output_dir), timeout=args.ddp_timeout)
-        self._rollout = Rollout(self.lm, args.rollout_config(), self._processes, self._after_bank)
+        self._rollout = Rollout(
+            self.lm, args.rollout_config(), self._processes, self._after_bank, rubric_judge=rubric_judge
+        )
         self._eval_rollout = self._rollout
         if eval_domain is not None or args.eval_rollout_config() != args.rollout_config():
             self._eval_rollout = Rollout(self._eval_lm, args.eval_rollout_config(), self._processes, self._after_bank)

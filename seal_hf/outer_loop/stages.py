@@ -6,6 +6,7 @@ import numpy as np
 
 from ..domains import Domain
 from ..generation.base import draw_seed
+from ..grading.rewards import ACCURACY
 from ..records.journal import Journal
 from ..rollout.examples import ExampleSet
 from ..rollout.stage import Stage
@@ -53,7 +54,9 @@ def round_places(args: SEALConfig, places: Sequence[int], round_index: int) -> t
 
 
 def training_stage(args: SEALConfig, domain: Domain, journal: Journal, data: ExampleSet, round_index: int) -> Stage:
-    """The self-edits that a round chooses from, beside the base model's reward."""
+    """The self-edits that a round chooses from, beside the base model's labelled reward where labels are looked at."""
+    rewards = args.rewards()
+    num_repeats = args.num_repeats if rewards.needs_adapters else 0
     seed = draw_seed(args.seed, _TRAINING, round_index)
     return Stage(
         name=f"round {round_index + 1}/{args.num_rounds}",
@@ -61,10 +64,11 @@ def training_stage(args: SEALConfig, domain: Domain, journal: Journal, data: Exa
         round=round_index,
         data=data,
         seed=seed,
-        inner_seeds=tuple(draw_seed(seed, repeat) for repeat in range(args.num_repeats)),
+        inner_seeds=tuple(draw_seed(seed, repeat) for repeat in range(num_repeats)),
         num_generations=args.num_generations,
-        baselines=domain.conditions[:1],
+        baselines=domain.conditions[:1] if ACCURACY in rewards.names else (),
         places=round_places(args, places_to_draw_from(args, domain, data), round_index),
+        rewards=rewards,
     )
 
 
