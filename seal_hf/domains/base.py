@@ -189,6 +189,29 @@ class Domain:
         """
         return False
 
+    def instruction(self, completion: str) -> str | None:
+        """
+        Return the instruction under which the policy wrote a self-edit, where it writes one itself as a part of it; `None`, the
+        default, where a domain's prompt is the only instruction.
+
+        Args:
+            completion (`str`):
+                What the policy wrote.
+        """
+        return None
+
+    def with_instructions(self, example: Mapping[str, Any], instructions: Sequence[str]) -> Mapping[str, Any]:
+        """
+        Return an example whose [`~Domain.prompt`] also shows instructions that paid; by default the example itself.
+
+        Args:
+            example (`Mapping[str, Any]`):
+                One row of the dataset.
+            instructions (`Sequence[str]`):
+                What [`~Domain.instruction`] gave for other self-edits, the best first.
+        """
+        return example
+
     @property
     def conditions(self) -> tuple[Condition, ...]:
         """

@@ -71,6 +71,8 @@ def run_settings(
     own = [name for name in SEALConfig.__annotations__ if name not in _FREE_FIELDS]
     options = {name: getattr(args, name) for name in dict.fromkeys((*own, *_SFT_SETTINGS))}
     options["examples_per_round"] = num_per_round
+    if lm.domain.instruction("Restate it.") is None:  # of no effect, and not known to older runs
+        del options["num_instructions_shown"]
     rewards = args.rewards()
     if rewards.is_default:  # named only where it is not, so that older runs can be resumed
         del options["reward_funcs"], options["reward_weights"]

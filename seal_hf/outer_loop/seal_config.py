@@ -35,6 +35,9 @@ class SEALConfig(SFTConfig):
             tool keeps of them is then what is trained on, and what the policy learns from.
         num_eval_drafts (`int`, *optional*):
             The same in evaluations. Defaults to `num_drafts`.
+        num_instructions_shown (`int`, *optional*, defaults to `4`):
+            Where self-edits begin with an instruction of their own (see [`Domain.instruction`]): how many of those that paid in
+            earlier rounds the policy is shown, at most; none with 0.
         temperature (`float`, *optional*, defaults to `1.0`):
             Sampling temperature.
         top_p (`float`, *optional*, defaults to `0.95`):
@@ -165,6 +168,10 @@ class SEALConfig(SFTConfig):
     num_eval_drafts: int | None = field(
         default=None, metadata={"help": "Completions that one self-edit is made of in evaluations, if not as many."}
     )
+    num_instructions_shown: int = field(
+        default=4,
+        metadata={"help": "Instructions that paid in earlier rounds, which the policy is shown; 0 for none."},
+    )
     temperature: float = field(default=1.0, metadata={"help": "Sampling temperature of the self-edits."})
     top_p: float = field(default=0.95, metadata={"help": "Nucleus of the sampling."})
     max_completion_length: int = field(
@@ -294,6 +301,10 @@ class SEALConfig(SFTConfig):
         for name in ("keep_best", "max_length"):
             if getattr(self, name) is not None and not is_whole(getattr(self, name), 1):
                 raise ValueError(f"{name}={getattr(self, name)!r} must be a whole number of at least 1, or None.")
+        if not is_whole(self.num_instructions_shown, 0):
+            raise ValueError(
+                f"num_instructions_shown={self.num_instructions_shown!r} must be a whole number of at least 0."
+            )
         if self.examples_per_round is not None and not is_whole(self.examples_per_round, 0):
             raise ValueError(
                 f"examples_per_round={self.examples_per_round!r} must be a whole number of at least 0, or None."

@@ -39,6 +39,13 @@ from ..domains import Domain, KnowledgeDomain
 from ..generation.vllm_options import vllm_arguments
 from ..grading import RubricJudge
 from ..models.access import context_length
+from ..records.instructions import (
+    ArchivedInstruction,
+    archive_instructions,
+    best_instructions,
+    read_archive,
+    write_archive,
+)
 from ..records.journal import Journal, ScoredSelfEdit, SelectedSelfEdit
 from ..records.plot import save_plot
 from ..records.report import Evaluation, evaluations, metrics, round_metrics
@@ -72,7 +79,15 @@ from .run_settings import FIT_SETTINGS, run_settings
 from .seal_config import SEALConfig
 from .selection import demonstrations, select_self_edits, warn_of_little
 from .separate_sft import ModelSource, leave_sft
-from .stages import evaluation_stage, examples_per_round, places_to_draw_from, sft_seed, training_stage
+from .stages import (
+    evaluation_stage,
+    examples_per_round,
+    longest_instructions,
+    places_to_draw_from,
+    sft_seed,
+    showing,
+    training_stage,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -204,7 +219,9 @@ class SEALTrainer(_BaseTrainer):
                 f"reward_funcs={list(rewards.names)}: {type(self.domain).__name__} has no reward {missing[0]!r}, only "
                 f"{', '.join(map(repr, self.domain.reward_funcs))}; leave it out, or add it to the domain's reward_funcs."
             )
-        check_examples(self.lm, self._train, "train_dataset", *lengths, args.max_length, rewards)
+        longest = longest_instructions(self.domain, args.num_instructions_shown)
+        shown = showing(self.domain, self._train, longest)
+        check_examples(self.lm, shown, "train_dataset", *lengths, args.max_length, rewards)
         places = places_to_draw_from(args, self.domain, self._train)
         num_left_out = len(self._train) - len(places)
         if num_left_out and PartialState().is_main_process:
@@ -257,6 +274,7 @@ class SEALTrainer(_BaseTrainer):
         self.remove_callback(DefaultFlowCallback)
         self.base_model_id = base_model_id
         self._examples_per_round = per_round
+        self._writes_instructions = bool(longest_instructions(self.domain, 1))
         self._rounds_fitted = 0
         self._waits_for_sft = False
         self._processes = Processes(Path(args.output_dir), timeout=args.ddp_timeout)
@@ -492,6 +510,7 @@ class SEALTrainer(_BaseTrainer):
 
     def _evaluation(self, journal: Journal, data: ExampleSet, num_rounds: int) -> Evaluation:
         """The accuracies of a policy that was trained for `num_rounds`."""
+        data = showing(self._eval_lm.domain, data, self._instructions(self._rounds_fitted))
         stage = evaluation_stage(self.args, self._eval_lm.domain, journal, data, num_rounds)
         self._score(self._eval_rollout, stage)
         return self._processes.on_main(evaluations, journal)[num_rounds]
@@ -509,7 +528,24 @@ class SEALTrainer(_BaseTrainer):
     def _begin_round(self, round_index: int) -> Stage:
         self.control = self.callback_handler.on_epoch_begin(self.args, self.state, self.control)
         self._end_if_stopped()
-        return training_stage(self.args, self.domain, self._folder.journal, self._train, round_index)
+        data = showing(self.domain, self._train, self._instructions(round_index))
+        return training_stage(self.args, self.domain, self._folder.journal, data, round_index)
+
+    def _instructions(self, num_rounds: int) -> list[str]:
+        """The best instructions of so many rounds, which the policy is shown in the next."""
+        if num_rounds == 0 or not self._writes_instructions:
+            return []
+        archive = self._processes.on_main(self._archive, num_rounds - 1)
+        return best_instructions(archive, self.args.num_instructions_shown)
+
+    def _archive(self, round_index: int, anew: bool = False) -> list[ArchivedInstruction]:
+        """What the instructions of all rounds up to one paid: as it is on disk, or else from the journals, and written."""
+        archive = read_archive(self._folder.path, round_index)
+        if archive is None or anew:
+            rounds = list(map(self._folder.journal.scored, range(round_index + 1)))
+            archive = archive_instructions(rounds, self.domain.instruction)
+            write_archive(self._folder.path, round_index, archive)
+        return archive
 
     def _score(self, rollout: Rollout, stage: Stage) -> list[ScoredSelfEdit]:
         """Let a stage's self-edits be written, and train and ask their adapters."""
@@ -530,6 +566,8 @@ class SEALTrainer(_BaseTrainer):
                 drop_zero_std=self.args.drop_zero_std,
             )
             self._processes.on_main(journal.write_selected, round_index, selected)
+            if self._writes_instructions:
+                self._processes.on_main(self._archive, round_index, True)
         values = {"round": round_index + 1, **round_metrics(scored, selected)}
         logged = self._logged("num_examples", round_index + 1)
         if logged is not None and values.items() <= logged.items():  # a resumed run

@@ -72,6 +72,17 @@ def training_stage(args: SEALConfig, domain: Domain, journal: Journal, data: Exa
     )
 
 
+def showing(domain: Domain, data: ExampleSet, instructions: Sequence[str]) -> ExampleSet:
+    """Examples whose prompts show instructions (see [`Domain.with_instructions`])."""
+    return ExampleSet([dict(domain.with_instructions(example, instructions)) for example in data.examples], data.ids)
+
+
+def longest_instructions(domain: Domain, number: int) -> list[str]:
+    """As many instructions as a prompt may show, as long as the domain keeps them; none where it has none."""
+    longest = domain.instruction("instruction " * 1000)
+    return [] if longest is None else [longest] * number
+
+
 def evaluation_stage(args: SEALConfig, domain: Domain, journal: Journal, data: ExampleSet, num_rounds: int) -> Stage:
     """
     The evaluation of a policy that was trained for `num_rounds`. All have the same draws, so that rounds differ by their

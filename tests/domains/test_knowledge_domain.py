@@ -142,6 +142,7 @@ CUES = {
     "questions-by-sentence": "\n\nQuestions:\n",
     "questions-by-fact": "\n\nFacts and questions:\n",
     "questions-and-rewrite": "\n\nQuestions and rewrite:\n",
+    "instruction": "\n\nInstruction and restatement:\n",
     "none": "\n",
 }
 
@@ -162,7 +163,7 @@ def test_prompt_styles(style):
         }
         for place, text in enumerate(messages)
     ]
-    assert len(messages) == (5 if style.startswith("questions") else 1)
+    assert len(messages) == (5 if style.startswith(("questions", "instruction")) else 1)
     if style == "none":
         assert plain == "Ann's bees\nAnn keeps bees in Vell.\n"
     else:

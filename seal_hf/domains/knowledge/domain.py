@@ -19,6 +19,7 @@ from ..files import fault_of
 from ..retrieval import Retriever
 from .answered_questions import answer_questions, split_questions
 from .completions import split_completion
+from .instructions import INSTRUCTIONS_PLACE, shown_instructions, split_instruction
 from .left_out_facts import ask_for_left_out
 from .passages import load_retention_questions
 from .questions import is_question, is_text
@@ -41,6 +42,7 @@ from .training_settings import ask_for_training, split_training_settings, traini
 # adapter that was trained on the passage alone.
 IN_CONTEXT, PASSAGE_ONLY = "passage in context", "passage only"
 _MARK = "\0"  # what no text has
+_INSTRUCTIONS = "instructions"  # key of an example that shows some
 
 
 class Grader(Protocol):
@@ -57,9 +59,11 @@ class KnowledgeDomain(Domain):
         prompt_style (`str`, *optional*, defaults to `"implications"`):
             How the policy is asked to restate a passage: `"implications"`, `"implications-long"`,
             `"implications-very-long"`, `"rewrite"`, `"self-qa"`, `"questions"`, `"questions-by-sentence"`,
-            `"questions-by-fact"`, `"questions-and-rewrite"` or `"none"` (the passage without an instruction); or a template of your own, as text or
+            `"questions-by-fact"`, `"questions-and-rewrite"`, `"instruction"` (the policy writes the instruction itself, see
+            [`split_instruction`]) or `"none"` (the passage without an instruction); or a template of your own, as text or
             as the path of a `.txt` file, with a place for the passage, `{context}`, or for its numbered sentences,
-            `{sentences}`, and, if wanted, one for its title, `{title}`.
+            `{sentences}`, and, if wanted, one for its title, `{title}`, and one for instructions that paid, `{instructions}`: then
+            the first line of a self-edit is its instruction.
         split_newlines (`bool`, *optional*, defaults to `True`):
             Whether lines, or questions with their answers, become training examples of their own. Otherwise a
             completion is split at `---` only.
@@ -152,6 +156,7 @@ class KnowledgeDomain(Domain):
         self.sets_training = sets_training
         template = load_prompt_template(prompt_style)
         self._prompt_template = ask_for_training(template) if sets_training else template
+        self._has_instruction = INSTRUCTIONS_PLACE in template
         self._answer_template = load_answer_template(answer_prompt)
         self._answer_in_context_template = read_prompt_file("answer-in-context")
         self._known_template = read_prompt_file("known")
@@ -288,13 +293,29 @@ class KnowledgeDomain(Domain):
 
     def _split(self, completion: str) -> tuple[list[str], list[str]]:
         """The questions of a completion that the model is to answer, and its other texts."""
-        if self.sets_training:
-            completion = split_training_settings(completion)[0]
+        completion = self._without_settings(completion)
+        if self._has_instruction:
+            completion = split_instruction(completion)[1]
         if self._calls_tool:
             questions, texts = split_questions(completion, self.split_newlines)
             # Of a style that asks for nothing else, other texts are what the policy should not have written.
             return questions, [] if self.prompt_style in PURE_QUESTION_STYLES else texts
         return [], split_completion(completion, self.split_newlines)
+
+    def _without_settings(self, completion: str) -> str:
+        return split_training_settings(completion)[0] if self.sets_training else completion
+
+    def instruction(self, completion: str) -> str | None:
+        """Return the first line in the style `"instruction"` (see [`split_instruction`])."""
+        if not self._has_instruction:
+            return None
+        return split_instruction(self._without_settings(completion))[0] or None
+
+    def with_instructions(self, example: Mapping[str, Any], instructions: Sequence[str]) -> Mapping[str, Any]:
+        """Return the passage with instructions that its prompt shows in the style `"instruction"`."""
+        if not self._has_instruction or not instructions:
+            return example
+        return {**example, _INSTRUCTIONS: tuple(instructions)}
 
     @property
     def conditions(self) -> tuple[Condition, ...]:
@@ -552,6 +573,8 @@ class KnowledgeDomain(Domain):
         if "context" not in example:
             raise ValueError(f'An example has no "context", only {", ".join(example) or "nothing"}; give its passage.')
         values.update(title=example.get("title") or "", context=example["context"].strip())
+        if INSTRUCTIONS_PLACE in template:
+            values["instructions"] = shown_instructions(example.get(_INSTRUCTIONS, ()))
         if "{sentences}" in template:
             values["sentences"] = "\n".join(
                 f"{number}. {sentence}" for number, sentence in enumerate(split_sentences(values["context"]), start=1)
