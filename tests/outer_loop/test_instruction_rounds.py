@@ -93,6 +93,7 @@ def test_how_many_are_shown_is_a_setting_where_there_are_any(folder, tmp_path):
 
 
 def test_prompts_have_to_fit_with_the_longest_instructions(tmp_path):
-    searching_trainer(tmp_path, max_length=1000)
+    domain = KnowledgeDomain("{title}: {context}\n{instructions}\n>", chat=False)
+    tiny_trainer(tmp_path, domain=domain, num_eval=0, num_instructions_shown=2, max_length=1000)
     with pytest.raises(ValueError, match="example 0 has a prompt of 6[0-9][0-9] tokens, which leaves no room"):
-        searching_trainer(tmp_path, max_length=500)
+        tiny_trainer(tmp_path, domain=domain, num_eval=0, num_instructions_shown=2, max_length=500)

@@ -1,6 +1,7 @@
 """Rewards without labels in a run: what is asked, recorded, summed, logged and resumed, and when no adapter is trained."""
 
 import hashlib
+import json
 from dataclasses import replace
 from statistics import fmean, pstdev
 
@@ -60,6 +61,16 @@ class PairDomain(KnowledgeDomain):
             "", f"{example['title']}\nQuestion 1: {question_of(completion)}\nAnswer: {completion[:3]}."
         )
         return self_edit and replace(self_edit, examples=(*self_edit.examples, pair))
+
+    def open_book(self, examples, lm):
+        # A random model reads nothing in a passage.
+        return [
+            {
+                **example,
+                "questions": [{"question": f"{item['question']}?", "answer": "cats"} for item in example["questions"]],
+            }
+            for example in examples
+        ]
 
 
 def question_of(completion):
@@ -147,8 +158,6 @@ def test_each_reward_is_logged_and_in_the_tables(folder):
     edits = journal_of(folder)
     state = Journal(folder).scored(0)
     assert state[0].rewards == edits[0]["rewards"] and state[0].accuracy == edits[0]["rewards"]["accuracy"]
-    import json
-
     log = json.loads((folder / "trainer_state.json").read_text())["log_history"]
     (logged,) = (entry for entry in log if "reward" in entry)
     for name in ALL:
