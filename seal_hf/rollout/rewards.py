@@ -216,39 +216,39 @@ def scored_self_edits(
         repeats = sorted(own, key=lambda result: result.repeat)
         base = by_edit.get((BASE, proposal.example, 0))
         scores = (rubric or {}).get((proposal.example, proposal.edit))
-        by_repeat = [_rewards_of(result, scores) for result in repeats] or [_rewards_of(None, scores)]
-        by_repeat = [{name: values.get(name) for name in stage.rewards.names} for values in by_repeat]
+        # Without repeats there is the rubric alone.
+        by_repeat = [_rewards_of(stage, result, scores) for result in repeats or [None]]
         totals = [stage.rewards.total(values) for values in by_repeat]
         rewards = {name: _share(values[name] for values in by_repeat) for name in stage.rewards.names}
+        if not proposal.well_formed:
+            rewards = dict.fromkeys(rewards, 0.0)
         scored.append(
             ScoredSelfEdit(
                 **{name: value for name, value in vars(proposal).items() if name not in _OF_PROPOSALS},
                 repeats=[
-                    _record_of(stage, *one)
-                    for one in zip(repeats, by_repeat[: len(repeats)], totals[: len(repeats)], strict=True)
+                    _record_of(stage, result, values, total)
+                    for result, values, total in zip(repeats, by_repeat, totals, strict=False)
                 ],
                 reward=_share(totals) if proposal.well_formed else 0.0,
                 base_reward=base[0].reward if base else None,
                 tokens=sum(result.tokens for result in repeats),
                 seconds=sum(result.seconds for result in repeats),
-                rewards=None
-                if stage.rewards.is_default
-                else rewards
-                if proposal.well_formed
-                else dict.fromkeys(rewards, 0.0),
+                rewards=None if stage.rewards.is_default else rewards,
                 rubric=None if scores is None else dict(scores),
             )
         )
     return scored
 
 
-def _rewards_of(result: TrialResult | None, scores: Mapping[str, float] | None) -> dict[str, float | None]:
-    """The rewards of one repeat by their names, as far as they are known."""
+def _rewards_of(
+    stage: Stage, result: TrialResult | None, scores: Mapping[str, float] | None
+) -> dict[str, float | None]:
+    """The stage's rewards in one repeat by their names; `None` where one is not known."""
     values = {} if scores is None else {RUBRIC: rubric_reward(scores)}
     if result is not None:
         values[ACCURACY] = result.reward
         values |= {name: _share(said["verdicts"]) for name, said in (result.unlabelled or {}).items()}
-    return values
+    return {name: values.get(name) for name in stage.rewards.names}
 
 
 def _record_of(
