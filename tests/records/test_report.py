@@ -60,6 +60,8 @@ def test_round_metrics_leave_out_what_has_no_value():
         "completions/max_length",
         "self_edits/valid_ratio",
         "self_edits/kept_ratio",
+        "self_edits/distinct_1",  # of its two words; it has no three
+        "self_edits/distinct_2",
         "num_examples",
     }
     assert result["self_edits/kept_ratio"] == 0.0
