@@ -284,5 +284,5 @@ def test_passages_need_no_questions_where_no_label_is_looked_at(tmp_path):
         ("Bees hum.", asked["questions"]),
         ("Ants.", []),
     ]
-    with pytest.raises(ValueError, match="no questions; give"):
+    with pytest.raises(ValueError, match="row 1: no questions"):
         load_passages(path)
