@@ -437,6 +437,23 @@ class SelfAdaptingLM:
             )
         return carried_out
 
+    def ask_base(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[str]:
+        """
+        What the base model, without any adapter, answers; greedy.
+
+        Args:
+            prompts (`Sequence[str | list[dict]]`):
+                Plain texts, or chat messages.
+            max_new_tokens (`int`):
+                Longest answer, in tokens.
+
+        Returns:
+            `list[str]`: one for each prompt; empty where it does not fit the model's context.
+        """
+        with without_policy(self.model):
+            answers = self._answer_those_that_fit(prompts, max_new_tokens, None)
+        return [answer.text for answer in answers]
+
     def _answer_those_that_fit(
         self,
         prompts: Sequence[Prompt],

@@ -194,15 +194,24 @@ class JudgeArguments:
         return JudgeGrader(
             self.judge_model,
             prompt=self.judge_prompt,
-            provider=self.judge_provider,
-            base_url=self.judge_base_url,
-            api_key=os.environ.get("JUDGE_API_KEY"),
+            **self.judge_endpoint(),
         )
 
+    def judge_endpoint(self) -> dict[str, str | None]:
+        """Where a judge is served, and its key."""
+        return {
+            "provider": self.judge_provider,
+            "base_url": self.judge_base_url,
+            "api_key": os.environ.get("JUDGE_API_KEY"),
+        }
 
-def load_dataset_argument(name: str, split: str | None, num_passages: int | None, shuffle_seed: int) -> list[dict]:
+
+def load_dataset_argument(
+    name: str, split: str | None, num_passages: int | None, shuffle_seed: int, is_labelled: bool = True
+) -> list[dict]:
     """
-    The passages of `"demo"`, a file or a dataset on the Hub, or the first of them: shuffled, unless the seed is -1.
+    The passages of `"demo"`, a file or a dataset on the Hub, or the first of them: shuffled, unless the seed is -1. Without
+    `is_labelled` they need no questions.
 
     Raises:
         ValueError: `num_passages` below 1, or passages that are not in the right form.
@@ -210,7 +219,7 @@ def load_dataset_argument(name: str, split: str | None, num_passages: int | None
     """
     if num_passages is not None and num_passages < 1:
         raise ValueError(f"The number of passages, {num_passages}, must be at least 1.")
-    passages = load_demo_passages(split or "train") if name == "demo" else load_passages(name, split)
+    passages = load_demo_passages(split or "train") if name == "demo" else load_passages(name, split, is_labelled)
     if shuffle_seed >= 0:
         passages = shuffle_passages(passages, shuffle_seed)
     return passages[:num_passages]

@@ -11,6 +11,8 @@ everything is checked and the plan is printed. The same command with --resume_fr
 from dataclasses import dataclass, field, replace
 
 from seal_hf import SEALConfig
+from seal_hf.grading import RubricJudge
+from seal_hf.grading.rewards import ACCURACY
 from trainers.arguments import DomainArguments, JudgeArguments, load_dataset_argument
 from trainers.outer_loop import PolicyModelConfig, run_script, train
 
@@ -43,6 +45,13 @@ class KnowledgeArguments(JudgeArguments, DomainArguments):
     eval_asks_for_left_out: bool | None = field(
         default=None, metadata={"help": "--asks_for_left_out of the evaluations, if it is not the same."}
     )
+    rubric_judge_model: str | None = field(
+        default=None,
+        metadata={
+            "help": "With 'rubric' among --reward_funcs: score with this language model, at --judge_provider or --judge_base_url, its "
+            "key in JUDGE_API_KEY. Default: the base model itself."
+        },
+    )
     num_train_passages: int | None = field(default=None, metadata={"help": "Take only the first so many."})
     num_eval_passages: int | None = field(default=None, metadata={"help": "Take only the first so many."})
     shuffle_seed: int = field(
@@ -53,6 +62,12 @@ class KnowledgeArguments(JudgeArguments, DomainArguments):
         },
     )
     dry_run: bool = field(default=False, metadata={"help": "Check everything and print the plan, no more."})
+
+    def rubric_judge(self) -> RubricJudge | None:
+        """The judge that scores self-edits, or `None` for the base model."""
+        if self.rubric_judge_model is None:
+            return None
+        return RubricJudge(self.rubric_judge_model, **self.judge_endpoint())
 
 
 def main(script_args: KnowledgeArguments, training_args: SEALConfig, model_args: PolicyModelConfig) -> None:
@@ -69,6 +84,7 @@ def main(script_args: KnowledgeArguments, training_args: SEALConfig, model_args:
         script_args.dataset_train_split,
         script_args.num_train_passages,
         script_args.shuffle_seed,
+        is_labelled=ACCURACY in training_args.reward_funcs,
     )
     grader, eval_domain = script_args.judge_grader(), None
     if script_args.eval_asks_for_left_out is not None:
@@ -82,6 +98,7 @@ def main(script_args: KnowledgeArguments, training_args: SEALConfig, model_args:
         eval_domain=eval_domain,
         dry_run=script_args.dry_run,
         texts=[example["context"] for example in eval_dataset or ()],
+        rubric_judge=script_args.rubric_judge(),
     )
 
 

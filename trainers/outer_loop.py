@@ -11,7 +11,7 @@ from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from seal_hf import SEALConfig, SEALTrainer
 from seal_hf.domains import Domain
-from seal_hf.grading import GradingIncomplete, JudgeRefused
+from seal_hf.grading import GradingIncomplete, JudgeRefused, RubricJudge
 from seal_hf.hub import HubError
 from seal_hf.records.tables import results_table
 from seal_hf.rollout.processes import ProcessEnded
@@ -57,6 +57,7 @@ def train(
     eval_domain: Domain | None = None,
     dry_run: bool = False,
     texts: Sequence[str] = (),
+    rubric_judge: RubricJudge | None = None,
 ) -> None:
     """
     Train a policy, save it and print the tables of the run; or check everything and print the plan.
@@ -74,6 +75,8 @@ def train(
             Whether nothing is trained.
         texts (`Sequence[str]`, *optional*):
             The passages that are evaluated on, by whose length the tables are parted.
+        rubric_judge ([`RubricJudge`], *optional*):
+            Who scores self-edits by the rubric, where not the base model.
     """
     options = {
         "dtype": model_args.dtype,
@@ -95,6 +98,7 @@ def train(
         eval_dataset=eval_dataset,
         peft_config=get_peft_config(model_args),
         quantization_config=get_quantization_config(model_args),
+        rubric_judge=rubric_judge,
     )
     resume = training_args.resume_from_checkpoint
     resume = {"true": True, "false": False}.get(str(resume).lower(), resume)

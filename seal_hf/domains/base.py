@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from ..grading.rewards import ACCURACY
 from ..self_edit import Prompt, SelfEdit
 
 
@@ -188,6 +189,29 @@ class Domain:
         """
         return False
 
+    def instruction(self, completion: str) -> str | None:
+        """
+        Return the instruction under which the policy wrote a self-edit, where it writes one itself as a part of it; `None`, the
+        default, where a domain's prompt is the only instruction.
+
+        Args:
+            completion (`str`):
+                What the policy wrote.
+        """
+        return None
+
+    def with_instructions(self, example: Mapping[str, Any], instructions: Sequence[str]) -> Mapping[str, Any]:
+        """
+        Return an example whose [`~Domain.prompt`] also shows instructions that paid; by default the example itself.
+
+        Args:
+            example (`Mapping[str, Any]`):
+                One row of the dataset.
+            instructions (`Sequence[str]`):
+                What [`~Domain.instruction`] gave for other self-edits, the best first.
+        """
+        return example
+
     @property
     def conditions(self) -> tuple[Condition, ...]:
         """
@@ -217,6 +241,65 @@ class Domain:
             ) from error
         if not questions:
             raise ValueError("has no question, so that nothing can be rewarded; add one, or drop it.")
+
+    def check_unlabelled(self, example: Mapping[str, Any]) -> None:
+        """
+        Find out the same where no reward needs a label, as for a passage without questions. By default as
+        [`~Domain.check`].
+
+        Raises:
+            ValueError: Something is missing.
+        """
+        self.check(example)
+
+    @property
+    def reward_funcs(self) -> tuple[str, ...]:
+        """
+        The names of the rewards (see [`seal_hf.grading.rewards`]) that self-edits of this domain can get. By default the
+        labelled one alone. A domain with `"rubric"` has a text as its [`~Domain.content`]; one with `"own_questions"`
+        implements [`~Domain.own_examples`], one with `"self_consistency"` [`~Domain.open_book`].
+        """
+        return (ACCURACY,)
+
+    def own_examples(
+        self, example: Mapping[str, Any], self_edits: Sequence[SelfEdit | None], lm: Any, seed: int
+    ) -> list[Mapping[str, Any] | None]:
+        """
+        Return what the adapters of the self-edits about an example are asked to earn the reward `"own_questions"`: for each an
+        example with questions and answers that the model made itself, with what is to be learned in view. They are asked and
+        graded as [`~Domain.questions`] and [`~Domain.grade`] do it.
+
+        Args:
+            example (`Mapping[str, Any]`):
+                One row of the dataset. Labels that it may have are not looked at.
+            self_edits (`Sequence[SelfEdit | None]`):
+                All self-edits about it, with what their tools gave; `None` for a malformed one. No self-edit is asked what it
+                trains on itself.
+            lm ([`SelfAdaptingLM`]):
+                The model.
+            seed (`int`):
+                Seed of what is drawn.
+
+        Returns:
+            `list[Mapping | None]`: one for each self-edit; `None` where there is no question for it. JSON can store it.
+        """
+        raise NotImplementedError
+
+    def open_book(self, examples: Sequence[Mapping[str, Any]], lm: Any) -> list[Mapping[str, Any] | None]:
+        """
+        Return what adapters are asked to earn the reward `"self_consistency"`: each example with what the model without an inner
+        adapter answers with all in view in place of its answers.
+
+        Args:
+            examples (`Sequence[Mapping[str, Any]]`):
+                Rows of the dataset. Their answers are not looked at.
+            lm ([`SelfAdaptingLM`]):
+                The model.
+
+        Returns:
+            `list[Mapping | None]`: one for each example; `None` where no question got an answer. JSON can store it.
+        """
+        raise NotImplementedError
 
     def content(self, example: Mapping[str, Any]) -> str:
         """

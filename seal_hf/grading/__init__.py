@@ -11,8 +11,10 @@ an answer says first on this machine and needs no key, [`JudgeGrader`] asks a la
 """
 
 from .golds import gold_answers, show_gold_answers
-from .judge import GradingIncomplete, JudgeGrader, JudgeRefused, require_verdicts
+from .judge import GradingIncomplete, JudgeGrader, require_verdicts
+from .judge_client import JudgeRefused
 from .lexical import LexicalGrader
+from .rubric import RubricJudge
 from .statements import is_short
 
 
@@ -21,6 +23,7 @@ __all__ = [
     "JudgeGrader",
     "JudgeRefused",
     "LexicalGrader",
+    "RubricJudge",
     "gold_answers",
     "is_short",
     "require_verdicts",

@@ -195,7 +195,7 @@ def _interval(shares: np.ndarray, supposed_variation: float, confidence: float) 
     squares = float(np.square(shares - mean).sum()) + _PRIOR_WEIGHT * supposed_variation
     variation = squares / (num_passages * greatest + _PRIOR_WEIGHT)  # 1 in such passages, less in all others
     num_effective = num_passages / variation
-    quantile = _student_quantile(confidence, num_passages - 1)
+    quantile = student_quantile(confidence, num_passages - 1)
     shrinkage = 1 + quantile**2 / num_effective
     center = (mean + quantile**2 / (2 * num_effective)) / shrinkage
     half = quantile / shrinkage * (greatest / num_effective + quantile**2 / (4 * num_effective**2)) ** 0.5
@@ -203,7 +203,7 @@ def _interval(shares: np.ndarray, supposed_variation: float, confidence: float) 
 
 
 @lru_cache(maxsize=64)
-def _student_quantile(confidence: float, degrees: int) -> float:
+def student_quantile(confidence: float, degrees: int) -> float:
     """Bound t of |T| < t with probability `confidence`, T of Student's distribution with `degrees` of freedom."""
     # With T = sqrt(degrees) * tan(angle) the density of the angle is proportional to cos(angle) ** (degrees - 1).
     angles = np.linspace(0, np.pi / 2, 20_001)

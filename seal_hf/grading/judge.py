@@ -1,17 +1,12 @@
 """A grader that asks a language model, and the handling of answers that could not be graded."""
 
-import json
 import logging
 import re
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from urllib.parse import urlsplit
-
-from huggingface_hub import InferenceClient, get_token
-from huggingface_hub.errors import HfHubHTTPError, HTTPError
+from typing import Any
 
 from .golds import check_inputs
+from .judge_client import Judge, Unreadable
 from .statements import first_statement
 
 
@@ -58,10 +53,6 @@ def _judge_prompt(prompt: str, question: str, golds: Sequence[str], answer: str)
 
 class GradingIncomplete(RuntimeError):
     """Some answers could not be graded, so the run stops here; what is already recorded stays valid for resuming."""
-
-
-class JudgeRefused(RuntimeError):
-    """The judge's endpoint refuses the key, or does not know the model; asking again would not help."""
 
 
 def require_verdicts(verdicts: Sequence[bool | None]) -> list[bool]:
@@ -121,24 +112,11 @@ def parse_verdict(reply: str) -> bool | None:
     return "yes" in found if len(found) == 1 else None
 
 
-def _status(error: BaseException) -> int | None:
-    return error.response.status_code if isinstance(error, HfHubHTTPError) else None
-
-
-def _is_transient(error: BaseException) -> bool:
-    status = _status(error)
-    if status is not None:
-        return status in (408, 409, 425, 429) or status >= 500
-    return isinstance(error, (HTTPError, json.JSONDecodeError))
-
-
-class JudgeGrader:
+class JudgeGrader(Judge):
     """
-    Grades answers by asking a language model, over `huggingface_hub.InferenceClient`.
+    Grades answers by asking a language model (see [`Judge`]).
 
-    Requests go out concurrently, at temperature 0; passing faults (time-outs, broken connections, HTTP 408, 409, 425,
-    429 and 5xx) are retried with exponential back-off. What stays ungraded is `None`, with one warning that states the
-    count and the last fault. A refused key or a missing model stops at once.
+    What stays ungraded is `None`, with one warning that states the count and the last fault.
 
     Parameters:
         model (`str`):
@@ -147,71 +125,19 @@ class JudgeGrader:
             What the judge is asked: `"default"`, whether the answer's first statement is right, or `"paper"` for the
             grading prompt of the paper's code, which shows the whole answer and names the first gold answer only, as the
             paper's data do. The paper's judge is GPT-4.1.
-        provider (`str`, *optional*):
-            Inference provider of the Hub, chosen automatically when absent; not used with `base_url`.
-        base_url (`str`, *optional*):
-            Any OpenAI-compatible endpoint, such as `"http://localhost:8000/v1"`.
-        api_key (`str`, *optional*):
-            Key for the endpoint or the provider. Without it, providers get the saved Hugging Face token and a
-            `base_url` gets none.
-        max_workers (`int`, *optional*, defaults to `8`):
-            Number of concurrent requests.
-        max_attempts (`int`, *optional*, defaults to `5`):
-            Number of requests per answer before it stays ungraded.
-        initial_wait (`float`, *optional*, defaults to `1.0`):
-            Longest wait before the second attempt, in seconds; doubles with each attempt, up to 60.
-        timeout (`float`, *optional*, defaults to `60.0`):
-            Time to wait for a reply, in seconds.
+        options:
+            Those of [`Judge`].
 
     Raises:
         ImportError: The extra `judge` is not installed.
-        ValueError: There is no such `prompt`, `max_workers` or `max_attempts` is below 1, or `base_url` is not a plain
-            http(s) address.
+        ValueError: There is no such `prompt`, or an option out of its range.
     """
 
-    def __init__(
-        self,
-        model: str,
-        *,
-        prompt: str = "default",
-        provider: str | None = None,
-        base_url: str | None = None,
-        api_key: str | None = None,
-        max_workers: int = 8,
-        max_attempts: int = 5,
-        initial_wait: float = 1.0,
-        timeout: float = 60.0,
-    ):
-        try:
-            import tenacity
-        except ImportError as error:
-            raise ImportError(
-                "`JudgeGrader` needs tenacity; install it with `pip install 'seal-hf[judge]'`."
-            ) from error
+    def __init__(self, model: str, *, prompt: str = "default", **options: Any):
         if prompt not in ("default", "paper"):
             raise ValueError(f"`prompt` must be 'default' or 'paper', but is {prompt!r}.")
-        for name, value in (("max_workers", max_workers), ("max_attempts", max_attempts)):
-            if value < 1:
-                raise ValueError(f"`{name}` must be at least 1, but is {value}.")
-        address = urlsplit(base_url or "http://")
-        if address.scheme not in ("http", "https") or "@" in address.netloc:
-            raise ValueError("`base_url` must be an http(s) address without user or password; pass keys as `api_key`.")
-        self.model = model
+        super().__init__(model, **options)
         self.prompt = prompt
-        self.max_workers = max_workers
-        self._endpoint = base_url or f"provider {provider or 'auto'}"
-        self._secret = api_key or (None if base_url else get_token())
-        # An empty key would make the client send the saved Hugging Face token to any address.
-        self._client = InferenceClient(
-            model=base_url or None, provider=provider, api_key=api_key or (base_url and "none"), timeout=timeout
-        )
-        self._retrying = partial(
-            tenacity.Retrying,
-            stop=tenacity.stop_after_attempt(max_attempts),
-            wait=tenacity.wait_random_exponential(multiplier=initial_wait, max=60),
-            retry=tenacity.retry_if_exception(_is_transient),
-            reraise=True,
-        )
 
     def grade(
         self, questions: Sequence[str], golds: Sequence[str | Sequence[str]], answers: Sequence[str]
@@ -230,37 +156,11 @@ class JudgeGrader:
                 (HTTP 404).
         """
         rows = check_inputs(questions, golds, answers)
-        asked = list(dict.fromkeys(row for row in rows if row[2].strip()))
-        with ThreadPoolExecutor(self.max_workers) as executor:
-            outcomes = dict(zip(asked, executor.map(self._ask, asked), strict=True))
-        verdicts = [outcomes[row] if row in outcomes else False for row in rows]
-        faults = [verdict for verdict in verdicts if isinstance(verdict, str)]
+        asked = [place for place, (_, _, answer) in enumerate(rows) if answer.strip()]
+        outcomes: dict[int, bool | Unreadable] = dict.fromkeys(range(len(rows)), False)
+        prompts = [_judge_prompt(self.prompt, *rows[place]) for place in asked]
+        outcomes |= zip(asked, self.ask(prompts, parse_verdict, "is neither yes nor no"), strict=True)
+        faults = [outcome for outcome in outcomes.values() if isinstance(outcome, Unreadable)]
         if faults:
             logger.warning("%d of %d answers could not be graded; the last: %s", len(faults), len(rows), faults[-1])
-        return [None if isinstance(verdict, str) else verdict for verdict in verdicts]
-
-    def _ask(self, row: tuple[str, tuple[str, ...], str]) -> bool | str:
-        """Return the verdict on one answer, or why there is none."""
-        messages = [{"role": "user", "content": _judge_prompt(self.prompt, *row)}]
-        try:
-            output = self._retrying()(self._client.chat_completion, messages, model=self.model, temperature=0.0)
-        except (HTTPError, json.JSONDecodeError) as error:
-            fault = self._describe(f"{type(error).__name__}: {error}")
-            if _status(error) not in (401, 402, 403, 404):
-                return fault
-        else:
-            message = output.choices[0].message if output.choices else None
-            reply = (message and message.content) or ""
-            verdict = parse_verdict(reply)
-            return self._describe(f"the reply {reply!r} is neither yes nor no") if verdict is None else verdict
-        # Outside the handler, so that the HTTP error, whose request holds the key, is not chained.
-        raise JudgeRefused(
-            f"The judge {self.model!r} at {self._endpoint} refused the request; check `api_key`, `model` and "
-            f"`provider` or `base_url`. {fault}"
-        )
-
-    def _describe(self, text: str) -> str:
-        """Shorten a fault to one line without the key, which some endpoints repeat."""
-        if self._secret:
-            text = text.replace(self._secret, "[key]")
-        return " ".join(text.split())[:300]
+        return [None if isinstance(outcome, Unreadable) else outcome for outcome in outcomes.values()]

@@ -91,7 +91,8 @@ def plan_run(
     """Count the work of a run, and measure this machine for a few steps, whose results are thrown away."""
     num_eval = len(evaluation) if evaluation is not None else 0
     num_evaluations = args.num_rounds + 1
-    per_example = args.num_generations * args.num_repeats
+    # Without a reward that an adapter earns none is trained but in evaluations.
+    per_example = args.num_generations * (args.num_repeats if args.rewards().needs_adapters else 0)
     trained = [condition for condition in lm.domain.conditions if condition.self_edit is not None]
     tokens = seconds = None
     places = places_to_draw_from(args, lm.domain, train)

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..grading import RubricJudge
+from ..grading.rewards import RUBRIC
 from ..rollout.settings import describe
 from ..self_adapting_lm import SelfAdaptingLM
 from .seal_config import SEALConfig
@@ -58,6 +60,7 @@ def run_settings(
     eval_examples: Sequence[Mapping] | None,
     num_per_round: int,
     eval_lm: SelfAdaptingLM,
+    rubric_judge: RubricJudge | None = None,
 ) -> dict[str, Any]:
     """
     Describe a run of [`SEALTrainer`] with so many examples per round (see [`seal_hf.rollout.settings.describe`]), and what is
@@ -69,6 +72,13 @@ def run_settings(
     own = [name for name in SEALConfig.__annotations__ if name not in _FREE_FIELDS]
     options = {name: getattr(args, name) for name in dict.fromkeys((*own, *_SFT_SETTINGS))}
     options["examples_per_round"] = num_per_round
+    if lm.domain.instruction("Restate it.") is None:  # of no effect, and not known to older runs
+        del options["num_instructions_shown"]
+    rewards = args.rewards()
+    if rewards.is_default:  # named only where it is not, so that older runs can be resumed
+        del options["reward_funcs"], options["reward_weights"]
+    elif RUBRIC in rewards.names:
+        options["rubric_judge"] = None if rubric_judge is None else rubric_judge.model
     settings = describe(lm, {"train_dataset": train_examples, "eval_dataset": eval_examples}, options)
     if eval_lm is not lm:
         of_evaluations = describe(eval_lm, {"eval_dataset": eval_examples}, {})

@@ -9,6 +9,7 @@ from peft import LoraConfig
 from trl import SFTConfig
 
 from ..generation.vllm_options import vllm_arguments
+from ..grading.rewards import Rewards
 from ..inner_loop.update import InnerLoopConfig, is_whole
 from ..rollout.stage import RolloutConfig
 from ..self_adapting_lm import STUDENTS
@@ -34,6 +35,9 @@ class SEALConfig(SFTConfig):
             tool keeps of them is then what is trained on, and what the policy learns from.
         num_eval_drafts (`int`, *optional*):
             The same in evaluations. Defaults to `num_drafts`.
+        num_instructions_shown (`int`, *optional*, defaults to `4`):
+            Where self-edits begin with an instruction of their own (see [`Domain.instruction`]): how many of those that paid in
+            earlier rounds the policy is shown, at most; none with 0.
         temperature (`float`, *optional*, defaults to `1.0`):
             Sampling temperature.
         top_p (`float`, *optional*, defaults to `0.95`):
@@ -94,6 +98,15 @@ class SEALConfig(SFTConfig):
 
         > Parameters that control the reward
 
+        reward_funcs (`list[str]`, *optional*, defaults to `["accuracy"]`):
+            What self-edits are rewarded by: `"accuracy"`, the share of the example's questions that are answered right;
+            `"rubric"`, a judge's scores; `"own_questions"`, questions that the model wrote and answered itself with the text in
+            view; `"self_consistency"`, the example's questions with the model's own answers with the text in view in place of
+            labels. Without `"accuracy"` the training set needs no answers, and with `"rubric"` alone no adapter is trained for
+            the reward.
+        reward_weights (`list[float]`, *optional*):
+            Their weights, at least 0, which are divided by their sum. A reward with the weight 0 is recorded alone. Equal where
+            absent.
         num_repeats (`int`, *optional*, defaults to `3`):
             Independent inner updates per self-edit whose rewards are averaged.
         max_answer_length (`int`, *optional*, defaults to `64`):
@@ -159,6 +172,10 @@ class SEALConfig(SFTConfig):
     num_eval_drafts: int | None = field(
         default=None, metadata={"help": "Completions that one self-edit is made of in evaluations, if not as many."}
     )
+    num_instructions_shown: int = field(
+        default=4,
+        metadata={"help": "Instructions that paid in earlier rounds, which the policy is shown; 0 for none."},
+    )
     temperature: float = field(default=1.0, metadata={"help": "Sampling temperature of the self-edits."})
     top_p: float = field(default=0.95, metadata={"help": "Nucleus of the sampling."})
     max_completion_length: int = field(
@@ -220,6 +237,15 @@ class SEALConfig(SFTConfig):
         metadata={"help": "Most adapters trained together; chosen from free memory and work where absent."},
     )
 
+    reward_funcs: list[str] = field(
+        default_factory=lambda: ["accuracy"],
+        metadata={
+            "help": "What self-edits are rewarded by: 'accuracy' (by labels), 'rubric', 'own_questions', 'self_consistency'."
+        },
+    )
+    reward_weights: list[float] | None = field(
+        default=None, metadata={"help": "Weights of the rewards, divided by their sum; equal where absent."}
+    )
     num_repeats: int = field(default=3, metadata={"help": "Inner updates per self-edit, averaged."})
     max_answer_length: int = field(default=64, metadata={"help": "Longest answer, in tokens."})
     num_eval_generations: int = field(default=1, metadata={"help": "Self-edits per evaluation example."})
@@ -286,6 +312,10 @@ class SEALConfig(SFTConfig):
         for name in ("keep_best", "max_length"):
             if getattr(self, name) is not None and not is_whole(getattr(self, name), 1):
                 raise ValueError(f"{name}={getattr(self, name)!r} must be a whole number of at least 1, or None.")
+        if not is_whole(self.num_instructions_shown, 0):
+            raise ValueError(
+                f"num_instructions_shown={self.num_instructions_shown!r} must be a whole number of at least 0."
+            )
         if self.examples_per_round is not None and not is_whole(self.examples_per_round, 0):
             raise ValueError(
                 f"examples_per_round={self.examples_per_round!r} must be a whole number of at least 0, or None."
@@ -327,6 +357,7 @@ class SEALConfig(SFTConfig):
         self.rollout_config()
         self.eval_rollout_config()
         self.inner_config()
+        self.rewards()
 
     def rollout_config(self) -> RolloutConfig:
         """How self-edits are written, banks composed and answers given."""
@@ -341,6 +372,11 @@ class SEALConfig(SFTConfig):
             return dataclasses.replace(self.rollout_config(), num_drafts=self.num_eval_drafts)
         except ValueError as error:
             raise ValueError(f"num_eval_drafts={self.num_eval_drafts!r}: {error}") from error
+
+    def rewards(self) -> Rewards:
+        """What self-edits are rewarded by."""
+        weights = None if self.reward_weights is None else tuple(self.reward_weights)
+        return Rewards(tuple(self.reward_funcs), weights)
 
     def inner_config(self) -> InnerLoopConfig:
         """How a self-edit is trained on."""

@@ -37,8 +37,16 @@ from trl.trainer.base_trainer import _BaseTrainer
 
 from ..domains import Domain, KnowledgeDomain
 from ..generation.vllm_options import vllm_arguments
+from ..grading import RubricJudge
 from ..models.access import context_length
 from ..models.sharding import gathering
+from ..records.instructions import (
+    ArchivedInstruction,
+    archive_instructions,
+    best_instructions,
+    read_archive,
+    write_archive,
+)
 from ..records.journal import Journal, ScoredSelfEdit, SelectedSelfEdit
 from ..records.plot import save_plot
 from ..records.report import Evaluation, evaluations, metrics, round_metrics
@@ -73,7 +81,15 @@ from .run_settings import FIT_SETTINGS, run_settings
 from .seal_config import SEALConfig
 from .selection import demonstrations, select_self_edits, warn_of_little
 from .separate_sft import ModelSource, leave_sft
-from .stages import evaluation_stage, examples_per_round, places_to_draw_from, sft_seed, training_stage
+from .stages import (
+    evaluation_stage,
+    examples_per_round,
+    longest_instructions,
+    places_to_draw_from,
+    sft_seed,
+    showing,
+    training_stage,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -117,6 +133,8 @@ class SEALTrainer(_BaseTrainer):
             For a model that is loaded by name.
         callbacks (`list[TrainerCallback]`, *optional*):
             Added to the default ones.
+        rubric_judge ([`RubricJudge`], *optional*):
+            Who scores self-edits where `args.reward_funcs` has `"rubric"`. Defaults to the base model itself.
 
     Raises:
         ValueError: A `PeftModel` together with `peft_config` or with another adapter than a plain LoRA, examples that do
@@ -155,6 +173,7 @@ class SEALTrainer(_BaseTrainer):
         quantization_config: BitsAndBytesConfig | None = None,
         callbacks: list[TrainerCallback] | None = None,
         eval_domain: Domain | None = None,
+        rubric_judge: RubricJudge | None = None,
     ):
         if args is None:
             name = model if isinstance(model, str) else model.config.name_or_path
@@ -199,7 +218,15 @@ class SEALTrainer(_BaseTrainer):
         self._train = ExampleSet.of(train_dataset, "train_dataset")
         self._eval = None if eval_dataset is None else ExampleSet.of(eval_dataset, "eval_dataset")
         lengths = (args.max_completion_length, args.max_answer_length)
-        check_examples(self.lm, self._train, "train_dataset", *lengths, args.max_length)
+        rewards = args.rewards()
+        if missing := [name for name in rewards.names if name not in self.domain.reward_funcs]:
+            raise ValueError(
+                f"reward_funcs={list(rewards.names)}: {type(self.domain).__name__} has no reward {missing[0]!r}, only "
+                f"{', '.join(map(repr, self.domain.reward_funcs))}; leave it out, or add it to the domain's reward_funcs."
+            )
+        longest = longest_instructions(self.domain, args.num_instructions_shown)
+        shown = showing(self.domain, self._train, longest)
+        check_examples(self.lm, shown, "train_dataset", *lengths, args.max_length, rewards)
         places = places_to_draw_from(args, self.domain, self._train)
         num_left_out = len(self._train) - len(places)
         if num_left_out and PartialState().is_main_process:
@@ -215,7 +242,9 @@ class SEALTrainer(_BaseTrainer):
             check_examples(self._eval_lm, self._eval, "eval_dataset", *lengths)
             self._eval.warn_of_shared(self._train, self.domain.content)
         eval_examples = None if self._eval is None else self._eval.examples
-        settings = run_settings(args, self.lm, self._train.examples, eval_examples, per_round, self._eval_lm)
+        settings = run_settings(
+            args, self.lm, self._train.examples, eval_examples, per_round, self._eval_lm, rubric_judge
+        )
         self._folder = RunFolder(args.output_dir, settings, FIT_SETTINGS)
         self._folder.check_writable()
         self._publisher = Publisher(
@@ -251,9 +280,12 @@ class SEALTrainer(_BaseTrainer):
         self.remove_callback(DefaultFlowCallback)
         self.base_model_id = base_model_id
         self._examples_per_round = per_round
+        self._writes_instructions = bool(longest_instructions(self.domain, 1))
         self._rounds_fitted = 0
         self._waits_for_sft = False
-        self._rollout = Rollout(self.lm, args.rollout_config(), self._processes, self._after_bank)
+        self._rollout = Rollout(
+            self.lm, args.rollout_config(), self._processes, self._after_bank, rubric_judge=rubric_judge
+        )
         self._eval_rollout = self._rollout
         if eval_domain is not None or args.eval_rollout_config() != args.rollout_config():
             self._eval_rollout = Rollout(self._eval_lm, args.eval_rollout_config(), self._processes, self._after_bank)
@@ -483,6 +515,7 @@ class SEALTrainer(_BaseTrainer):
 
     def _evaluation(self, journal: Journal, data: ExampleSet, num_rounds: int) -> Evaluation:
         """The accuracies of a policy that was trained for `num_rounds`."""
+        data = showing(self._eval_lm.domain, data, self._instructions(self._rounds_fitted))
         stage = evaluation_stage(self.args, self._eval_lm.domain, journal, data, num_rounds)
         self._score(self._eval_rollout, stage)
         return self._processes.on_main(evaluations, journal)[num_rounds]
@@ -500,7 +533,24 @@ class SEALTrainer(_BaseTrainer):
     def _begin_round(self, round_index: int) -> Stage:
         self.control = self.callback_handler.on_epoch_begin(self.args, self.state, self.control)
         self._end_if_stopped()
-        return training_stage(self.args, self.domain, self._folder.journal, self._train, round_index)
+        data = showing(self.domain, self._train, self._instructions(round_index))
+        return training_stage(self.args, self.domain, self._folder.journal, data, round_index)
+
+    def _instructions(self, num_rounds: int) -> list[str]:
+        """The best instructions of so many rounds, which the policy is shown in the next."""
+        if num_rounds == 0 or not self._writes_instructions:
+            return []
+        archive = self._processes.on_main(self._archive, num_rounds - 1)
+        return best_instructions(archive, self.args.num_instructions_shown)
+
+    def _archive(self, round_index: int, anew: bool = False) -> list[ArchivedInstruction]:
+        """What the instructions of all rounds up to one paid: as it is on disk, or else from the journals, and written."""
+        archive = read_archive(self._folder.path, round_index)
+        if archive is None or anew:
+            rounds = list(map(self._folder.journal.scored, range(round_index + 1)))
+            archive = archive_instructions(rounds, self.domain.instruction)
+            write_archive(self._folder.path, round_index, archive)
+        return archive
 
     def _score(self, rollout: Rollout, stage: Stage) -> list[ScoredSelfEdit]:
         """Let a stage's self-edits be written, and train and ask their adapters."""
@@ -521,6 +571,8 @@ class SEALTrainer(_BaseTrainer):
                 drop_zero_std=self.args.drop_zero_std,
             )
             self._processes.on_main(journal.write_selected, round_index, selected)
+            if self._writes_instructions:
+                self._processes.on_main(self._archive, round_index, True)
         values = {"round": round_index + 1, **round_metrics(scored, selected)}
         logged = self._logged("num_examples", round_index + 1)
         if logged is not None and values.items() <= logged.items():  # a resumed run

@@ -6,6 +6,7 @@ import numpy as np
 
 from ..domains import Domain
 from ..generation.base import draw_seed
+from ..grading.rewards import ACCURACY
 from ..records.journal import Journal
 from ..rollout.examples import ExampleSet
 from ..rollout.stage import Stage
@@ -53,7 +54,9 @@ def round_places(args: SEALConfig, places: Sequence[int], round_index: int) -> t
 
 
 def training_stage(args: SEALConfig, domain: Domain, journal: Journal, data: ExampleSet, round_index: int) -> Stage:
-    """The self-edits that a round chooses from, beside the base model's reward."""
+    """The self-edits that a round chooses from, beside the base model's labelled reward where labels are looked at."""
+    rewards = args.rewards()
+    num_repeats = args.num_repeats if rewards.needs_adapters else 0
     seed = draw_seed(args.seed, _TRAINING, round_index)
     return Stage(
         name=f"round {round_index + 1}/{args.num_rounds}",
@@ -61,11 +64,23 @@ def training_stage(args: SEALConfig, domain: Domain, journal: Journal, data: Exa
         round=round_index,
         data=data,
         seed=seed,
-        inner_seeds=tuple(draw_seed(seed, repeat) for repeat in range(args.num_repeats)),
+        inner_seeds=tuple(draw_seed(seed, repeat) for repeat in range(num_repeats)),
         num_generations=args.num_generations,
-        baselines=domain.conditions[:1],
+        baselines=domain.conditions[:1] if ACCURACY in rewards.names else (),
         places=round_places(args, places_to_draw_from(args, domain, data), round_index),
+        rewards=rewards,
     )
+
+
+def showing(domain: Domain, data: ExampleSet, instructions: Sequence[str]) -> ExampleSet:
+    """Examples whose prompts show instructions (see [`Domain.with_instructions`])."""
+    return ExampleSet([dict(domain.with_instructions(example, instructions)) for example in data.examples], data.ids)
+
+
+def longest_instructions(domain: Domain, number: int) -> list[str]:
+    """As many instructions as a prompt may show, as long as the domain keeps them; none where it has none."""
+    longest = domain.instruction("instruction " * 1000)
+    return [] if longest is None else [longest] * number
 
 
 def evaluation_stage(args: SEALConfig, domain: Domain, journal: Journal, data: ExampleSet, num_rounds: int) -> Stage:

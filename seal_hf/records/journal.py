@@ -3,6 +3,8 @@ What a run leaves on disk, so that nothing it has computed is computed twice.
 
     run.json                            the settings that define the run
     proposals/round_000.jsonl           every self-edit of the round, before its first bank, with the banks it belongs to
+    rubric/round_000.jsonl              how a judge scored each of them, where the rubric is a reward
+    reward_questions/round_000.jsonl    what adapters are asked besides, for rewards without labels
     writing/round_000.jsonl             how long the writing of an evaluation's self-edits took
     journal/round_000/bank_0000.jsonl   rewards of one finished bank, while the round is being scored
     journal/round_000.jsonl             one scored self-edit a line, once all are
@@ -21,6 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from ..grading.rewards import ACCURACY
 from .files import read_records, write_records
 
 
@@ -131,6 +134,9 @@ class TrialResult:
         kl (`float`, *optional*):
             KL(base || adapted) at the tokens of these answers, the mean over tokens, in nats per token; `None` where nothing is
             adapted, in training, and where it is not finite.
+        unlabelled (`dict[str, dict]`, *optional*):
+            For each reward without labels that an adapter earns (see [`seal_hf.grading.rewards`]) what was said to its questions:
+            `answers` and `verdicts`. `None` where there is no such reward.
     """
 
     condition: str
@@ -149,6 +155,7 @@ class TrialResult:
     short: list[bool] | None = None
     retention: dict | None = None
     kl: float | None = None
+    unlabelled: dict[str, dict] | None = None
 
     @property
     def key(self) -> tuple[str, int, int, int]:
@@ -167,15 +174,21 @@ class ScoredSelfEdit:
             As in [`Proposal`].
         repeats (`list[dict]`):
             For each independent inner update its `seed`, `reward`, `answers`, `verdicts` and `loss`; in an evaluation
-            also `recited`, `recitation`, `short`, `retention` and `kl`, as in [`TrialResult`].
+            also `recited`, `recitation`, `short`, `retention` and `kl`, as in [`TrialResult`]. With other rewards than the labelled
+            one also `rewards`, each of them, of which `reward` is the weighted sum, and `unlabelled`.
         reward (`float`, *optional*):
-            Mean reward of the repeats, `None` when no answer could be graded. 0 when it is malformed.
+            Mean reward of the repeats, `None` when no answer could be graded. 0 when it is malformed. Without repeats, where no
+            reward needs an adapter, the weighted sum of the rewards.
         base_reward (`float`, *optional*):
-            Reward of the policy without an inner adapter on the same questions.
+            Labelled reward of the policy without an inner adapter on the same questions.
         tokens (`int`):
             Tokens trained on, all repeats together.
         seconds (`float`):
             Training time, all repeats together.
+        rewards (`dict[str, float | None]`, *optional*):
+            Each reward by its name, the mean over the repeats; `None` where the labelled one is the only one.
+        rubric (`dict[str, float]`, *optional*):
+            The scores by the rubric, from 1 to 5; `None` where it was not asked for, or could not be scored.
     """
 
     round: int
@@ -196,6 +209,50 @@ class ScoredSelfEdit:
     completion_ids: list[int] | None = None
     metrics: dict[str, float] | None = None
     written_tokens: float | None = None
+    rewards: dict[str, float | None] | None = None
+    rubric: dict[str, float] | None = None
+
+    @property
+    def accuracy(self) -> float | None:
+        """The labelled reward; `None` where it is not known."""
+        return self.reward if self.rewards is None else self.rewards.get(ACCURACY)
+
+
+@dataclass(frozen=True)
+class RewardQuestions:
+    """
+    What an adapter is asked for a reward without labels.
+
+    Parameters:
+        reward (`str`):
+            The name of the reward.
+        example, edit:
+            As in [`Proposal`].
+        asked (`dict`, *optional*):
+            An example of the domain; `None` where there is nothing to ask.
+    """
+
+    reward: str
+    example: int
+    edit: int
+    asked: dict | None
+
+
+@dataclass(frozen=True)
+class RubricScores:
+    """
+    A judge's scores of a self-edit.
+
+    Parameters:
+        example, edit:
+            As in [`Proposal`].
+        scores (`dict[str, float]`, *optional*):
+            From 1 to 5, by criterion; `None` where it could not be scored.
+    """
+
+    example: int
+    edit: int
+    scores: dict[str, float] | None
 
 
 @dataclass(frozen=True)
@@ -258,6 +315,18 @@ class Journal:
 
     def write_writing_seconds(self, round_index: int, seconds: float) -> None:
         write_records(self._file("writing", round_index), [{"seconds": seconds}])
+
+    def rubric(self, round_index: int) -> list[RubricScores] | None:
+        return _read(self._file("rubric", round_index), RubricScores)
+
+    def write_rubric(self, round_index: int, scores: Sequence[RubricScores]) -> None:
+        write_records(self._file("rubric", round_index), map(asdict, scores))
+
+    def reward_questions(self, round_index: int) -> list[RewardQuestions] | None:
+        return _read(self._file("reward_questions", round_index), RewardQuestions)
+
+    def write_reward_questions(self, round_index: int, questions: Sequence[RewardQuestions]) -> None:
+        write_records(self._file("reward_questions", round_index), map(asdict, questions))
 
     def banks(self, round_index: int) -> dict[int, list[TrialResult]]:
         """The results of every bank of a round that is being scored, by the bank's number."""

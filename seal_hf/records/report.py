@@ -12,6 +12,7 @@ import numpy as np
 
 from ..domains.base import BASE, SELF_EDITS
 from ..grading.choosing import scored_apart
+from ..grading.diversity import distinct_ngrams
 from ..grading.intervals import Accuracy, Difference, accuracy, paired_difference
 from .files import RUN_FILE
 from .journal import Journal, ScoredSelfEdit, SelectedSelfEdit, rank, rounded
@@ -200,7 +201,9 @@ def round_metrics(scored: Sequence[ScoredSelfEdit], selected: Sequence[SelectedS
 
     Returns:
         `dict[str, float]`: without the names that there is no value for. `reward/best` is what choosing is worth (see
-            [`best_of_k`]). What is told of the self-edits is there as `self_edits/coverage` and so on.
+            [`best_of_k`]). What is told of the self-edits is there as `self_edits/coverage` and so on, how much those about one
+            example differ as `self_edits/distinct_1` and so on (see [`diversity`]), and each reward, where the labelled one is
+            not the only one, as `rewards/rubric/mean` and so on.
     """
     rewards = [[edit.reward for edit in own] for own in _graded(scored).values()]
     best = best_of_k(scored)
@@ -223,8 +226,48 @@ def round_metrics(scored: Sequence[ScoredSelfEdit], selected: Sequence[SelectedS
         result |= {"completions/min_length": min(lengths), "completions/max_length": max(lengths)}
     if seconds := sum(edit.seconds for edit in scored):
         result["inner/tokens_per_second"] = sum(edit.tokens for edit in scored) / seconds
-    result |= {f"self_edits/{name}": value for name, value in self_edit_metrics(scored).items()}
+    result |= {
+        f"self_edits/{name}": value for name, value in (*diversity(scored).items(), *self_edit_metrics(scored).items())
+    }
+    result |= _each_reward(scored)
     return result | {"num_examples": len({edit.example for edit in scored})}
+
+
+def _each_reward(scored: Sequence[ScoredSelfEdit]) -> dict[str, float]:
+    """Mean and standard deviation of each reward over the self-edits, under TRL's names, and the means of the rubric's scores."""
+    result = {}
+    for name in reward_names(scored):
+        values = [edit.rewards[name] for edit in scored if edit.rewards[name] is not None]
+        if values:
+            result |= {f"rewards/{name}/mean": fmean(values), f"rewards/{name}/std": pstdev(values)}
+    scores = defaultdict(list)
+    for edit in scored:
+        for criterion, score in (edit.rubric or {}).items():
+            scores[criterion].append(score)
+    return result | {f"rubric/{criterion}": fmean(own) for criterion, own in scores.items()}
+
+
+def reward_names(scored: Iterable[ScoredSelfEdit]) -> list[str]:
+    """The names of a round's rewards where the labelled one is not the only one; else none."""
+    return list(next((edit.rewards for edit in scored if edit.rewards is not None), ()))
+
+
+def diversity(scored: Iterable[ScoredSelfEdit]) -> dict[str, float]:
+    """
+    How much the self-edits about one example differ from each other and within themselves: `distinct_1`, `distinct_2` and
+    `distinct_3`, the share of distinct n-grams in all n-grams of its well-formed self-edits together (see [`distinct_ngrams`]),
+    the mean over the examples. The best of k is the less worth, the more alike they are.
+    """
+    texts = defaultdict(list)
+    for edit in scored:
+        if edit.well_formed:
+            texts[edit.example].append(edit.completion)
+    result = {}
+    for n in (1, 2, 3):
+        shares = [share for own in texts.values() if (share := distinct_ngrams(own, n)) is not None]
+        if shares:
+            result[f"distinct_{n}"] = fmean(shares)
+    return result
 
 
 def self_edit_metrics(scored: Iterable[ScoredSelfEdit]) -> dict[str, float]:
@@ -388,7 +431,8 @@ def base_reward(scored: Iterable[ScoredSelfEdit]) -> float | None:
 
 
 def gain_of(edit: ScoredSelfEdit) -> float | None:
-    return None if edit.reward is None or edit.base_reward is None else edit.reward - edit.base_reward
+    """What a self-edit gains over the base model, by the labelled reward."""
+    return None if edit.accuracy is None or edit.base_reward is None else edit.accuracy - edit.base_reward
 
 
 def kept_flags(scored: Iterable[ScoredSelfEdit], selected: Iterable[SelectedSelfEdit] | None) -> list[bool | None]:

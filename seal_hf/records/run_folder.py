@@ -31,7 +31,16 @@ STAGED_PREFIX = ".push-"
 _FAILED_FIT_FILE = "failed_fit.json"
 # Holds what a copy of a run has not put into place yet. Where it is without a RUN_FILE beside it, a copy was interrupted.
 _PARTIAL_COPY = f".{LAST_CHECKPOINT}.partial"
-_RUN_FOLDERS = ("proposals", "journal", "selected", "evaluation", "policy")
+_RUN_FOLDERS = (
+    "proposals",
+    "rubric",
+    "reward_questions",
+    "journal",
+    "selected",
+    "instructions",
+    "evaluation",
+    "policy",
+)
 # What belongs to a run, as patterns; every file of it is only ever replaced whole.
 RUN_FILES = (
     RUN_FILE,

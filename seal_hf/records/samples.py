@@ -9,7 +9,7 @@ from pyarrow import parquet
 
 from .files import write_bytes
 from .journal import Journal
-from .report import gain_of, kept_flags
+from .report import gain_of, kept_flags, reward_names
 
 
 _SAMPLE_SCHEMA = pa.schema(
@@ -34,7 +34,8 @@ _SAMPLE_SCHEMA = pa.schema(
 def save_samples(output_dir: str | Path, round_index: int) -> Path:
     """
     Write a training round's self-edits as a table, `self_edits/round_000.parquet`, one a row. `answers` and `verdicts`
-    are those of the first repeat; `kept` is empty while the selection is not on disk.
+    are those of the first repeat; `kept` is empty while the selection is not on disk. Where the labelled reward is not the
+    only one, each has a column, such as `reward_rubric`.
 
     Raises:
         OSError: The disk is full, or the folder cannot be written.
@@ -49,8 +50,12 @@ def save_samples(output_dir: str | Path, round_index: int) -> Path:
         first = edit.repeats[0] if edit.repeats else {}
         text = edit.prompt if isinstance(edit.prompt, str) else json.dumps(edit.prompt, ensure_ascii=False)
         row = vars(edit) | {"prompt": text, "self_edit": edit.completion, "gain": gain_of(edit)}
+        row |= {f"reward_{name}": value for name, value in (edit.rewards or {}).items()}
         rows.append(row | {"kept": kept, "answers": first.get("answers"), "verdicts": first.get("verdicts")})
-    table = pa.Table.from_pylist(rows, schema=_SAMPLE_SCHEMA)
+    schema = _SAMPLE_SCHEMA
+    for name in reward_names(scored):
+        schema = schema.append(pa.field(f"reward_{name}", pa.float64()))
+    table = pa.Table.from_pylist(rows, schema=schema)
     file = io.BytesIO()
     parquet.write_table(table, file)
     path = Path(output_dir) / "self_edits" / f"round_{round_index:03d}.parquet"

@@ -7,7 +7,18 @@ from ..domains.base import SELF_EDITS
 from ..grading.intervals import Estimate
 from ..grading.statements import num_words
 from .journal import Journal, ScoredSelfEdit
-from .report import Evaluation, base_reward, best_of_k, evaluations, kept_flags, mean_reward, of_every_policy, percent
+from .report import (
+    Evaluation,
+    base_reward,
+    best_of_k,
+    evaluations,
+    kept_flags,
+    mean_reward,
+    of_every_policy,
+    percent,
+    reward_names,
+    round_metrics,
+)
 
 
 # Words of an example from which on it is long, and told apart in the results.
@@ -42,6 +53,7 @@ def results_table(output_dir: str | Path, texts: Sequence[str] | None = None) ->
 
 def _training_table(output_dir: str | Path, rounds: Sequence[Sequence[ScoredSelfEdit]]) -> list[str]:
     journal, rows, seen = Journal(output_dir), [], set()
+    names = list(dict.fromkeys(name for scored in rounds for name in reward_names(scored)))
     for index, scored in enumerate(rounds):
         selected = journal.selected(index)
         own = {edit.example_id for edit in scored}
@@ -56,13 +68,17 @@ def _training_table(output_dir: str | Path, rounds: Sequence[Sequence[ScoredSelf
                 "–" if selected is None else str(sum(kept_flags(scored, selected))),
                 *(str(value or "–") for value in (mean_reward(scored), best_of_k(scored))),
                 percent(base_reward(scored)),
+                *(percent(round_metrics(scored, ()).get(f"rewards/{name}/mean")) for name in names),
             ]
         )
     note = (
         "Training: rewards on the passages that each round trains on, means over these passages with 95 % intervals. The best "
         "of k is scored by repeats that did not choose it, so it needs two of them."
     )
+    if names:
+        note += " The reward is a weighted sum; the last columns are the means of its parts over the self-edits."
     header = ["round", "passages", "self-edits", "well-formed", "kept", "mean reward", "best of k", "base reward"]
+    header += [name.replace("_", " ") for name in names]
     return [note, markdown(header, rows)]
 
 

@@ -8,6 +8,7 @@ from accelerate import PartialState
 from datasets import Dataset, IterableDataset
 
 from ..domains.files import fault_of
+from ..grading.rewards import ACCURACY, LABELLED, SELF_CONSISTENCY, Rewards
 from ..models.encoding import encode_prompt
 from ..self_adapting_lm import SelfAdaptingLM
 
@@ -101,6 +102,7 @@ def check_examples(
     max_completion_length: int,
     max_answer_length: int,
     max_length: int | None = None,
+    rewards: Rewards = LABELLED,
 ) -> None:
     """
     Check every example by its domain, and that its prompts fit the model.
@@ -116,6 +118,8 @@ def check_examples(
             Longest self-edit and longest answer, in tokens.
         max_length (`int`, *optional*):
             Longest prompt with self-edit that is trained on in the outer SFT, in tokens.
+        rewards ([`Rewards`], *optional*):
+            What self-edits about them are rewarded by, which decides whether they need labels. Defaults to the labelled reward.
 
     Raises:
         ValueError: An example that the domain refuses, or whose prompts are too long; the message names it.
@@ -123,7 +127,12 @@ def check_examples(
     context = lm.context_length
     for example, example_id in zip(data.examples, data.ids, strict=True):
         try:
-            lm.domain.check(example)
+            if ACCURACY in rewards.names:
+                lm.domain.check(example)
+            else:
+                lm.domain.check_unlabelled(example)
+            if SELF_CONSISTENCY in rewards.names and not lm.domain.questions(example):
+                raise ValueError("has no question, which the reward 'self_consistency' needs; add one, or drop it.")
         except ValueError as error:
             raise ValueError(f"{name}: example {example_id} {error}") from error
         prompt = lm.domain.prompt(example)
@@ -141,7 +150,7 @@ def check_examples(
                 f"{name}: example {example_id} has a prompt of {prompt_length} tokens, which leaves fewer than "
                 f"{_LEAST_ROOM} of the model's context of {context} for a self-edit; shorten or drop the example."
             )
-        longest_question = max(len(encode_prompt(lm.processing_class, one)) for one in questions)
+        longest_question = max((len(encode_prompt(lm.processing_class, one)) for one in questions), default=0)
         for length, new_tokens, option in (
             (prompt_length, min(max_completion_length, _LEAST_ROOM), "max_completion_length"),
             (longest_question, lm.domain.max_answer_length(example) or max_answer_length, "max_answer_length"),

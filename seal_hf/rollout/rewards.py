@@ -1,16 +1,22 @@
-"""What a reward is: the share of right answers, of one adapter and over all repeats of a self-edit."""
+"""
+What a reward is: the share of right answers, of one adapter and over all repeats of a self-edit; or a weighted sum of that and of
+rewards without labels (see [`seal_hf.grading.rewards`]).
+"""
 
 import math
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import nn
 
 from ..adapters.adapter import Adapter
 from ..domains.base import BASE, Domain
 from ..grading import require_verdicts
+from ..grading.rewards import ACCURACY, RUBRIC
+from ..grading.rubric import rubric_reward
 from ..records.journal import Proposal, ScoredSelfEdit, TrialResult
 from ..self_adapting_lm import SelfAdaptingLM
 from ..self_edit import Prompt
@@ -33,12 +39,14 @@ class Asked:
         example (`Mapping`):
             The example.
         prompts (`Sequence[str | list[dict]]`):
-            A prompt for each of its questions.
+            A prompt for each of its questions; none where no answer is rewarded by a label.
         recites (`bool`, *optional*, defaults to `True`):
             Whether a recitation is asked for, too, where the domain has a prompt for one (see
             [`Domain.recitation_prompt`]).
         is_retention_asked (`bool`, *optional*, defaults to `False`):
             Whether the questions of [`Domain.retention_example`] are asked, too, where the domain has them.
+        unlabelled (`Mapping[str, Mapping]`, *optional*, defaults to none):
+            Examples whose questions are asked, too, by the reward that each is for.
     """
 
     adapter: Adapter | Callable[[Mapping], list[Adapter | None]] | None
@@ -46,6 +54,7 @@ class Asked:
     prompts: Sequence[Prompt]
     recites: bool = True
     is_retention_asked: bool = False
+    unlabelled: Mapping[str, Mapping] = field(default_factory=dict)
 
     def adapters_for(self, example: Mapping, num_prompts: int) -> list[Adapter | None]:
         """Who answers each of so many prompts about an example."""
@@ -66,7 +75,7 @@ class Graded:
             The domain's verdicts on them.
         reward (`float`, *optional*):
             Share of the verdicts that are right, among those that are not `None`; `None` when all are.
-        recitation, retention (`dict`, *optional*):
+        recitation, retention, unlabelled (`dict`, *optional*):
             As in [`TrialResult`].
     """
 
@@ -75,6 +84,17 @@ class Graded:
     reward: float | None
     recitation: dict | None = None
     retention: dict | None = None
+    unlabelled: dict[str, dict] | None = None
+
+
+@dataclass
+class _Group:
+    """Prompts about an example that one who is asked answers; `times` each answer is taken."""
+
+    place: int
+    example: Mapping
+    prompts: Sequence[Prompt]
+    times: int = 1
 
 
 def ask_and_grade(
@@ -109,41 +129,56 @@ def ask_and_grade(
         ValueError: The domain does not return verdicts for every example.
     """
     domain = lm.domain
-    own = [(index, one.example, one.prompts) for index, one in enumerate(asked)]
-    prompts = {index: domain.recitation_prompt(one.example) for index, one in enumerate(asked) if one.recites}
-    told = [(index, asked[index].example, [prompt]) for index, prompt in prompts.items() if prompt is not None]
+    own = [_Group(place, one.example, one.prompts) for place, one in enumerate(asked) if one.prompts]
+    prompts = {place: domain.recitation_prompt(one.example) for place, one in enumerate(asked) if one.recites}
+    told = [
+        _Group(place, asked[place].example, [prompt], len(asked[place].prompts))
+        for place, prompt in prompts.items()
+        if prompt is not None and asked[place].prompts
+    ]
     general = domain.retention_example() if any(one.is_retention_asked for one in asked) else None
     general_prompts = [] if general is None else domain.questions(general)
-    kept = [(index, general, general_prompts) for index, one in enumerate(asked) if one.is_retention_asked and general]
-    groups = [*own, *told, *kept]
+    kept = [
+        _Group(place, general, general_prompts)
+        for place, one in enumerate(asked)
+        if one.is_retention_asked and general
+    ]
+    names = [name for one in asked for name in one.unlabelled]
+    unlabelled = [
+        _Group(place, example, domain.questions(example))
+        for place, one in enumerate(asked)
+        for example in one.unlabelled.values()
+    ]
+    groups = [*own, *told, *kept, *unlabelled]
     answers = lm.answer_groups(
-        [prompts for *_, prompts in groups],
-        [asked[index].adapters_for(example, len(prompts)) for index, example, prompts in groups],
-        max_answer_length=[domain.max_answer_length(example) or max_answer_length for _, example, _ in groups],
+        [group.prompts for group in groups],
+        [asked[group.place].adapters_for(group.example, len(group.prompts)) for group in groups],
+        max_answer_length=[domain.max_answer_length(group.example) or max_answer_length for group in groups],
         stop=stop,
     )
-    for place, (index, *_) in enumerate(told, start=len(own)):
-        answers[place] *= len(asked[index].prompts)
-    verdicts = _verdicts(domain, [example for _, example, _ in groups], answers, require_all)
-    graded = list(zip(answers, verdicts, strict=True))
-    recitations = {
-        index: {"answer": texts[0], "verdicts": right}
-        for (index, *_), (texts, right) in zip(told, graded[len(own) : len(own) + len(told)], strict=True)
-    }
-    retained = {
-        index: {"answers": texts, "verdicts": right}
-        for (index, *_), (texts, right) in zip(kept, graded[len(own) + len(told) :], strict=True)
-    }
-    return [
-        Graded(
-            answers=texts,
-            verdicts=right,
-            reward=mean([one for one in right if one is not None]),
-            recitation=recitations.get(index),
-            retention=retained.get(index),
-        )
-        for index, (texts, right) in enumerate(graded[: len(own)])
-    ]
+    answers = [texts * group.times for group, texts in zip(groups, answers, strict=True)]
+    verdicts = _verdicts(domain, [group.example for group in groups], answers, require_all)
+    graded = iter(zip(answers, verdicts, strict=True))
+    results = {place: Graded([], [], None) for place in range(len(asked))}
+    for group in own:
+        texts, right = next(graded)
+        results[group.place] = Graded(texts, right, _share(right))
+    extra: dict[int, dict[str, Any]] = defaultdict(dict)
+    for group in told:
+        texts, right = next(graded)
+        extra[group.place]["recitation"] = {"answer": texts[0], "verdicts": right}
+    for group in kept:
+        texts, right = next(graded)
+        extra[group.place]["retention"] = {"answers": texts, "verdicts": right}
+    for name, group in zip(names, unlabelled, strict=True):
+        texts, right = next(graded)
+        extra[group.place].setdefault("unlabelled", {})[name] = {"answers": texts, "verdicts": right}
+    return [replace(result, **extra[place]) for place, result in results.items()]
+
+
+def _share(verdicts: Iterable[bool | None]) -> float | None:
+    """The share of verdicts that are right, of those that are not `None`."""
+    return mean([one for one in verdicts if one is not None])
 
 
 def divergences_from_base(
@@ -198,37 +233,82 @@ def _verdicts(
 
 
 def scored_self_edits(
-    stage: Stage, proposals: Sequence[Proposal], results: Iterable[TrialResult]
+    stage: Stage,
+    proposals: Sequence[Proposal],
+    results: Iterable[TrialResult],
+    rubric: Mapping[tuple[int, int], Mapping[str, float] | None] | None = None,
 ) -> list[ScoredSelfEdit]:
     """
     A stage's records, from the results of all its trials.
 
-    The reward of a self-edit is the mean over its repeats, 0 where it is malformed, and `None` where none of its answers
-    could be graded.
+    The reward of a self-edit is the mean over its repeats of the weighted sum of the stage's rewards, 0 where it is malformed,
+    and `None` where a reward with a weight is not known of any repeat.
+
+    Args:
+        stage ([`Stage`]):
+            The stage.
+        proposals (`Sequence[Proposal]`):
+            Its self-edits.
+        results (`Iterable[TrialResult]`):
+            What their adapters answered.
+        rubric (`Mapping[tuple[int, int], Mapping[str, float] | None]`, *optional*):
+            The scores by the rubric, by example and self-edit.
     """
     by_edit = defaultdict(list)
     for result in results:
         by_edit[result.condition, result.example, result.edit].append(result)
-    names = ["seed", "reward", "answers", "verdicts", "loss"]
-    names += ["recited", "recitation", "short", "retention", "kl"] if stage.is_evaluation else []
     scored = []
     for proposal in (*proposals, *stage.untrained_proposals()):
         edit = proposal.edit if proposal.same_as is None else proposal.same_as
         own = by_edit[proposal.condition, proposal.example, edit]
         repeats = sorted(own, key=lambda result: result.repeat)
         base = by_edit.get((BASE, proposal.example, 0))
-        rewards = [result.reward for result in repeats if result.reward is not None]
+        scores = (rubric or {}).get((proposal.example, proposal.edit))
+        # Without repeats there is the rubric alone.
+        by_repeat = [_rewards_of(stage, result, scores) for result in repeats or [None]]
+        totals = [stage.rewards.total(values) for values in by_repeat]
+        rewards = {name: _share(values[name] for values in by_repeat) for name in stage.rewards.names}
+        if not proposal.well_formed:
+            rewards = dict.fromkeys(rewards, 0.0)
         scored.append(
             ScoredSelfEdit(
                 **{name: value for name, value in vars(proposal).items() if name not in _OF_PROPOSALS},
-                repeats=[{name: getattr(result, name) for name in names} for result in repeats],
-                reward=mean(rewards) if proposal.well_formed else 0.0,
+                repeats=[
+                    _record_of(stage, result, values, total)
+                    for result, values, total in zip(repeats, by_repeat, totals, strict=False)
+                ],
+                reward=_share(totals) if proposal.well_formed else 0.0,
                 base_reward=base[0].reward if base else None,
                 tokens=sum(result.tokens for result in repeats),
                 seconds=sum(result.seconds for result in repeats),
+                rewards=None if stage.rewards.is_default else rewards,
+                rubric=None if scores is None else dict(scores),
             )
         )
     return scored
+
+
+def _rewards_of(
+    stage: Stage, result: TrialResult | None, scores: Mapping[str, float] | None
+) -> dict[str, float | None]:
+    """The stage's rewards in one repeat by their names; `None` where one is not known."""
+    values = {} if scores is None else {RUBRIC: rubric_reward(scores)}
+    if result is not None:
+        values[ACCURACY] = result.reward
+        values |= {name: _share(said["verdicts"]) for name, said in (result.unlabelled or {}).items()}
+    return {name: values.get(name) for name in stage.rewards.names}
+
+
+def _record_of(
+    stage: Stage, result: TrialResult, rewards: dict[str, float | None], total: float | None
+) -> dict[str, Any]:
+    """What is recorded of a repeat."""
+    names = ["seed", "reward", "answers", "verdicts", "loss"]
+    names += ["recited", "recitation", "short", "retention", "kl"] if stage.is_evaluation else []
+    record = {name: getattr(result, name) for name in names} | {"reward": total}
+    if stage.rewards.is_default:
+        return record
+    return record | {"rewards": rewards, "unlabelled": result.unlabelled}
 
 
 def mean(values: Sequence[float]) -> float | None:

@@ -18,6 +18,8 @@ from ..adapters.adapter import Adapter
 from ..adapters.layout import lora_layout
 from ..domains.base import BASE, SELF_EDITS
 from ..generation.base import Generation
+from ..grading import RubricJudge
+from ..grading.rewards import ACCURACY, RUBRIC
 from ..inner_loop.update import InnerUpdate, tokenize_self_edit
 from ..models.access import policy_in_activation_dtype
 from ..models.sharding import gathering
@@ -27,7 +29,9 @@ from ..self_edit import SelfEdit, TrainingExample
 from .bank_schedule import adapters_per_bank, compose_banks, share_banks, work_of
 from .chain import Chain
 from .processes import Processes
+from .reward_questions import reward_questions
 from .rewards import Asked, ask_and_grade, divergences_from_base, mean, scored_self_edits
+from .rubric_scores import rubric_scores
 from .stage import RolloutConfig, Stage, Trial, stage_banks
 from .writing import Written, write_self_edits
 
@@ -50,6 +54,8 @@ class Rollout:
             Called after every bank of this process; returning `True` ends the stage, with all that is scored on disk.
         writer ([`SelfAdaptingLM`], *optional*):
             Another model that writes the self-edits. What they ask of a tool is carried out by `lm`.
+        rubric_judge ([`RubricJudge`], *optional*):
+            Who scores self-edits by the rubric where that is a reward. Defaults to the base model of `lm`.
 
     Raises:
         ValueError: Self-edits of several drafts for a domain that does not pool them.
@@ -62,6 +68,7 @@ class Rollout:
         processes: Processes,
         on_bank: Callable[[], bool] = lambda: False,
         writer: SelfAdaptingLM | None = None,
+        rubric_judge: RubricJudge | None = None,
     ):
         if config.num_drafts > 1 and not lm.domain.pools_drafts:
             raise ValueError(
@@ -69,7 +76,7 @@ class Rollout:
                 "KnowledgeDomain whose style asks for questions; choose such a style, or leave num_drafts at 1."
             )
         self.lm, self.config, self.processes, self.on_bank = lm, config, processes, on_bank
-        self.writer = writer
+        self.writer, self.rubric_judge = writer, rubric_judge
         # What the proposals of one stage train on, by condition, example and edit.
         self._stage: Stage | None = None
         self._updates: dict[tuple[str, int, int], InnerUpdate | None] = {}
@@ -109,7 +116,12 @@ class Rollout:
 
         def run() -> list[TrialResult] | None:
             updates = self.updates_of(stage, proposals)
-            return self.run(stage, stage_banks(stage, proposals, updates, self.lm.domain.questions))
+            if not stage.rewards.needs_adapters:
+                return []
+            self_edits = {_key(one): self._self_edit_of(stage, one) for one in proposals if one.well_formed}
+            asked = reward_questions(self.lm, self.processes, stage, self_edits)
+            questions = self.lm.domain.questions if ACCURACY in stage.rewards.names else lambda example: []
+            return self.run(stage, stage_banks(stage, proposals, updates, questions, asked))
 
         return self.record(stage, proposals, run)
 
@@ -138,10 +150,13 @@ class Rollout:
             _require_all(stage, "journal", len(recorded), len(proposals) + len(stage.untrained_proposals()))
             stage.journal.forget_banks(stage.round)
             return recorded
+        rubric = {}
+        if RUBRIC in stage.rewards.names:
+            rubric = rubric_scores(self.lm, self.processes, stage, proposals, self.rubric_judge)
         results = run()
         if results is None:
             return None
-        recorded = self.processes.on_main(self._record_scored, stage, proposals, results)
+        recorded = self.processes.on_main(self._record_scored, stage, proposals, results, rubric)
         stage.journal.forget_banks(stage.round)
         return recorded
 
@@ -303,9 +318,13 @@ class Rollout:
         return proposals
 
     def _record_scored(
-        self, stage: Stage, proposals: Sequence[Proposal], results: Sequence[TrialResult]
+        self,
+        stage: Stage,
+        proposals: Sequence[Proposal],
+        results: Sequence[TrialResult],
+        rubric: Mapping[tuple[int, int], Mapping[str, float] | None],
     ) -> list[ScoredSelfEdit]:
-        scored = scored_self_edits(stage, proposals, results)
+        scored = scored_self_edits(stage, proposals, results, rubric)
         stage.journal.write_scored(stage.round, scored)
         return scored
 
@@ -380,6 +399,7 @@ class Rollout:
                 trial.questions(example),
                 recites=stage.is_evaluation and (trial.condition == BASE or _is_adapted(trial, adapter)),
                 is_retention_asked=stage.is_evaluation and _is_asked_for_retention(stage, trial, adapter, place),
+                unlabelled=trial.unlabelled,
             )
             for (trial, adapter, place), example in zip(placed, examples, strict=True)
         ]
@@ -413,6 +433,7 @@ class Rollout:
                     short=self.lm.domain.short(example, own.answers) if stage.is_evaluation else None,
                     retention=own.retention,
                     kl=kl,
+                    unlabelled=own.unlabelled,
                 )
             )
         return results

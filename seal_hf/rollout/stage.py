@@ -2,10 +2,11 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..domains.base import Condition
 from ..generation.base import Sampling, draw_seed
+from ..grading.rewards import LABELLED, Rewards
 from ..inner_loop.update import InnerUpdate, is_whole
 from ..records.journal import Journal, Proposal
 from ..self_edit import Prompt
@@ -81,7 +82,7 @@ class Stage:
         seed (`int`):
             First part of the seeds of its self-edits.
         inner_seeds (`tuple[int, ...]`):
-            For each repeat of an inner update its seed.
+            For each repeat of an inner update its seed; none where no reward needs an adapter.
         num_generations (`int`):
             Self-edits per example; none in an evaluation of baselines alone.
         baselines (`tuple[Condition, ...]`):
@@ -94,6 +95,8 @@ class Stage:
         completions (`Sequence[Sequence[str]]`, *optional*):
             For each example in `data` what stands in place of the self-edits that the policy would write, as many as
             `num_generations`.
+        rewards ([`Rewards`], *optional*):
+            What self-edits are rewarded by. Defaults to the labelled reward alone, which an evaluation always has.
 
     Raises:
         ValueError: A number out of its range.
@@ -110,6 +113,7 @@ class Stage:
     places: tuple[int, ...] | None = None
     is_evaluation: bool = False
     completions: Sequence[Sequence[str]] | None = None
+    rewards: Rewards = LABELLED
 
     def __post_init__(self):
         if self.places is None:
@@ -187,6 +191,8 @@ class Trial:
             takes the place of the trial's own adapter.
         trains_all_weights (`bool`, *optional*, defaults to `False`):
             Whether all weights of a copy of the model are trained in place of an adapter. Such a trial is alone in its bank.
+        unlabelled (`Mapping[str, Mapping]`, *optional*, defaults to none):
+            Examples that its adapter is asked about, too, by the reward without labels that each is for.
     """
 
     condition: str
@@ -197,6 +203,7 @@ class Trial:
     questions: Callable[[Mapping], list[Prompt]]
     routes: Callable[[Mapping], list[int | None]] | None = None
     trains_all_weights: bool = False
+    unlabelled: Mapping[str, Mapping] = field(default_factory=dict)
 
     @property
     def keys(self) -> list[tuple[str, int, int, int]]:
@@ -214,6 +221,7 @@ def stage_banks(
     proposals: Sequence[Proposal],
     updates: Sequence[InnerUpdate | None],
     questions: Callable[[Mapping], list[Prompt]],
+    unlabelled: Mapping[tuple[int, int], Mapping[str, Mapping]] | None = None,
 ) -> dict[int, list[Trial]]:
     """
     The trials of a stage whose adapters are each asked about their own example, by bank.
@@ -227,6 +235,8 @@ def stage_banks(
             What each of them trains on; `None` where it is malformed.
         questions (`Callable[[Mapping], list[str | list[dict]]]`):
             The prompts that a self-edit's adapter is asked.
+        unlabelled (`Mapping[tuple[int, int], Mapping[str, Mapping]]`, *optional*):
+            By example and self-edit what it is asked about besides (see [`Trial`]).
 
     Returns:
         `dict[int, list[Trial]]`: banks by number; those that train nothing come last.
@@ -235,8 +245,11 @@ def stage_banks(
     asked = {condition.name: condition.questions for condition in stage.baselines}
     for proposal, update in zip(proposals, updates, strict=True):
         own = asked.get(proposal.condition, questions)
+        besides = (unlabelled or {}).get((proposal.example, proposal.edit), {})
         for repeat, bank in enumerate(proposal.banks):
-            banks[bank].append(Trial(proposal.condition, proposal.edit, repeat, update, (proposal.example,), own))
+            banks[bank].append(
+                Trial(proposal.condition, proposal.edit, repeat, update, (proposal.example,), own, unlabelled=besides)
+            )
     return dict(banks) | untrained_banks(stage, 1 + max(banks, default=-1))
 
 

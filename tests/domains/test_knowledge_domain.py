@@ -142,6 +142,7 @@ CUES = {
     "questions-by-sentence": "\n\nQuestions:\n",
     "questions-by-fact": "\n\nFacts and questions:\n",
     "questions-and-rewrite": "\n\nQuestions and rewrite:\n",
+    "instruction": "\n\nInstruction and restatement:\n",
     "none": "\n",
 }
 
@@ -162,7 +163,7 @@ def test_prompt_styles(style):
         }
         for place, text in enumerate(messages)
     ]
-    assert len(messages) == (5 if style.startswith("questions") else 1)
+    assert len(messages) == (5 if style.startswith(("questions", "instruction")) else 1)
     if style == "none":
         assert plain == "Ann's bees\nAnn keeps bees in Vell.\n"
     else:
@@ -382,7 +383,7 @@ def test_example_without_a_passage():
         ({"context": " \n"}, '^has no passage; give "context" a text'),
         ({"context": None}, '^has no passage; give "context" a text'),
         ({"context": "Bees hum.", "title": 7}, '^has a "title" that is not a text'),
-        ({"context": "Bees hum."}, "^has no 'questions', which KnowledgeDomain asks for"),
+        ({"context": "Bees hum."}, "^has no question, so that nothing can be rewarded"),
         ({"context": "Bees hum.", "questions": []}, "^has no question, so that nothing can be rewarded"),
         ({"context": "Bees hum.", "questions": ["What?"]}, "^has a question without a text"),
         ({"context": "Bees hum.", "questions": [{"question": " ", "answer": "x"}]}, "^has a question without a text"),

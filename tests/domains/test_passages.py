@@ -273,3 +273,16 @@ def test_the_papers_evaluation_passages_are_the_first_of_the_shuffled_split():
     for name in ("title", "context", "questions"):
         assert [row[name] for row in passages] == [row[name] for row in stored]
     assert len({row["title"] for row in passages}) == 47
+
+
+def test_passages_need_no_questions_where_no_label_is_looked_at(tmp_path):
+    asked = {"title": "Bees", "context": "Bees hum.", "questions": [{"question": "What?", "answer": "bees"}]}
+    path = write(tmp_path / "rows.json", [{"context": "Moths fly."}, asked, {"context": "Ants.", "questions": []}])
+    found = load_passages(path, is_labelled=False)
+    assert [(row["context"], row["questions"]) for row in found] == [
+        ("Moths fly.", []),
+        ("Bees hum.", asked["questions"]),
+        ("Ants.", []),
+    ]
+    with pytest.raises(ValueError, match="row 1: no questions"):
+        load_passages(path)

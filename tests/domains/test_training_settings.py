@@ -35,11 +35,12 @@ def test_every_style_asks_for_the_line_and_its_examples_have_it(style):
     instruction, *examples, passage = asked.split("\n\nPassage:\n")
     own_instruction, *own_examples, own_passage = plain.split("\n\nPassage:\n")
     assert instruction == f"{own_instruction}\n{ASKED}\n{LINES[0]}" and passage == own_passage
-    assert len(own_examples) == (2 if style.startswith("questions") else 0)
+    assert len(own_examples) == (2 if style.startswith(("questions", "instruction")) else 0)
     for example, own, line in zip(examples, own_examples, LINES, strict=False):
         lines = example.splitlines()
         (place,) = [i for i, text in enumerate(lines) if text == line]
-        assert lines[place - 1] in ("Questions:", "Questions and rewrite:") and lines[place + 1].startswith("1. ")
+        assert lines[place - 1] in ("Questions:", "Questions and rewrite:", "Instruction and restatement:")
+        assert lines[place + 1].startswith("1. ") or style == "instruction"
         assert "\n".join(lines[:place] + lines[place + 1 :]) == own
 
 

@@ -4,11 +4,11 @@ import logging
 import sys
 import threading
 import time
-from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 
 import pytest
 
+from helpers.judge_server import JudgeHandler
 from seal_hf.grading import GradingIncomplete, JudgeGrader, require_verdicts
 from seal_hf.grading.judge import parse_verdict
 
@@ -37,68 +37,6 @@ def test_require_verdicts():
 )
 def test_parse_verdict(reply, verdict):
     assert parse_verdict(reply) is verdict
-
-
-class JudgeServer(ThreadingHTTPServer):
-    """An OpenAI-compatible endpoint whose `respond(prompt, attempt)` gives `(status, reply text or raw body)`."""
-
-    request_queue_size = 32
-
-    def __init__(self, respond):
-        super().__init__(("127.0.0.1", 0), JudgeHandler)
-        self.respond = respond
-        self.lock = threading.Lock()
-        self.attempts = Counter()
-        self.requests = []
-        self.under_way = self.most_under_way = 0
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server_port}/v1"
-
-
-class JudgeHandler(BaseHTTPRequestHandler):
-    def do_POST(self):
-        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        prompt = request["messages"][0]["content"]
-        server = self.server
-        with server.lock:
-            server.requests.append((self.path, dict(self.headers.items()), request))
-            server.attempts[prompt] += 1
-            attempt = server.attempts[prompt]
-            server.under_way += 1
-            server.most_under_way = max(server.most_under_way, server.under_way)
-        status, reply = server.respond(prompt, attempt)
-        with server.lock:
-            server.under_way -= 1
-        message = {"role": "assistant", "content": reply}
-        body = (
-            reply if isinstance(reply, bytes) else json.dumps({"choices": [{"index": 0, "message": message}]}).encode()
-        )
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *arguments):
-        pass
-
-
-@pytest.fixture
-def serve():
-    servers = []
-
-    def start(respond):
-        server = JudgeServer(respond)
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        servers.append(server)
-        return server
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
 
 
 def judge(server, **options):

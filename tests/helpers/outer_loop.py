@@ -114,6 +114,7 @@ def tiny_trainer(
     train_dataset=None,
     callbacks=None,
     eval_domain=None,
+    rubric_judge=None,
     **overrides,
 ):
     if domain is None:
@@ -129,6 +130,7 @@ def tiny_trainer(
         peft_config=LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"]),
         callbacks=callbacks,
         eval_domain=eval_domain,
+        rubric_judge=rubric_judge,
     )
 
 

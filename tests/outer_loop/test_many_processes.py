@@ -108,3 +108,23 @@ def test_a_signal_that_overtakes_the_error_does_not_silence_it(tmp_path):
     log = tmp_path / "log"
     assert in_child(log, lose_another_process, tmp_path / "run") == 1
     assert f"Every bank that was scored is in {tmp_path / 'run'}; start the run again" in log.read_text()
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_same_rewards_without_labels(tmp_path):
+    # Two batches of examples, of which each process makes one.
+    options = {
+        "num_train": 17,
+        "num_eval": 0,
+        "num_generations": 1,
+        "num_repeats": 1,
+        "num_rounds": 1,
+        "reward_funcs": ["accuracy", "rubric", "self_consistency"],
+        "reward_weights": [1, 0, 1],
+    }
+    assert in_child(tmp_path / "log", run, tmp_path / "one", options=options) == 0, (tmp_path / "log").read_text()
+    done = launch(TORCHRUN, tmp_path / "two", "--options", json.dumps(options))
+    assert done.returncode == 0, done.stderr
+    expected = results(tmp_path / "one")
+    assert len(expected["reward_questions/round_000.jsonl"]) == len(expected["rubric/round_000.jsonl"]) > 15
+    assert_same_results(tmp_path / "two", expected)

@@ -67,7 +67,7 @@ def test_logged_rewards_are_those_of_the_journal(run, round_index):
         "num_examples": 4,
     }
     assert {name: logged[name] for name in expected} == pytest.approx(expected)
-    assert set(logged) == {*expected, "round", "step", "epoch"}
+    assert set(logged) == {*expected, "round", "step", "epoch", *(f"self_edits/distinct_{n}" for n in (1, 2, 3))}
 
     best = {example: max(own) for example, own in rewards.items()}
     assert {edit["example_id"]: edit["reward"] for edit in kept} == pytest.approx(best)

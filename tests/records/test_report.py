@@ -37,6 +37,9 @@ def test_round_metrics():
         "completions/max_length": 40,
         "self_edits/valid_ratio": 0.8,
         "self_edits/kept_ratio": 0.4,
+        # "text 0.0"; "text 1.0" and "text 1.1", of whose four words three are distinct; "text 2.0"
+        "self_edits/distinct_1": pytest.approx((1 + 3 / 4 + 1) / 3),
+        "self_edits/distinct_2": 1.0,
         "inner/loss": 3.0,
         "inner/gain": pytest.approx((0.25 - 0.25 + 0.25) / 3),
         "inner/tokens_per_second": 100.0,
@@ -57,6 +60,8 @@ def test_round_metrics_leave_out_what_has_no_value():
         "completions/max_length",
         "self_edits/valid_ratio",
         "self_edits/kept_ratio",
+        "self_edits/distinct_1",  # of its two words; it has no three
+        "self_edits/distinct_2",
         "num_examples",
     }
     assert result["self_edits/kept_ratio"] == 0.0

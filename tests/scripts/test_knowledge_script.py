@@ -138,6 +138,20 @@ def test_script_prints_its_plan(config, tmp_path):
 
 
 @pytest.mark.slow
+def test_script_needs_no_questions_where_no_reward_looks_at_labels(config, tmp_path):
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("".join(f'{{"title": "{name}", "context": "{name} keeps bees."}}\n' for name in ("Ann", "Bob")))
+    script = [TRAINERS / "knowledge.py", "--config", config, "--output_dir", tmp_path / "run", "--dataset_name", texts]
+    planned = run_main(*script, "--dry_run", "--reward_funcs", "rubric")
+    assert planned.returncode == 0, planned.stderr
+    assert "each round: 6 self-edits, 0 adapters in banks of" in planned.stdout
+    labelled = run_main(*script, "--dry_run", "--reward_funcs", "rubric", "accuracy", "--reward_weights", 1, 0)
+    assert labelled.returncode == 1 and "line 1: no questions" in labelled.stderr
+    unknown = run_main(*script, "--dry_run", "--reward_funcs", "rubrics")
+    assert unknown.returncode == 1 and "reward_funcs=['rubrics'] must be one or more of" in unknown.stderr
+
+
+@pytest.mark.slow
 def test_script_goes_on_with_a_run_from_the_hub(done, config, hub, token, tmp_path, monkeypatch):
     assert done.returncode == 0, done.stderr
     here = config.parent / "run"

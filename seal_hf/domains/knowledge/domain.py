@@ -12,15 +12,18 @@ from typing import Any, Protocol
 
 from ...grading import JudgeGrader, LexicalGrader, gold_answers, is_short
 from ...grading.recitation import recited
+from ...grading.rewards import REWARD_FUNCS
 from ...self_edit import Prompt, SelfEdit, TrainingExample
 from ..base import BASE, AskModel, Condition, Domain
 from ..files import fault_of
 from ..retrieval import Retriever
 from .answered_questions import answer_questions, split_questions
 from .completions import split_completion
+from .instructions import INSTRUCTIONS_PLACE, shown_instructions, split_instruction
 from .left_out_facts import ask_for_left_out
 from .passages import load_retention_questions
 from .questions import is_question, is_text
+from .reward_questions import examples_of_own_questions, examples_with_own_answers
 from .sentences import split_sentences
 from .templates import (
     PURE_QUESTION_STYLES,
@@ -31,7 +34,7 @@ from .templates import (
     load_prompt_template,
     read_prompt_file,
 )
-from .training_formats import TRAINING_FORMATS, prompts_with_completions, raw_texts
+from .training_formats import TRAINING_FORMATS, prompts_with_completions, raw_texts, trained_pairs
 from .training_settings import ask_for_training, split_training_settings, training_metrics
 
 
@@ -39,6 +42,7 @@ from .training_settings import ask_for_training, split_training_settings, traini
 # adapter that was trained on the passage alone.
 IN_CONTEXT, PASSAGE_ONLY = "passage in context", "passage only"
 _MARK = "\0"  # what no text has
+_INSTRUCTIONS = "instructions"  # key of an example that shows some
 
 
 class Grader(Protocol):
@@ -55,9 +59,11 @@ class KnowledgeDomain(Domain):
         prompt_style (`str`, *optional*, defaults to `"implications"`):
             How the policy is asked to restate a passage: `"implications"`, `"implications-long"`,
             `"implications-very-long"`, `"rewrite"`, `"self-qa"`, `"questions"`, `"questions-by-sentence"`,
-            `"questions-by-fact"`, `"questions-and-rewrite"` or `"none"` (the passage without an instruction); or a template of your own, as text or
+            `"questions-by-fact"`, `"questions-and-rewrite"`, `"instruction"` (the policy writes the instruction itself, see
+            [`split_instruction`]) or `"none"` (the passage without an instruction); or a template of your own, as text or
             as the path of a `.txt` file, with a place for the passage, `{context}`, or for its numbered sentences,
-            `{sentences}`, and, if wanted, one for its title, `{title}`.
+            `{sentences}`, and, if wanted, one for its title, `{title}`, and one for instructions that paid, `{instructions}`: then
+            the first line of a self-edit is its instruction.
         split_newlines (`bool`, *optional*, defaults to `True`):
             Whether lines, or questions with their answers, become training examples of their own. Otherwise a
             completion is split at `---` only.
@@ -150,6 +156,7 @@ class KnowledgeDomain(Domain):
         self.sets_training = sets_training
         template = load_prompt_template(prompt_style)
         self._prompt_template = ask_for_training(template) if sets_training else template
+        self._has_instruction = INSTRUCTIONS_PLACE in template
         self._answer_template = load_answer_template(answer_prompt)
         self._answer_in_context_template = read_prompt_file("answer-in-context")
         self._known_template = read_prompt_file("known")
@@ -286,13 +293,29 @@ class KnowledgeDomain(Domain):
 
     def _split(self, completion: str) -> tuple[list[str], list[str]]:
         """The questions of a completion that the model is to answer, and its other texts."""
-        if self.sets_training:
-            completion = split_training_settings(completion)[0]
+        completion = self._without_settings(completion)
+        if self._has_instruction:
+            completion = split_instruction(completion)[1]
         if self._calls_tool:
             questions, texts = split_questions(completion, self.split_newlines)
             # Of a style that asks for nothing else, other texts are what the policy should not have written.
             return questions, [] if self.prompt_style in PURE_QUESTION_STYLES else texts
         return [], split_completion(completion, self.split_newlines)
+
+    def _without_settings(self, completion: str) -> str:
+        return split_training_settings(completion)[0] if self.sets_training else completion
+
+    def instruction(self, completion: str) -> str | None:
+        """Return the first line in the style `"instruction"` (see [`split_instruction`])."""
+        if not self._has_instruction:
+            return None
+        return split_instruction(self._without_settings(completion))[0] or None
+
+    def with_instructions(self, example: Mapping[str, Any], instructions: Sequence[str]) -> Mapping[str, Any]:
+        """Return the passage with instructions that its prompt shows in the style `"instruction"`."""
+        if not self._has_instruction or not instructions:
+            return example
+        return {**example, _INSTRUCTIONS: tuple(instructions)}
 
     @property
     def conditions(self) -> tuple[Condition, ...]:
@@ -310,22 +333,54 @@ class KnowledgeDomain(Domain):
         Raises:
             ValueError: Something is missing.
         """
-        if not is_text(example.get("context")):
-            raise ValueError('has no passage; give "context" a text that is not empty, or drop the example.')
-        if not isinstance(example.get("title") or "", str):
-            raise ValueError('has a "title" that is not a text; put it in quotes, or leave it out.')
-        for item in example.get("questions") or ():
-            if not isinstance(item, Mapping) or not is_text(item.get("question")):
-                raise ValueError('has a question without a text; write {"question": ..., "answer": ...}, or drop it.')
+        self.check_unlabelled(example)
         super().check(example)
-        if fault := fault_of({key: example.get(key) for key in ("title", "context", "questions")}):
-            raise ValueError(f"has {fault}.")
         for item in example["questions"]:
             if not is_question(item):
                 raise ValueError(
                     f'has no answer to {item["question"]!r}, so that nothing can be graded; add it as "answer", a text or '
                     "a list of several that are right, or drop the question."
                 )
+
+    def check_unlabelled(self, example: Mapping[str, Any]) -> None:
+        """
+        Find out whether an example has a passage. Questions that it has are texts, and need no answers.
+
+        Raises:
+            ValueError: Something is missing.
+        """
+        if not is_text(example.get("context")):
+            raise ValueError('has no passage; give "context" a text that is not empty, or drop the example.')
+        if not isinstance(example.get("title") or "", str):
+            raise ValueError('has a "title" that is not a text; put it in quotes, or leave it out.')
+        for item in _items(example):
+            if not isinstance(item, Mapping) or not is_text(item.get("question")):
+                raise ValueError('has a question without a text; write {"question": ..., "answer": ...}, or drop it.')
+        if fault := fault_of({key: example.get(key) for key in ("title", "context", "questions")}):
+            raise ValueError(f"has {fault}.")
+
+    @property
+    def reward_funcs(self) -> tuple[str, ...]:
+        """All rewards."""
+        return REWARD_FUNCS
+
+    def own_examples(
+        self, example: Mapping[str, Any], self_edits: Sequence[SelfEdit | None], lm: Any, seed: int
+    ) -> list[dict[str, Any] | None]:
+        """
+        Return the passage with the questions that the other self-edits ask (see [`seal_hf.domains.knowledge.reward_questions`]),
+        or that the model writes itself where they ask none.
+        """
+        is_raw = self.training_format == "language_modeling"
+        pairs = [
+            None if edit is None else trained_pairs(edit.examples) if is_raw else self.learned_pairs(edit)
+            for edit in self_edits
+        ]
+        return examples_of_own_questions(lm, example, pairs, seed)
+
+    def open_book(self, examples: Sequence[Mapping[str, Any]], lm: Any) -> list[dict[str, Any] | None]:
+        """Return the passages with what the model answers to their questions with the passage in view."""
+        return examples_with_own_answers(lm, examples)
 
     def content(self, example: Mapping[str, Any]) -> str:
         """Return the passage: its questions, title and other keys are not what is learned."""
@@ -436,7 +491,7 @@ class KnowledgeDomain(Domain):
         """
         about = _question_about if self.answer_prompt == "paper" else _question
         template = self._answer_template
-        return [self._fill(template, example, question=about(example, item)) for item in example["questions"]]
+        return [self._fill(template, example, question=about(example, item)) for item in _items(example)]
 
     def questions_in_context(self, example: Mapping[str, Any]) -> list[Prompt]:
         """
@@ -450,7 +505,7 @@ class KnowledgeDomain(Domain):
             `list[str | list[dict]]`: A prompt for each question.
         """
         template = self._answer_in_context_template
-        return [self._fill(template, example, question=item["question"]) for item in example["questions"]]
+        return [self._fill(template, example, question=item["question"]) for item in _items(example)]
 
     def routes(self, examples: Sequence[Mapping[str, Any]]) -> Callable[[Mapping[str, Any]], list[int | None]]:
         """Return what finds the passage of each question by topic and question (see [`Retriever`])."""
@@ -518,6 +573,8 @@ class KnowledgeDomain(Domain):
         if "context" not in example:
             raise ValueError(f'An example has no "context", only {", ".join(example) or "nothing"}; give its passage.')
         values.update(title=example.get("title") or "", context=example["context"].strip())
+        if INSTRUCTIONS_PLACE in template:
+            values["instructions"] = shown_instructions(example.get(_INSTRUCTIONS, ()))
         if "{sentences}" in template:
             values["sentences"] = "\n".join(
                 f"{number}. {sentence}" for number, sentence in enumerate(split_sentences(values["context"]), start=1)
@@ -538,6 +595,11 @@ def _at_mark(asked: str, prompt: str) -> str | None:
     if len(prompt) <= len(before) + len(after) or not (prompt.startswith(before) and prompt.endswith(after)):
         return None
     return prompt[len(before) : len(prompt) - len(after)].strip()
+
+
+def _items(example: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """The questions of a passage, which may have none where nothing is graded."""
+    return example.get("questions") or ()
 
 
 def _question(example: Mapping[str, Any], item: Mapping[str, Any]) -> str:

@@ -23,7 +23,7 @@ _UNANSWERED = "radio"  # no passage that ships has this word
 ROW_FORM = f'{{"title": ..., "context": ..., "questions": [{QUESTION_FORM}]}}'
 
 
-def load_passages(path_or_id: str | Path, split: str | None = None) -> list[dict[str, Any]]:
+def load_passages(path_or_id: str | Path, split: str | None = None, is_labelled: bool = True) -> list[dict[str, Any]]:
     """
     Load passages with their questions and check them before any work is done.
 
@@ -37,6 +37,9 @@ def load_passages(path_or_id: str | Path, split: str | None = None) -> list[dict
         split (`str`, *optional*):
             For a dataset on the Hub its split, `"train"` unless given. In a file, only the rows whose `"split"` is
             this one.
+        is_labelled (`bool`, *optional*, defaults to `True`):
+            Whether a passage needs questions with answers. Where it does not, rows may have none, and passages without a
+            question that can be answered are kept, for rewards that need no labels.
 
     Returns:
         `list[dict[str, Any]]`: A dictionary for each passage, at least one, in the order of the source.
@@ -56,7 +59,7 @@ def load_passages(path_or_id: str | Path, split: str | None = None) -> list[dict
                 raise ValueError(f'{path} has no rows of split {split!r}; check the "split" of its rows.')
     else:
         located_rows = _read_hub_dataset(str(path_or_id), split or "train")
-    read = _passages_of(located_rows)
+    read = _passages_of(located_rows, is_labelled)
     if not read.passages:
         raise ValueError(
             f"{path_or_id}: no question of {read.num_questions} has an answer, so that nothing can be graded; give passages with "
@@ -217,7 +220,7 @@ class _Read(NamedTuple):
     num_dropped: int
 
 
-def _passages_of(located_rows: Iterable[tuple[str, Any]]) -> _Read:
+def _passages_of(located_rows: Iterable[tuple[str, Any]], is_labelled: bool = True) -> _Read:
     found: list[dict[str, Any]] = []
     grouped: dict[tuple[str, str], dict[str, Any]] = {}
     num_questions = num_answered = 0
@@ -228,8 +231,9 @@ def _passages_of(located_rows: Iterable[tuple[str, Any]]) -> _Read:
             )
         if not isinstance(row.get("title") or "", str):
             raise ValueError(f'{place}: "title" is not a text; put it in quotes or leave it out.')
-        items = _items_of(place, row)
-        if not items:
+        has_none = not is_labelled and not row.get("questions") and not _is_one_question(row)
+        items = [] if has_none else _items_of(place, row)
+        if not items and is_labelled:
             raise ValueError(f'{place}: no questions; give "questions" a list of {QUESTION_FORM}.')
         asked = [read_question(where, item) for where, item in items]
         answered = [question for question in asked if question is not None]
@@ -244,7 +248,7 @@ def _passages_of(located_rows: Iterable[tuple[str, Any]]) -> _Read:
             grouped[key] = {"title": title, "context": row["context"], "questions": []}
             found.append(grouped[key])
         grouped[key]["questions"] += [{name: own[name] for name in ("question", "answer")} for own in answered]
-    passages = [passage for passage in found if passage["questions"]]
+    passages = [passage for passage in found if passage["questions"] or not is_labelled]
     return _Read(passages, num_questions, num_questions - num_answered, len(found) - len(passages))
 
 

@@ -13,7 +13,7 @@ PURE_QUESTION_STYLES = ("questions", "questions-by-sentence", "questions-by-fact
 QUESTION_STYLES = (*PURE_QUESTION_STYLES, "questions-and-rewrite")
 PROMPT_STYLES = (
     *("implications", "implications-long", "implications-very-long", "rewrite", "self-qa"),
-    *(*QUESTION_STYLES, "none"),
+    *(*QUESTION_STYLES, "instruction", "none"),
 )
 # The closed-book prompt of this project, and the paper's (quoted; prompts/README.md names the source).
 ANSWER_PROMPTS = {"default": "answer", "paper": "answer-paper"}

@@ -25,6 +25,13 @@ def raw_texts(example: Mapping[str, Any], texts: Sequence[str]) -> tuple[Trainin
     return tuple(TrainingExample("", f"{title}\n{text}" if title else text) for text in texts)
 
 
+def trained_pairs(examples: Sequence[TrainingExample]) -> list[tuple[str, str]]:
+    """The questions with their answers that are trained on as raw texts, each in a text of its own."""
+    found = [_PAIR.search(one.completion.strip()) for one in examples if not one.prompt]
+    pairs = [(pair["question"], pair["answer"].strip()) for pair in found if pair]
+    return [(question, answer) for question, answer in pairs if not _PAIR.search(answer)]
+
+
 def prompts_with_completions(
     example: Mapping[str, Any],
     texts: Sequence[str],

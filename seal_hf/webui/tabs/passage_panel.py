@@ -25,6 +25,7 @@ STYLES = {
     "questions-by-sentence": "Questions about each sentence that it answers",
     "questions-by-fact": "Facts with their questions",
     "questions-and-rewrite": "Questions that it answers, and a rewrite",
+    "instruction": "By an instruction that it writes first",
     "none": "No instruction",
 }
 _FORMATS = {

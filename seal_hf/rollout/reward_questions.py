@@ -1,0 +1,90 @@
+"""What adapters are asked for the rewards that need no labels, made by the model and recorded before the first adapter is trained."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+from ..domains.base import SELF_EDITS
+from ..generation.base import draw_seed
+from ..grading.rewards import OWN_QUESTIONS, SELF_CONSISTENCY
+from ..models.access import policy_in_activation_dtype
+from ..models.sharding import gathering
+from ..records.journal import RewardQuestions
+from ..self_adapting_lm import SelfAdaptingLM
+from ..self_edit import SelfEdit
+from .processes import Processes
+from .stage import Stage
+
+
+# Examples whose questions the model answers with all in view in one batch.
+_EXAMPLES_PER_BATCH = 16
+
+
+def reward_questions(
+    lm: SelfAdaptingLM,
+    processes: Processes,
+    stage: Stage,
+    self_edits: Mapping[tuple[str, int, int], SelfEdit],
+) -> dict[tuple[int, int], dict[str, Mapping]]:
+    """
+    Let the model make the questions, unless they are on disk; each process does a share of the examples.
+
+    Args:
+        lm ([`SelfAdaptingLM`]):
+            The model and the domain.
+        processes ([`Processes`]):
+            The processes of the run.
+        stage ([`Stage`]):
+            The stage.
+        self_edits (`Mapping[tuple[str, int, int], SelfEdit]`):
+            Its well-formed self-edits with what their tools gave, by condition, example and number.
+
+    Returns:
+        `dict[tuple[int, int], dict[str, Mapping]]`: by example and self-edit, and by the reward, the example of the domain that the
+            adapter of the self-edit is asked about.
+    """
+    names = [name for name in (OWN_QUESTIONS, SELF_CONSISTENCY) if name in stage.rewards.names]
+    if not names:
+        return {}
+    made = processes.on_main(stage.journal.reward_questions, stage.round)
+    if made is None:
+        by_example: dict[int, dict[int, SelfEdit]] = defaultdict(dict)
+        for (condition, place, number), edit in self_edits.items():
+            if condition == SELF_EDITS:
+                by_example[place][number] = edit
+        shares = processes.gather(_made(lm, processes, stage, names, by_example))
+        # Each process has every so many batches of them.
+        batches = {start: own for share in shares for start, own in share.items()}
+        made = [one for start in sorted(batches) for one in batches[start]]
+        processes.on_main(stage.journal.write_reward_questions, stage.round, made)
+    asked: dict[tuple[int, int], dict[str, Mapping]] = defaultdict(dict)
+    for one in made:
+        if one.asked is not None:
+            asked[one.example, one.edit][one.reward] = one.asked
+    return asked
+
+
+def _made(
+    lm: SelfAdaptingLM,
+    processes: Processes,
+    stage: Stage,
+    names: list[str],
+    by_example: Mapping[int, Mapping[int, SelfEdit]],
+) -> dict[int, list[RewardQuestions]]:
+    """This process's share, by the first place of each batch of examples."""
+    own = {}
+    starts = range(0, len(stage.places), _EXAMPLES_PER_BATCH)
+    with policy_in_activation_dtype(lm.model), processes.naming_losses(), gathering(lm.model):
+        for start in starts[processes.index :: processes.count]:
+            places = [place for place in stage.places[start : start + _EXAMPLES_PER_BATCH] if by_example.get(place)]
+            examples = [stage.data.examples[place] for place in places]
+            made = []
+            if OWN_QUESTIONS in names:
+                for place, example in zip(places, examples, strict=True):
+                    edits = [by_example[place].get(number) for number in range(stage.num_generations)]
+                    asked = lm.domain.own_examples(example, edits, lm, draw_seed(stage.seed, place))
+                    made += [RewardQuestions(OWN_QUESTIONS, place, number, one) for number, one in enumerate(asked)]
+            if SELF_CONSISTENCY in names:
+                for place, one in zip(places, lm.domain.open_book(examples, lm), strict=True):
+                    made += [RewardQuestions(SELF_CONSISTENCY, place, number, one) for number in by_example[place]]
+            own[start] = made
+    return own
