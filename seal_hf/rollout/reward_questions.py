@@ -1,14 +1,14 @@
 """What adapters are asked for the rewards that need no labels, made by the model and recorded before the first adapter is trained."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from ..domains.base import SELF_EDITS
 from ..generation.base import draw_seed
 from ..grading.rewards import OWN_QUESTIONS, SELF_CONSISTENCY
 from ..models.access import policy_in_activation_dtype
 from ..models.sharding import gathering
-from ..records.journal import RewardQuestions
+from ..records.journal import Proposal, RewardQuestions
 from ..self_adapting_lm import SelfAdaptingLM
 from ..self_edit import SelfEdit
 from .processes import Processes
@@ -23,7 +23,8 @@ def reward_questions(
     lm: SelfAdaptingLM,
     processes: Processes,
     stage: Stage,
-    self_edits: Mapping[tuple[str, int, int], SelfEdit],
+    proposals: Sequence[Proposal],
+    self_edit_of: Callable[[Proposal], SelfEdit],
 ) -> dict[tuple[int, int], dict[str, Mapping]]:
     """
     Let the model make the questions, unless they are on disk; each process does a share of the examples.
@@ -35,8 +36,10 @@ def reward_questions(
             The processes of the run.
         stage ([`Stage`]):
             The stage.
-        self_edits (`Mapping[tuple[str, int, int], SelfEdit]`):
-            Its well-formed self-edits with what their tools gave, by condition, example and number.
+        proposals (`Sequence[Proposal]`):
+            Its proposals.
+        self_edit_of (`Callable[[Proposal], SelfEdit]`):
+            Returns the self-edit of one that is well-formed, with what its tool gave.
 
     Returns:
         `dict[tuple[int, int], dict[str, Mapping]]`: by example and self-edit, and by the reward, the example of the domain that the
@@ -47,11 +50,11 @@ def reward_questions(
         return {}
     made = processes.on_main(stage.journal.reward_questions, stage.round)
     if made is None:
-        by_example: dict[int, dict[int, SelfEdit]] = defaultdict(dict)
-        for (condition, place, number), edit in self_edits.items():
-            if condition == SELF_EDITS:
-                by_example[place][number] = edit
-        shares = processes.gather(_made(lm, processes, stage, names, by_example))
+        by_example: dict[int, dict[int, Proposal]] = defaultdict(dict)
+        for one in proposals:
+            if one.condition == SELF_EDITS and one.well_formed:
+                by_example[one.example][one.edit] = one
+        shares = processes.gather(_made(lm, processes, stage, names, by_example, self_edit_of))
         # Each process has every so many batches of them.
         batches = {start: own for share in shares for start, own in share.items()}
         made = [one for start in sorted(batches) for one in batches[start]]
@@ -68,7 +71,8 @@ def _made(
     processes: Processes,
     stage: Stage,
     names: list[str],
-    by_example: Mapping[int, Mapping[int, SelfEdit]],
+    by_example: Mapping[int, Mapping[int, Proposal]],
+    self_edit_of: Callable[[Proposal], SelfEdit],
 ) -> dict[int, list[RewardQuestions]]:
     """This process's share, by the first place of each batch of examples."""
     own = {}
@@ -80,7 +84,8 @@ def _made(
             made = []
             if OWN_QUESTIONS in names:
                 for place, example in zip(places, examples, strict=True):
-                    edits = [by_example[place].get(number) for number in range(stage.num_generations)]
+                    known = {number: self_edit_of(one) for number, one in by_example[place].items()}
+                    edits = [known.get(number) for number in range(stage.num_generations)]
                     asked = lm.domain.own_examples(example, edits, lm, draw_seed(stage.seed, place))
                     made += [RewardQuestions(OWN_QUESTIONS, place, number, one) for number, one in enumerate(asked)]
             if SELF_CONSISTENCY in names:

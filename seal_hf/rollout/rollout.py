@@ -118,8 +118,8 @@ class Rollout:
             updates = self.updates_of(stage, proposals)
             if not stage.rewards.needs_adapters:
                 return []
-            self_edits = {_key(one): self._self_edit_of(stage, one) for one in proposals if one.well_formed}
-            asked = reward_questions(self.lm, self.processes, stage, self_edits)
+            self_edit_of = partial(self._self_edit_of, stage)
+            asked = reward_questions(self.lm, self.processes, stage, proposals, self_edit_of)
             questions = self.lm.domain.questions if ACCURACY in stage.rewards.names else lambda example: []
             return self.run(stage, stage_banks(stage, proposals, updates, questions, asked))
 
