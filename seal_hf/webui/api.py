@@ -57,7 +57,7 @@ def build_api(workbench: Workbench, runs: TrainingRuns, *, may_push: bool, on_sp
         """
         with _errors_for_callers():
             current = await asyncio.to_thread(workbench.sessions.open, session)
-            preset = PRESETS[preset_for(workbench.lm)]
+            preset = PRESETS[preset_for(workbench.lm, workbench.limits)]
             values = {"num_generations": num_generations, "seed": seed}
             settings = Settings.of(**{**vars(preset), **values, "prompt_style": prompt_style or preset.prompt_style})
             await _finish(workbench, lambda: workbench.propose(current, title, passage, [], settings))

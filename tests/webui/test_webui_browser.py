@@ -120,7 +120,7 @@ def test_the_whole_story_with_the_embedded_model(visit, embedded_path, tmp_path,
         expect(page.locator("#learn-status")).to_contain_text("tokens/s", timeout=TIMEOUT)
         expect(page.locator("#watching")).to_contain_text("Self-edit 1 + 2, step", timeout=TIMEOUT)
         expect(page.locator("#loss")).to_be_visible(timeout=TIMEOUT)
-        expect(page.locator("#rewards")).to_contain_text("best", timeout=TIMEOUT)
+        expect(page.locator("#rewards")).to_contain_text("1 + 2, together", timeout=TIMEOUT)
         page.screenshot(path=tmp_path / "applying.png")
         page.locator("#ask-next").click()
         ask(page, "Who was the engineer of the lighthouse?")

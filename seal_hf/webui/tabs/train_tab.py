@@ -116,7 +116,7 @@ def build_train_tab(
                 elem_id="train-rounds", visible=False,
             )  # fmt: skip
             accuracies = gr.LinePlot(
-                x="round", y="accuracy", color="answered by", height=280, y_lim=[0, 1], visible=False,
+                x="round", y="accuracy", color="answered by", height=280, y_lim=[-0.03, 1.03], visible=False,
                 x_title="rounds of training", y_title="share of right answers", elem_id="train-accuracies",
             )  # fmt: skip
             held_out = read_only_table(
@@ -132,7 +132,7 @@ def build_train_tab(
             writer.add("train-writer")
             # Few columns, so that words are not broken on a phone.
             edits = read_only_table(
-                ["Written for", "Reward", "What it trains on"], [25, 19, 56],
+                ["Self-edit", "What it trains on"], [33, 67],
                 elem_id="train-edits", visible=False, max_height=700, label="Self-edits",
             )  # fmt: skip
             with gr.Accordion("Log", open=False):
@@ -180,7 +180,7 @@ def build_train_tab(
                 value=accuracy_points(found),
                 color_map=accuracy_colors(found),
                 # Gradio draws a new line only where something else than the value changes, too.
-                title=f"Held-out passages after {len(found) - 1} round{'s' * (len(found) != 2)} of training",
+                title=f"Held-out passages, {len(found) - 1} round{'s' * (len(found) != 2)}",
                 x_lim=[0, max(1, len(found) - 1)],
                 visible=bool(found),
             ),

@@ -13,7 +13,9 @@ from .shared import RECITED, percent
 
 _MOST_PAIRS = 12  # questions of a self-edit in the table; the run's files have all of them
 _LONGEST_TEXT = 300  # characters of a self-edit, or of a question with its answer
-_RECITATION = "one recitation earns"  # in the plot of the held-out passages
+# In the plot of the held-out passages.
+_RECITATION = "one recitation earns"
+_DASH = 0.08  # where a line ends that has no second point yet, in rounds
 # By Okabe and Ito, which colour-blind people can tell apart.
 COLORS = {"kept": "#0072b2", "rejected": "#c24e00", "not selected yet": "#94a3b8"}
 
@@ -60,17 +62,21 @@ def rounds_table(candidates: list[Candidate]) -> list[list[str]]:
 
 def accuracy_points(found: list[Evaluation]) -> pd.DataFrame:
     """
-    The accuracy of each condition on held-out passages after each round. What was measured once has the same at the last one. What
-    one recitation of the adapters that learned self-edits earns is there, too.
+    The accuracy of each condition on held-out passages after each round, the self-edits first. What was measured once has the same
+    after all rounds. What one recitation of the adapters that learned self-edits earns is there, too.
     """
-    points = []
+    lines: dict[str, list[tuple[float, float]]] = {SELF_EDITS: []}
     for evaluation in found:
         values = {name: one.value for name, one in evaluation.accuracies.items()}
         if SELF_EDITS in evaluation.recitations:
             values[_RECITATION] = evaluation.recitations[SELF_EDITS].value
-        points += [(evaluation.round, value, name) for name, value in values.items()]
-    measured_once = set(found[0].accuracies) - of_every_policy(found) if len(found) > 1 else set()
-    points += [(found[-1].round, found[0].accuracies[name].value, name) for name in sorted(measured_once)]
+        for name, value in values.items():
+            lines.setdefault(name, []).append((evaluation.round, value))
+    of_policies = {*of_every_policy(found), _RECITATION}
+    for name, line in lines.items():
+        if len(line) == 1:  # of a line with one end nothing is drawn
+            line.append((_DASH if name in of_policies else max(1, found[-1].round), line[0][1]))
+    points = [(place, value, name) for name, line in lines.items() for place, value in line]
     return pd.DataFrame(points, columns=["round", "accuracy", "answered by"])
 
 
@@ -78,7 +84,7 @@ def accuracy_colors(found: list[Evaluation]) -> dict[str, str]:
     """The colour of each line of [`accuracy_points`], as in the run's own plot."""
     names = [name for name in (found[0].accuracies if found else ()) if name != SELF_EDITS]
     colors = condition_colors(names)
-    return {**{name: colors[name] for name in (*names, SELF_EDITS)}, _RECITATION: colors["recitation"]}
+    return {name: colors[name] for name in (SELF_EDITS, *names)} | {_RECITATION: colors["recitation"]}
 
 
 def held_out_label(found: list[Evaluation]) -> str:
@@ -119,12 +125,11 @@ def edits_label(found: Sequence[tuple[Candidate, object]], candidates: Sequence[
 
 
 def edits_table(found: Sequence[tuple[Candidate, Sequence[tuple[str, str]]]]) -> list[list[str]]:
-    """Self-edits with the questions and answers that they train on, or with their text where there are none."""
+    """Self-edits with their rewards, and the questions and answers that they train on, or their text where there are none."""
     kept = {True: ", kept", False: ", rejected", None: ""}
     return [
         [
-            f"{candidate.passage}, #{candidate.number}",
-            f"{percent(candidate.reward)}{kept[candidate.kept]}",
+            f"{candidate.passage}, #{candidate.number}\n{percent(candidate.reward)}{kept[candidate.kept]}",
             _pairs_text(pairs) if pairs else _shortened(candidate.text),
         ]
         for candidate, pairs in found

@@ -4,6 +4,7 @@ the work in another process. Its progress goes to the job's log.
 """
 
 import gc
+import os
 import sys
 import threading
 from collections import OrderedDict
@@ -26,7 +27,8 @@ from . import quota
 from .adapter_zip import save_zip
 from .errors import explain
 from .inputs import clean, has_words, passage_of
-from .jobs import Job
+from .jobs import Job, stop_after
+from .limits import GPU_SECONDS, GPU_SPARE_SECONDS
 from .sessions import Draft
 from .settings import Settings
 
@@ -34,8 +36,8 @@ from .settings import Settings
 LONGEST_ANSWER = 64  # tokens
 _LOADED, _LOADED_BYTES = 8, 2**31  # adapters that stay in memory
 
-# Where it is installed, the app imports it before torch.
-spaces = sys.modules.get("spaces")
+# On ZeroGPU the app has imported it before torch.
+spaces = sys.modules.get("spaces") if os.environ.get("SPACES_ZERO_GPU") else None
 
 _models: list[SelfAdaptingLM] = []
 _adapters: OrderedDict[Path, Adapter] = OrderedDict()
@@ -50,10 +52,10 @@ def hold(lm: SelfAdaptingLM) -> int:
 
 def _reserved(seconds: float, *_) -> int:
     """
-    The time that ZeroGPU reserves, in seconds. A visitor who is not signed in has two minutes a day, and a request for more
-    is refused. Shorter requests wait less.
+    The time that ZeroGPU reserves, in seconds. A visitor who is not signed in has two minutes a day, and a request for more than is
+    left of them is refused. Shorter requests wait less.
     """
-    return int(min(max(30, 2 * seconds), 120))
+    return int(min(max(30, 2 * seconds + GPU_SPARE_SECONDS), GPU_SECONDS))
 
 
 def _on_gpu(function: Callable) -> Callable:
@@ -107,11 +109,21 @@ def _work(model: int, work: Callable, job: Job, *arguments: object) -> object:
 def _work_on_gpu(
     seconds: float, model: int, work: Callable, job: Job, *arguments: object
 ) -> tuple[object, str | None]:
-    """The result and no message, or no result and why; an exception would lose its text on the way out of ZeroGPU."""
+    """
+    The result and no message, or no result and why; an exception would lose its text on the way out of ZeroGPU. ZeroGPU kills what
+    takes longer than was reserved, so that the job is stopped before.
+    """
+    reserved = _reserved(seconds)
+    reason = (
+        f"The {reserved} seconds of GPU time were almost over: choose fewer or shorter self-edits, or fewer epochs."
+    )
+    timer = stop_after(reserved - GPU_SPARE_SECONDS, job, reason)
     try:
         return _work(model, work, job, *arguments), None
     except Exception as error:
         return None, explain(error)
+    finally:
+        timer.cancel()
 
 
 def free_memory() -> None:
