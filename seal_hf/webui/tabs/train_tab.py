@@ -149,14 +149,16 @@ def build_train_tab(
         return TrainingSettings(**{name: as_number(value) for name, value in chosen.items()})
 
     async def watch(session_id: str) -> AsyncIterator[dict]:
-        seen, table = None, {}
+        seen = None
         while True:
             current = session_of(session_id)
             snapshot = current and await asyncio.to_thread(runs.snapshot, current.id)
             if not snapshot:
                 yield {start: gr.update(interactive=True)}
                 return
-            if seen != (of_table := (current.shown_round, snapshot.candidates, snapshot.policies)):
+            # The round may be chosen anew meanwhile, so that the list is only sent where it is another.
+            table, of_table = {}, (current.shown_round, snapshot.candidates, snapshot.policies)
+            if seen != of_table:
                 seen, table = of_table, await asyncio.to_thread(show_round, snapshot, current.shown_round)
             yield {**show(snapshot), **table}
             if snapshot.state != RUNNING:
