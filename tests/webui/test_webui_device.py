@@ -86,7 +86,7 @@ def test_work_is_stopped_before_zerogpu_kills_it_and_keeps_what_it_has(lm, monke
         log, _ = finish(workbench, workbench.adapt(session, [0, 1], QUICK, QUESTIONS))
     importlib.reload(device)
     assert asked_for and log.state == STOPPED
-    assert log.error.startswith("The 60 seconds of GPU time were almost over: choose fewer or shorter self-edits")
+    assert log.error.startswith("The 60 seconds of GPU time were almost over: try again, with shorter self-edits")
     kept = list(session.adapters.values())
     assert len(kept) == 2 and all(one.reward is None and one.file.is_file() for one in kept)
 

@@ -115,7 +115,7 @@ def _work_on_gpu(
     """
     reserved = _reserved(seconds)
     reason = (
-        f"The {reserved} seconds of GPU time were almost over: choose fewer or shorter self-edits, or fewer epochs."
+        f"The {reserved} seconds of GPU time were almost over: try again, with shorter self-edits or fewer epochs."
     )
     timer = stop_after(reserved - GPU_SPARE_SECONDS, job, reason)
     try:

@@ -92,7 +92,7 @@ class Limits:
                 f"Each job gets a GPU for {self.gpu_seconds:,.0f} seconds at most (ZeroGPU). A training may have {self.job_steps:,.0f} steps "
                 f"and {self.job_tokens:,.0f} tokens; if it takes longer than {self.gpu_seconds - GPU_SPARE_SECONDS:,.0f} seconds all the same, "
                 f"it is stopped and what it has learned is kept. The seconds count for your own daily quota: [2 minutes without an "
-                f"account, 5 minutes with a free one]({_QUOTAS}). A GPU is given only for as long as you have left. What runs ends "
+                f"account, 5 minutes with a free one]({_QUOTAS}). A job that asks for more than you have left is refused. What runs ends "
                 f"{minutes(self.unattended_seconds)} after its page is closed."
             )
         return (
