@@ -67,7 +67,7 @@ CSS = (
 .arc-code textarea {font-family: var(--font-mono); font-size: .8rem}
 .table * {font-family: var(--font) !important}
 .table td, .table th {font-size: .86rem}
-#train-edits .cell-wrap {white-space: pre-line}
+#train-edits .cell-wrap span {white-space: pre-line}
 #train-policies {align-items: flex-end}
 .writer {align-items: center}
 #empty, #arc-introduction {border: 1px dashed var(--border-color-primary); border-radius: var(--radius-lg); padding: 1.25rem 1.5rem;
