@@ -104,6 +104,7 @@ def act(page: Page, url: str, folder: Path) -> list[Frame]:
     frames.append(Frame("passage", 0.5, page.screenshot()))
 
     page.locator("#write").click()
+    page.evaluate("scrollTo(0, 0)")  # a click scrolls to its button
     is_written = page.locator("#learn-together").is_visible
     frames += (writing := take_frames(page, "writing", is_written, "#write-status"))
     (folder / "app-watching.png").write_bytes(writing[len(writing) // 2].picture)
