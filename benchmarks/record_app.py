@@ -76,22 +76,24 @@ def served(model: str, folder: Path) -> Iterator[str]:
         page.close(verbose=False)
 
 
-def take_frames(page: Page, part: str, is_done: Callable[[], bool], status: str) -> list[Frame]:
+def take_frames(page: Page, part: str, is_done: Callable[[], bool], status: str, top: str = "body") -> list[Frame]:
     """
-    Frames until a part of the story is done.
+    Frames until a part of the story is done, with the element `top` at the top of the window as far as the page is long enough.
 
     Raises:
         RuntimeError: The page shows an error in the element `status`, or the part takes too long.
     """
-    frames, start = [], time.monotonic()
+    frames, start, has_ended = [], time.monotonic(), False
     while True:
+        page.locator(top).evaluate("element => element.scrollIntoView()")
         seconds = time.monotonic() - start
         frames.append(Frame(part, seconds, page.screenshot()))
-        if is_done():
+        if has_ended:
             return frames
+        has_ended = is_done()  # the page may still be drawing what comes with it
         if (said := page.locator(status).inner_text()).startswith("⚠️") or seconds > _PATIENCE:
             raise RuntimeError(f"The part “{part}” did not end after {seconds:.0f} s. The page says: {said}")
-        time.sleep(_INTERVAL)
+        time.sleep(1.0 if has_ended else _INTERVAL)
 
 
 def act(page: Page, url: str, folder: Path) -> list[Frame]:
@@ -104,15 +106,14 @@ def act(page: Page, url: str, folder: Path) -> list[Frame]:
     frames.append(Frame("passage", 0.5, page.screenshot()))
 
     page.locator("#write").click()
-    page.evaluate("scrollTo(0, 0)")  # a click scrolls to its button
     is_written = page.locator("#learn-together").is_visible
     frames += (writing := take_frames(page, "writing", is_written, "#write-status"))
     (folder / "app-watching.png").write_bytes(writing[len(writing) // 2].picture)
 
     question = page.locator("#watched input, #watched textarea").input_value()
-    page.locator("#learning").scroll_into_view_if_needed()
     page.locator("#learn-together").click()
-    frames += take_frames(page, "learning", page.locator("#ask-next").is_visible, "#learn-status")
+    is_learned = page.locator("#ask-next").is_visible
+    frames += take_frames(page, "learning", is_learned, "#learn-status", "#learning")
     (folder / "app-applying.png").write_bytes(page.locator("#learning").screenshot())
 
     page.locator("#ask-next").click()
