@@ -3,7 +3,6 @@
 import importlib
 import pickle
 import sys
-import time
 from types import SimpleNamespace
 
 import gradio as gr
@@ -68,38 +67,37 @@ def test_no_more_than_a_minute_of_a_gpu_is_asked_for():
 
 
 def test_work_is_stopped_before_zerogpu_kills_it_and_keeps_what_it_has(lm, monkeypatch, tmp_path):
-    asked_for = []
+    timers, emit = [], device.Job.emit
 
-    def gpu(duration):
-        asked_for.append(duration)
-        return lambda function: function
+    def stop_after(seconds, job, reason):
+        timers.append((seconds, reason))
+        return SimpleNamespace(cancel=lambda: None)
+
+    def over_at_the_first_step(job, event, **values):
+        emit(job, event, **values)
+        if event == "step":
+            job.stop.set(timers[-1][1])
 
     with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "spaces", SimpleNamespace(GPU=gpu))
+        patch.setitem(sys.modules, "spaces", SimpleNamespace(GPU=lambda duration: lambda function: function))
         patch.setenv("SPACES_ZERO_GPU", "true")
         importlib.reload(device)
+        patch.setattr(device, "stop_after", stop_after)
         workbench = Workbench(lm, tmp_path, limits=ZERO_GPU)
         session = workbench.sessions.open()
         written(workbench, session)
-        patch.setattr(device, "GPU_SPARE_SECONDS", device.GPU_SECONDS)  # there is no time at all
-        patch.setattr(device.Job, "emit", until_stopped(device.Job.emit))
-        log, _ = finish(workbench, workbench.adapt(session, [0, 1], QUICK, QUESTIONS))
+        patch.setattr(device.Job, "emit", over_at_the_first_step)
+        job = workbench.adapt(session, [0, 1], QUICK, QUESTIONS)
+        log, _ = finish(workbench, job)
+        reserved = device._reserved(job.seconds)
     importlib.reload(device)
-    assert asked_for and log.state == STOPPED
-    assert log.error.startswith("The 60 seconds of GPU time were almost over: try again, with shorter self-edits")
+    assert len(timers) == 2 and timers[1][0] == reserved - 10 >= 20
+    assert (log.state, log.error) == (
+        STOPPED,
+        f"The {reserved} seconds of GPU time were almost over: try again, with shorter self-edits or fewer epochs.",
+    )
     kept = list(session.adapters.values())
     assert len(kept) == 2 and all(one.reward is None and one.file.is_file() for one in kept)
-
-
-def until_stopped(emit):
-    """Every step of a training goes on until the job is stopped."""
-
-    def slow_emit(job, event, **values):
-        emit(job, event, **values)
-        while event == "step" and not job.stop.is_set():
-            time.sleep(0.01)
-
-    return slow_emit
 
 
 def test_what_is_too_long_for_the_gpu_time_is_refused_before_it_starts(lm, tmp_path):
