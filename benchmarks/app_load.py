@@ -172,7 +172,7 @@ def measure(model: str, num_sessions: int, folder: Path) -> dict[str, object]:
     runs = TrainingRuns(workbench.jobs, folder / "runs", None, base.base_model_id)
     page = build_page(workbench, runs, may_push=False, on_space=False)
     _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, ssr_mode=False, run_history=False)
-    fn_index = next(index for index, function in page.fns.items() if function.fn.__name__ == "on_write")
+    fn_index = next(key for key, one in page.fns.items() if getattr(one.fn, "__name__", None) == "on_write")
 
     lm = SMALL_MODEL.lm(base)
     plain, app = [], {1: [], 4: []}
