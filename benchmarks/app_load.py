@@ -67,7 +67,7 @@ def app_first_word(url: str, fn_index: int, example: dict, num_generations: int)
     """Seconds from the click until the page has been sent something of the self-edits, as a browser gets it."""
     values = {**vars(SMALL_MODEL), "num_generations": num_generations, "max_completion_length": 16}
     questions = {"headers": ["Question", "Answer"], "data": [], "metadata": None}
-    data = [None, example["title"], example["context"], questions, *(values[name] for name in NAMES)]
+    data = [None, "", example["title"], example["context"], questions, *(values[name] for name in NAMES)]
     session_hash = f"bench{time.perf_counter_ns()}"
     start = time.perf_counter()
     body = {"data": data, "fn_index": fn_index, "session_hash": session_hash}
