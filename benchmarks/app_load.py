@@ -42,7 +42,8 @@ from seal_hf.webui.work.workbench import Workbench
 
 
 REPETITIONS = 5
-_WRITTEN = re.compile(r"Writing all at once … [1-9]")
+# What the page says with the first text; of a model that is quicker than its updates all of the text comes at once.
+_WRITTEN = re.compile(r"Writing all at once … [1-9]|Edit the self-edits if you like")
 
 
 def plain_first_word(lm: SelfAdaptingLM, example: dict) -> float:
