@@ -55,7 +55,7 @@ def plain_first_word(lm: SelfAdaptingLM, example: dict) -> float:
     inputs = tokenizer.apply_chat_template(
         lm.domain.prompt(example), add_generation_prompt=True, return_tensors="pt", return_dict=True
     )
-    arguments = {**inputs, **options, "max_new_tokens": 16, "streamer": streamer}
+    arguments = {**inputs, **options, "min_new_tokens": 16, "max_new_tokens": 16, "streamer": streamer}
     thread = threading.Thread(target=lm.model.generate, kwargs=arguments)
     thread.start()
     next(part for part in streamer if part.strip())
