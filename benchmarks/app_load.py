@@ -194,8 +194,8 @@ def measure(model: str, num_sessions: int, folder: Path) -> dict[str, object]:
         kept = sharing.load_adapter(base, session, file)
         files.append(kept.file)
         start = time.perf_counter()
-        # One that was loaded knows no title.
-        prompts = base.domain.questions({"title": "", "context": "", "questions": example["questions"][:1]})
+        # The title has come with the adapter.
+        prompts = base.domain.questions({"title": kept.title, "context": "", "questions": example["questions"][:1]})
         expected.append(base.answer_prompts(prompts * 2, [None, adapter]))
         alone.append(time.perf_counter() - start)
     start = time.perf_counter()
