@@ -31,7 +31,7 @@ from seal_hf.webui.page import build_page
 from seal_hf.webui.server import launch
 from seal_hf.webui.upload_limit import BoundedUploads
 from seal_hf.webui.visitors import visitor_of
-from seal_hf.webui.work.limits import OWN_MACHINE, SHARED
+from seal_hf.webui.work.limits import OWN_MACHINE, SHARED, ZERO_GPU
 from seal_hf.webui.work.origins import LOOPBACK
 from seal_hf.webui.work.private_folder import exit_on_signals, private_folder
 from seal_hf.webui.work.training_runs import TrainingRuns
@@ -120,8 +120,9 @@ def main(args: argparse.Namespace) -> None:
     with private_folder() as folder:
         # ZeroGPU gives each call its own process with a GPU.
         is_private = not ON_SPACE and args.host in LOOPBACK and not args.share
-        limits = OWN_MACHINE if is_private else SHARED
-        workbench = Workbench(lm, folder, num_workers=8 if os.environ.get("SPACES_ZERO_GPU") else 1, limits=limits)
+        is_zero_gpu = bool(os.environ.get("SPACES_ZERO_GPU"))
+        limits = OWN_MACHINE if is_private else ZERO_GPU if is_zero_gpu else SHARED
+        workbench = Workbench(lm, folder, num_workers=8 if is_zero_gpu else 1, limits=limits)
         # What others leave is removed with all other files, where nothing else is asked for.
         runs_folder = Path("outputs/app") if is_private else folder.parents[1] / "runs"
         runs = TrainingRuns(

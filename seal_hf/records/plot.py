@@ -3,7 +3,7 @@
 import io
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import cycle
 from pathlib import Path
 from statistics import fmean
@@ -35,6 +35,11 @@ STYLE = {
     "grid.color": "#e5e5e5",
     "lines.markersize": 5,
 }
+
+
+def condition_colors(names: Iterable[str]) -> dict[str, str]:
+    """A colour for each condition of an evaluation, and for `"recitation"` and `"recited"`: always the same for the same names."""
+    return COLORS | dict(zip((name for name in names if name not in COLORS), cycle(_BASELINE_COLORS), strict=False))
 
 
 def save_plot(output_dir: str | Path) -> Path:
@@ -95,7 +100,7 @@ def _draw_rewards(axes: "Axes", rounds: Sequence[Sequence[ScoredSelfEdit]]) -> N
 def _draw_accuracies(axes: "Axes", results: Sequence[Evaluation]) -> None:
     numbers, own = range(len(results)), [one.accuracies[SELF_EDITS] for one in results]
     baselines = {name: value for name, value in results[0].accuracies.items() if name != SELF_EDITS}
-    colors = COLORS | dict(zip((name for name in baselines if name != BASE), cycle(_BASELINE_COLORS), strict=False))
+    colors = condition_colors(baselines)
     for name, value in list(baselines.items()):
         measured = [one.accuracies[name] for one in results if name in one.accuracies]
         if 1 < len(measured) == len(results):  # with the policy of every round

@@ -9,22 +9,28 @@ import gradio as gr
 
 from ..hub.errors import RepositoryExists
 from .tabs.shared import follow
-from .work import sharing
+from .work import policies, sharing
 from .work.errors import explain
 from .work.inputs import questions_from_items
 from .work.jobs import FAILED, STOPPED, Job
 from .work.sessions import Draft, Session
 from .work.settings import MAX_SELF_EDITS, PRESETS, Settings, preset_for
+from .work.training_runs import TrainingRuns
 from .work.workbench import Workbench
 
 
-def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
+BASE_MODEL = "base model"  # what writes self-edits where no policy does
+
+
+def build_api(workbench: Workbench, runs: TrainingRuns, *, may_push: bool, on_space: bool) -> None:
     """
     Add the endpoints to the page that is being built. None of their widgets is visible.
 
     Args:
         workbench ([`Workbench`]):
             Does the work.
+        runs ([`TrainingRuns`]):
+            The outer loop.
         may_push, on_space (`bool`):
             As in [`build_adapters_tab`].
     """
@@ -46,12 +52,12 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
             session: The "session" of an earlier answer, to continue it; empty for a new one.
 
         Returns:
-            The session's id, a secret that the other tools need; the self-edits; and for each the questions that it asks, with the
-            answers that the model has found, or null.
+            The session's id, a secret that the other tools need; the self-edits; for each the questions that it asks, with the
+            answers that the model has found, or null; and who has written them: the base model, or a policy (see use_policy).
         """
         with _errors_for_callers():
             current = await asyncio.to_thread(workbench.sessions.open, session)
-            preset = PRESETS[preset_for(workbench.lm)]
+            preset = PRESETS[preset_for(workbench.lm, workbench.limits)]
             values = {"num_generations": num_generations, "seed": seed}
             settings = Settings.of(**{**vars(preset), **values, "prompt_style": prompt_style or preset.prompt_style})
             await _finish(workbench, lambda: workbench.propose(current, title, passage, [], settings))
@@ -59,6 +65,7 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
                 "session": current.id,
                 "self_edits": [draft.written for draft in current.drafts],
                 "questions": [draft.pairs for draft in current.drafts],
+                "written_by": current.written_by or BASE_MODEL,
             }
 
     async def adapt(
@@ -101,6 +108,42 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
                 "best": learned["adapters"][learned["best"]],
                 "questions": learned.get("questions", []),
             }
+
+    async def use_policy(session: str, round: int = 0) -> dict:
+        """
+        Let the policy that a training run of the session has trained write its self-edits from now on. The base model learns and
+        answers as before, and other sessions keep their own writers.
+
+        Args:
+            session: The session of the page where the run was started.
+            round: The round of the run, from 1, after which the policy is taken; 0 for the last one that has a policy.
+
+        Returns:
+            Who writes now.
+        """
+        with _errors_for_callers():
+            current = await asyncio.to_thread(workbench.sessions.open, session)
+            if isinstance(round, bool) or not isinstance(round, int) or round < 0:
+                raise ValueError(
+                    f"round={round!r:.50} is not the number of a round: give 1 or more, or 0 for the last."
+                )
+            policy = await asyncio.to_thread(policies.use_policy, runs, current, round)
+            return {"written_by": policy.name}
+
+    async def use_base_model(session: str) -> dict:
+        """
+        Let the base model write the session's self-edits again.
+
+        Args:
+            session: The session of propose or use_policy.
+
+        Returns:
+            Who writes now.
+        """
+        with _errors_for_callers():
+            current = await asyncio.to_thread(workbench.sessions.open, session)
+            policies.use_base_model(current)
+            return {"written_by": BASE_MODEL}
 
     async def ask(session: str, question: str, adapter: str = "") -> dict:
         """
@@ -199,7 +242,7 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
 
     push_adapter_of_visitor.__doc__ = push_adapter.__doc__
 
-    for endpoint in (propose, adapt, ask):
+    for endpoint in (propose, adapt, use_policy, use_base_model, ask):
         gr.api(endpoint, concurrency_limit=None)
     # Files go through components, which accept uploaded files only.
     with gr.Row(visible=False):

@@ -13,6 +13,7 @@ from .tabs.ask_tab import build_ask_tab
 from .tabs.shared import opened
 from .tabs.teach_tab import build_teach_tab
 from .tabs.train_tab import build_train_tab
+from .tabs.writer_lines import WriterLines
 from .visitors import current_visitor
 from .work.inputs import questions_from_table
 from .work.training_runs import TrainingRuns
@@ -66,6 +67,9 @@ CSS = (
 .arc-code textarea {font-family: var(--font-mono); font-size: .8rem}
 .table * {font-family: var(--font) !important}
 .table td, .table th {font-size: .86rem}
+#train-edits .cell-wrap span {white-space: pre-line}
+#train-policies {align-items: flex-end}
+.writer {align-items: center}
 #empty, #arc-introduction {border: 1px dashed var(--border-color-primary); border-radius: var(--radius-lg); padding: 1.25rem 1.5rem;
   color: var(--body-text-color-subdued)}
 @media (max-width: 640px) {
@@ -105,9 +109,10 @@ def build_page(workbench: Workbench, runs: TrainingRuns, *, may_push: bool, on_s
         # Gradio sends this key to every browser.
         session = gr.BrowserState("", storage_key="seal-session", secret=runs.page_secret("browser"))
         gr.Markdown(_INTRODUCTION.format(title=TITLE, model=workbench.lm.base_model_id), elem_id="introduction")
+        writer = WriterLines(workbench.sessions, session)
         with gr.Tabs() as tabs:
             with gr.Tab("Teach", id="teach"):
-                attach_teach, panel, learned = build_teach_tab(workbench, session, tabs)
+                attach_teach, panel, learned = build_teach_tab(workbench, session, tabs, writer)
             with gr.Tab("Ask", id="ask") as ask_tab:
                 attach_ask = build_ask_tab(workbench, session, panel.questions, questions_from_table)
             with gr.Tab("Adapters", id="adapters") as adapters_tab:
@@ -115,12 +120,12 @@ def build_page(workbench: Workbench, runs: TrainingRuns, *, may_push: bool, on_s
             with gr.Tab("ARC", id="arc"):
                 attach_arc = build_arc_tab(workbench, session)
             with gr.Tab("Train", id="train"):
-                attach_train = build_train_tab(runs, workbench.sessions, session)
+                attach_train = build_train_tab(runs, workbench.sessions, session, writer)
             with gr.Tab("About", id="about") as about_tab:
                 attach_about = build_about_tab(workbench)
         if on_space:
             gr.DuplicateButton()
-        build_api(workbench, may_push=may_push, on_space=on_space)
+        build_api(workbench, runs, may_push=may_push, on_space=on_space)
 
         async def on_load(session_id: str) -> str:
             return (await opened(workbench, session_id)).id
@@ -132,7 +137,7 @@ def build_page(workbench: Workbench, runs: TrainingRuns, *, may_push: bool, on_s
             api_visibility="private",
             show_progress="hidden",
         )
-        for attach in (attach_teach, attach_ask, attach_adapters, attach_arc, attach_train):
+        for attach in (attach_teach, attach_ask, attach_adapters, attach_arc, attach_train, writer.finish()):
             attach(loaded)
         for tab, attach in ((ask_tab, attach_ask), (adapters_tab, attach_adapters), (about_tab, attach_about)):
             attach(tab.select(lambda: None, api_visibility="private", queue=False))

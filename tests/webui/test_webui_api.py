@@ -10,6 +10,7 @@ import pytest
 from gradio_client import Client, handle_file
 from huggingface_hub import HfApi
 
+from helpers.finished_runs import write_finished_run
 from helpers.web_page import PASSAGE, QUESTIONS, QUICK, served_page, slowed, tiny_lm
 from seal_hf import Adapter
 from seal_hf.webui import api
@@ -41,7 +42,9 @@ def learned(client):
 
 def test_only_what_is_meant_for_programs_is_exported(client):
     endpoints = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
-    assert set(endpoints) == {"/propose", "/adapt", "/ask", "/load_adapter", "/download_adapter", "/push_adapter"}
+    of_policies = {"/use_policy", "/use_base_model"}
+    of_adapters = {"/load_adapter", "/download_adapter", "/push_adapter"}
+    assert set(endpoints) == {"/propose", "/adapt", "/ask", *of_policies, *of_adapters}
 
 
 def test_writes_learns_and_answers(app, client, lm):
@@ -59,6 +62,29 @@ def test_writes_learns_and_answers(app, client, lm):
         "base": lm.answer("Who drew it?", title="Lighthouse"),
         "adapted": lm.answer("Who drew it?", title="Lighthouse", adapter=lm.load_adapter(kept.file)),
     }
+
+
+def test_a_policy_writes_for_its_session_alone(app, client, lm):
+    by_base = client.predict("Lighthouse", PASSAGE, 1, api_name="/propose")
+    session = by_base["session"]
+    assert by_base["written_by"] == "base model"
+    with pytest.raises(Exception, match="There is no policy yet"):
+        client.predict(session, api_name="/use_policy")
+    write_finished_run(app.workbench.runs, session, lm)
+    with pytest.raises(Exception, match="round=-1 is not the number of a round"):
+        client.predict(session, -1, api_name="/use_policy")
+    with pytest.raises(Exception, match="There is no policy after round 3: choose one of round 1, 2"):
+        client.predict(session, 3, api_name="/use_policy")
+    assert client.predict(session, api_name="/use_policy") == {"written_by": "the policy of run 1, round 2"}
+    by_policy = client.predict("Lighthouse", PASSAGE, 1, "", 0, session, api_name="/propose")
+    other = client.predict("Lighthouse", PASSAGE, 1, api_name="/propose")
+    with pytest.raises(Exception, match="There is no policy yet"):  # of another session
+        client.predict(other["session"], api_name="/use_policy")
+    assert by_policy["written_by"] == "the policy of run 1, round 2" and other["written_by"] == "base model"
+    assert by_policy["self_edits"] != by_base["self_edits"] == other["self_edits"]
+    assert client.predict(session, api_name="/use_base_model") == {"written_by": "base model"}
+    again = client.predict("Lighthouse", PASSAGE, 1, "", 0, session, api_name="/propose")
+    assert again["self_edits"] == by_base["self_edits"] and again["written_by"] == "base model"
 
 
 def test_learns_a_text_of_the_caller(app, client):

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from playwright import sync_api
 
+from helpers.finished_runs import write_finished_run
 from helpers.web_page import PASSAGE, QUICK, served_page, slowed
 from seal_hf import SelfAdaptingLM
 from seal_hf.webui.work import settings
@@ -120,7 +121,7 @@ def test_the_whole_story_with_the_embedded_model(visit, embedded_path, tmp_path,
         expect(page.locator("#learn-status")).to_contain_text("tokens/s", timeout=TIMEOUT)
         expect(page.locator("#watching")).to_contain_text("Self-edit 1 + 2, step", timeout=TIMEOUT)
         expect(page.locator("#loss")).to_be_visible(timeout=TIMEOUT)
-        expect(page.locator("#rewards")).to_contain_text("best", timeout=TIMEOUT)
+        expect(page.locator("#rewards")).to_contain_text("1 + 2, together", timeout=TIMEOUT)
         page.screenshot(path=tmp_path / "applying.png")
         page.locator("#ask-next").click()
         ask(page, "Who was the engineer of the lighthouse?")
@@ -280,6 +281,44 @@ def test_a_run_is_stopped_found_again_and_resumed(lm, visit, tmp_path):
         expect(page.locator("#train-stop")).to_be_enabled(timeout=TIMEOUT)
         page.locator("#train-stop").click()
         expect(page.locator("#train-resume")).to_be_enabled(timeout=TIMEOUT)
+
+
+def test_a_trained_policy_writes_for_one_visitor_alone(app, visit, lm):
+    others = set(app.workbench.sessions._sessions)
+    ann = visit()
+    (session_id,) = set(app.workbench.sessions._sessions) - others
+    write_finished_run(app.workbench.runs, session_id, lm)
+    loaded(ann)
+    fill_passage(ann)
+    write(ann)
+    by_base = text_of(ann, "self-edit-1")
+    ann.get_by_role("tab", name="Train").click()
+    expect(ann.locator("#train-accuracies")).to_contain_text("Held-out passages, 2 rounds", timeout=TIMEOUT)
+    for line in ("passage in context", "passage only", "self-edits"):
+        expect(ann.locator("#train-accuracies")).to_contain_text(line, timeout=TIMEOUT)
+    expect(ann.locator("#train-edits")).to_contain_text("Self-edits of round 2: 2, 1 kept", timeout=TIMEOUT)
+    ann.locator("#train-round input").click()
+    ann.get_by_role("option", name="Round 1", exact=True).click()
+    expect(ann.locator("#train-edits")).to_contain_text("Self-edits of round 1: 2, 1 kept", timeout=TIMEOUT)
+    expect(ann.locator("#train-edits")).to_contain_text("Which is number 12? → answer 1.12")
+    ann.locator("#train-use").click()
+    expect(ann.locator("#train-writer")).to_contain_text("the policy of run 1, round 1", timeout=TIMEOUT)
+    loaded(ann)
+    expect(ann.locator("#writer")).to_contain_text("the policy of run 1, round 1", timeout=TIMEOUT)
+    bob = visit()
+    expect(bob.locator("#writer")).to_contain_text("base model")
+    assert not bob.locator("#writer-base").is_visible()
+    ann.locator("#write").click()
+    expect(ann.locator("#write-status")).to_contain_text("Written by the policy of run 1, round 1", timeout=TIMEOUT)
+    assert text_of(ann, "self-edit-1") != by_base
+    ann.set_viewport_size({"width": 390, "height": 844})
+    assert ann.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    ann.locator("#writer-base").click()
+    expect(ann.locator("#writer")).to_have_text(re.compile("written by: base model"), timeout=TIMEOUT)
+    ann.locator("#write").click()
+    expect(ann.locator("#write-status")).not_to_contain_text("Written by", timeout=TIMEOUT)
+    expect(ann.locator("#write")).to_be_enabled(timeout=TIMEOUT)
+    assert text_of(ann, "self-edit-1") == by_base
 
 
 def test_an_arc_task_is_chosen_written_about_learned_and_predicted(app, visit):

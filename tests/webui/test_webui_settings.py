@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from seal_hf import InnerLoopConfig
+from seal_hf.webui.work.limits import OWN_MACHINE, ZERO_GPU
 from seal_hf.webui.work.settings import PAPER, PRESETS, SMALL_MODEL, Settings, TrainingSettings, preset_for
 from trainers.arguments import AdaptationArguments
 
@@ -61,4 +62,5 @@ def test_the_presets_are_the_papers_and_the_demos():
 )
 def test_a_preset_fits_the_size_of_the_model(num_parameters, name):
     model = SimpleNamespace(num_parameters=lambda: num_parameters)
-    assert preset_for(SimpleNamespace(model=model)) == name and name in PRESETS
+    assert preset_for(SimpleNamespace(model=model), OWN_MACHINE) == name and name in PRESETS
+    assert preset_for(SimpleNamespace(model=model), ZERO_GPU) == "One minute of a GPU"

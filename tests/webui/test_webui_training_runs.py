@@ -28,7 +28,8 @@ from seal_hf.webui.work.errors import without_folders
 from seal_hf.webui.work.jobs import DONE, FAILED, RUNNING, STOPPED, JobRefused
 from seal_hf.webui.work.limits import SHARED
 from seal_hf.webui.work.settings import TrainingSettings
-from seal_hf.webui.work.training_runs import CONFIG_NAME, TrainingRuns
+from seal_hf.webui.work.training_records import CONFIG_NAME
+from seal_hf.webui.work.training_runs import TrainingRuns
 from trainers.arguments import load_dataset_argument
 
 

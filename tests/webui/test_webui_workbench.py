@@ -16,7 +16,15 @@ from seal_hf.domains.knowledge.answered_questions import AnsweredQuestions
 from seal_hf.generation.base import Generation
 from seal_hf.webui.tabs.adapters_tab import table_line
 from seal_hf.webui.tabs.ask_tab import accuracy_text
-from seal_hf.webui.tabs.learning_panel import first_right, learned_text, loss_table, loss_title, watched_table
+from seal_hf.webui.tabs.learning_panel import (
+    answers_headers,
+    first_right,
+    learned_text,
+    loss_table,
+    loss_title,
+    rewards_table,
+    watched_table,
+)
 from seal_hf.webui.tabs.self_edit_cards import coverage_text, read_drafts
 from seal_hf.webui.work import device, inputs, workbench
 from seal_hf.webui.work.jobs import DONE, FAILED, STOPPED, JobLog, JobRefused
@@ -418,3 +426,16 @@ def test_adapters_beyond_the_limit_are_refused_before_any_work(bench, with_adapt
     with pytest.raises(JobRefused, match="There are 2 adapters, and 3 is the limit"):
         bench.adapt(with_adapters, [0, 1], QUICK, QUESTIONS)
     assert not bench.jobs.active(with_adapters.id)
+
+
+def test_one_adapter_is_not_called_the_best():
+    event = {"questions": QUESTIONS, "verdicts": [[False, False], [True, False]], "recited": [0.0, 0.5], "best": 0}
+    assert rewards_table(event, ["1 + 2"]) == [
+        ["Base model", "0 of 2", "0 %", "0 %", ""],
+        ["1 + 2, together", "1 of 2", "50 %", "50 %", ""],
+    ]
+    assert rewards_table(event, ["2"])[1][0::4] == ["2", ""]
+    assert answers_headers(["1 + 2"])[2] == "Adapter"
+    event |= {"verdicts": [[False, False], [True, False], [True, True]], "recited": [0.0, 0.5, None], "best": 1}
+    assert [line[0::4] for line in rewards_table(event, ["1", "2"])] == [["Base model", ""], ["1", ""], ["2", "best"]]
+    assert answers_headers(["1", "2"])[2] == "Best adapter"

@@ -119,7 +119,7 @@ def build_learning_panel(
         ask_next = gr.Button("Ask it something →", visible=False, elem_id="ask-next")
         with gr.Accordion("The graded answers", open=False, visible=False) as answers_panel:
             answers_note = gr.Markdown(elem_classes="quiet")
-            answers = read_only_table(["Question → right answer", "Base model", "Best adapter"], [34, 33, 33])
+            answers = read_only_table(answers_headers([]), [34, 33, 33], elem_id="graded")
 
     def reset() -> dict:
         return {
@@ -186,18 +186,7 @@ def build_learning_panel(
     def show_rewards(event: dict, names: list[str]) -> dict:
         if "verdicts" not in event:
             return {}
-        right = [sum(map(bool, one)) for one in event["verdicts"]]
         count = len(event["questions"])
-        lines = [
-            [
-                name,
-                f"{right[index]} of {count}",
-                percent(right[index] / count),
-                percent(event["recited"][index]),
-                "best" * (index == event["best"] + 1),
-            ]
-            for index, name in enumerate(["Base model", *names])
-        ]
         origin = (
             "The model wrote these questions itself, and answered them with the passage in view."
             if event["own"]
@@ -208,10 +197,10 @@ def build_learning_panel(
             event["questions"], *([event[key][base], event[key][best]] for key in ("answers", "verdicts"))
         )
         return {
-            rewards: gr.update(value=lines, visible=True),
+            rewards: gr.update(value=rewards_table(event, names), visible=True),
             answers_panel: gr.update(visible=True),
             answers_note: f"{origin} There are {count}, so one answer is {percent(1 / count)} of a reward. {RECITED}.",
-            answers: table,
+            answers: {"headers": answers_headers(names), "data": table},
         }
 
     @cumulative
@@ -321,6 +310,27 @@ def watched_table(seen: list[dict], names: list[str]) -> list[list[str]]:
         ]
         for label, event, adapter in lines
     ]
+
+
+def rewards_table(event: dict, names: Sequence[str]) -> list[list[str]]:
+    """The rewards of the base model and of each adapter. Only of several one is the best."""
+    right = [sum(map(bool, one)) for one in event["verdicts"]]
+    count = len(event["questions"])
+    return [
+        [
+            f"{name}, together" if " + " in name else name,
+            f"{right[index]} of {count}",
+            percent(right[index] / count),
+            percent(event["recited"][index]),
+            "best" * (len(names) > 1 and index == event["best"] + 1),
+        ]
+        for index, name in enumerate(["Base model", *names])
+    ]
+
+
+def answers_headers(names: Sequence[str]) -> list[str]:
+    """The columns of the graded answers: those of the base model and of the adapter of these names that is asked."""
+    return ["Question → right answer", "Base model", "Best adapter" if len(names) > 1 else "Adapter"]
 
 
 def training_text(step: dict) -> str:

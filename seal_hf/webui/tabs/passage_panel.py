@@ -10,7 +10,7 @@ from ...domains import PROMPT_STYLES, load_demo_passages
 from ...domains.files import TEXT_FILE_TYPES
 from ..work import inputs
 from ..work.errors import explain
-from ..work.settings import MAX_SELF_EDITS, PAPER, PRESETS, RANGES, Settings, preset_for
+from ..work.settings import GPU_PRESET, MAX_SELF_EDITS, PAPER, PRESETS, RANGES, Settings, preset_for
 from ..work.workbench import Workbench
 from .shared import escape
 
@@ -68,7 +68,7 @@ def read_settings(values: Sequence[object]) -> Settings:
 def build_passage_panel(workbench: Workbench) -> PassagePanel:
     """Lay out the panel where this is called."""
     examples = load_demo_passages("train")[:3] + load_demo_passages("other_languages")[:1]
-    preset = preset_for(workbench.lm)
+    preset = preset_for(workbench.lm, workbench.limits)
     chosen = PRESETS[preset]
 
     gr.Markdown("### 1 · Passage", elem_classes="step")
@@ -113,7 +113,8 @@ def build_passage_panel(workbench: Workbench) -> PassagePanel:
             min_width=200,
         )
     with gr.Accordion("Advanced settings", open=False, elem_id="advanced"):
-        presets = gr.Radio(list(PRESETS), value=preset, label="Preset", elem_id="preset")
+        offered = [name for name in PRESETS if name != GPU_PRESET or workbench.limits.is_zero_gpu]
+        presets = gr.Radio(offered, value=preset, label="Preset", elem_id="preset")
         with gr.Row():
             advanced = [
                 gr.Number(

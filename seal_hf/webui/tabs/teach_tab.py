@@ -15,6 +15,7 @@ from .learning_panel import build_learning_panel
 from .passage_panel import NAMES, PassagePanel, build_passage_panel, read_settings
 from .self_edit_cards import build_cards, coverage_text
 from .shared import append, cumulative, ended_text, follow, is_waiting, opened, started, waiting_text
+from .writer_lines import WriterLines
 
 
 _EMPTY = """
@@ -24,11 +25,11 @@ _EMPTY = """
    questions right.
 4. Ask the base model and the adapted model the same questions.
 """
-_WRITTEN = "Edit the self-edits if you like, and let the model learn them."
+_EDIT = "Edit the self-edits if you like, and let the model learn them."
 
 
 def build_teach_tab(
-    workbench: Workbench, session: gr.BrowserState, tabs: gr.Tabs
+    workbench: Workbench, session: gr.BrowserState, tabs: gr.Tabs, writer: WriterLines
 ) -> tuple[Callable[[gr.events.Dependency], None], PassagePanel, list[gr.events.Dependency]]:
     """
     Lay out the tab where this is called.
@@ -40,6 +41,8 @@ def build_teach_tab(
             Id of the visitor's session.
         tabs (`gr.Tabs`):
             The tabs; the one with the id `"ask"` is the next step.
+        writer ([`WriterLines`]):
+            Says who writes the self-edits.
 
     Returns:
         `tuple`: A function, which makes a page show the session and follow its jobs after the event that it is called with;
@@ -56,6 +59,7 @@ def build_teach_tab(
                 stop_writing = gr.Button("Stop", elem_id="stop-writing", min_width=80, interactive=False)
         with gr.Column(scale=7, min_width=320):
             gr.Markdown("### 2 · Self-edits", elem_classes="step")
+            writer.add("writer")
             empty = gr.Markdown(_EMPTY, elem_id="empty")
             write_status = gr.Markdown(elem_id="write-status", elem_classes="status")
             cards = build_cards()
@@ -102,7 +106,8 @@ def build_teach_tab(
                 if current.drafts:
                     shown |= show_drafts(current.drafts, current)
                     shown[learning.watched] = watched or question_to_watch(current)
-                ended = ended_text(log, _WRITTEN, f"Stopped. {_WRITTEN}" if current.drafts else "Stopped.")
+                written_text = text_of_written(current)
+                ended = ended_text(log, written_text, f"Stopped. {written_text}" if current.drafts else "Stopped.")
                 yield {
                     **shown,
                     write_status: ended,
@@ -145,7 +150,7 @@ def build_teach_tab(
         if current.drafts:
             widgets = zip(panel.settings, NAMES, strict=True)
             shown |= {widget: current.settings[name] for widget, name in widgets}
-            shown |= {write_status: _WRITTEN, **show_drafts(current.drafts, current)}
+            shown |= {write_status: text_of_written(current), **show_drafts(current.drafts, current)}
             shown[learning.watched] = question_to_watch(current)
         return shown
 
@@ -208,6 +213,11 @@ def build_teach_tab(
         restored.then(on_follow, session, outputs, **shared)
 
     return attach, panel, learning.learned
+
+
+def text_of_written(current: Session) -> str:
+    """What to do with self-edits that are written, in a sentence or two."""
+    return f"Written by {current.written_by}. {_EDIT}" if current.written_by else _EDIT
 
 
 def question_to_watch(current: Session) -> str:

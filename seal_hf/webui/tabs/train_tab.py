@@ -5,22 +5,33 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import gradio as gr
-import pandas as pd
 
-from ...domains.base import SELF_EDITS
 from ...domains.files import TEXT_FILE_TYPES
-from ...records.report import Evaluation
 from ..work.errors import explain
 from ..work.jobs import DONE, FAILED, RUNNING, STOPPED, JobRefused
-from ..work.sessions import Sessions
+from ..work.policies import use_policy
+from ..work.sessions import Session, Sessions
 from ..work.settings import TRAINING_RANGES, TrainingSettings, as_number
-from ..work.training_records import Candidate, TrainingSnapshot
+from ..work.training_records import TrainingSnapshot, self_edits_of
 from ..work.training_runs import TrainingRuns
 from .passage_panel import STYLES
-from .shared import RECITED, escape, percent, read_only_table
+from .shared import escape, read_only_table
+from .train_tables import (
+    COLORS,
+    accuracy_colors,
+    accuracy_points,
+    any_reward,
+    edits_label,
+    edits_table,
+    held_out_label,
+    held_out_table,
+    reward_points,
+    rounds_table,
+)
+from .writer_lines import WriterLines
 
 
-_LONGEST_TEXT = 300  # characters of a self-edit in the table; the run's files have the whole text
+_MOST_EDITS = 40  # rows of the table of self-edits; the run's files have all of them
 _REFRESH = 1.0  # seconds between two updates of the page
 _EMPTY = (
     "The model learns to **write better self-edits**. Each round has passages that no earlier one had. For each of them the "
@@ -37,14 +48,12 @@ _FOLDED = (
     "num_train_epochs",
     "seed",
 )
-# The colours of the run's own plot, by Okabe and Ito, which colour-blind people can tell apart.
-_COLORS = {"kept": "#0072b2", "rejected": "#c24e00", "not selected yet": "#94a3b8"}
 _NO_SESSION = "⚠️ The page's session has ended: load the page again."
 _COMMAND = "accelerate launch -m trainers.knowledge --config config.yaml --resume_from_checkpoint true"
 
 
 def build_train_tab(
-    runs: TrainingRuns, sessions: Sessions, session: gr.BrowserState
+    runs: TrainingRuns, sessions: Sessions, session: gr.BrowserState, writer: WriterLines
 ) -> Callable[[gr.events.Dependency], None]:
     """
     Lay out the tab where this is called.
@@ -56,6 +65,8 @@ def build_train_tab(
             The sessions, to which the runs belong.
         session (`gr.BrowserState`):
             Id of the visitor's session.
+        writer ([`WriterLines`]):
+            Says who writes the self-edits in the tab Teach.
 
     Returns:
         `Callable`: Called with an event, it makes the page show the session's run after it.
@@ -94,7 +105,7 @@ def build_train_tab(
             gr.Markdown("### The run", elem_classes="step")
             status = gr.Markdown(_EMPTY, elem_id="train-status", elem_classes="status")
             plot = gr.ScatterPlot(
-                x="number", y="reward", color="self-edit", color_map=_COLORS, height=260, y_lim=[-0.05, 1.05],
+                x="number", y="reward", color="self-edit", color_map=COLORS, height=260, y_lim=[-0.05, 1.05],
                 title="Reward of every self-edit", x_title="self-edit",
                 y_title="share of right answers", visible=False, elem_id="train-plot",
             )  # fmt: skip
@@ -104,37 +115,52 @@ def build_train_tab(
                 "answers choose and score it, so it is partly luck",
                 elem_id="train-rounds", visible=False,
             )  # fmt: skip
+            accuracies = gr.LinePlot(
+                x="round", y="accuracy", color="answered by", height=280, y_lim=[-0.03, 1.03], visible=False,
+                x_title="rounds of training", y_title="share of right answers", elem_id="train-accuracies",
+            )  # fmt: skip
             held_out = read_only_table(
                 ["Answered by", "Accuracy [95 %]", "Recited"], [44, 38, 18],
                 label="Held-out passages", elem_id="train-held-out", visible=False,
             )  # fmt: skip
+            with gr.Row(visible=False, elem_id="train-policies") as policies:
+                which = gr.Dropdown(_rounds(0), value=0, label="Round", min_width=140, scale=1, elem_id="train-round")
+                use = gr.Button(
+                    "Use this policy", interactive=False, min_width=150, scale=1, size="md", elem_id="train-use"
+                )
+            use_status = gr.Markdown(elem_id="train-use-status", elem_classes="status", visible=False)
+            writer.add("train-writer")
             # Few columns, so that words are not broken on a phone.
             edits = read_only_table(
-                ["Written for", "Reward", "Self-edit"], [29, 24, 47],
-                elem_id="train-edits", label="Self-edits, newest round first", visible=False,
+                ["Self-edit", "What it trains on"], [33, 67],
+                elem_id="train-edits", visible=False, max_height=700, label="Self-edits",
             )  # fmt: skip
             with gr.Accordion("Log", open=False):
                 log = gr.Textbox(show_label=False, lines=10, max_lines=10, interactive=False, elem_id="train-log")
 
     settings = [style, *numbers.values()]
 
-    def owner_of(session_id: str) -> str | None:
+    def session_of(session_id: str) -> Session | None:
         # Only an id that a page has was given out. One that anybody can guess, such as an empty one, has no run.
-        found = sessions.find(session_id)
-        return found.id if found else None
+        return sessions.find(session_id)
 
     def read(values: tuple) -> TrainingSettings:
         chosen = dict(zip(["prompt_style", *numbers], values, strict=True))
         return TrainingSettings(**{name: as_number(value) for name, value in chosen.items()})
 
     async def watch(session_id: str) -> AsyncIterator[dict]:
+        seen = None
         while True:
-            owner = owner_of(session_id)
-            snapshot = owner and await asyncio.to_thread(runs.snapshot, owner)
+            current = session_of(session_id)
+            snapshot = current and await asyncio.to_thread(runs.snapshot, current.id)
             if not snapshot:
                 yield {start: gr.update(interactive=True)}
                 return
-            yield show(snapshot)
+            # The round may be chosen anew meanwhile, so that the list is only sent where it is another.
+            table, of_table = {}, (current.shown_round, snapshot.candidates, snapshot.policies)
+            if seen != of_table:
+                seen, table = of_table, await asyncio.to_thread(show_round, snapshot, current.shown_round)
+            yield {**show(snapshot), **table}
             if snapshot.state != RUNNING:
                 return
             await asyncio.sleep(_REFRESH)
@@ -142,6 +168,7 @@ def build_train_tab(
     def show(snapshot: TrainingSnapshot) -> dict:
         running = snapshot.state == RUNNING
         scored = any_reward(snapshot.candidates)
+        found = snapshot.evaluations
         return {
             status: status_text(snapshot, shows_folder=not runs.limits.is_shared),
             start: gr.update(interactive=not running),
@@ -151,22 +178,57 @@ def build_train_tab(
                 value=reward_points(snapshot.candidates), x_lim=[0, len(snapshot.candidates) + 1], visible=scored
             ),
             means: gr.update(value=rounds_table(snapshot.candidates), visible=scored),
-            held_out: gr.update(
-                value=held_out_table(snapshot.evaluations),
-                label=held_out_label(snapshot.evaluations),
-                visible=bool(snapshot.evaluations),
+            accuracies: gr.update(
+                value=accuracy_points(found),
+                color_map=accuracy_colors(found),
+                # Gradio draws a new line only where something else than the value changes, too.
+                title=f"Held-out passages, {len(found) - 1} round{'s' * (len(found) != 2)}",
+                x_lim=[0, max(1, len(found) - 1)],
+                visible=bool(found),
             ),
-            edits: gr.update(value=edits_table(snapshot.candidates), visible=bool(snapshot.candidates)),
+            held_out: gr.update(value=held_out_table(found), label=held_out_label(found), visible=bool(found)),
             log: snapshot.log,
         }
 
+    def show_round(snapshot: TrainingSnapshot, number: int) -> dict:
+        num_rounds = max((one.round for one in snapshot.candidates), default=0)
+        found = self_edits_of(snapshot, number, _MOST_EDITS)
+        return {
+            policies: gr.update(visible=bool(snapshot.candidates)),
+            which: gr.update(choices=_rounds(num_rounds), value=number),
+            use: gr.update(interactive=number in snapshot.policies if number else bool(snapshot.policies)),
+            edits: gr.update(
+                value=edits_table(found),
+                label=edits_label(found, snapshot.candidates),
+                visible=bool(snapshot.candidates),
+            ),
+        }
+
+    async def on_round(session_id: str, number: int) -> dict:
+        current = session_of(session_id)
+        snapshot = current and await asyncio.to_thread(runs.snapshot, current.id)
+        if not snapshot or number not in {0, *(one.round for one in snapshot.candidates)}:
+            return {edits: gr.skip()}
+        current.shown_round = number
+        return await asyncio.to_thread(show_round, snapshot, number)
+
+    def on_use(session_id: str, number: int) -> dict:
+        if (current := session_of(session_id)) is None:
+            return {use_status: gr.update(value=_NO_SESSION, visible=True)}
+        try:
+            use_policy(runs, current, number)
+        except (ValueError, OSError) as error:
+            return {use_status: gr.update(value=f"⚠️ {escape(explain(error))}", visible=True)}
+        return {use_status: gr.update(visible=False)}
+
     async def on_start(session_id: str, file: str | None, *values: object) -> AsyncIterator[dict]:
-        if (owner := owner_of(session_id)) is None:
+        if (current := session_of(session_id)) is None:
             yield {status: _NO_SESSION}
             return
+        current.shown_round = 0
         yield {start: gr.update(interactive=False), status: "Starting …"}
         try:
-            await asyncio.to_thread(runs.start, owner, read(values), Path(file) if file else None)
+            await asyncio.to_thread(runs.start, current.id, read(values), Path(file) if file else None)
         except (ValueError, OSError) as error:
             yield {start: gr.update(interactive=True), status: f"⚠️ {escape(explain(error))}"}
             return
@@ -174,11 +236,11 @@ def build_train_tab(
             yield shown
 
     async def on_resume(session_id: str) -> AsyncIterator[dict]:
-        if (owner := owner_of(session_id)) is None:
+        if (current := session_of(session_id)) is None:
             yield {status: _NO_SESSION}
             return
         try:
-            await asyncio.to_thread(runs.resume, owner)
+            await asyncio.to_thread(runs.resume, current.id)
         except (JobRefused, OSError) as error:
             yield {status: f"⚠️ {escape(explain(error))}"}
             return
@@ -186,14 +248,14 @@ def build_train_tab(
             yield shown
 
     def on_stop(session_id: str) -> dict:
-        if (owner := owner_of(session_id)) is None:
+        if (current := session_of(session_id)) is None:
             return {status: _NO_SESSION}
-        runs.stop(owner)
+        runs.stop(current.id)
         return {stop: gr.update(interactive=False), status: "Stopping …"}
 
     def restore(session_id: str) -> list[object]:
-        owner = owner_of(session_id)
-        chosen = runs.settings(owner) if owner else None
+        current = session_of(session_id)
+        chosen = runs.settings(current.id) if current else None
         return [gr.skip() if chosen is None else getattr(chosen, name) for name in ("prompt_style", *numbers)]
 
     def show_config(file: str | None, *values: object) -> str:
@@ -203,10 +265,13 @@ def build_train_tab(
             return f"# {error}"
 
     shared = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
-    shown = [status, start, stop, resume, plot, means, held_out, edits, log]
+    of_round = [policies, which, use, edits]
+    shown = [status, start, stop, resume, plot, means, accuracies, held_out, *of_round, log]
     start.click(on_start, [session, upload, *settings], shown, trigger_mode="once", **shared)
     resume.click(on_resume, session, shown, trigger_mode="once", **shared)
     stop.click(on_stop, session, [stop, status], api_visibility="private", queue=False)
+    which.input(on_round, [session, which], of_round, **shared)
+    writer.changed_by(use.click(on_use, [session, which], use_status, trigger_mode="once", **shared))
     gr.on(
         [widget.change for widget in (upload, *settings)],
         show_config,
@@ -259,80 +324,6 @@ def status_text(snapshot: TrainingSnapshot, *, shows_folder: bool = True) -> str
     return f"{snapshot.phase}{' (paused while a visitor uses the device)' * snapshot.is_paused} …"
 
 
-def any_reward(candidates: list[Candidate]) -> bool:
-    """Whether there is something to plot."""
-    return any(candidate.reward is not None for candidate in candidates)
-
-
-def reward_points(candidates: list[Candidate]) -> pd.DataFrame:
-    """The rewards of all scored self-edits. The first entries, one of each kind, have no reward and are not drawn."""
-    names = {True: "kept", False: "rejected", None: "not selected yet"}
-    # Gradio's plot draws only the kinds that its first data contain, with or without a color_map.
-    kinds = [{"number": 0, "reward": None, "self-edit": name} for name in names.values()]
-    points = [
-        {"number": number, "reward": candidate.reward, "self-edit": names[candidate.kept]}
-        for number, candidate in enumerate(candidates, 1)
-        if candidate.reward is not None
-    ]
-    return pd.DataFrame(kinds + points, columns=["number", "reward", "self-edit"])
-
-
-def rounds_table(candidates: list[Candidate]) -> list[list[str]]:
-    """A line for each round."""
-    lines = []
-    for number in sorted({candidate.round for candidate in candidates}):
-        members = [candidate for candidate in candidates if candidate.round == number]
-        rewards = [candidate.reward for candidate in members if candidate.reward is not None]
-        best: dict[str, float] = {}
-        for candidate in members:
-            if candidate.reward is not None:
-                best[candidate.passage] = max(best.get(candidate.passage, 0.0), candidate.reward)
-        lines.append(
-            [
-                str(number),
-                f"{len(rewards)} of {len(members)}",
-                percent(sum(rewards) / len(rewards) if rewards else None),
-                percent(sum(best.values()) / len(best) if best else None),
-                "–" if members[0].kept is None else str(sum(bool(candidate.kept) for candidate in members)),
-            ]
-        )
-    return lines
-
-
-def held_out_label(found: list[Evaluation]) -> str:
-    """How many passages and questions the policy is evaluated on."""
-    if not found:
-        return "Held-out passages"
-    size = found[0].accuracies[SELF_EDITS]
-    return f"Held-out passages: {size.num_passages}, with {size.num_questions} questions. Means over the passages. {RECITED}"
-
-
-def held_out_table(found: list[Evaluation]) -> list[list[str]]:
-    """
-    The accuracy of each condition on held-out passages with the share of answers that recite, and what one recitation earns as
-    the answer to all questions.
-    """
-    of_every_policy = {SELF_EDITS, *(name for evaluation in found[1:] for name in evaluation.accuracies)}
-    lines = []
-    for evaluation in found:
-        when = f"after round {evaluation.round}" if evaluation.round else "before training"
-        for name, accuracy in evaluation.accuracies.items():
-            label = f"{name}, {when}" if name in of_every_policy else name
-            recited = evaluation.recited.get(name)
-            lines.append([label, str(accuracy), percent(recited and recited.value)])
-            if name in evaluation.recitations:
-                lines.append([f"recitation, {label}", str(evaluation.recitations[name]), ""])
-    return lines
-
-
-def edits_table(candidates: list[Candidate]) -> list[list[str]]:
-    """All self-edits, the newest round first."""
-    kept = {True: ", kept", False: ", rejected", None: ""}
-    return [
-        [
-            f"Round {candidate.round}, #{candidate.number}: {candidate.passage}",
-            f"{percent(candidate.reward)}{kept[candidate.kept]}",
-            candidate.text[:_LONGEST_TEXT] + " …" * (len(candidate.text) > _LONGEST_TEXT),
-        ]
-        for candidate in sorted(candidates, key=lambda candidate: -candidate.round)
-    ]
+def _rounds(number: int) -> list[tuple[str, int]]:
+    """The choices of a round, when there are so many."""
+    return [("Newest round", 0), *((f"Round {one}", one) for one in range(1, number + 1))]

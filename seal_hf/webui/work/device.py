@@ -4,6 +4,7 @@ the work in another process. Its progress goes to the job's log.
 """
 
 import gc
+import os
 import sys
 import threading
 from collections import OrderedDict
@@ -14,6 +15,7 @@ from typing import Protocol
 import torch
 
 from ...adapters.adapter import Adapter
+from ...adapters.sources import WEIGHTS_NAME
 from ...domains.knowledge.own_questions import own_questions
 from ...hub.model_card import AdapterCard
 from ...inner_loop.training import InnerStep
@@ -25,7 +27,8 @@ from . import quota
 from .adapter_zip import save_zip
 from .errors import explain
 from .inputs import clean, has_words, passage_of
-from .jobs import Job
+from .jobs import Job, stop_after
+from .limits import GPU_SECONDS, GPU_SPARE_SECONDS
 from .sessions import Draft
 from .settings import Settings
 
@@ -33,8 +36,8 @@ from .settings import Settings
 LONGEST_ANSWER = 64  # tokens
 _LOADED, _LOADED_BYTES = 8, 2**31  # adapters that stay in memory
 
-# Where it is installed, the app imports it before torch.
-spaces = sys.modules.get("spaces")
+# On ZeroGPU the app has imported it before torch.
+spaces = sys.modules.get("spaces") if os.environ.get("SPACES_ZERO_GPU") else None
 
 _models: list[SelfAdaptingLM] = []
 _adapters: OrderedDict[Path, Adapter] = OrderedDict()
@@ -49,10 +52,10 @@ def hold(lm: SelfAdaptingLM) -> int:
 
 def _reserved(seconds: float, *_) -> int:
     """
-    The time that ZeroGPU reserves, in seconds. A visitor who is not signed in has two minutes a day, and a request for more
-    is refused. Shorter requests wait less.
+    The time that ZeroGPU reserves, in seconds. A visitor who is not signed in has two minutes a day, and a request for more than is
+    left of them is refused. Shorter requests wait less.
     """
-    return int(min(max(30, 2 * seconds), 120))
+    return int(min(max(30, 2 * seconds + GPU_SPARE_SECONDS), GPU_SECONDS))
 
 
 def _on_gpu(function: Callable) -> Callable:
@@ -106,11 +109,21 @@ def _work(model: int, work: Callable, job: Job, *arguments: object) -> object:
 def _work_on_gpu(
     seconds: float, model: int, work: Callable, job: Job, *arguments: object
 ) -> tuple[object, str | None]:
-    """The result and no message, or no result and why; an exception would lose its text on the way out of ZeroGPU."""
+    """
+    The result and no message, or no result and why; an exception would lose its text on the way out of ZeroGPU. ZeroGPU kills what
+    takes longer than was reserved, so that the job is stopped before.
+    """
+    reserved = _reserved(seconds)
+    reason = (
+        f"The {reserved} seconds of GPU time were almost over: try again, with shorter self-edits or fewer epochs."
+    )
+    timer = stop_after(reserved - GPU_SPARE_SECONDS, job, reason)
     try:
         return _work(model, work, job, *arguments), None
     except Exception as error:
         return None, explain(error)
+    finally:
+        timer.cancel()
 
 
 def free_memory() -> None:
@@ -132,22 +145,50 @@ class WritingSettings(Protocol):
     def sampling(self) -> dict[str, object]: ...
 
 
-def write_texts(base: SelfAdaptingLM, job: Job, example: dict, settings: WritingSettings) -> list[str]:
-    """Write self-edits, all in one batch. Every token goes to the log."""
+def _as_set(base: SelfAdaptingLM, settings: WritingSettings, writer: Path | None) -> SelfAdaptingLM:
+    """
+    The same model with these settings, whose self-edits a policy writes where one is given. It is an adapter of this object's
+    prompts alone: the base, which all visitors share, stays as it is.
+    """
+    lm = settings.lm(base)
+    lm.writer = None if writer is None else _adapter(base, writer)
+    return lm
+
+
+def write_texts(
+    base: SelfAdaptingLM, job: Job, example: dict, settings: WritingSettings, writer: Path | None = None
+) -> list[str]:
+    """Write self-edits, all in one batch. Every token goes to the log. `writer` is as in [`write`]."""
 
     def on_text(new_texts: list[str]) -> None:
         job.emit("text", new=new_texts)
 
     job.emit("writing", count=settings.num_generations)
-    (generations,) = settings.lm(base).write_batch(
+    (generations,) = _as_set(base, settings, writer).write_batch(
         [example], settings.num_generations, on_text=on_text, stop=job.stop, **settings.sampling()
     )
     return [generation.text.strip() for generation in generations]
 
 
-def write(base: SelfAdaptingLM, job: Job, example: dict, settings: Settings) -> list[Draft]:
-    """Write self-edits about a passage, and answer what they ask. After a stop questions stay as they were written."""
-    lm, texts = settings.lm(base), write_texts(base, job, example, settings)
+def write(
+    base: SelfAdaptingLM, job: Job, example: dict, settings: Settings, writer: Path | None = None
+) -> list[Draft]:
+    """
+    Write self-edits about a passage, and answer what they ask. After a stop questions stay as they were written.
+
+    Args:
+        base ([`SelfAdaptingLM`]):
+            The model.
+        job ([`Job`]):
+            Where to report the progress.
+        example (`dict`):
+            The passage.
+        settings ([`Settings`]):
+            How to write.
+        writer (`Path`, *optional*):
+            The PEFT folder of a policy that writes in place of the base model. The base model answers.
+    """
+    lm, texts = _as_set(base, settings, writer), write_texts(base, job, example, settings, writer)
     drafts = [Draft(text, use=has_words(text), written=text) for text in texts]
     if settings.training_format != "prompt_completion":  # a question is no example of its own
         return drafts
@@ -181,6 +222,7 @@ def learn(
     *,
     together: bool = False,
     watched: dict | None = None,
+    writer: Path | None = None,
 ) -> dict:
     """
     Train an adapter on each self-edit, all of them side by side, or one on all self-edits, and ask each the questions.
@@ -204,6 +246,8 @@ def learn(
             Whether one adapter learns all self-edits.
         watched (`dict`, *optional*):
             An example with a question that the adapters are asked while they are trained.
+        writer (`Path`, *optional*):
+            As in [`write`]: it asks what a self-edit has left out, where that was not done yet. The base model learns.
 
     Returns:
         `dict`: `"seconds"` of the training and `"has_adapters"`, which is false after a stop before the first step. Without
@@ -211,7 +255,7 @@ def learn(
         `"answers"`, `"verdicts"`, `"recitations"`, the share of the questions that its answer to "Tell me about ..." would be
         right for, and `"recited"`, the share of its answers that recite (see [`Domain.recited`]).
     """
-    lm = settings.lm(base)
+    lm = _as_set(base, settings, writer)
     clock = {"seconds": 0.0}
     watch = None
     if watched is not None:
@@ -308,22 +352,22 @@ def answer(base: SelfAdaptingLM, job: Job, examples: Sequence[dict], file: Path)
     return plain, adapted
 
 
-def _adapter(base: SelfAdaptingLM, file: Path) -> Adapter:
+def _adapter(base: SelfAdaptingLM, source: Path) -> Adapter:
     """
-    An adapter from its file. The last few stay in memory.
+    An adapter from its zip file or PEFT folder. The last few stay in memory.
 
     Raises:
         JobRefused: There is no memory for it.
     """
     with _adapters_lock:
-        if file not in _adapters:
-            num_bytes = file.stat().st_size
+        if source not in _adapters:
+            num_bytes = (source / WEIGHTS_NAME if source.is_dir() else source).stat().st_size
             while _adapters and not _fits(num_bytes):
                 _adapters.popitem(last=False)
             with quota.memory(num_bytes):
-                _adapters[file] = base.load_adapter(file)
-        _adapters.move_to_end(file)
-        return _adapters[file]
+                _adapters[source] = base.load_adapter(source)
+        _adapters.move_to_end(source)
+        return _adapters[source]
 
 
 def _fits(num_bytes: int) -> bool:

@@ -60,10 +60,10 @@ def name_of(example: Mapping) -> str:
     return example.get("title") or f"{passage_of(example)[:40].rstrip()} …"
 
 
-def passage_names(dataset: str, shuffle_seed: int) -> list[str]:
-    """The name of each passage, from a file or `"demo"`, in the order in which a training run takes them."""
+def training_passages(dataset: str, shuffle_seed: int) -> list[dict]:
+    """The passages of a file or of `"demo"`, in the order in which a training run takes them."""
     passages = load_demo_passages("train") if dataset == "demo" else load_passages(dataset)
-    return [name_of(example) for example in shuffle_passages(passages, shuffle_seed)]
+    return shuffle_passages(passages, shuffle_seed)
 
 
 def count_passages(file: Path | None) -> int:

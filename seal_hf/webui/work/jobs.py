@@ -43,11 +43,18 @@ class StopFile:
     def __init__(self, path: Path):
         self.path = path
 
-    def set(self) -> None:
-        self.path.touch()
+    def set(self, reason: str = "") -> None:
+        """`reason` is for the page, where it is not its visitor who stops the work. The first call counts."""
+        with suppress(FileExistsError), self.path.open("x", encoding="utf-8") as file:
+            file.write(reason)
 
     def is_set(self) -> bool:
         return self.path.exists()
+
+    @property
+    def reason(self) -> str:
+        """Why it was set; empty where its visitor did it."""
+        return self.path.read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -129,6 +136,19 @@ class JobLog:
             if event["event"] == "state":
                 self.state, self.error = event["state"], event.get("error")
         return events
+
+
+def stop_after(seconds: float, job: Job, reason: str) -> threading.Timer:
+    """Stop a job after so many seconds, unless the timer is cancelled before. `reason` tells its page why."""
+
+    def end() -> None:
+        with suppress(OSError):  # its folder has gone
+            job.stop.set(reason)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    return timer
 
 
 class Pausable(Protocol):
@@ -397,15 +417,12 @@ class Jobs:
                 if self._background is not None:
                     self._background.pause()
             state, error = DONE, None
-            overdue = threading.Event()
-            timer = self._timer(entry.job, overdue)
+            timer = self._timer(entry.job)
             try:
                 entry.job.emit("state", state=RUNNING)
                 entry.context.run(entry.work, entry.job)
                 if entry.job.stop.is_set():
-                    state = STOPPED
-                    if overdue.is_set():
-                        error = f"A job is ended after {minutes(self._limits.job_seconds)} here."
+                    state, error = STOPPED, entry.job.stop.reason or None
             # Any error belongs to the job and must not end the queue. A panic in Rust is not an `Exception`.
             except BaseException as failure:
                 state, error = FAILED, self._explain(failure)
@@ -418,20 +435,12 @@ class Jobs:
                     self._background.resume()
                 self._end(entry, state, error)
 
-    def _timer(self, job: Job, overdue: threading.Event) -> threading.Timer | None:
-        """Stops a job that takes too long, and sets `overdue` then."""
-        if self._limits.job_seconds == math.inf:
-            return None
-
-        def end() -> None:
-            overdue.set()
-            with suppress(OSError):  # its folder has gone
-                job.stop.set()
-
-        timer = threading.Timer(self._limits.job_seconds, end)
-        timer.daemon = True
-        timer.start()
-        return timer
+    def _timer(self, job: Job) -> threading.Timer | None:
+        """Stops a job that takes too long."""
+        seconds = self._limits.job_seconds
+        return (
+            None if seconds == math.inf else stop_after(seconds, job, f"A job is ended after {minutes(seconds)} here.")
+        )
 
     def _end(self, entry: _Entry, state: str, error: str | None = None) -> None:
         entry.state = state

@@ -3,12 +3,16 @@
 import math
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 HOUR = 3600.0
 MAX_JOBS = 3  # of one session that have not ended
 MAX_FOLLOWERS = 16  # pages and programs that follow one job
+# On ZeroGPU, a visitor's call takes no more of the GPU: half of what a visitor without an account has in a day.
+GPU_SECONDS = 60
+GPU_SPARE_SECONDS = 10  # of these, to save what a job has learned
+_QUOTAS = "https://huggingface.co/docs/hub/spaces-zerogpu#usage-tiers"
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class Limits:
             Size of a training run: its self-edits, with those of the evaluations, times the epochs of the inner loop.
         run_seconds (`float`):
             How long a visitor's training runs may take in four times this time.
+        gpu_seconds (`float`, *optional*):
+            On ZeroGPU, how long a job may have the GPU. Defaults to no limit.
     """
 
     is_shared: bool
@@ -50,6 +56,12 @@ class Limits:
     unattended_seconds: float
     run_lessons: float
     run_seconds: float
+    gpu_seconds: float = math.inf
+
+    @property
+    def is_zero_gpu(self) -> bool:
+        """Whether each job gets a GPU for its own time alone (ZeroGPU)."""
+        return self.gpu_seconds < math.inf
 
     def check_steps(self, num_steps: int, remedy: str) -> None:
         """
@@ -75,6 +87,14 @@ class Limits:
         """The limits of jobs for the page, in a sentence; empty where there are none."""
         if not self.is_shared:
             return ""
+        if self.is_zero_gpu:
+            return (
+                f"Each job gets a GPU for {self.gpu_seconds:,.0f} seconds at most (ZeroGPU). A training may have {self.job_steps:,.0f} steps "
+                f"and {self.job_tokens:,.0f} tokens; if it takes longer than {self.gpu_seconds - GPU_SPARE_SECONDS:,.0f} seconds all the same, "
+                f"it is stopped and what it has learned is kept. The seconds count for your own daily quota: [2 minutes without an "
+                f"account, 5 minutes with a free one]({_QUOTAS}). A job that asks for more than you have left is refused. What runs ends "
+                f"{minutes(self.unattended_seconds)} after its page is closed."
+            )
         return (
             f"Others use this device too: a job is ended after {minutes(self.job_seconds)}, a training may have "
             f"{self.job_steps:,.0f} steps and {self.job_tokens:,.0f} tokens, and a visitor's jobs may run "
@@ -121,6 +141,11 @@ SHARED = Limits(
     unattended_seconds=600,
     run_lessons=1000,
     run_seconds=1800,
+)
+# A step of a bank of some adapters takes about 0.1 to 0.2 s on a large GPU (benchmarks/gpu-h100.md), so that these steps take 20
+# to 40 s; the rest is for the questions. How much a visitor has in a day is ZeroGPU's to count.
+ZERO_GPU = replace(
+    SHARED, job_steps=200, job_tokens=200_000, hour_seconds=math.inf, hour_tokens=math.inf, gpu_seconds=GPU_SECONDS
 )
 
 

@@ -67,6 +67,31 @@ class Puzzle:
     previews: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Policy:
+    """
+    A policy that a training run of a session has trained. It may write the session's self-edits in place of the base model.
+
+    Parameters:
+        run, round (`int`):
+            Which run of the session, and after which of its rounds, both from 1.
+        prompt_style (`str`):
+            How it was asked for self-edits there.
+        folder (`Path`):
+            Its PEFT folder.
+    """
+
+    run: int
+    round: int
+    prompt_style: str
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """What the page calls it."""
+        return f"the policy of run {self.run}, round {self.round}"
+
+
 @dataclass
 class KeptAdapter:
     """
@@ -146,6 +171,12 @@ class Session:
             The settings with which they were written.
         puzzle ([`Puzzle`], *optional*):
             The last ARC task with its self-edits.
+        writer ([`Policy`], *optional*):
+            The policy that writes its self-edits. Defaults to none: the base model writes them.
+        written_by (`str`, *optional*, defaults to `""`):
+            Name of the policy that wrote the self-edits; empty where the base model did.
+        shown_round (`int`, *optional*, defaults to `0`):
+            The round of its training run that the page shows; 0 for the newest.
         adapters (`dict[str, KeptAdapter]`, *optional*):
             The adapters by their ids, oldest first.
         chosen (`str`, *optional*):
@@ -169,6 +200,9 @@ class Session:
     drafts: list[Draft] = field(default_factory=list)
     settings: dict = field(default_factory=dict)
     puzzle: Puzzle | None = None
+    writer: Policy | None = None
+    written_by: str = ""
+    shown_round: int = 0
     adapters: dict[str, KeptAdapter] = field(default_factory=dict)
     chosen: str | None = None
     asked: list[tuple[str, str, str]] = field(default_factory=list)

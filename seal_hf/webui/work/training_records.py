@@ -2,12 +2,22 @@
 
 import signal
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import yaml
+
+from ...adapters.sources import WEIGHTS_NAME
+from ...domains import KnowledgeDomain
 from ...domains.base import SELF_EDITS
 from ...records.journal import Journal, TrialResult
 from ...records.report import Evaluation, kept_flags
+from ...self_edit import TrainingExample
+from . import inputs
+from .settings import SHUFFLE_SEED
+
+
+CONFIG_NAME = "config.yaml"
 
 
 @dataclass(frozen=True)
@@ -56,6 +66,8 @@ class TrainingSnapshot:
             All self-edits so far.
         evaluations (`list[Evaluation]`):
             Evaluations of the policy on held-out passages.
+        policies (`list[int]`):
+            The rounds, from 1, after which there is a policy.
         error (`str`, *optional*):
             Why it failed or was ended.
         log (`str`):
@@ -68,6 +80,7 @@ class TrainingSnapshot:
     folder: Path
     candidates: list[Candidate]
     evaluations: list[Evaluation]
+    policies: list[int]
     error: str | None
     log: str
 
@@ -109,6 +122,89 @@ def candidates(journal: Journal, num_rounds: int, names: Sequence[str]) -> list[
             for proposal in proposals
         ]
     return found
+
+
+def policy_rounds(output_dir: Path) -> list[int]:
+    """The rounds of a run, from 1, after which there is a policy."""
+    files = (output_dir / "policy").glob(f"round_???/{WEIGHTS_NAME}")
+    return sorted(int(file.parent.name.removeprefix("round_")) + 1 for file in files)
+
+
+def _learned_pairs(
+    journal: Journal, round_index: int, passages: Sequence[Mapping], config: Mapping[str, object], most: int
+) -> list[list[tuple[str, str]]]:
+    """
+    The questions with their answers that the self-edits of a round train on.
+
+    Args:
+        journal ([`Journal`]):
+            The run's journal, which has this round.
+        round_index (`int`):
+            The round, from 0.
+        passages (`Sequence[Mapping]`):
+            The run's passages, in its order.
+        config (`Mapping[str, object]`):
+            Content of the run's YAML file.
+        most (`int`):
+            How many self-edits, the first ones.
+
+    Returns:
+        `list[list[tuple[str, str]]]`: for each self-edit, in the order of the proposals. Empty for one without questions, such as
+            a rewrite.
+    """
+    proposals = (journal.proposals(round_index) or [])[:most]
+    if not proposals:
+        return []
+    domain = KnowledgeDomain(
+        str(config["prompt_style"]),
+        chat=not isinstance(proposals[0].prompt, str),
+        training_format=str(config.get("training_format", "language_modeling")),
+    )
+    found = []
+    for proposal in proposals:
+        self_edit = domain.parse(proposal.completion, passages[proposal.example])
+        if self_edit is not None and proposal.tool_examples is not None:
+            self_edit = replace(self_edit, examples=tuple(TrainingExample(**one) for one in proposal.tool_examples))
+        found.append([] if self_edit is None else domain.learned_pairs(self_edit))
+    return found
+
+
+def self_edits_of(
+    snapshot: TrainingSnapshot, round_number: int = 0, most: int = 40
+) -> list[tuple[Candidate, list[tuple[str, str]]]]:
+    """
+    Self-edits of one round of a run, with the questions and answers that each one trains on.
+
+    Args:
+        snapshot ([`TrainingSnapshot`]):
+            The run.
+        round_number (`int`, *optional*, defaults to `0`):
+            The round, from 1; 0 for the newest.
+        most (`int`, *optional*, defaults to `40`):
+            How many self-edits at most, the first ones.
+
+    Returns:
+        `list[tuple[Candidate, list[tuple[str, str]]]]`: empty where there is no such round. Of a self-edit without questions the
+            second is empty.
+    """
+    number = round_number or max((one.round for one in snapshot.candidates), default=0)
+    of_round = [one for one in snapshot.candidates if one.round == number][:most]
+    if not of_round:
+        return []
+    config = read_config(snapshot.folder)
+    passages = inputs.training_passages(*dataset_of(config))
+    pairs = _learned_pairs(Journal(snapshot.folder / "run"), number - 1, passages, config, most)
+    return list(zip(of_round, pairs, strict=True))
+
+
+def read_config(folder: Path) -> dict[str, object]:
+    """Content of the YAML file of the run in a folder."""
+    return yaml.safe_load((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+
+
+def dataset_of(config: Mapping[str, object]) -> tuple[str, int]:
+    """The file of a run's passages, or `"demo"`, and the seed of their order."""
+    return str(config["dataset_name"]), int(config.get("shuffle_seed", SHUFFLE_SEED))
 
 
 def _results(journal: Journal, round_index: int) -> list[TrialResult]:

@@ -22,8 +22,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import yaml
-
 from ...adapters.sources import WEIGHTS_NAME
 from ...records.journal import Journal
 from ...records.report import evaluations
@@ -31,13 +29,22 @@ from . import inputs, quota
 from .errors import without_folders
 from .jobs import DONE, FAILED, RUNNING, STOPPED, JobRefused, Jobs
 from .limits import OWN_MACHINE, Limits, Usage, minutes
-from .sessions import Sessions
-from .settings import SHUFFLE_SEED, TrainingSettings
+from .sessions import Policy, Sessions
+from .settings import TrainingSettings
 from .training_process import GRACE, TrainingProcess
-from .training_records import TrainingSnapshot, candidates, failure, phase
+from .training_records import (
+    CONFIG_NAME,
+    TrainingSnapshot,
+    candidates,
+    dataset_of,
+    failure,
+    phase,
+    policy_rounds,
+    read_config,
+)
 
 
-CONFIG_NAME, LOG_NAME = "config.yaml", "log.txt"
+LOG_NAME = "log.txt"
 _LOG_LINES = 30
 _RECORDS_BYTES = 20_000_000  # of a run, beside its policies
 _READS = 5  # attempts to read a run's files, some of which may disappear meanwhile
@@ -123,7 +130,7 @@ class TrainingRuns:
     def settings(self, owner: str) -> TrainingSettings | None:
         """The settings of the session's run; `None` where there is none."""
         folders = self._folders(owner)
-        return TrainingSettings.of_config(_read_config(folders[-1])) if folders else None
+        return TrainingSettings.of_config(read_config(folders[-1])) if folders else None
 
     def start(self, owner: str, settings: TrainingSettings, dataset_file: Path | None = None) -> None:
         """
@@ -235,12 +242,12 @@ class TrainingRuns:
         return self._snapshot(owner, folders[-1])
 
     def _snapshot(self, owner: str, folder: Path) -> TrainingSnapshot:
-        config = _read_config(folder)
+        config = read_config(folder)
         run, output_dir = self._runs.get(owner), folder / "run"
         state = self._state(run, output_dir)
         log = (folder / LOG_NAME).read_bytes() if (folder / LOG_NAME).is_file() else b""
         found = evaluations(Journal(output_dir / "evaluation"))
-        names = inputs.passage_names(str(config["dataset_name"]), int(config.get("shuffle_seed", SHUFFLE_SEED)))
+        names = [inputs.name_of(example) for example in inputs.training_passages(*dataset_of(config))]
         error = failure(run.process.returncode, _decode(log[run.log_start :])) if state == FAILED else None
         if state == STOPPED and run is not None and run.is_overdue:
             error = f"A visitor's runs are ended after {minutes(self.limits.run_seconds)} here."
@@ -254,9 +261,48 @@ class TrainingRuns:
             folder=folder,
             candidates=candidates(Journal(output_dir), int(config["num_rounds"]), names),
             evaluations=found,
+            policies=policy_rounds(output_dir),
             error=error,
             log=last_lines,
         )
+
+    def policy(self, owner: str, round_number: int = 0) -> Policy:
+        """
+        A policy that the session's run has trained, for the app's own model.
+
+        Args:
+            owner (`str`):
+                The session.
+            round_number (`int`, *optional*, defaults to `0`):
+                The round, from 1, after which it is taken; 0 for the last one that has a policy.
+
+        Raises:
+            JobRefused: There is none, or it was trained for another model or for another student than the app has.
+        """
+        folders = self._folders(owner)
+        rounds = policy_rounds(folders[-1] / "run") if folders else []
+        if not rounds:
+            raise JobRefused(
+                "There is no policy yet: start a training run, which has one as soon as its first round has ended."
+            )
+        number = round_number or rounds[-1]
+        if number not in rounds:
+            raise JobRefused(
+                f"There is no policy after round {number}: choose one of round {', '.join(map(str, rounds))}."
+            )
+        config = read_config(folders[-1])
+        if (model := config["model_name_or_path"]) != self._model:
+            raise JobRefused(
+                f"The run has trained a policy of {_shown(model)}, but this app has {_shown(self._model)}: start it with that model, "
+                "or train a policy of this one."
+            )
+        if (student := config.get("student", "policy")) != "base":
+            raise JobRefused(
+                f"In this run the policy has learned and answered, too (student: {student}), but here the base model does, which all "
+                "share: train a policy with student: base, or use this one in a program, with SelfAdaptingLM.from_pretrained(policy=...)."
+            )
+        folder = folders[-1] / "run" / "policy" / f"round_{number - 1:03d}"
+        return Policy(_number(folders), number, str(config["prompt_style"]), folder)
 
     def _state(self, run: TrainingProcess | None, output_dir: Path) -> str:
         if run is None:  # started before the app was; the file that a run saves last tells whether it is done
@@ -365,7 +411,7 @@ class TrainingRuns:
             yield
             return
         quota.count_with(session.folder, self._folder_of(owner))
-        num_policies = int(_read_config(folder)["num_rounds"]) + 1
+        num_policies = int(read_config(folder)["num_rounds"]) + 1
         with quota.room(session.folder, num_policies * self._policy_bytes + _RECORDS_BYTES):
             yield
 
@@ -396,8 +442,9 @@ def _number(folders: Sequence[Path]) -> int:
     return int(folders[-1].name.removeprefix("run_")) if folders else 0
 
 
-def _read_config(folder: Path) -> dict[str, object]:
-    return yaml.safe_load((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+def _shown(model: str) -> str:
+    """A model's name without the folder that it may be in."""
+    return Path(model).name if Path(model).is_absolute() else model
 
 
 def _decode(log: bytes) -> str:

@@ -86,7 +86,8 @@ class Workbench:
         self, session: Session, title: str, passage: str, questions: Sequence[Mapping], settings: Settings
     ) -> Job:
         """
-        Write self-edits. They replace those of the session when all are written.
+        Write self-edits. They replace those of the session when all are written. The session's policy writes them, where it
+        has chosen one.
 
         Args:
             session ([`Session`]):
@@ -103,18 +104,24 @@ class Workbench:
             JobRefused: The session writes about something else at the moment, or too many jobs are waiting.
         """
         example = inputs.checked_example(settings.lm(self.lm), title, passage, questions, settings)
+        writer = session.writer
 
         def work(job: Job) -> None:
-            drafts = self.run(device.write, job, example, settings)
+            if writer is not None and not writer.folder.is_dir():
+                raise ValueError(
+                    f"The self-edits are no longer written by {writer.name}: press “Write self-edits” again."
+                )
+            drafts = self.run(device.write, job, example, settings, writer=writer and writer.folder)
             if any(draft.use for draft in drafts):
                 session.example, session.settings, session.drafts = example, asdict(settings), drafts
+                session.written_by = writer.name if writer else ""
             elif not job.stop.is_set():
                 raise ValueError("The model wrote nothing that can be learned: try another prompt style or seed.")
 
         job = self.submit(
             session,
             "propose",
-            [example, asdict(settings)],
+            [example, asdict(settings), writer and str(writer.folder)],
             work,
             settings.max_completion_length / WRITTEN_PER_SECOND,
             "write",
@@ -192,6 +199,7 @@ class Workbench:
         names = [f"{inputs.name_of(example)} · self-edit {label}" for label in labels]
         watched_example = self._watched(example, watched)
         targets = [session.new_file(name) for name in names]
+        writer = session.writer
         num_tokens = settings.num_train_epochs * sum(
             len(encode_prompt(lm.processing_class, one.prompt)) + inputs.count_tokens(lm, one.completion)
             for edit in self_edits
@@ -214,6 +222,7 @@ class Workbench:
                         NUM_OWN_QUESTIONS,
                         together=together,
                         watched=watched_example,
+                        writer=writer.folder if writer is not None and writer.folder.is_dir() else None,
                     )
             except BaseException:
                 # The adapters that were saved before the error stay, without a reward.

@@ -247,11 +247,13 @@ def test_an_id_that_anybody_can_guess_has_no_training_run(public, pressed):
         assert "load the page again" in said(pressed(public, "on_start", [guessed, None, *values_of(settings)]))
         for handler in ("on_resume", "on_stop"):
             assert "load the page again" in said(pressed(public, of_train_tab(public, handler), [guessed]))
+        assert "load the page again" in said(pressed(public, of_train_tab(public, "on_use"), [guessed, 0]))
     owner = public.workbench.sessions.open()
     public.workbench.runs.start(owner.id, settings)
     try:
         for guessed in ("", "A" * 32, public.workbench.sessions.open().id):
             assert "Round 1" not in said(pressed(public, of_train_tab(public, "watch"), [guessed]))
+            assert "Round 1" not in said(pressed(public, of_train_tab(public, "on_round"), [guessed, 0]))
     finally:
         public.workbench.runs.forget(owner.id)
 
