@@ -154,7 +154,7 @@ def _told(book: Book) -> str:
     parts = [
         f"{num_passages} passage{'s' * (num_passages != 1)}",
         f"{num_pairs} question{'s' * (num_pairs != 1)}",
-        *([f"{right} of {asked} answered as learned"] if asked else []),
+        *([f"{right} of {asked} answered right"] if asked else []),
         *([f"loss {book.loss:.2f}"] if book.loss is not None else []),
         f"{book.num_bytes / 1e6:,.1f} MB",
     ]

@@ -96,7 +96,7 @@ def test_two_texts_are_learned_and_asked(seal, tmp_path):
     file.write_text(f"# {LIGHTHOUSE['title']}\n\n{LIGHTHOUSE['context']}")
     learned = seal("learn", file)
     assert learned.code == 0 and learned.out.startswith(
-        "learned orrick-skerry-lighthouse: 1 passage, 2 questions, 2 of 2 answered as learned, loss "
+        "learned orrick-skerry-lighthouse: 1 passage, 2 questions, 2 of 2 answered right, loss "
     )
     # Without a terminal a line for each stage.
     stages = learned.err.splitlines()
