@@ -197,7 +197,7 @@ def app(options: Namespace) -> None:
     path = _of_repository("app.py")
     if find_spec("gradio") is None:
         raise ImportError('The app needs gradio; install it with `pip install "seal-hf[app]"`.')
-    sys.argv = [str(path), *options.rest]
+    sys.argv = [str(path), *(["--shelf", options.shelf] if options.shelf else []), *options.rest]
     runpy.run_path(str(path), run_name="__main__")
 
 

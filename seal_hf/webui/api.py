@@ -49,12 +49,12 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
             The session's id, a secret that the other tools need; the self-edits; and for each the questions that it asks, with the
             answers that the model has found, or null.
         """
-        with _errors_for_callers():
+        with errors_for_callers():
             current = await asyncio.to_thread(workbench.sessions.open, session)
             preset = PRESETS[preset_for(workbench.lm)]
             values = {"num_generations": num_generations, "seed": seed}
             settings = Settings.of(**{**vars(preset), **values, "prompt_style": prompt_style or preset.prompt_style})
-            await _finish(workbench, lambda: workbench.propose(current, title, passage, [], settings))
+            await finish(workbench, lambda: workbench.propose(current, title, passage, [], settings))
             return {
                 "session": current.id,
                 "self_edits": [draft.written for draft in current.drafts],
@@ -78,16 +78,17 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
             together: Whether one adapter learns all self-edits rather than one each.
 
         Returns:
-            The adapters with their rewards (the share of right answers), which of them is best, and the questions. One with a
+            The adapters with their rewards (the share of right answers), which of them is best, the questions, and the id of the
+            book on the shelf, null where it could not be put there. One with a
             "best_of" above 1 was chosen by these questions, so its reward tends to be too high by chance. "recitation" is what one text
             for all questions would earn, "recited" the share of answers that recite.
         """
-        with _errors_for_callers():
+        with errors_for_callers():
             current = await asyncio.to_thread(workbench.sessions.open, session)
             drafts = [Draft(str(text)) for text in self_edits[:MAX_SELF_EDITS]] or current.drafts
             chosen = [number for number, draft in enumerate(drafts) if draft.use]
             settings = Settings(**current.settings) if current.settings else Settings()
-            events = await _finish(
+            events = await finish(
                 workbench,
                 lambda: workbench.adapt(
                     current, chosen, settings, questions_from_items(questions), drafts, together=bool(together)
@@ -100,6 +101,7 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
                 "adapters": [_described(current, adapter_id) for adapter_id in learned["adapters"]],
                 "best": learned["adapters"][learned["best"]],
                 "questions": learned.get("questions", []),
+                "book": next((event["book"] for event in events if event["event"] == "shelved"), None),
             }
 
     async def ask(session: str, question: str, adapter: str = "") -> dict:
@@ -114,9 +116,9 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
         Returns:
             Both answers.
         """
-        with _errors_for_callers():
+        with errors_for_callers():
             current = await asyncio.to_thread(workbench.sessions.open, session)
-            events = await _finish(workbench, lambda: workbench.ask(current, question, adapter or None))
+            events = await finish(workbench, lambda: workbench.ask(current, question, adapter or None))
             answered = next(event for event in events if event["event"] == "answered")
             return {"base": answered["base"][0], "adapted": answered["adapted"][0]}
 
@@ -135,7 +137,7 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
         Returns:
             The session's id and the adapter.
         """
-        with _errors_for_callers():
+        with errors_for_callers():
             current = workbench.sessions.open(session)
             token = sharing.load_token(on_space, may_push, None, dict(request.headers))
             kept = sharing.load_adapter(workbench.lm, current, Path(file) if file else repo_id or "", token)
@@ -152,7 +154,7 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
         Returns:
             The file.
         """
-        with _errors_for_callers():
+        with errors_for_callers():
             return str(workbench.sessions.open(session).adapter(adapter or None).file)
 
     def push_adapter(session: str, adapter: str, name: str, private: bool, overwrite: str, request: gr.Request) -> str:
@@ -169,7 +171,7 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
         Returns:
             The repository's address.
         """
-        with _errors_for_callers():
+        with errors_for_callers():
             token = sharing.push_token(False, None, dict(request.headers))
             return push(session, adapter, name, private, overwrite, token)
 
@@ -182,7 +184,7 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
         oauth: gr.OAuthToken | None,
         request: gr.Request,
     ) -> str:
-        with _errors_for_callers():
+        with errors_for_callers():
             token = sharing.push_token(True, oauth and oauth.token, dict(request.headers))
             return push(session, adapter, name, private, overwrite, token)
 
@@ -219,7 +221,7 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
 
 
 @contextmanager
-def _errors_for_callers() -> Iterator[None]:
+def errors_for_callers() -> Iterator[None]:
     """Raises errors with a message for the caller as Gradio's own, since Gradio hides the text of all others."""
     try:
         yield
@@ -227,7 +229,7 @@ def _errors_for_callers() -> Iterator[None]:
         raise gr.Error(explain(error), print_exception=False) from error
 
 
-async def _finish(workbench: Workbench, start: Callable[[], Job]) -> list[dict]:
+async def finish(workbench: Workbench, start: Callable[[], Job]) -> list[dict]:
     """All events of a job, when it has ended. It is started in a thread, since checks of long texts take a while."""
     found, job = [], await asyncio.to_thread(start)
     async for latest, events in follow(workbench, job, is_program=True):

@@ -41,7 +41,8 @@ def learned(client):
 
 def test_only_what_is_meant_for_programs_is_exported(client):
     endpoints = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
-    assert set(endpoints) == {"/propose", "/adapt", "/ask", "/load_adapter", "/download_adapter", "/push_adapter"}
+    of_adapters = {"/propose", "/adapt", "/ask", "/load_adapter", "/download_adapter", "/push_adapter"}
+    assert set(endpoints) == of_adapters | {"/shelf", "/ask_shelf", "/merge_books", "/forget_book", "/take_book"}
 
 
 def test_writes_learns_and_answers(app, client, lm):

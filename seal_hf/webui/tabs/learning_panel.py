@@ -20,6 +20,7 @@ from .shared import (
     cumulative,
     duration,
     ended_text,
+    escape,
     follow,
     is_waiting,
     opened,
@@ -136,6 +137,7 @@ def build_learning_panel(
         seen: list[dict] = []
         names: list[str] = []
         learned_event: dict | None = None
+        shelved: dict | None = None
         yield {
             **reset(),
             learning: gr.update(visible=True),
@@ -160,6 +162,8 @@ def build_learning_panel(
                 elif event["event"] == "learned":
                     learned_event = event
                     shown |= show_rewards(event, names)
+                elif event["event"] == "shelved":
+                    shelved = event
             if len(seen) > num_seen:
                 shown[watching] = gr.update(value=watched_table(seen, names), visible=True)
             if steps and (len(steps), len(seen)) != (num_before, num_seen):
@@ -170,7 +174,9 @@ def build_learning_panel(
             if len(steps) > num_before:
                 text = text or training_text(steps[-1])
             if log.has_ended:
-                text = ended_text(log, learned_text(current, learned_event), stopped_text(steps))
+                text = ended_text(log, learned_text(current, learned_event), stopped_text(steps)) + shelved_text(
+                    shelved
+                )
                 shown |= {
                     **{button: gr.update(interactive=True) for button in buttons},
                     stop_learning: gr.update(interactive=False),
@@ -356,3 +362,16 @@ def stopped_text(steps: list[dict]) -> str:
     if not steps:
         return "Stopped before the first step: nothing was learned."
     return f"Stopped after step {steps[-1]['step']}. The adapters are kept as they were then, without a reward."
+
+
+def shelved_text(event: dict | None) -> str:
+    """Whether what was learned is on the shelf, as a sentence after others; empty where it is not to be there."""
+    if event is None:
+        return ""
+    if event["error"]:
+        return f" It is not on the shelf: {escape(event['error'])}"
+    return (
+        " It is a book on the **Shelf**."
+        if event["book"]
+        else " The book of this passage on the **Shelf** stays as it was."
+    )

@@ -37,7 +37,8 @@ _LOADED, _LOADED_BYTES = 8, 2**31  # adapters that stay in memory
 spaces = sys.modules.get("spaces")
 
 _models: list[SelfAdaptingLM] = []
-_adapters: OrderedDict[Path, Adapter] = OrderedDict()
+# By its file or folder, and when that was written: another one may come to the same place.
+_adapters: OrderedDict[tuple[Path, int], Adapter] = OrderedDict()
 _adapters_lock = threading.Lock()
 
 
@@ -206,8 +207,9 @@ def learn(
             An example with a question that the adapters are asked while they are trained.
 
     Returns:
-        `dict`: `"seconds"` of the training and `"has_adapters"`, which is false after a stop before the first step. Without
-        a stop also `"questions"`, `"own"` (whether the model wrote them), and of the base model and of each adapter
+        `dict`: `"seconds"` of the training and `"has_adapters"`, which is false after a stop before the first step; after it
+        also, of each adapter, `"pairs"`, the questions that it learned with their answers, and `"losses"`, that of its last
+        step. Without a stop also `"questions"`, `"own"` (whether the model wrote them), and of the base model and of each adapter
         `"answers"`, `"verdicts"`, `"recitations"`, the share of the questions that its answer to "Tell me about ..." would be
         right for, and `"recited"`, the share of its answers that recite (see [`Domain.recited`]).
     """
@@ -241,7 +243,12 @@ def learn(
         for adapter, file in zip(adapters, files, strict=True):
             save_zip(adapter, file, AdapterCard(passage=passage_of(example)))
         job.emit("saved", count=len(adapters))
-    result = {"seconds": clock["seconds"], "has_adapters": has_adapters}
+    result = {
+        "seconds": clock["seconds"],
+        "has_adapters": has_adapters,
+        "pairs": [lm.domain.learned_pairs(edit) for edit in trained],
+        "losses": [adapter.training["losses"][-1] if has_adapters else None for adapter in adapters],
+    }
     if job.stop.is_set():
         return result
     is_own = not example["questions"]
@@ -308,22 +315,46 @@ def answer(base: SelfAdaptingLM, job: Job, examples: Sequence[dict], file: Path)
     return plain, adapted
 
 
-def _adapter(base: SelfAdaptingLM, file: Path) -> Adapter:
+def answer_with(base: SelfAdaptingLM, job: Job, example: dict, folder: Path | None) -> list[str]:
     """
-    An adapter from its file. The last few stay in memory.
+    Answer questions without the passage, by one adapter or the base model. Every token goes to the log.
+
+    Args:
+        base ([`SelfAdaptingLM`]):
+            The model.
+        job ([`Job`]):
+            Where to report the progress.
+        example (`dict`):
+            The questions, with the title that they name.
+        folder (`Path`, *optional*):
+            The adapter's folder; the base model answers where it is `None`.
+    """
+
+    def on_text(new_texts: list[str]) -> None:
+        job.emit("text", new=new_texts)
+
+    prompts = base.domain.questions(example)
+    adapters = [None if folder is None else _adapter(base, folder)] * len(prompts)
+    return base.answer_prompts(prompts, adapters, max_answer_length=LONGEST_ANSWER, on_text=on_text, stop=job.stop)
+
+
+def _adapter(base: SelfAdaptingLM, source: Path) -> Adapter:
+    """
+    An adapter from its zip file or folder. The last few stay in memory.
 
     Raises:
         JobRefused: There is no memory for it.
     """
+    key = source, source.stat().st_mtime_ns
     with _adapters_lock:
-        if file not in _adapters:
-            num_bytes = file.stat().st_size
+        if key not in _adapters:
+            num_bytes = quota.used_bytes(source) if source.is_dir() else source.stat().st_size
             while _adapters and not _fits(num_bytes):
                 _adapters.popitem(last=False)
             with quota.memory(num_bytes):
-                _adapters[file] = base.load_adapter(file)
-        _adapters.move_to_end(file)
-        return _adapters[file]
+                _adapters[key] = base.load_adapter(source)
+        _adapters.move_to_end(key)
+        return _adapters[key]
 
 
 def _fits(num_bytes: int) -> bool:
