@@ -9,9 +9,8 @@ import gradio as gr
 
 from ..hub.errors import RepositoryExists
 from .tabs.shared import follow
-from .work import sharing
+from .work import added_questions, inputs, sharing
 from .work.errors import explain
-from .work.inputs import questions_from_items
 from .work.jobs import FAILED, STOPPED, Job
 from .work.sessions import Draft, Session
 from .work.settings import MAX_SELF_EDITS, PRESETS, Settings, preset_for
@@ -46,8 +45,9 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
             session: The "session" of an earlier answer, to continue it; empty for a new one.
 
         Returns:
-            The session's id, a secret that the other tools need; the self-edits; and for each the questions that it asks, with the
-            answers that the model has found, or null.
+            The session's id, a secret that the other tools need; the self-edits; for each the questions that it asks, with the
+            answers that the model has found, or null; and under "left_out" the names and numbers of the passage that none of them
+            asks for.
         """
         with errors_for_callers():
             current = await asyncio.to_thread(workbench.sessions.open, session)
@@ -59,13 +59,37 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
                 "session": current.id,
                 "self_edits": [draft.written for draft in current.drafts],
                 "questions": [draft.pairs for draft in current.drafts],
+                "left_out": left_out(current),
             }
+
+    async def add_question(session: str, fact: str) -> dict:
+        """
+        Let the model write a question about a name or number of the passage, answer it, and append both to a self-edit.
+
+        Args:
+            session: The session of propose.
+            fact: The name or number, such as one of "left_out".
+
+        Returns:
+            The question with its answer, null where the model finds none that the passage bears out; the number of the self-edit
+            that has it now, from 0; and the names and numbers that no question asks for.
+        """
+        with errors_for_callers():
+            current = await asyncio.to_thread(workbench.sessions.open, session)
+            events = await finish(workbench, lambda: added_questions.add_question(workbench, current, fact))
+            added = next(event for event in events if event["event"] == "added")
+            return {"pair": added["pair"], "self_edit": added["place"], "left_out": left_out(current)}
+
+    def left_out(current: Session) -> list[str]:
+        return inputs.missing_facts(current.example, current.drafts)[0] if current.example else []
 
     async def adapt(
         session: str,
         self_edits: list[str] = [],  # noqa: B006
         questions: list[dict] = [],  # noqa: B006
         together: bool | None = None,
+        watched: str | None = None,
+        stops_early: bool | None = None,
     ) -> dict:
         """
         Train an adapter on each self-edit, side by side, and keep the one that answers questions about the passage best; or one
@@ -76,10 +100,13 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
             self_edits: Texts to learn instead of the proposed self-edits; empty to learn those.
             questions: Objects with "question" and "answer" (a text, a number or a list) that decide; empty for the model's own.
             together: Whether one adapter learns all self-edits rather than one each.
+            watched: A question to ask the adapters while they learn; empty for none. Its answer is known where it is one of the
+                questions.
+            stops_early: Whether learning ends once the answer to it stays; left out, it does.
 
         Returns:
-            The adapters with their rewards (the share of right answers), which of them is best, the questions, and the id of the
-            book on the shelf, null where it could not be put there. One with a
+            The adapters with their rewards (the share of right answers), which of them is best, the questions, the id of the
+            book on the shelf, null where it could not be put there, and the steps that were done and planned. One with a
             "best_of" above 1 was chosen by these questions, so its reward tends to be too high by chance. "recitation" is what one text
             for all questions would earn, "recited" the share of answers that recite.
         """
@@ -91,16 +118,26 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
             events = await finish(
                 workbench,
                 lambda: workbench.adapt(
-                    current, chosen, settings, questions_from_items(questions), drafts, together=bool(together)
+                    current,
+                    chosen,
+                    settings,
+                    inputs.questions_from_items(questions),
+                    drafts,
+                    together=bool(together),
+                    watched=watched or "",
+                    stops_early=stops_early is not False,
                 ),
             )
             learned = next((event for event in events if event["event"] == "learned"), None)
             if learned is None:
                 raise ValueError("The training was stopped before its first step, so nothing was learned.")
+            steps = [event for event in events if event["event"] == "step"]
             return {
                 "adapters": [_described(current, adapter_id) for adapter_id in learned["adapters"]],
                 "best": learned["adapters"][learned["best"]],
                 "questions": learned.get("questions", []),
+                "num_steps": steps[-1]["step"],
+                "num_steps_planned": steps[-1]["num_steps"],
                 "book": next((event["book"] for event in events if event["event"] == "shelved"), None),
             }
 
@@ -201,7 +238,7 @@ def build_api(workbench: Workbench, *, may_push: bool, on_space: bool) -> None:
 
     push_adapter_of_visitor.__doc__ = push_adapter.__doc__
 
-    for endpoint in (propose, adapt, ask):
+    for endpoint in (propose, add_question, adapt, ask):
         gr.api(endpoint, concurrency_limit=None)
     # Files go through components, which accept uploaded files only.
     with gr.Row(visible=False):

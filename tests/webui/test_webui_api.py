@@ -41,7 +41,15 @@ def learned(client):
 
 def test_only_what_is_meant_for_programs_is_exported(client):
     endpoints = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
-    of_adapters = {"/propose", "/adapt", "/ask", "/load_adapter", "/download_adapter", "/push_adapter"}
+    of_adapters = {
+        "/propose",
+        "/add_question",
+        "/adapt",
+        "/ask",
+        "/load_adapter",
+        "/download_adapter",
+        "/push_adapter",
+    }
     assert set(endpoints) == of_adapters | {"/shelf", "/ask_shelf", "/merge_books", "/forget_book", "/take_book"}
 
 

@@ -10,7 +10,7 @@ from helpers.books import put
 from helpers.web_page import PASSAGE, QUESTIONS, QUICK, finish, learned, tiny_lm, written
 from seal_hf.shelf import Shelf
 from seal_hf.shelf.asking import ask, base_of
-from seal_hf.webui.tabs.learning_panel import shelved_text
+from seal_hf.webui.tabs.learning_texts import shelved_text
 from seal_hf.webui.tabs.shelf_tab import answered_text, table_line
 from seal_hf.webui.work import device, quota, shelves
 from seal_hf.webui.work.jobs import DONE, JobRefused

@@ -14,11 +14,12 @@ from typing import Protocol
 import torch
 
 from ...adapters.adapter import Adapter
+from ...domains import KnowledgeDomain
 from ...domains.knowledge.own_questions import own_questions
 from ...hub.model_card import AdapterCard
 from ...inner_loop.training import InnerStep
 from ...rollout.rewards import Asked, ask_and_grade, mean
-from ...rollout.watching import QuestionWatch
+from ...rollout.watching import AnswerStays, QuestionWatch
 from ...self_adapting_lm import SelfAdaptingLM
 from ...self_edit import SelfEdit, joined_self_edits
 from . import quota
@@ -171,6 +172,14 @@ def write(base: SelfAdaptingLM, job: Job, example: dict, settings: Settings) -> 
     return drafts
 
 
+def add_question(base: SelfAdaptingLM, job: Job, example: dict, fact: str, settings: Settings) -> list[str] | None:
+    """A question about a name or number of a passage with its answer, as the model finds both; `None` where it finds none."""
+    domain = KnowledgeDomain("questions-by-fact", chat=base.domain.chat, training_format="prompt_completion")
+    lm = settings.lm(base).with_domain(domain)
+    pair = lm.domain.pair_about(fact, example, lm.asked_by_tool(stop=job.stop))
+    return None if pair is None else list(pair)
+
+
 def learn(
     base: SelfAdaptingLM,
     job: Job,
@@ -182,6 +191,7 @@ def learn(
     *,
     together: bool = False,
     watched: dict | None = None,
+    stops_early: bool = True,
 ) -> dict:
     """
     Train an adapter on each self-edit, all of them side by side, or one on all self-edits, and ask each the questions.
@@ -205,6 +215,8 @@ def learn(
             Whether one adapter learns all self-edits.
         watched (`dict`, *optional*):
             An example with a question that the adapters are asked while they are trained.
+        stops_early (`bool`, *optional*, defaults to `True`):
+            Whether the training ends once the answers to that question stay (see [`AnswerStays`]).
 
     Returns:
         `dict`: `"seconds"` of the training and `"has_adapters"`, which is false after a stop before the first step; after it
@@ -215,7 +227,7 @@ def learn(
     """
     lm = settings.lm(base)
     clock = {"seconds": 0.0}
-    watch = None
+    watch = stays = None
     if watched is not None:
         watch = QuestionWatch(lm, watched, max_answer_length=LONGEST_ANSWER, stop=job.stop)
         job.emit("watched", step=0, **vars(watch.ask_base()))
@@ -223,8 +235,14 @@ def learn(
     def on_step(step: InnerStep) -> None:
         clock["seconds"] = step.seconds
         emit_step(job, step)
-        if watch is not None and (seen := watch.ask(step)) is not None:
+        if watch is None:
+            return
+        if (seen := watch.ask(step)) is not None:
             job.emit("watched", step=step.step, **vars(seen))
+        if stays is not None:
+            stays.look(step, seen)
+            if stays.has_settled:
+                job.emit("settled", step=step.step, num_steps=step.num_steps)
 
     trained = lm.carry_out(self_edits, [example] * len(self_edits), stop=job.stop)
     if job.stop.is_set():  # before a tool had come to its end
@@ -237,7 +255,9 @@ def learn(
                 f"None of the questions of a self-edit (“{edit.calls[0]}”) can be answered from the passage: change them, or do "
                 "not use it."
             )
-    adapters = lm.adapt(trained, seed=settings.seed, on_step=on_step, stop=job.stop)
+    if watch is not None and stops_early:
+        stays = AnswerStays(len(trained), stop=job.stop)
+    adapters = lm.adapt(trained, seed=settings.seed, on_step=on_step, stop=stays or job.stop)
     has_adapters = bool(adapters[0].training["num_steps"])
     if has_adapters:
         for adapter, file in zip(adapters, files, strict=True):

@@ -155,6 +155,7 @@ class Workbench:
         *,
         together: bool = False,
         watched: str = "",
+        stops_early: bool = True,
     ) -> Job:
         """
         Train an adapter on each of the chosen self-edits and find out which has learned most, or one on all of them.
@@ -174,6 +175,8 @@ class Workbench:
                 Whether one adapter learns all chosen self-edits.
             watched (`str`, *optional*, defaults to `""`):
                 A question to ask the adapters while they are trained, or none. If it is one of `questions`, its answers are graded.
+        stops_early (`bool`, *optional*, defaults to `True`):
+            Whether the training ends once the answers to it stay (see [`AnswerStays`]).
 
         Raises:
             ValueError: No self-edit is chosen, one is empty, the training would be too long, or the watched question is.
@@ -222,6 +225,7 @@ class Workbench:
                         NUM_OWN_QUESTIONS,
                         together=together,
                         watched=watched_example,
+                        stops_early=stops_early,
                     )
                 except BaseException:
                     # The adapters that were saved before the error stay, without a reward.
@@ -236,7 +240,14 @@ class Workbench:
                         session, job, example, targets[best][0], result["pairs"][best], result["losses"][best]
                     )
 
-        key = [example, [edit.completion for edit in self_edits], asdict(settings), together, watched_example]
+        key = [
+            example,
+            [edit.completion for edit in self_edits],
+            asdict(settings),
+            together,
+            watched_example,
+            stops_early,
+        ]
         job = self.submit(session, "adapt", key, work, num_tokens / TRAINED_PER_SECOND + 10, "learn", num_tokens)
         session.passage, session.drafts = example, drafts
         return job
