@@ -1,5 +1,6 @@
 """The tab Shelf: everything that was taught, and one question for all of it."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from datetime import datetime
 
@@ -62,7 +63,8 @@ def build_shelf_tab(
             min_width=220,
         )
         who = gr.Dropdown(_CHOICES, value=EVERYTHING, label="Ask", elem_id="shelf-who", scale=3, min_width=180)
-        ask = gr.Button("Ask", variant="primary", elem_id="shelf-ask", min_width=90)
+        ask = gr.Button("Ask", variant="primary", elem_id="shelf-ask", min_width=90, scale=1)
+        stop = gr.Button("Stop", elem_id="stop-shelf", min_width=80, scale=1)
     answer = gr.Textbox(label="Answer", lines=2, interactive=False, elem_id="shelf-answer")
     answered_by = gr.Markdown(elem_id="answered-by", elem_classes="status")
     books = read_only_table(["Book", "Known", "Details"], [46, 20, 34], elem_id="books", max_height=360, visible=False)
@@ -92,7 +94,6 @@ def build_shelf_tab(
 
     async def watch(job: Job) -> AsyncIterator[dict]:
         texts, told = [""], {}
-        yield {answer: "", answered_by: "Starting …"}
         async for log, events in follow(workbench, job):
             for event in events:
                 if event["event"] == "asked":
@@ -115,13 +116,18 @@ def build_shelf_tab(
         if isinstance(job, str):
             yield {answer: "", answered_by: job}
             return
+        yield {answer: "", answered_by: "Starting …"}
         async for shown in watch(job):
             yield shown
+
+    def on_stop(session_id: str) -> None:
+        workbench.stop(workbench.sessions.open(session_id), ASKING)
 
     @cumulative
     async def on_show(session_id: str, asked: str) -> AsyncIterator[dict]:
         current = await opened(workbench, session_id)
-        yield show(current, asked)
+        # In a thread, since many books take a while to read.
+        yield await asyncio.to_thread(show, current, asked)
         job = workbench.jobs.find(current.shown.get(ASKING, ""), current.id)
         if job is not None:
             async for shown in watch(job):
@@ -176,6 +182,7 @@ def build_shelf_tab(
         concurrency_limit=None,
         **shared,
     )
+    stop.click(on_stop, session, api_visibility="private", queue=False)
     forget.click(on_forget, [session, who, picked], shown, **shared)
     merge.click(on_merge, [session, who, picked], shown, **shared)
     taken = take.click(on_take, [session, who, picked], [*shown, tabs], **shared)

@@ -173,12 +173,13 @@ def build_teach_tab(
         learning.number, *learning.outputs,
     ]  # fmt: skip
     write.click(on_write, [session, learning.watched, *panel.inputs], outputs, **shared)
-    stop_writing.click(
-        lambda session_id: workbench.stop(workbench.sessions.open(session_id), "propose") and None,
-        session,
-        api_visibility="private",
-        queue=False,
-    )
+
+    def on_stop(session_id: str) -> None:
+        current = workbench.sessions.open(session_id)
+        for kind in ("propose", ADDING):
+            workbench.stop(current, kind)
+
+    stop_writing.click(on_stop, session, api_visibility="private", queue=False)
 
     def keep(index: int, draft: Draft, current: Session) -> str:
         """The texts that an edited self-edit trains on; empty where it cannot be learned as it is, and is not kept."""
@@ -205,10 +206,14 @@ def build_teach_tab(
                     yield {added: event}
             if log.has_ended:
                 text = ended_text(log, "", "Stopped.")
-                yield show_coverage(coverage, left_out, current, text)
+                yield {**show_coverage(coverage, left_out, current, text), stop_writing: gr.update(interactive=False)}
             else:
                 text = waiting_text(workbench, job) if is_waiting(log) else f"The model asks about {fact} …"
-                yield {coverage: text, left_out: gr.update(visible=False)}
+                yield {
+                    coverage: text,
+                    left_out: gr.update(visible=False),
+                    stop_writing: gr.update(interactive=True),
+                }
 
     @cumulative
     async def on_add(session_id: str, chosen: gr.SelectData) -> AsyncIterator[dict]:
@@ -254,7 +259,7 @@ def build_teach_tab(
         added,
         *(widget for card in cards for widget in (card.pairs, card.preview)),
     ]
-    asked_for = left_out.select(on_add, session, [coverage, left_out, added], **shared)
+    asked_for = left_out.select(on_add, session, [coverage, left_out, added, stop_writing], **shared)
     asked_for.then(
         on_added, [session, added, *values], appended, api_visibility="private", show_progress="hidden", queue=False
     )
