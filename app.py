@@ -129,11 +129,11 @@ def main(args: argparse.Namespace) -> None:
     lm = load(args)
     logger.info("%s is served by %s", lm.base_model_id, Path(seal_hf.__file__).parent)
     with private_folder() as folder:
-        # ZeroGPU gives each call its own process with a GPU.
         limits = OWN_MACHINE if is_private else SHARED
         workbench = Workbench(
             lm,
             folder,
+            # ZeroGPU gives each call its own process with a GPU.
             num_workers=8 if os.environ.get("SPACES_ZERO_GPU") else 1,
             limits=limits,
             shelf=(args.shelf or default_folder()) if is_private else None,

@@ -14,6 +14,7 @@ from .work.errors import explain
 from .work.jobs import FAILED, STOPPED, Job
 from .work.sessions import Draft, Session
 from .work.settings import MAX_SELF_EDITS, PRESETS, Settings, preset_for
+from .work.shelf_work import ASKING
 from .work.workbench import Workbench
 
 
@@ -274,7 +275,7 @@ async def finish(workbench: Workbench, start: Callable[[], Job]) -> list[dict]:
         found += events
     if log.state == FAILED:
         raise ValueError(log.error)
-    if log.state == STOPPED and job.kind == "ask":
+    if log.state == STOPPED and job.kind in ("ask", ASKING, added_questions.ADDING):
         raise ValueError(log.error or "The job was stopped.")
     return found
 

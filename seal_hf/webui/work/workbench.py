@@ -175,8 +175,8 @@ class Workbench:
                 Whether one adapter learns all chosen self-edits.
             watched (`str`, *optional*, defaults to `""`):
                 A question to ask the adapters while they are trained, or none. If it is one of `questions`, its answers are graded.
-        stops_early (`bool`, *optional*, defaults to `True`):
-            Whether the training ends once the answers to it stay (see [`AnswerStays`]).
+            stops_early (`bool`, *optional*, defaults to `True`):
+                Whether the training ends once the answers to it stay (see [`AnswerStays`]).
 
         Raises:
             ValueError: No self-edit is chosen, one is empty, the training would be too long, or the watched question is.
@@ -328,8 +328,8 @@ class Workbench:
         loss: float | None,
     ) -> None:
         """Make a book of the best adapter. Where that fails, the adapter stays, and the page says why there is no book."""
-        kept = session.adapter(adapter_id)
         try:
+            kept = session.adapter(adapter_id)
             book = self.shelves.put(session, kept, example, pairs, loss, is_whole=not job.stop.is_set())
         except (OSError, ValueError) as error:
             job.emit("shelved", book=None, error=explain(error))
