@@ -91,6 +91,36 @@ def test_adapter_goes_out_as_a_zip_and_comes_back(app, client, learned, tmp_path
     assert weights[0].equal(weights[1])
 
 
+def test_the_shelf_is_listed_asked_and_changed(app, client, lm):
+    session = client.predict("Lighthouse", PASSAGE, 1, api_name="/propose")["session"]
+    adapted = client.predict(session, [], QUESTIONS, api_name="/adapt")
+    assert adapted["num_steps"] == adapted["num_steps_planned"] > 1
+    (book,) = client.predict(session, api_name="/shelf")["books"]
+    assert (book["id"], book["title"], book["passages"], book["fault"]) == (adapted["book"], "Lighthouse", 1, None)
+    assert book["recall"] == adapted["adapters"][0]["reward"] and book["bytes"] > 0
+    question = "When was the Orrick Skerry Lighthouse built?"
+    found = client.predict(session, question, api_name="/ask_shelf")
+    kept = app.workbench.sessions.open(session).adapter()
+    assert (found["book"], found["passage"]) == (book["id"], 1) and found["score"] >= found["threshold"]
+    assert found["answer"] == lm.answer(question, title="Lighthouse", adapter=lm.load_adapter(kept.file))
+    of_base = client.predict(session, question, "", True, api_name="/ask_shelf")
+    assert of_base["book"] is None and of_base["answer"] == lm.answer(question)
+    (taken,) = client.predict(session, book["id"], api_name="/take_book")
+    with zipfile.ZipFile(client.predict(session, taken, api_name="/download_adapter")) as archive:
+        assert "adapter_model.safetensors" in archive.namelist()
+    with pytest.raises(Exception, match="These two are one book"):
+        client.predict(session, book["id"], book["id"], api_name="/merge_books")
+    assert client.predict(session, book["id"], api_name="/forget_book") == "Lighthouse"
+    assert client.predict(session, api_name="/shelf")["books"] == []
+
+
+def test_a_question_is_added_to_self_edits_with_questions_alone(client):
+    written = client.predict("Lighthouse", PASSAGE, 1, api_name="/propose")
+    assert written["left_out"] == ["Orrick Skerry Lighthouse", "1874", "Tremmery"]
+    with pytest.raises(Exception, match="There are no questions yet to add one to"):
+        client.predict(written["session"], "1874", api_name="/add_question")
+
+
 def test_adapter_comes_from_the_hub_and_goes_there(app, client, learned, hub, token, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", token)
     session, _ = learned
