@@ -116,7 +116,7 @@ def test_the_shelf_is_listed_asked_and_changed(app, client, lm):
 
 def test_a_question_is_added_to_self_edits_with_questions_alone(client):
     written = client.predict("Lighthouse", PASSAGE, 1, api_name="/propose")
-    assert written["left_out"] == ["Orrick Skerry Lighthouse", "1874", "Tremmery"]
+    assert written["left_out"] == ["1874", "Orrick Skerry Lighthouse", "Tremmery"]
     with pytest.raises(Exception, match="There are no questions yet to add one to"):
         client.predict(written["session"], "1874", api_name="/add_question")
 
