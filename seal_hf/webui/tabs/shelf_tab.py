@@ -64,10 +64,10 @@ def build_shelf_tab(
         )
         who = gr.Dropdown(_CHOICES, value=EVERYTHING, label="Ask", elem_id="shelf-who", scale=3, min_width=180)
         ask = gr.Button("Ask", variant="primary", elem_id="shelf-ask", min_width=90, scale=1)
-        stop = gr.Button("Stop", elem_id="stop-shelf", min_width=80, scale=1)
+        stop = gr.Button("Stop", elem_id="stop-shelf", min_width=80, scale=1, interactive=False)
     answer = gr.Textbox(label="Answer", lines=2, interactive=False, elem_id="shelf-answer")
     answered_by = gr.Markdown(elem_id="answered-by", elem_classes="status")
-    books = read_only_table(["Book", "Known", "Details"], [46, 20, 34], elem_id="books", max_height=360, visible=False)
+    books = read_only_table(["Book", "Known", "Details"], [40, 24, 36], elem_id="books", max_height=360, visible=False)
     with gr.Column(visible=False) as actions:
         picked = gr.Dropdown([], label="Books to forget, merge or take along", multiselect=True, elem_id="picked")
         with gr.Row():
@@ -107,7 +107,7 @@ def build_shelf_tab(
                 text = by if log.state == DONE else ended_text(log, "", "Stopped.")
             else:
                 text = waiting_text(workbench, job) if is_waiting(log) else by or "Answering …"
-            yield {answer: texts[0], answered_by: text}
+            yield {answer: texts[0], answered_by: text, stop: gr.update(interactive=not log.has_ended)}
 
     @cumulative
     async def on_ask(session_id: str, text: str, asked: str) -> AsyncIterator[dict]:
@@ -178,7 +178,7 @@ def build_shelf_tab(
         [question.submit, ask.click],
         on_ask,
         [session, question, who],
-        [answer, answered_by],
+        [answer, answered_by, stop],
         concurrency_limit=None,
         **shared,
     )
@@ -188,7 +188,7 @@ def build_shelf_tab(
     taken = take.click(on_take, [session, who, picked], [*shown, tabs], **shared)
 
     def attach(event: gr.events.Dependency) -> None:
-        event.then(on_show, [session, who], [*shown, answer, answered_by], concurrency_limit=None, **shared)
+        event.then(on_show, [session, who], [*shown, answer, answered_by, stop], concurrency_limit=None, **shared)
 
     return attach, taken
 
@@ -213,13 +213,13 @@ def table_line(one: ShelvedBook) -> list[str]:
     num_asked, num_right = (
         sum(getattr(passage, name) for passage in book.passages) for name in ("num_asked", "num_right")
     )
-    known = f"{percent(book.recall)} ({num_right} of {num_asked})" if num_asked else "–"
+    right = f"{num_right} of {num_asked} questions, " if num_asked else ""
     num_passages = f" · {len(book.passages)} passages" if len(book.passages) > 1 else ""
     when = datetime.fromisoformat(book.created).astimezone().strftime("%Y-%m-%d %H:%M")
-    details = f"{when}, {one.num_bytes / 1e6:,.1f} MB"
+    details = f"{right}{when}, {one.num_bytes / 1e6:,.1f} MB"
     if one.fault:
-        return [f"⊘ {book.title}{num_passages}", known, f"Not asked: {one.fault}"]
-    return [f"{book.title}{num_passages}", known, details]
+        return [f"⊘ {book.title}{num_passages}", percent(book.recall), f"Not asked: {one.fault}"]
+    return [f"{book.title}{num_passages}", percent(book.recall), details]
 
 
 def _label(one: ShelvedBook) -> str:
