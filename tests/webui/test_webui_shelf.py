@@ -61,6 +61,7 @@ def test_what_was_taught_is_a_book_that_the_command_can_ask(own, lm):
     assert book.recall == kept.reward and book.passages[0].num_asked == 2
     # The best of the two adapters.
     assert event["adapters"][event["best"]] == kept.id
+    assert own.shelves.take(session, book.id) == [kept] and len(session.adapters) == 2  # no copy of what is there
     choice, answer = asked(own, session, WHEN)
     assert (choice["book"], choice["title"], choice["passage"], choice["is_chosen"]) == (
         "lighthouse",

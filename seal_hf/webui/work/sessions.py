@@ -103,7 +103,7 @@ class KeptAdapter:
         created (`float`, *optional*):
             When it was made, as `time.time()`. Defaults to now.
         origin (`tuple[str, ...]`, *optional*):
-            What tells the book on the shelf that it was taken from, and the passage in it.
+            What tells the book on the shelf that it became or was taken from, and the passage in it.
     """
 
     id: str

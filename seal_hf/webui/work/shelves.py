@@ -188,7 +188,9 @@ class Shelves:
                 files.extractall(new.adapter_folder(passage.title))
             new.add(passage)
             model = canonical_name(name_to_load(self._lm.base_model_id))
-            return new.keep(inputs.name_of(example), model, self._lm.base_model_id, self._base, instead_of=same)
+            book = new.keep(inputs.name_of(example), model, self._lm.base_model_id, self._base, instead_of=same)
+        kept.origin = _origin(book, book.passages[0])
+        return book
 
     def forget(self, session: Session, book_id: object) -> Book:
         """
@@ -236,8 +238,7 @@ class Shelves:
         if fault := self._fault(book):
             raise JobRefused(fault)
         there = {kept.origin: kept for kept in session.adapters.values()}
-        # A book of the same name may have been forgotten.
-        origins = {passage: (book.id, book.created, passage.adapter) for passage in book.passages}
+        origins = {passage: _origin(book, passage) for passage in book.passages}
         new = [passage for passage, origin in origins.items() if origin not in there]
         session.require_room(len(new))
         with quota.room(session.folder, book.num_bytes + len(new) * quota.FILE_BYTES if new else 0):
@@ -280,6 +281,11 @@ class Shelves:
             return
         with quota.room(session.folder, num_bytes):
             yield
+
+
+def _origin(book: Book, passage: LearnedPassage) -> tuple[str, ...]:
+    """What tells a passage of a book, also from those of a book that had the same name before."""
+    return book.id, book.created, passage.adapter
 
 
 def _is_of(book: Book, passage: LearnedPassage) -> bool:
