@@ -80,6 +80,14 @@ def test_the_shelf_of_the_machine_is_for_its_user_alone(own, called, refused):
     assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == [book]
 
 
+def test_a_page_that_came_through_a_proxy_has_its_own_shelf_too(own, pressed):
+    for headers, is_local in (({}, True), ({"x-real-ip": "8.8.8.8"}, False), ({"host": "app.example"}, False)):
+        before = set(own.workbench.sessions._sessions)
+        pressed(own, "on_load", [""], **headers)
+        (new,) = set(own.workbench.sessions._sessions) - before
+        assert own.workbench.shelves.is_kept(own.workbench.sessions.open(new)) == is_local
+
+
 def test_a_page_of_another_site_reaches_no_shelf(own, called, refused):
     for name, data in (("shelf", [""]), ("forget_book", ["", "lighthouse"])):
         with pytest.raises(refused, match="403"):
