@@ -139,7 +139,8 @@ class FewShot(Model):
         if isinstance(prompt, str) and prompt.endswith("\nQuestion:"):
             fact = prompt.rpartition("Answer: ")[2].removesuffix("\nQuestion:")
             return f" {self.questions.get(fact, 'Hm.')}\nAnswer: {fact}"
-        return "" if prompt[-1]["role"] == "assistant" else super().answer(prompt)
+        is_begun = not isinstance(prompt, str) and prompt[-1]["role"] == "assistant"
+        return "" if is_begun else super().answer(prompt)
 
 
 @pytest.mark.parametrize("model", [Model, FewShot])
