@@ -15,7 +15,7 @@ from seal_hf.domains import KnowledgeDomain
 from seal_hf.domains.knowledge import domain
 from seal_hf.domains.knowledge.answered_questions import AnsweredQuestions
 from seal_hf.generation.base import Generation
-from seal_hf.rollout.watching import AnswerStays
+from seal_hf.rollout.watching import AnswerStays, QuestionWatch
 from seal_hf.webui.tabs.adapters_tab import table_line
 from seal_hf.webui.tabs.ask_tab import accuracy_text
 from seal_hf.webui.tabs.learning_texts import (
@@ -168,6 +168,8 @@ def test_a_watched_question_is_checked_before_the_work(bench, session):
 def test_learning_ends_early_when_the_watched_answer_stays(bench, session, monkeypatch):
     """The adapter is scored and shelved as one that had all its steps."""
     monkeypatch.setattr(device, "AnswerStays", partial(AnswerStays, num_looks=1, max_loss=99.0))
+    monkeypatch.setattr(device, "QuestionWatch", partial(QuestionWatch, max_share=float("inf")))
+    monkeypatch.setattr(device, "LONGEST_ANSWER", 4)
     written(bench, session)
     steps = {}
     for stops_early in (True, False):
