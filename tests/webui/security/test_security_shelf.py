@@ -21,7 +21,7 @@ def others(serve):
 def taught(app, called, **headers):
     """The session of a visitor who has taught a passage, and the id of its book."""
     session = called(app.url, "propose", ["Lighthouse", PASSAGE, 1, "", 0, ""], **headers)[0]["session"]
-    return session, called(app.url, "adapt", [session, [], QUESTIONS, None], **headers)[0]["book"]
+    return session, called(app.url, "adapt", [session, [], QUESTIONS, None, None, None], **headers)[0]["book"]
 
 
 def books(app, called, session, **headers):
