@@ -27,6 +27,7 @@ from seal_hf.adapters.policy import default_policy_config
 from seal_hf.generation.vllm_options import VLLM_MODES, vllm_arguments
 from seal_hf.models.chat_template import json_object
 from seal_hf.models.embedded import EMBEDDED, EMBEDDED_MODELS
+from seal_hf.shelf.shelf import default_folder
 from seal_hf.webui.page import build_page
 from seal_hf.webui.server import launch
 from seal_hf.webui.upload_limit import BoundedUploads
@@ -92,6 +93,11 @@ def parse_arguments() -> argparse.Namespace:
         help="Folder for training runs. Default: outputs/app, or a "
         "private one, which goes with the app, where others reach it.",
     )
+    parser.add_argument(
+        "--shelf",
+        type=Path,
+        help="Folder of the books that stay on this machine, where nobody else reaches the app. Default: that of the command seal.",
+    )
     args = parser.parse_args()
     if not 0 < args.port < 65536:
         parser.error(f"--port {args.port} must be from 1 to 65535")
@@ -115,14 +121,24 @@ def load(args: argparse.Namespace) -> SelfAdaptingLM:
 
 def main(args: argparse.Namespace) -> None:
     exit_on_signals()
+    is_private = not ON_SPACE and args.host in LOOPBACK and not args.share
+    if args.shelf and not is_private:
+        raise ValueError(
+            f"--shelf {args.shelf} is for a page that you alone reach: leave it out, or serve 127.0.0.1 without --share."
+        )
     lm = load(args)
     logger.info("%s is served by %s", lm.base_model_id, Path(seal_hf.__file__).parent)
     with private_folder() as folder:
-        # ZeroGPU gives each call its own process with a GPU.
-        is_private = not ON_SPACE and args.host in LOOPBACK and not args.share
         is_zero_gpu = bool(os.environ.get("SPACES_ZERO_GPU"))
         limits = OWN_MACHINE if is_private else ZERO_GPU if is_zero_gpu else SHARED
-        workbench = Workbench(lm, folder, num_workers=8 if is_zero_gpu else 1, limits=limits)
+        workbench = Workbench(
+            lm,
+            folder,
+            # ZeroGPU gives each call its own process with a GPU.
+            num_workers=8 if is_zero_gpu else 1,
+            limits=limits,
+            shelf=(args.shelf or default_folder()) if is_private else None,
+        )
         # What others leave is removed with all other files, where nothing else is asked for.
         runs_folder = Path("outputs/app") if is_private else folder.parents[1] / "runs"
         runs = TrainingRuns(
@@ -137,7 +153,7 @@ def main(args: argparse.Namespace) -> None:
             policy_bytes=lora_layout(lm.model, default_policy_config(), trained=True).num_bytes,
         )
         visitor = None if is_private else partial(visitor_of, on_space=ON_SPACE)
-        may_push = ON_SPACE or (args.host in LOOPBACK and not args.share)
+        may_push = ON_SPACE or is_private
         page = build_page(workbench, runs, may_push=may_push, on_space=ON_SPACE)
         try:
             launch(

@@ -21,7 +21,7 @@ from .adapters.adapter import Adapter
 from .adapters.layout import lora_layout
 from .adapters.policy import carried_policy
 from .domains import Domain, KnowledgeDomain
-from .domains.base import check_conditions
+from .domains.base import AskModel, check_conditions
 from .generation.base import Generation, TextGenerator
 from .generation.likelihood import Divergence
 from .generation.parts import JoinedParts
@@ -409,16 +409,10 @@ class SelfAdaptingLM:
         if not calling:
             return list(self_edits)
 
-        def ask(prompts: Sequence[Prompt], max_new_tokens: int, *, as_writer: bool = False) -> list[Generation]:
-            with self._as_writer() if as_writer else self._as_student():
-                adapter = self.writer if as_writer else None
-                answers = self._answer_those_that_fit(prompts, max_new_tokens, stop, adapter)
-            if on_written is not None:
-                on_written(sum(answer.num_tokens for answer in answers))
-            return answers
-
         done = self.domain.carry_out(
-            [self_edits[place] for place in calling], [examples[place] for place in calling], ask
+            [self_edits[place] for place in calling],
+            [examples[place] for place in calling],
+            self.asked_by_tool(stop=stop, on_written=on_written),
         )
         if len(done) != len(calling) or any(edit.calls for edit in done):
             raise ValueError(
@@ -453,6 +447,27 @@ class SelfAdaptingLM:
         with without_policy(self.model):
             answers = self._answer_those_that_fit(prompts, max_new_tokens, None)
         return [answer.text for answer in answers]
+
+    def asked_by_tool(
+        self, *, stop: threading.Event | None = None, on_written: Callable[[int], None] | None = None
+    ) -> AskModel:
+        """
+        The model as a tool of the domain may ask it.
+
+        Args:
+            stop, on_written:
+                As in [`~SelfAdaptingLM.carry_out`].
+        """
+
+        def ask(prompts: Sequence[Prompt], max_new_tokens: int, *, as_writer: bool = False) -> list[Generation]:
+            with self._as_writer() if as_writer else self._as_student():
+                adapter = self.writer if as_writer else None
+                answers = self._answer_those_that_fit(prompts, max_new_tokens, stop, adapter)
+            if on_written is not None:
+                on_written(sum(answer.num_tokens for answer in answers))
+            return answers
+
+        return ask
 
     def _answer_those_that_fit(
         self,

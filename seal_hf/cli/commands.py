@@ -154,7 +154,7 @@ def _told(book: Book) -> str:
     parts = [
         f"{num_passages} passage{'s' * (num_passages != 1)}",
         f"{num_pairs} question{'s' * (num_pairs != 1)}",
-        *([f"{right} of {asked} answered as learned"] if asked else []),
+        *([f"{right} of {asked} answered right"] if asked else []),
         *([f"loss {book.loss:.2f}"] if book.loss is not None else []),
         f"{book.num_bytes / 1e6:,.1f} MB",
     ]
@@ -197,7 +197,7 @@ def app(options: Namespace) -> None:
     path = _of_repository("app.py")
     if find_spec("gradio") is None:
         raise ImportError('The app needs gradio; install it with `pip install "seal-hf[app]"`.')
-    sys.argv = [str(path), *options.rest]
+    sys.argv = [str(path), *(["--shelf", options.shelf] if options.shelf else []), *options.rest]
     runpy.run_path(str(path), run_name="__main__")
 
 

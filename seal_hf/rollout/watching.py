@@ -8,6 +8,7 @@ training since.
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -131,3 +132,106 @@ class QuestionWatch:
             found = (None if one is None else math.exp(one) for one in likely)
             probabilities = dict(zip(adapters, found, strict=True))
         return WatchedAnswers(dict(zip(adapters, answers, strict=True)), verdicts, probabilities)
+
+
+@dataclass
+class _Watched:
+    """What is known of one adapter in training: its last losses and answers, and whether it has settled."""
+
+    losses: deque[float]
+    answers: deque[str]
+    is_settled: bool = False
+
+
+class AnswerStays:
+    """
+    Ends a training early, once the answers to the watched question stay as they are. Passed as `stop` to
+    [`SelfAdaptingLM.adapt`].
+
+    An adapter has settled when the mean loss of its last steps, a tenth of all and about an epoch, is at most `max_loss`, and
+
+    - its last answer is right by the gold answer, which it finds likely by `min_probability` or more, or
+    - its last `num_looks` answers are one and the same.
+
+    It counts as settled no longer when a later look finds otherwise. The training ends when all adapters have settled or are
+    through. The loss counts in both cases, since one answer may be right long before the rest is learned. The falling learning rate is
+    cut where it is: its last, smallest steps are missing, so that what was learned may be a little less sure than after all of them.
+
+    Args:
+        num_adapters (`int`):
+            How many adapters are trained.
+        min_probability (`float`, *optional*, defaults to `0.8`):
+            Least probability of the gold answer: the geometric mean over its tokens.
+        num_looks (`int`, *optional*, defaults to `3`):
+            How many equal answers in a row are enough.
+        max_loss (`float`, *optional*, defaults to `0.1`):
+            Greatest mean loss, in nats per token.
+        stop (`threading.Event`, *optional*):
+            Ends the training as well, once set.
+
+    Raises:
+        ValueError: A number that is out of its range.
+
+    Example:
+
+    ```python
+    watch, stays = QuestionWatch(lm, example), AnswerStays(num_adapters=1)
+    lm.adapt(self_edit, on_step=lambda step: stays.look(step, watch.ask(step)), stop=stays)
+    ```
+    """
+
+    def __init__(
+        self,
+        num_adapters: int,
+        *,
+        min_probability: float = 0.8,
+        num_looks: int = 3,
+        max_loss: float = 0.1,
+        stop: threading.Event | None = None,
+    ):
+        if not 0 <= min_probability <= 1:
+            raise ValueError(f"min_probability={min_probability!r} must be from 0 to 1.")
+        for name, value in (("num_adapters", num_adapters), ("num_looks", num_looks)):
+            if value < 1:
+                raise ValueError(f"{name}={value!r} must be at least 1.")
+        if not max_loss >= 0:
+            raise ValueError(f"max_loss={max_loss!r} must be 0 or more.")
+        self.num_adapters, self.min_probability = num_adapters, min_probability
+        self.num_looks, self.max_loss, self.stop = num_looks, max_loss, stop
+        self._adapters: dict[int, _Watched] = {}
+        self.has_settled = False
+
+    def look(self, step: InnerStep, seen: WatchedAnswers | None) -> None:
+        """
+        Take note of a step, and of the answers after it.
+
+        Args:
+            step ([`InnerStep`]):
+                The step, as `on_step` of [`SelfAdaptingLM.adapt`] has it.
+            seen ([`WatchedAnswers`], *optional*):
+                What [`QuestionWatch.ask`] gave for it.
+        """
+        num_losses = math.ceil(step.num_steps / 10)
+        for adapter, loss in step.losses.items():
+            new = _Watched(deque(maxlen=num_losses), deque(maxlen=self.num_looks))
+            own = self._adapters.setdefault(adapter, new)
+            own.losses.append(loss)
+            if seen is not None and adapter in seen.answers:
+                own.answers.append(seen.answers[adapter])
+                own.is_settled = self._settled(own, adapter, seen)
+        others = (own.is_settled for adapter, own in self._adapters.items() if adapter in step.losses)
+        is_whole = len(self._adapters) == self.num_adapters
+        # After the last step there is nothing to end.
+        self.has_settled = is_whole and all(others) and step.step < step.num_steps
+
+    def is_set(self) -> bool:
+        """Whether the training is to end."""
+        return self.has_settled or (self.stop is not None and self.stop.is_set())
+
+    def _settled(self, own: _Watched, adapter: int, seen: WatchedAnswers) -> bool:
+        if sum(own.losses) / len(own.losses) > self.max_loss:
+            return False
+        if len(own.answers) == self.num_looks and len(set(own.answers)) == 1:
+            return True
+        is_right = (seen.verdicts or {}).get(adapter)
+        return bool(is_right) and ((seen.probabilities or {}).get(adapter) or 0.0) >= self.min_probability

@@ -1,5 +1,6 @@
 """Ask a book: its adapter is loaded only where the base model is the one that it was learned on."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..adapters.adapter import Adapter
@@ -10,6 +11,7 @@ from .book import Book, LearnedPassage
 
 
 _WEIGHTS = "weights_fingerprint"
+OTHER_BASE, CHANGED_BASE = "other", "changed"  # than a book was learned on
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,29 @@ def base_of(lm: SelfAdaptingLM) -> dict[str, str | None]:
     return {**base_facts(lm.model), _WEIGHTS: weights_fingerprint(lm.model)}
 
 
+def base_difference(book: Book, base_model_id: str, base: Mapping[str, str | None]) -> str | None:
+    """
+    How a base model differs from the one that a book was learned on.
+
+    Args:
+        book ([`Book`]):
+            The book.
+        base_model_id (`str`):
+            The base model's identity.
+        base (`Mapping[str, str | None]`):
+            Which base that is (see [`base_of`]).
+
+    Returns:
+        `str`, *optional*: [`OTHER_BASE`] or [`CHANGED_BASE`]; `None` where the book can be asked of it.
+    """
+    if not same_base(book.base_model_id, base_model_id):
+        return OTHER_BASE
+    # In another dtype or quantization the same weights have another fingerprint.
+    is_alike = all(book.base.get(key) == base[key] for key in ("base_dtype", "quantization"))
+    is_other = book.base.get("base_fingerprint") != base["base_fingerprint"]
+    return CHANGED_BASE if is_other or (is_alike and book.base.get(_WEIGHTS) != base[_WEIGHTS]) else None
+
+
 def load_passage(lm: SelfAdaptingLM, book: Book, passage: LearnedPassage) -> Adapter:
     """
     The adapter of a passage.
@@ -41,16 +66,13 @@ def load_passage(lm: SelfAdaptingLM, book: Book, passage: LearnedPassage) -> Ada
     Raises:
         ValueError: The book was learned on another base model, or on other weights of this one, or its adapter is damaged.
     """
-    if not same_base(book.base_model_id, lm.base_model_id):
+    difference = base_difference(book, lm.base_model_id, base_of(lm))
+    if difference == OTHER_BASE:
         raise ValueError(
             f"The book {book.id} was learned on {book.base_model_id}, but the loaded model is {lm.base_model_id}; ask with "
             f"--model {book.model}, or learn the text again on this one."
         )
-    now = base_of(lm)
-    # In another dtype or quantization the same weights have another fingerprint.
-    is_alike = all(book.base.get(key) == now[key] for key in ("base_dtype", "quantization"))
-    is_other = book.base.get("base_fingerprint") != now["base_fingerprint"]
-    if is_other or (is_alike and book.base.get(_WEIGHTS) != now[_WEIGHTS]):
+    if difference == CHANGED_BASE:
         raise ValueError(
             f"The base model {book.base_model_id} has changed since the book {book.id} was learned on it; restore that model, "
             "or learn the text again."

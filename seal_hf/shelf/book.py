@@ -35,9 +35,9 @@ class LearnedPassage:
         loss (`float`, *optional*):
             Loss of the last step of training, in nats per token.
         num_asked (`int`, *optional*, defaults to `0`):
-            How many of these questions were asked after learning, without the passage.
+            How many questions were asked after learning, without the passage: learned ones, or in the app those that score it.
         num_right (`int`, *optional*, defaults to `0`):
-            How many of them were answered as learned.
+            How many of them were answered right: as learned, or as whoever asked them knows it.
     """
 
     title: str
@@ -86,7 +86,7 @@ class Book:
 
     @property
     def recall(self) -> float | None:
-        """Share of the learned questions asked after learning that were answered as learned; `None` where none was."""
+        """Share of the questions asked after learning that were answered right; `None` where none was."""
         num_asked = sum(one.num_asked for one in self.passages)
         return sum(one.num_right for one in self.passages) / num_asked if num_asked else None
 

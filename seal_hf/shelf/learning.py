@@ -125,10 +125,10 @@ def learn(
             ):
                 adapter.save_pretrained(book.adapter_folder(passage.title), AdapterCard(passage=passage.text))
                 book.add(passage)
-        return book.keep(title, canonical_name(model or _name_of(lm.base_model_id)), lm.base_model_id, base_of(lm))
+        return book.keep(title, canonical_name(model or name_to_load(lm.base_model_id)), lm.base_model_id, base_of(lm))
 
 
-def _name_of(base_model_id: str) -> str:
+def name_to_load(base_model_id: str) -> str:
     """What a base model is loaded by: the name of an embedded one, which needs no Hub."""
     return next((name for name, one in EMBEDDED_MODELS.items() if one.model_id == base_model_id), base_model_id)
 

@@ -9,12 +9,12 @@ import gradio as gr
 
 from ..hub.errors import RepositoryExists
 from .tabs.shared import follow
-from .work import policies, sharing
+from .work import added_questions, inputs, policies, sharing
 from .work.errors import explain
-from .work.inputs import questions_from_items
 from .work.jobs import FAILED, STOPPED, Job
 from .work.sessions import Draft, Session
 from .work.settings import MAX_SELF_EDITS, PRESETS, Settings, preset_for
+from .work.shelf_work import ASKING
 from .work.training_runs import TrainingRuns
 from .work.workbench import Workbench
 
@@ -53,26 +53,51 @@ def build_api(workbench: Workbench, runs: TrainingRuns, *, may_push: bool, on_sp
 
         Returns:
             The session's id, a secret that the other tools need; the self-edits; for each the questions that it asks, with the
-            answers that the model has found, or null; and who has written them: the base model, or a policy (see use_policy).
+            answers that the model has found, or null; who has written them: the base model, or a policy (see use_policy); and
+            under "left_out" the names and numbers of the passage that none of them asks for.
         """
-        with _errors_for_callers():
+        with errors_for_callers():
             current = await asyncio.to_thread(workbench.sessions.open, session)
             preset = PRESETS[preset_for(workbench.lm, workbench.limits)]
             values = {"num_generations": num_generations, "seed": seed}
             settings = Settings.of(**{**vars(preset), **values, "prompt_style": prompt_style or preset.prompt_style})
-            await _finish(workbench, lambda: workbench.propose(current, title, passage, [], settings))
+            await finish(workbench, lambda: workbench.propose(current, title, passage, [], settings))
             return {
                 "session": current.id,
                 "self_edits": [draft.written for draft in current.drafts],
                 "questions": [draft.pairs for draft in current.drafts],
                 "written_by": current.written_by or BASE_MODEL,
+                "left_out": left_out(current),
             }
+
+    async def add_question(session: str, fact: str) -> dict:
+        """
+        Let the model write a question about a name or number of the passage, answer it, and append both to a self-edit.
+
+        Args:
+            session: The session of propose.
+            fact: The name or number, such as one of "left_out".
+
+        Returns:
+            The question with its answer, null where the model finds none that the passage bears out; the number of the self-edit
+            that has it now, from 0; and the names and numbers that no question asks for.
+        """
+        with errors_for_callers():
+            current = await asyncio.to_thread(workbench.sessions.open, session)
+            events = await finish(workbench, lambda: added_questions.add_question(workbench, current, fact))
+            added = next(event for event in events if event["event"] == "added")
+            return {"pair": added["pair"], "self_edit": added["place"], "left_out": left_out(current)}
+
+    def left_out(current: Session) -> list[str]:
+        return inputs.missing_facts(current.example, current.drafts)[0] if current.example else []
 
     async def adapt(
         session: str,
         self_edits: list[str] = [],  # noqa: B006
         questions: list[dict] = [],  # noqa: B006
         together: bool | None = None,
+        watched: str | None = None,
+        stops_early: bool | None = None,
     ) -> dict:
         """
         Train an adapter on each self-edit, side by side, and keep the one that answers questions about the passage best; or one
@@ -83,30 +108,45 @@ def build_api(workbench: Workbench, runs: TrainingRuns, *, may_push: bool, on_sp
             self_edits: Texts to learn instead of the proposed self-edits; empty to learn those.
             questions: Objects with "question" and "answer" (a text, a number or a list) that decide; empty for the model's own.
             together: Whether one adapter learns all self-edits rather than one each.
+            watched: A question to ask the adapters while they learn; empty for none. Its answer is known where it is one of the
+                questions.
+            stops_early: Whether learning ends once the answer to it stays; left out, it does.
 
         Returns:
-            The adapters with their rewards (the share of right answers), which of them is best, and the questions. One with a
+            The adapters with their rewards (the share of right answers), which of them is best, the questions, the id of the
+            book on the shelf, null where it could not be put there, and the steps that were done and planned. One with a
             "best_of" above 1 was chosen by these questions, so its reward tends to be too high by chance. "recitation" is what one text
             for all questions would earn, "recited" the share of answers that recite.
         """
-        with _errors_for_callers():
+        with errors_for_callers():
             current = await asyncio.to_thread(workbench.sessions.open, session)
             drafts = [Draft(str(text)) for text in self_edits[:MAX_SELF_EDITS]] or current.drafts
             chosen = [number for number, draft in enumerate(drafts) if draft.use]
             settings = Settings(**current.settings) if current.settings else Settings()
-            events = await _finish(
+            events = await finish(
                 workbench,
                 lambda: workbench.adapt(
-                    current, chosen, settings, questions_from_items(questions), drafts, together=bool(together)
+                    current,
+                    chosen,
+                    settings,
+                    inputs.questions_from_items(questions),
+                    drafts,
+                    together=bool(together),
+                    watched=watched or "",
+                    stops_early=stops_early is not False,
                 ),
             )
             learned = next((event for event in events if event["event"] == "learned"), None)
             if learned is None:
                 raise ValueError("The training was stopped before its first step, so nothing was learned.")
+            steps = [event for event in events if event["event"] == "step"]
             return {
                 "adapters": [_described(current, adapter_id) for adapter_id in learned["adapters"]],
                 "best": learned["adapters"][learned["best"]],
                 "questions": learned.get("questions", []),
+                "num_steps": steps[-1]["step"],
+                "num_steps_planned": steps[-1]["num_steps"],
+                "book": next((event["book"] for event in events if event["event"] == "shelved"), None),
             }
 
     async def use_policy(session: str, round: int = 0) -> dict:
@@ -121,7 +161,7 @@ def build_api(workbench: Workbench, runs: TrainingRuns, *, may_push: bool, on_sp
         Returns:
             Who writes now.
         """
-        with _errors_for_callers():
+        with errors_for_callers():
             current = await asyncio.to_thread(workbench.sessions.open, session)
             if isinstance(round, bool) or not isinstance(round, int) or round < 0:
                 raise ValueError(
@@ -140,7 +180,7 @@ def build_api(workbench: Workbench, runs: TrainingRuns, *, may_push: bool, on_sp
         Returns:
             Who writes now.
         """
-        with _errors_for_callers():
+        with errors_for_callers():
             current = await asyncio.to_thread(workbench.sessions.open, session)
             policies.use_base_model(current)
             return {"written_by": BASE_MODEL}
@@ -157,9 +197,9 @@ def build_api(workbench: Workbench, runs: TrainingRuns, *, may_push: bool, on_sp
         Returns:
             Both answers.
         """
-        with _errors_for_callers():
+        with errors_for_callers():
             current = await asyncio.to_thread(workbench.sessions.open, session)
-            events = await _finish(workbench, lambda: workbench.ask(current, question, adapter or None))
+            events = await finish(workbench, lambda: workbench.ask(current, question, adapter or None))
             answered = next(event for event in events if event["event"] == "answered")
             return {"base": answered["base"][0], "adapted": answered["adapted"][0]}
 
@@ -178,7 +218,7 @@ def build_api(workbench: Workbench, runs: TrainingRuns, *, may_push: bool, on_sp
         Returns:
             The session's id and the adapter.
         """
-        with _errors_for_callers():
+        with errors_for_callers():
             current = workbench.sessions.open(session)
             token = sharing.load_token(on_space, may_push, None, dict(request.headers))
             kept = sharing.load_adapter(workbench.lm, current, Path(file) if file else repo_id or "", token)
@@ -195,7 +235,7 @@ def build_api(workbench: Workbench, runs: TrainingRuns, *, may_push: bool, on_sp
         Returns:
             The file.
         """
-        with _errors_for_callers():
+        with errors_for_callers():
             return str(workbench.sessions.open(session).adapter(adapter or None).file)
 
     def push_adapter(session: str, adapter: str, name: str, private: bool, overwrite: str, request: gr.Request) -> str:
@@ -212,7 +252,7 @@ def build_api(workbench: Workbench, runs: TrainingRuns, *, may_push: bool, on_sp
         Returns:
             The repository's address.
         """
-        with _errors_for_callers():
+        with errors_for_callers():
             token = sharing.push_token(False, None, dict(request.headers))
             return push(session, adapter, name, private, overwrite, token)
 
@@ -225,7 +265,7 @@ def build_api(workbench: Workbench, runs: TrainingRuns, *, may_push: bool, on_sp
         oauth: gr.OAuthToken | None,
         request: gr.Request,
     ) -> str:
-        with _errors_for_callers():
+        with errors_for_callers():
             token = sharing.push_token(True, oauth and oauth.token, dict(request.headers))
             return push(session, adapter, name, private, overwrite, token)
 
@@ -242,7 +282,7 @@ def build_api(workbench: Workbench, runs: TrainingRuns, *, may_push: bool, on_sp
 
     push_adapter_of_visitor.__doc__ = push_adapter.__doc__
 
-    for endpoint in (propose, adapt, use_policy, use_base_model, ask):
+    for endpoint in (propose, add_question, adapt, use_policy, use_base_model, ask):
         gr.api(endpoint, concurrency_limit=None)
     # Files go through components, which accept uploaded files only.
     with gr.Row(visible=False):
@@ -262,7 +302,7 @@ def build_api(workbench: Workbench, runs: TrainingRuns, *, may_push: bool, on_sp
 
 
 @contextmanager
-def _errors_for_callers() -> Iterator[None]:
+def errors_for_callers() -> Iterator[None]:
     """Raises errors with a message for the caller as Gradio's own, since Gradio hides the text of all others."""
     try:
         yield
@@ -270,7 +310,7 @@ def _errors_for_callers() -> Iterator[None]:
         raise gr.Error(explain(error), print_exception=False) from error
 
 
-async def _finish(workbench: Workbench, start: Callable[[], Job]) -> list[dict]:
+async def finish(workbench: Workbench, start: Callable[[], Job]) -> list[dict]:
     """All events of a job, when it has ended. It is started in a thread, since checks of long texts take a while."""
     found, job = [], await asyncio.to_thread(start)
     async for latest, events in follow(workbench, job, is_program=True):
@@ -278,7 +318,7 @@ async def _finish(workbench: Workbench, start: Callable[[], Job]) -> list[dict]:
         found += events
     if log.state == FAILED:
         raise ValueError(log.error)
-    if log.state == STOPPED and job.kind == "ask":
+    if log.state == STOPPED and job.kind in ("ask", ASKING, added_questions.ADDING):
         raise ValueError(log.error or "The job was stopped.")
     return found
 

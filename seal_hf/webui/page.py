@@ -5,16 +5,18 @@ from functools import partial
 import gradio as gr
 
 from .api import build_api
+from .shelf_api import build_shelf_api
 from .tabs.about_tab import build_about_tab
 from .tabs.adapters_tab import build_adapters_tab
 from .tabs.arc_grids import ARC_CSS
 from .tabs.arc_tab import build_arc_tab
 from .tabs.ask_tab import build_ask_tab
 from .tabs.shared import opened
+from .tabs.shelf_tab import build_shelf_tab
 from .tabs.teach_tab import build_teach_tab
 from .tabs.train_tab import build_train_tab
 from .tabs.writer_lines import WriterLines
-from .visitors import current_visitor
+from .visitors import current_is_local, current_visitor
 from .work.inputs import questions_from_table
 from .work.training_runs import TrainingRuns
 from .work.workbench import Workbench
@@ -101,6 +103,7 @@ def build_page(workbench: Workbench, runs: TrainingRuns, *, may_push: bool, on_s
     """
     workbench.runs = runs
     workbench.sessions.key = runs.page_secret("session ids").encode()
+    workbench.sessions.is_local = current_is_local
     if workbench.limits.is_shared:
         workbench.sessions.who = partial(current_visitor, on_space)
     with gr.Blocks(title=TITLE, fill_width=True, delete_cache=(600, 3600), analytics_enabled=False) as page:
@@ -115,6 +118,8 @@ def build_page(workbench: Workbench, runs: TrainingRuns, *, may_push: bool, on_s
                 attach_teach, panel, learned = build_teach_tab(workbench, session, tabs, writer)
             with gr.Tab("Ask", id="ask") as ask_tab:
                 attach_ask = build_ask_tab(workbench, session, panel.questions, questions_from_table)
+            with gr.Tab("Shelf", id="shelf") as shelf_tab:
+                attach_shelf, taken = build_shelf_tab(workbench, session, tabs)
             with gr.Tab("Adapters", id="adapters") as adapters_tab:
                 attach_adapters = build_adapters_tab(workbench, session, may_push=may_push, on_space=on_space)
             with gr.Tab("ARC", id="arc"):
@@ -126,6 +131,7 @@ def build_page(workbench: Workbench, runs: TrainingRuns, *, may_push: bool, on_s
         if on_space:
             gr.DuplicateButton()
         build_api(workbench, runs, may_push=may_push, on_space=on_space)
+        build_shelf_api(workbench)
 
         async def on_load(session_id: str) -> str:
             return (await opened(workbench, session_id)).id
@@ -137,11 +143,28 @@ def build_page(workbench: Workbench, runs: TrainingRuns, *, may_push: bool, on_s
             api_visibility="private",
             show_progress="hidden",
         )
-        for attach in (attach_teach, attach_ask, attach_adapters, attach_arc, attach_train, writer.finish()):
+        for attach in (
+            attach_teach,
+            attach_ask,
+            attach_shelf,
+            attach_adapters,
+            attach_arc,
+            attach_train,
+            writer.finish(),
+        ):
             attach(loaded)
-        for tab, attach in ((ask_tab, attach_ask), (adapters_tab, attach_adapters), (about_tab, attach_about)):
+        on_select = (
+            (ask_tab, attach_ask),
+            (shelf_tab, attach_shelf),
+            (adapters_tab, attach_adapters),
+            (about_tab, attach_about),
+        )
+        for tab, attach in on_select:
             attach(tab.select(lambda: None, api_visibility="private", queue=False))
         for event in learned:
             attach_ask(event)
+            attach_shelf(event)
             attach_adapters(event)
+        attach_ask(taken)
+        attach_adapters(taken)
     return page.queue(max_size=64, default_concurrency_limit=16)

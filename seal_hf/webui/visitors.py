@@ -7,6 +7,8 @@ from gradio.context import LocalContext
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
+from .work.origins import is_local
+
 
 _BEHIND_A_PROXY = "behind a proxy"
 
@@ -22,6 +24,12 @@ def current_visitor(on_space: bool) -> str:
     # What Gradio passes to handlers that ask for it. Any handler may open a session.
     request = LocalContext.request.get(None)
     return visitor_of(request.request.scope, on_space) if request is not None else ""
+
+
+def current_is_local() -> bool:
+    """Whether the request that an event handler works on is by the user of this machine (see [`is_local`]); so outside of handlers."""
+    request = LocalContext.request.get(None)
+    return request is None or is_local(Headers(scope=request.request.scope))
 
 
 def visitor_of(scope: Scope, on_space: bool) -> str:

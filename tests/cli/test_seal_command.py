@@ -96,7 +96,7 @@ def test_two_texts_are_learned_and_asked(seal, tmp_path):
     file.write_text(f"# {LIGHTHOUSE['title']}\n\n{LIGHTHOUSE['context']}")
     learned = seal("learn", file)
     assert learned.code == 0 and learned.out.startswith(
-        "learned orrick-skerry-lighthouse: 1 passage, 2 questions, 2 of 2 answered as learned, loss "
+        "learned orrick-skerry-lighthouse: 1 passage, 2 questions, 2 of 2 answered right, loss "
     )
     # Without a terminal a line for each stage.
     stages = learned.err.splitlines()
@@ -237,7 +237,7 @@ def test_app_and_train_are_handed_their_arguments(seal, monkeypatch, tmp_path):
     assert seal("train", "--config", "my.yaml", "--dry_run").code == 0 == seal("app", "--port", 7861).code
     (module, _, options), (path, _, others) = ran
     assert (module, options) == ("trainers.knowledge", ["--config", "my.yaml", "--dry_run"])
-    assert path.endswith("app.py") and others == ["--port", "7861"]
+    assert path.endswith("app.py") and others == ["--shelf", str(seal.shelf.folder), "--port", "7861"]
     monkeypatch.setattr(commands.seal_hf, "__file__", str(tmp_path / "seal_hf" / "__init__.py"))
     for name in ("app", "train"):
         done = seal(name)

@@ -130,3 +130,45 @@ def test_nothing_is_left_out_where_it_is_not_wanted():
 def test_it_needs_the_style_with_facts(style, answers):
     with pytest.raises(ValueError, match="asks_for_left_out=True needs the style 'questions-by-fact'"):
         KnowledgeDomain(style, answers_questions=answers, asks_for_left_out=True)
+
+
+class FewShot(Model):
+    """Knows how to go on after the examples in plain text alone."""
+
+    def answer(self, prompt):
+        if isinstance(prompt, str) and prompt.endswith("\nQuestion:"):
+            fact = prompt.rpartition("Answer: ")[2].removesuffix("\nQuestion:")
+            return f" {self.questions.get(fact, 'Hm.')}\nAnswer: {fact}"
+        is_begun = not isinstance(prompt, str) and prompt[-1]["role"] == "assistant"
+        return "" if is_begun else super().answer(prompt)
+
+
+@pytest.mark.parametrize("model", [Model, FewShot])
+@pytest.mark.parametrize(
+    ("fact", "pair"), [("1911", (YEAR, "In 1911.")), ("Ann Orr", (KEEPER, "Ann Orr")), ("45", (JARS, "45 jars"))]
+)
+def test_a_question_about_one_fact_is_written_in_one_of_two_ways_and_answered(model, fact, pair):
+    asked = model()
+    assert domain().pair_about(fact, BEES, asked) == pair
+    writing, _ = asked.calls
+    assert asked.writers == [True, False] and len(writing) == 2  # of the one sentence that says it
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "",  # it writes nothing
+        "Is it 1911?",  # that tells the answer
+        "How many jars of honey were made?",  # that asks for something else
+        "When was the zebra seen in Oslo?",  # that the passage does not say
+    ],
+)
+def test_where_no_question_passes_there_is_none(question):
+    assert domain().pair_about("1911", BEES, Model(**{"1911": question})) is None
+
+
+def test_what_the_passage_does_not_say_is_not_asked_for():
+    model = Model()
+    assert domain().pair_about("Oslo", BEES, model) is None and model.calls == []
+    with pytest.raises(ValueError, match="'questions' does not ask for facts; use KnowledgeDomain"):
+        KnowledgeDomain("questions").pair_about("1911", BEES, model)

@@ -246,6 +246,7 @@ def started_app(
     (folder / "tmp").mkdir(parents=True)
     port = free_port()
     own = {"TMPDIR": str(folder / "tmp"), "HF_TOKEN": token, "SEAL_MODEL": model, "GRADIO_SERVER_PORT": str(port)}
+    own["SEAL_HF_HOME"] = str(folder / "seal")
     environment = {**of_tests(), **at_import(folder.parent / "home"), **own, **dict(configuration.environment)}
     arguments = [*configuration.options, *options]
     if configuration.is_forked:

@@ -1,7 +1,9 @@
 """Adapters that are asked while they are trained: what they say, and that it changes nothing."""
 
 import math
+import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from peft import LoraConfig
 
 from helpers.tiny_models import tiny_llama, tiny_policy_model, tiny_tokenizer
 from seal_hf import InnerLoopConfig, SelfAdaptingLM, SelfEdit
-from seal_hf.rollout.watching import QuestionWatch
+from seal_hf.rollout.watching import AnswerStays, QuestionWatch, WatchedAnswers
 from seal_hf.self_edit import TrainingExample
 
 
@@ -88,3 +90,78 @@ def test_without_a_gold_answer_nothing_is_graded(lm, edits):
 def test_one_question_alone_can_be_watched(lm):
     with pytest.raises(ValueError, match="the example has 2"):
         QuestionWatch(lm, {**EXAMPLE, "questions": EXAMPLE["questions"] * 2})
+
+
+def step_of(number, losses, num_steps=40):
+    return SimpleNamespace(step=number, num_steps=num_steps, losses=losses)
+
+
+def looks(stays, losses, answers, num_steps=40, verdicts=None, probabilities=None):
+    """Whether it is set after each step of one adapter; `None` for a step after which nothing is asked."""
+    found = []
+    for number, (loss, answer) in enumerate(zip(losses, answers, strict=True), 1):
+        told = [None if one is None else {0: one[number - 1]} for one in (verdicts, probabilities)]
+        stays.look(step_of(number, {0: loss}, num_steps), answer and WatchedAnswers({0: answer}, *told))
+        found.append(stays.is_set())
+    return found
+
+
+def test_a_training_ends_when_equal_answers_come_with_a_low_loss():
+    answers = ["Bo", "Ann", "Ann", None, "Ann", "Ann", "Ida", None]
+    assert looks(AnswerStays(1), [0.05] * 8, answers) == [False] * 4 + [True] * 2 + [False] * 2
+    # A tenth of forty steps: the mean of four losses.
+    losses = [9.0, 0.1, 0.1, 0.1, 0.1, 0.1]
+    assert looks(AnswerStays(1), losses, ["Ann"] * 6) == [False] * 4 + [True] * 2
+    assert not any(looks(AnswerStays(1), [0.101] * 6, ["Ann"] * 6))
+    # After the last step there is nothing left to end.
+    assert looks(AnswerStays(1), [0.0] * 4, ["Ann"] * 4, num_steps=4) == [False, False, True, False]
+
+
+def test_a_right_and_likely_answer_needs_no_second_look():
+    def looked(loss, verdict, probability, answer="Ann"):
+        told = {"verdicts": [verdict], "probabilities": [probability]}
+        return looks(AnswerStays(1), [loss], [answer], **told)[0]
+
+    assert looked(0.1, True, 0.8) and not looked(0.1, True, 0.79) and not looked(0.11, True, 1.0)
+    assert not looked(0.0, False, 1.0) and not looked(0.0, None, None) and not looked(0.0, True, None)
+
+
+def test_all_adapters_have_settled_or_are_through():
+    stays, ann = AnswerStays(2, num_looks=1), WatchedAnswers({0: "Ann"})
+    stays.look(step_of(1, {0: 0.0}), ann)
+    assert not stays.is_set()  # the other is trained after it, for want of memory
+    stays.look(step_of(2, {0: 0.0, 1: 9.0}), WatchedAnswers({0: "Ann", 1: "Bo"}))
+    assert not stays.is_set()
+    stays.look(step_of(3, {0: 0.0}), None)  # the other has had its steps
+    assert stays.is_set()
+    stop = threading.Event()
+    stays = AnswerStays(1, stop=stop)
+    assert not stays.is_set()
+    stop.set()
+    assert stays.is_set() and not stays.has_settled
+
+
+def test_an_early_end_keeps_the_adapter_of_that_step(lm, edits):
+    full = lm.adapt(edits[0]).training["losses"]
+    watch = QuestionWatch(lm, EXAMPLE, max_share=float("inf"), max_answer_length=4)
+    stays = AnswerStays(1, num_looks=1, max_loss=full[2])
+    weights, losses = [], []
+
+    def on_step(step):
+        stays.look(step, watch.ask(step))
+        weights.append(step.weights[0].clone())
+        losses.append(step.losses[0])
+
+    adapter = lm.adapt(edits[0], on_step=on_step, stop=stays)
+    assert len(full) == 6 and full[1] > full[2]
+    assert tuple(losses) == full[:3]
+    assert torch.equal(adapter.weights, weights[-1]) and adapter.training["stopped"] == "stop"
+    assert adapter.training["num_steps"] == 3
+
+
+@pytest.mark.parametrize(
+    "options", [{"num_adapters": 0}, {"num_looks": 0}, {"min_probability": 1.1}, {"max_loss": float("nan")}]
+)
+def test_numbers_out_of_range_are_named(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        AnswerStays(**{"num_adapters": 1, **options})

@@ -42,9 +42,18 @@ def learned(client):
 
 def test_only_what_is_meant_for_programs_is_exported(client):
     endpoints = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
+    of_adapters = {
+        "/propose",
+        "/add_question",
+        "/adapt",
+        "/ask",
+        "/load_adapter",
+        "/download_adapter",
+        "/push_adapter",
+    }
     of_policies = {"/use_policy", "/use_base_model"}
-    of_adapters = {"/load_adapter", "/download_adapter", "/push_adapter"}
-    assert set(endpoints) == {"/propose", "/adapt", "/ask", *of_policies, *of_adapters}
+    of_shelf = {"/shelf", "/ask_shelf", "/merge_books", "/forget_book", "/take_book"}
+    assert set(endpoints) == of_adapters | of_policies | of_shelf
 
 
 def test_writes_learns_and_answers(app, client, lm):
@@ -106,6 +115,36 @@ def test_adapter_goes_out_as_a_zip_and_comes_back(app, client, learned, tmp_path
         for name in (elsewhere["session"], session)
     ]
     assert weights[0].equal(weights[1])
+
+
+def test_the_shelf_is_listed_asked_and_changed(app, client, lm):
+    session = client.predict("Lighthouse", PASSAGE, 1, api_name="/propose")["session"]
+    adapted = client.predict(session, [], QUESTIONS, api_name="/adapt")
+    assert adapted["num_steps"] == adapted["num_steps_planned"] > 1
+    (book,) = client.predict(session, api_name="/shelf")["books"]
+    assert (book["id"], book["title"], book["passages"], book["fault"]) == (adapted["book"], "Lighthouse", 1, None)
+    assert book["recall"] == adapted["adapters"][0]["reward"] and book["bytes"] > 0
+    question = "When was the Orrick Skerry Lighthouse built?"
+    found = client.predict(session, question, api_name="/ask_shelf")
+    kept = app.workbench.sessions.open(session).adapter()
+    assert (found["book"], found["passage"]) == (book["id"], 1) and found["score"] >= found["threshold"]
+    assert found["answer"] == lm.answer(question, title="Lighthouse", adapter=lm.load_adapter(kept.file))
+    of_base = client.predict(session, question, "", True, api_name="/ask_shelf")
+    assert of_base["book"] is None and of_base["answer"] == lm.answer(question)
+    (taken,) = client.predict(session, book["id"], api_name="/take_book")
+    with zipfile.ZipFile(client.predict(session, taken, api_name="/download_adapter")) as archive:
+        assert "adapter_model.safetensors" in archive.namelist()
+    with pytest.raises(Exception, match="These two are one book"):
+        client.predict(session, book["id"], book["id"], api_name="/merge_books")
+    assert client.predict(session, book["id"], api_name="/forget_book") == "Lighthouse"
+    assert client.predict(session, api_name="/shelf")["books"] == []
+
+
+def test_a_question_is_added_to_self_edits_with_questions_alone(client):
+    written = client.predict("Lighthouse", PASSAGE, 1, api_name="/propose")
+    assert written["left_out"] == ["1874", "Orrick Skerry Lighthouse", "Tremmery"]
+    with pytest.raises(Exception, match="There are no questions yet to add one to"):
+        client.predict(written["session"], "1874", api_name="/add_question")
 
 
 def test_adapter_comes_from_the_hub_and_goes_there(app, client, learned, hub, token, monkeypatch):

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import time
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,9 @@ from playwright import sync_api
 from helpers.finished_runs import write_finished_run
 from helpers.web_page import PASSAGE, QUICK, served_page, slowed
 from seal_hf import SelfAdaptingLM
-from seal_hf.webui.work import settings
+from seal_hf.webui.tabs import teach_tab
+from seal_hf.webui.work import device, settings
+from seal_hf.webui.work.sessions import Draft
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -377,3 +380,82 @@ def test_no_page_is_wider_than_the_screen(app, visit):
             page.get_by_role("tab", name=tab).click()
             expect(page.locator(widget)).to_be_visible(timeout=TIMEOUT)
             assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def open_shelf(page, title):
+    page.get_by_role("tab", name="Shelf").click()
+    expect(page.locator("#books")).to_contain_text(title, timeout=TIMEOUT)
+
+
+def choose_books(page, *titles):
+    for title in titles:
+        page.locator("#picked input").click()
+        page.get_by_role("option", name=title, exact=True).click()
+    page.keyboard.press("Escape")
+
+
+def test_the_shelf_is_asked_loaded_again_and_changed(app, visit, monkeypatch):
+    page, other = visit(), visit()
+    for title, passage in (
+        ("Lighthouse", PASSAGE),
+        ("Glass harvester", "The glass harvester is an ant. It carries seeds."),
+    ):
+        fill_passage(page, title, passage)
+        write(page)
+        learn(page)
+        expect(page.locator("#learn-status")).to_contain_text("It is a book on the Shelf", timeout=TIMEOUT)
+    open_shelf(page, "Lighthouse")
+    page.locator("#shelf-question textarea, #shelf-question input").fill("What does the glass harvester carry?")
+    with slowed(monkeypatch, 0.1, "text"):
+        page.locator("#shelf-ask").click()
+        expect(page.locator("#answered-by")).to_contain_text("Answered by: Glass harvester", timeout=TIMEOUT)
+        loaded(page)  # while it answers
+        open_shelf(page, "Glass harvester")
+        expect(page.locator("#answered-by")).to_contain_text("Answered by: Glass harvester", timeout=TIMEOUT)
+    page.locator("#shelf-who input").click()
+    page.get_by_role("option", name="Lighthouse", exact=True).click()
+    page.locator("#shelf-question textarea, #shelf-question input").fill("What is 7 x 8?")
+    page.locator("#shelf-ask").click()
+    expect(page.locator("#answered-by")).to_contain_text("Answered by: Lighthouse, as chosen", timeout=TIMEOUT)
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    choose_books(page, "Lighthouse", "Glass harvester")
+    page.locator("#merge-books").click()
+    expect(page.locator("#books")).to_contain_text("Lighthouse · 2 passages", timeout=TIMEOUT)
+    choose_books(page, "Lighthouse")
+    page.locator("#take-book").click()
+    expect(page.locator("#adapters-status")).to_contain_text("6 adapters", timeout=TIMEOUT)
+    page.set_viewport_size({"width": 1280, "height": 900})
+    open_shelf(page, "Lighthouse")
+    choose_books(page, "Lighthouse")
+    page.locator("#forget-books").click()
+    expect(page.locator("#shelf-status")).to_contain_text("Forgot Lighthouse", timeout=TIMEOUT)
+    other.get_by_role("tab", name="Shelf").click()
+    expect(other.locator("#shelf-status")).to_contain_text("The shelf is empty", timeout=TIMEOUT)
+    assert "harvester" not in other.content()
+
+
+def test_a_name_is_chosen_by_the_keyboard_and_its_question_joins_what_was_edited(app, visit, monkeypatch):
+    asking = replace(QUICK, prompt_style="questions", training_format="prompt_completion")
+    pairs = (("When was it built?", "In 1874."),)
+    drafts = [Draft("", pairs=list(map(list, pairs)), written="When was it built?")] * 2
+    monkeypatch.setattr(device, "write", lambda *arguments: list(drafts))
+    monkeypatch.setattr(
+        device, "add_question", lambda *arguments: time.sleep(1) or ["Who drew it?", "Halda Tremmery."]
+    )
+    monkeypatch.setattr(teach_tab, "read_settings", lambda values: asking)
+    page = visit()
+    fill_passage(page)
+    write(page)
+    expect(page.locator("#coverage")).to_contain_text("Nothing asks for these", timeout=TIMEOUT)
+    name = page.locator("#left-out").get_by_role("button", name="Tremmery")
+    name.focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#coverage")).to_contain_text("The model asks about Tremmery", timeout=TIMEOUT)
+    page.locator("#use-2 input").uncheck()  # meanwhile
+    expect(page.locator("#coverage")).to_contain_text("A question about Tremmery is in self-edit 1", timeout=TIMEOUT)
+    expect(page.locator("#pairs-1")).to_contain_text("Who drew it?")
+    expect(page.locator("#pairs-2")).not_to_contain_text("Who drew it?")
+    assert not page.locator("#use-2 input").is_checked()
+    loaded(page)
+    expect(page.locator("#pairs-1")).to_contain_text("Who drew it?", timeout=TIMEOUT)

@@ -3,6 +3,7 @@
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -14,18 +15,20 @@ from seal_hf.domains import KnowledgeDomain
 from seal_hf.domains.knowledge import domain
 from seal_hf.domains.knowledge.answered_questions import AnsweredQuestions
 from seal_hf.generation.base import Generation
+from seal_hf.rollout.watching import AnswerStays, QuestionWatch
 from seal_hf.webui.tabs.adapters_tab import table_line
 from seal_hf.webui.tabs.ask_tab import accuracy_text
-from seal_hf.webui.tabs.learning_panel import (
+from seal_hf.webui.tabs.learning_texts import (
     answers_headers,
     first_right,
     learned_text,
     loss_table,
     loss_title,
     rewards_table,
+    settled_text,
     watched_table,
 )
-from seal_hf.webui.tabs.self_edit_cards import coverage_text, read_drafts
+from seal_hf.webui.tabs.self_edit_cards import coverage_text, read_drafts, show_coverage
 from seal_hf.webui.work import device, inputs, workbench
 from seal_hf.webui.work.jobs import DONE, FAILED, STOPPED, JobLog, JobRefused
 from seal_hf.webui.work.sessions import Draft
@@ -164,6 +167,28 @@ def test_a_watched_question_is_checked_before_the_work(bench, session):
     assert watched and not any(event["verdicts"] or event["probabilities"] for event in watched)
 
 
+def test_learning_ends_early_when_the_watched_answer_stays(bench, session, monkeypatch):
+    """The adapter is scored and shelved as one that had all its steps."""
+    monkeypatch.setattr(device, "AnswerStays", partial(AnswerStays, num_looks=1, max_loss=99.0))
+    monkeypatch.setattr(device, "QuestionWatch", partial(QuestionWatch, max_share=float("inf")))
+    monkeypatch.setattr(device, "LONGEST_ANSWER", 4)
+    written(bench, session)
+    steps = {}
+    for stops_early in (True, False):
+        watched = {"watched": "Who drew it?", "stops_early": stops_early}
+        log, events = finish(bench, bench.adapt(session, [0], QUICK, QUESTIONS, **watched))
+        by_name = {event["event"]: event for event in events}
+        assert log.state == DONE and len(by_name["learned"]["verdicts"]) == 2 and by_name["shelved"]["book"]
+        steps[stops_early] = by_name["step"]["step"], by_name["step"]["num_steps"], by_name.get("settled")
+    ended, planned, settled = steps[True]
+    assert steps[False] == (planned, planned, None) and 1 <= ended < planned == settled["num_steps"]
+    saved = planned - ended
+    assert settled_text(settled) == (
+        f"Ended after step {ended} of {planned}, since the watched answer stays: {saved} step{'s' * (saved > 1)} saved. "
+    )
+    assert settled_text(None) == ""
+
+
 def seen_at(step, answers, verdicts=None):
     return {"event": "watched", "step": step, "answers": answers, "verdicts": verdicts, "probabilities": None}
 
@@ -211,8 +236,12 @@ def test_questions_are_answered_when_they_are_written(bench, session, asked, mon
     assert (first.text, first.use, second.pairs, second.text) == ("Halda drew it.", True, None, "It is tall.")
     missing = inputs.missing_facts(session.example, session.drafts)
     assert missing == (["Orrick Skerry Lighthouse", "Tremmery"], 3)
-    said = "The answers hold 1 of the passage's 3 names and numbers. Nothing asks for"
-    assert coverage_text(session) == f"{said} Orrick Skerry Lighthouse, Tremmery."
+    said = "The answers hold 1 of the passage's 3 names and numbers."
+    asks = "Nothing asks for these. Choose one, and the model writes a question about it:"
+    assert coverage_text(session) == f"{said} {asks}"
+    shown = show_coverage("line", "facts", session, "Done.")
+    assert shown["line"].startswith("Done. The answers hold")
+    assert shown["facts"].raw_samples == [["Orrick Skerry Lighthouse"], ["Tremmery"]]
     # As somebody has edited them: one is changed, one dropped, one added.
     rows = [["When was it built?", "1874"], ["", ""], ["Who drew  it?", "Halda Tremmery "]]
     values = ["Halda drew it.", True, rows, "It is tall.", False, [["", ""]]]

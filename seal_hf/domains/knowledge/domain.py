@@ -20,7 +20,7 @@ from ..retrieval import Retriever
 from .answered_questions import answer_questions, split_questions
 from .completions import split_completion
 from .instructions import INSTRUCTIONS_PLACE, shown_instructions, split_instruction
-from .left_out_facts import ask_for_left_out
+from .left_out_facts import ask_about, ask_for_left_out
 from .passages import load_retention_questions
 from .questions import is_question, is_text
 from .reward_questions import examples_of_own_questions, examples_with_own_answers
@@ -253,6 +253,30 @@ class KnowledgeDomain(Domain):
             metrics = {**own.metrics, "questions_added": len(more)} if self.asks_for_left_out else own.metrics
             carried_out.append(replace(edit, examples=trained, calls=(), metrics=metrics, kept="\n---\n".join(kept)))
         return carried_out
+
+    def pair_about(self, fact: str, example: Mapping[str, Any], ask: AskModel) -> tuple[str, str] | None:
+        """
+        Let the model write a question about one fact of a passage and answer it (see [`ask_about`]).
+
+        Args:
+            fact (`str`):
+                A name, number or word of the passage.
+            example (`Mapping[str, Any]`):
+                The passage.
+            ask ([`AskModel`]):
+                The model.
+
+        Returns:
+            `tuple[str, str]`, *optional*: The question and its answer; `None` where the model finds none.
+
+        Raises:
+            ValueError: The domain has not the style `"questions-by-fact"`, in which facts are asked for.
+        """
+        if not self._is_by_fact:
+            raise ValueError(
+                f"The style {self.prompt_style!r} does not ask for facts; use KnowledgeDomain('questions-by-fact')."
+            )
+        return ask_about(fact, example, ask, self.prompt, self.questions_in_context)
 
     def statements(self, completion: str) -> list[str]:
         """Return the texts of a completion that are trained on as they are, without the questions that the model is to answer."""

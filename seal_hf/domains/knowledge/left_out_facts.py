@@ -10,9 +10,10 @@ from typing import Any
 
 from ...self_edit import Prompt
 from ..base import AskModel
-from .answered_questions import is_clear, key_of, split_fact
+from .answered_questions import answer_questions, is_clear, key_of, split_fact
 from .grounding import says
-from .sentences import likely_answers
+from .own_questions import parse_question, question_prompt
+from .sentences import asks_for, likely_answers, split_sentences
 
 
 _MIN_LETTERS = 4  # of a word that may be a fact, such as "iron"
@@ -56,6 +57,46 @@ def ask_for_left_out(
     answers = ask(list(distinct.values()), _MAX_QUESTION_TOKENS, as_writer=True) if distinct else ()
     lines = dict(zip(distinct, (answer.text.partition("\n")[0].strip() for answer in answers), strict=True))
     return [[f"{fact}: {lines[key_of(one)]}" for fact, one in own if lines[key_of(one)]] for own in begun]
+
+
+def ask_about(
+    fact: str,
+    example: Mapping[str, Any],
+    ask: AskModel,
+    prompt: Callable[[Mapping[str, Any]], Prompt],
+    in_view: Callable[[Mapping[str, Any]], list[Prompt]],
+) -> tuple[str, str] | None:
+    """
+    Let the model write a question about one fact of a passage, and answer it with the passage in view.
+
+    For each sentence that says the fact it is asked in two ways: by the beginning of a line of a self-edit, and with examples in
+    plain text (see [`own_questions`]). What it writes is checked as [`answer_questions`] does.
+
+    Args:
+        fact (`str`):
+            A name, number or word of the passage.
+        example (`Mapping[str, Any]`):
+            The passage.
+        ask ([`AskModel`]):
+            The model.
+        prompt (`Callable[[Mapping], str | list[dict]]`):
+            Returns the prompt for a self-edit about a sentence.
+        in_view (`Callable[[Mapping], list[str | list[dict]]]`):
+            Returns a prompt for each question of an example, with the passage in view.
+
+    Returns:
+        `tuple[str, str]`, *optional*: The question and its answer, which holds the fact; `None` where none passes.
+    """
+    sentences = [sentence for sentence in split_sentences(example["context"]) if says(sentence, fact)]
+    begun = [_begun(prompt({**example, "context": sentence, "questions": ()}), fact) for sentence in sentences]
+    shown = [question_prompt(sentence, fact, example) for sentence in sentences]
+    if not sentences:
+        return None
+    written = [answer.text for answer in ask([*begun, *shown], _MAX_QUESTION_TOKENS, as_writer=True)]
+    lines = [text.partition("\n")[0].strip() for text in written[: len(begun)]]
+    lines += [parse_question(text) for text in written[len(begun) :]]
+    (answered,) = answer_questions([[f"{fact}: {line}" for line in lines if line]], [example], ask, in_view, True)
+    return next((pair for pair in answered.pairs if asks_for(fact, [pair])), None)
 
 
 def _left_out(

@@ -60,19 +60,26 @@ def question_prompts(example: Mapping[str, Any], num_questions: int) -> list[Que
     Returns:
         `list[QuestionPrompt]`: At most eight for each question wanted, each at most three times.
     """
-    template = read_prompt_file("own-question").rstrip()
     by_sentence = []
     for sentence in split_sentences(example["context"]):
-        prompt = fill_template(template, {"title": example.get("title") or "", "sentence": sentence})
-        answers = likely_answers(sentence, example)
-        prompts = [QuestionPrompt(sentence, answer, f"{prompt} {answer}\nQuestion:") for answer in answers]
-        by_sentence.append(prompts or [QuestionPrompt(sentence, "", prompt)])
+        answers = likely_answers(sentence, example) or [""]
+        prompts = [QuestionPrompt(sentence, one, question_prompt(sentence, one, example)) for one in answers]
+        by_sentence.append(prompts)
     # The first answer of every sentence, then the second of every sentence.
     prompts = [prompt for layer in zip_longest(*by_sentence) for prompt in layer if prompt]
     limit = _PROMPTS_PER_QUESTION * num_questions
     if len(prompts) > limit:
         return [prompts[place * len(prompts) // limit] for place in range(limit)]
     return prompts * min(_DRAWS, limit // max(len(prompts), 1))
+
+
+def question_prompt(sentence: str, answer: str, example: Mapping[str, Any]) -> str:
+    """
+    What the model continues with a question about a sentence of a passage to which an answer is given; without one with both.
+    """
+    template = read_prompt_file("own-question").rstrip()
+    prompt = fill_template(template, {"title": example.get("title") or "", "sentence": sentence})
+    return f"{prompt} {answer}\nQuestion:" if answer else prompt
 
 
 def parse_question(completion: str) -> str | None:

@@ -27,12 +27,13 @@ _ON_GPU = """
 """
 _PRIVACY = """
 Your passage, ARC task, self-edits, adapters and answers belong to your session alone. They are deleted from this machine when you
-have not used the page for an hour, or when the app ends: download what you want to keep. {runs} Nothing leaves this machine
+have not used the page for an hour, or when the app ends: download what you want to keep. {kept} Nothing leaves this machine
 unless you push an adapter.
 """
-_RUNS = {
-    False: "Runs of the tab Train stay in the app's output folder.",
-    True: "So are your runs of the tab Train.",  # where others reach the page
+_KEPT = {
+    False: "What you teach stays on this machine as a book on the Shelf until you forget it, unless you come through a proxy; "
+    "runs of the tab Train stay in the app's output folder.",
+    True: "So are your books on the Shelf and your runs of the tab Train.",  # where others reach the page
 }
 
 
@@ -86,7 +87,7 @@ def build_about_tab(workbench: Workbench) -> Callable[[gr.events.Dependency], No
             gr.Markdown("### What to expect", elem_classes="step")
             gr.Markdown(_ON_CPU if is_cpu else _ON_GPU)
             gr.Markdown("### Your text", elem_classes="step")
-            gr.Markdown(_PRIVACY.format(runs=_RUNS[workbench.limits.is_shared]))
+            gr.Markdown(_PRIVACY.format(kept=_KEPT[workbench.limits.is_shared]))
             gr.Markdown(
                 "The method is that of [Self-Adapting Language Models](https://huggingface.co/papers/2506.10943) "
                 "(Zweiger, Pari et al.)."

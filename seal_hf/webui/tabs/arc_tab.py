@@ -12,7 +12,7 @@ from ..work.sessions import Session
 from ..work.workbench import Workbench
 from .arc_grids import predictions_html, preview_html
 from .arc_task_panel import NAMES, build_task_panel, read_settings
-from .learning_panel import loss_table, training_text
+from .learning_texts import loss_table, training_text
 from .shared import append, cumulative, ended_text, follow, is_waiting, opened, started, waiting_text
 
 

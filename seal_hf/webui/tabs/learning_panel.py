@@ -5,20 +5,29 @@ from dataclasses import dataclass
 from functools import partial
 
 import gradio as gr
-import pandas as pd
 
 from ..work import inputs
 from ..work.jobs import Job
 from ..work.sessions import Session
 from ..work.workbench import NUM_OWN_QUESTIONS, Workbench
+from .learning_texts import (
+    answers_headers,
+    learned_text,
+    loss_table,
+    loss_title,
+    rewards_table,
+    settled_text,
+    shelved_text,
+    stopped_text,
+    training_text,
+    watched_table,
+)
 from .passage_panel import PassagePanel, read_settings
 from .self_edit_cards import read_drafts
 from .shared import (
-    MARKS,
     RECITED,
     answers_table,
     cumulative,
-    duration,
     ended_text,
     follow,
     is_waiting,
@@ -95,6 +104,7 @@ def build_learning_panel(
             max_lines=1,
             elem_id="watched",
         )
+        stops_early = gr.Checkbox(True, label="Stop when its answer stays", container=False, elem_id="stops-early")
         with gr.Row():
             learn_together = gr.Button(
                 "Learn from all together", variant="primary", elem_id="learn-together", min_width=200, size="md"
@@ -136,6 +146,8 @@ def build_learning_panel(
         seen: list[dict] = []
         names: list[str] = []
         learned_event: dict | None = None
+        shelved: dict | None = None
+        settled: dict | None = None
         yield {
             **reset(),
             learning: gr.update(visible=True),
@@ -160,6 +172,10 @@ def build_learning_panel(
                 elif event["event"] == "learned":
                     learned_event = event
                     shown |= show_rewards(event, names)
+                elif event["event"] == "settled":
+                    settled = event
+                elif event["event"] == "shelved":
+                    shelved = event
             if len(seen) > num_seen:
                 shown[watching] = gr.update(value=watched_table(seen, names), visible=True)
             if steps and (len(steps), len(seen)) != (num_before, num_seen):
@@ -170,7 +186,8 @@ def build_learning_panel(
             if len(steps) > num_before:
                 text = text or training_text(steps[-1])
             if log.has_ended:
-                text = ended_text(log, learned_text(current, learned_event), stopped_text(steps))
+                learned_now = settled_text(settled) + learned_text(current, learned_event)
+                text = ended_text(log, learned_now, stopped_text(steps)) + shelved_text(shelved)
                 shown |= {
                     **{button: gr.update(interactive=True) for button in buttons},
                     stop_learning: gr.update(interactive=False),
@@ -205,7 +222,7 @@ def build_learning_panel(
 
     @cumulative
     async def on_learn(
-        how: str, session_id: str, passage: str, pairs: list, number: int, question: str, *values: object
+        how: str, session_id: str, passage: str, pairs: list, number: int, question: str, ends: bool, *values: object
     ) -> AsyncIterator[dict]:
         current = await opened(workbench, session_id)
         edited, values = values[: len(edits)], values[len(edits) :]
@@ -223,7 +240,14 @@ def build_learning_panel(
             chosen = [number - 1] if how == _ONE else [index for index, draft in enumerate(drafts) if draft.use]
             questions = inputs.questions_from_table(pairs)
             return workbench.adapt(
-                current, chosen, read_settings(values), questions, drafts, together=how == _TOGETHER, watched=question
+                current,
+                chosen,
+                read_settings(values),
+                questions,
+                drafts,
+                together=how == _TOGETHER,
+                watched=question,
+                stops_early=bool(ends),
             )
 
         job = await started(start)
@@ -241,7 +265,7 @@ def build_learning_panel(
     learned = [
         button.click(
             partial(on_learn, how),
-            [session, panel.passage, panel.questions, only, watched, *edits, *panel.settings],
+            [session, panel.passage, panel.questions, only, watched, stops_early, *edits, *panel.settings],
             outputs,
             api_visibility="private",
             show_progress="hidden",
@@ -257,112 +281,3 @@ def build_learning_panel(
         queue=False,
     )
     return LearningPanel(learning, only, watched, outputs, reset, watch, learned)
-
-
-def loss_table(steps: list[dict], names: list[str], seen: Sequence[dict] = ()) -> pd.DataFrame:
-    """
-    The loss of each self-edit at each step, and a line upwards where the watched question was first answered right and stayed
-    so. A long training is thinned out to about 150 steps.
-    """
-    stride = max(1, len(steps) // 150)
-    lines = [
-        {"step": step["step"], "loss": loss, "self-edit": names[int(adapter)]}
-        for step in [*steps[::stride], steps[-1]]
-        for adapter, loss in step["losses"].items()
-    ]
-    highest = max(line["loss"] for line in lines)
-    for adapter, name in enumerate(names):
-        if (step := first_right(seen, adapter)) is not None:
-            label = f"{name} answers right"
-            lines += [{"step": step, "loss": height, "self-edit": label} for height in (0.0, highest)]
-    return pd.DataFrame(lines)
-
-
-def loss_title(names: list[str], seen: Sequence[dict]) -> str:
-    """The title of the plot, with the steps since which the watched question has been answered right."""
-    since = {name: first_right(seen, adapter) for adapter, name in enumerate(names)}
-    told = [f"{name} since step {step}" for name, step in since.items() if step is not None]
-    return f"Training loss. The watched question is answered right: {', '.join(told)}" if told else "Training loss"
-
-
-def first_right(seen: Sequence[dict], adapter: int) -> int | None:
-    """The step since which an adapter has answered the watched question right; `None` where the last answer was not."""
-    found = None
-    for event in seen:
-        if event["step"] and event["verdicts"] and str(adapter) in event["verdicts"]:
-            is_right = event["verdicts"][str(adapter)]
-            found = (found or event["step"]) if is_right else None
-    return found
-
-
-def watched_table(seen: list[dict], names: list[str]) -> list[list[str]]:
-    """What the base model and each adapter answer to the watched question, and how likely they find the right answer."""
-    latest = {adapter: event for event in seen[1:] for adapter in event["answers"]}
-    lines = [("Base model", seen[0], "0")]
-    lines += [
-        (f"Self-edit {names[int(adapter)]}, step {event['step']}", event, adapter) for adapter, event in latest.items()
-    ]
-    return [
-        [
-            label,
-            MARKS[(event["verdicts"] or {}).get(adapter)] + event["answers"][adapter],
-            percent((event["probabilities"] or {}).get(adapter)),
-        ]
-        for label, event, adapter in lines
-    ]
-
-
-def rewards_table(event: dict, names: Sequence[str]) -> list[list[str]]:
-    """The rewards of the base model and of each adapter. Only of several one is the best."""
-    right = [sum(map(bool, one)) for one in event["verdicts"]]
-    count = len(event["questions"])
-    return [
-        [
-            f"{name}, together" if " + " in name else name,
-            f"{right[index]} of {count}",
-            percent(right[index] / count),
-            percent(event["recited"][index]),
-            "best" * (len(names) > 1 and index == event["best"] + 1),
-        ]
-        for index, name in enumerate(["Base model", *names])
-    ]
-
-
-def answers_headers(names: Sequence[str]) -> list[str]:
-    """The columns of the graded answers: those of the base model and of the adapter of these names that is asked."""
-    return ["Question → right answer", "Base model", "Best adapter" if len(names) > 1 else "Adapter"]
-
-
-def training_text(step: dict) -> str:
-    """The progress of the training, in a sentence."""
-    left = step["seconds"] / step["step"] * (step["num_steps"] - step["step"])
-    return (
-        f"Step {step['step']} of {step['num_steps']} · {step['num_tokens'] / max(step['seconds'], 1e-3):,.0f} tokens/s · "
-        f"about {duration(left)} left"
-    )
-
-
-def learned_text(current: Session, event: dict | None) -> str:
-    """The result of the training, in a sentence."""
-    kept = current.adapters.get(event["adapters"][event["best"]]) if event else None
-    if kept is None:  # it has been deleted
-        return "Learned."
-    if kept.reward is None:
-        return "Learned. There was no question to score it with. **Ask it something** under Ask."
-    origin = "the model's own questions" if kept.own_questions else "your questions"
-    best = "best " * (kept.best_of > 1)
-    chosen = (
-        f"It was chosen as the best of {kept.best_of} by these very questions, so its share tends to be too high by chance: ask others, too. "
-    ) * (kept.best_of > 1)
-    return (
-        f"Learned in {duration(kept.seconds)}. Without the passage, the {best}adapter answers **{percent(kept.reward)}** of "
-        f"{origin} right, the base model {percent(kept.base_reward)}. {chosen}One text for all of them, what it says to “Tell me about” "
-        f"the topic, would be right for {percent(kept.recitation)}. **Ask it something** under Ask."
-    )
-
-
-def stopped_text(steps: list[dict]) -> str:
-    """What is left when the training was stopped, in a sentence."""
-    if not steps:
-        return "Stopped before the first step: nothing was learned."
-    return f"Stopped after step {steps[-1]['step']}. The adapters are kept as they were then, without a reward."

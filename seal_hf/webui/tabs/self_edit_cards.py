@@ -11,7 +11,7 @@ from ..work.settings import MAX_SELF_EDITS
 from .shared import escape
 
 
-_SHOWN_FACTS = 12
+SHOWN_FACTS = 12
 
 
 @dataclass(frozen=True)
@@ -101,15 +101,52 @@ def read_drafts(current: Session, values: Sequence[object]) -> list[Draft]:
     ]
 
 
+def build_coverage() -> tuple[gr.Markdown, gr.Dataset]:
+    """Lay out, hidden, what the self-edits leave out: a line, and a button for each name and number."""
+    line = gr.Markdown(elem_id="coverage", elem_classes="quiet")
+    facts = gr.Dataset(
+        components=["textbox"],
+        samples=[],
+        show_label=False,
+        samples_per_page=SHOWN_FACTS,
+        layout="gallery",
+        visible=False,
+        container=False,
+        elem_id="left-out",
+    )
+    return line, facts
+
+
+def show_coverage(line: gr.Markdown, facts: gr.Dataset, current: Session, told: str = "") -> dict:
+    """What the self-edits of a session leave out now, after a sentence about something else."""
+    missing = _left_out(current)[0][:SHOWN_FACTS]
+    shown = gr.Dataset(samples=[[fact] for fact in missing], visible=bool(missing))
+    return {line: " ".join(filter(None, (told, coverage_text(current)))), facts: shown}
+
+
 def coverage_text(current: Session) -> str:
-    """Which names and numbers of the passage no question of the self-edits asks for; empty where they are not questions."""
-    if current.example is None or all(draft.pairs is None for draft in current.drafts):
-        return ""
-    missing, count = inputs.missing_facts(current.example, current.drafts)
+    """How many names and numbers of the passage the self-edits ask for; empty where they are not questions."""
+    missing, count = _left_out(current)
     if not count:
         return ""
     text = f"The answers hold {count - len(missing)} of the passage's {count} names and numbers."
     if missing:
-        more = f" and {len(missing) - _SHOWN_FACTS} more" * (len(missing) > _SHOWN_FACTS)
-        text += f" Nothing asks for {', '.join(map(escape, missing[:_SHOWN_FACTS]))}{more}."
+        more = f" and {len(missing) - SHOWN_FACTS} more" * (len(missing) > SHOWN_FACTS)
+        text += f" Nothing asks for these{more}. Choose one, and the model writes a question about it:"
     return text
+
+
+def added_text(event: dict) -> str:
+    """What came of asking for a question about a name or number, in a sentence."""
+    fact, place = escape(event["fact"]), event["place"]
+    if event["pair"] is None:
+        return f"The model found no question about {fact} whose answer the passage bears out: write one yourself."
+    if place is None:
+        return f"There is a question about {fact}, but these self-edits are no longer there."
+    return f"A question about {fact} is in self-edit {place + 1}."
+
+
+def _left_out(current: Session) -> tuple[list[str], int]:
+    if current.example is None or all(draft.pairs is None for draft in current.drafts):
+        return [], 0
+    return inputs.missing_facts(current.example, current.drafts)

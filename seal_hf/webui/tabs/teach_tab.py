@@ -8,13 +8,14 @@ from itertools import zip_longest
 import gradio as gr
 
 from ..work import inputs
+from ..work.added_questions import ADDING, add_question
 from ..work.jobs import Job
 from ..work.sessions import Draft, Session
 from ..work.workbench import Workbench
 from .learning_panel import build_learning_panel
 from .passage_panel import NAMES, PassagePanel, build_passage_panel, read_settings
-from .self_edit_cards import build_cards, coverage_text
-from .shared import append, cumulative, ended_text, follow, is_waiting, opened, started, waiting_text
+from .self_edit_cards import added_text, build_cards, build_coverage, read_drafts, show_coverage
+from .shared import append, cumulative, ended_text, escape, follow, is_waiting, opened, started, waiting_text
 from .writer_lines import WriterLines
 
 
@@ -63,7 +64,8 @@ def build_teach_tab(
             empty = gr.Markdown(_EMPTY, elem_id="empty")
             write_status = gr.Markdown(elem_id="write-status", elem_classes="status")
             cards = build_cards()
-            coverage = gr.Markdown(elem_id="coverage", elem_classes="quiet")
+            coverage, left_out = build_coverage()
+            added = gr.State()
             values = [widget for card in cards for widget in card.values]
             learning = build_learning_panel(workbench, session, tabs, panel, values)
 
@@ -72,7 +74,7 @@ def build_teach_tab(
         shown = {learning.column: gr.update(visible=True), learning.number: gr.update(choices=numbers, value=1)}
         for card, draft in zip_longest(cards, drafts):
             shown |= card.show(draft, preview(draft, current) if draft else "")
-        return {**shown, coverage: coverage_text(current)}
+        return {**shown, **show_coverage(coverage, left_out, current)}
 
     def preview(draft: Draft, current: Session) -> str:
         texts = workbench.training_texts(current, draft)
@@ -92,7 +94,11 @@ def build_teach_tab(
             for event in events:
                 if event["event"] == "writing":
                     written = [""] * event["count"]
-                    shown |= {learning.column: gr.update(visible=False), coverage: ""}
+                    shown |= {
+                        learning.column: gr.update(visible=False),
+                        coverage: "",
+                        left_out: gr.update(visible=False),
+                    }
                     for index, card in enumerate(cards):
                         shown |= card.writing(index < len(written))
                 elif event["event"] == "text":
@@ -159,7 +165,7 @@ def build_teach_tab(
     async def on_follow(session_id: str) -> AsyncIterator[dict]:
         current = await opened(workbench, session_id)
         yield {write: gr.update(interactive=True)}
-        for kind, watch in (("propose", watch_writing), ("adapt", learning.watch)):
+        for kind, watch in (("propose", watch_writing), (ADDING, watch_adding), ("adapt", learning.watch)):
             job = workbench.jobs.find(current.shown.get(kind, ""), current.id)
             if job is not None and (kind == "adapt" or workbench.jobs.active(current.id, kind)):
                 async for shown in watch(current, job):
@@ -168,39 +174,100 @@ def build_teach_tab(
     shared = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
     outputs = [
         empty, write, stop_writing, write_status, *(widget for card in cards for widget in card.widgets), coverage,
+        left_out, added,
         learning.number, *learning.outputs,
     ]  # fmt: skip
     write.click(on_write, [session, learning.watched, *panel.inputs], outputs, **shared)
-    stop_writing.click(
-        lambda session_id: workbench.stop(workbench.sessions.open(session_id), "propose") and None,
-        session,
-        api_visibility="private",
-        queue=False,
-    )
 
-    def on_edit(index: int, session_id: str, text: str, use: bool, rows: list) -> tuple[str, str]:
+    def on_stop(session_id: str) -> None:
+        current = workbench.sessions.open(session_id)
+        for kind in ("propose", ADDING):
+            workbench.stop(current, kind)
+
+    stop_writing.click(on_stop, session, api_visibility="private", queue=False)
+
+    def keep(index: int, draft: Draft, current: Session) -> str:
+        """The texts that an edited self-edit trains on; empty where it cannot be learned as it is, and is not kept."""
+        if shown := preview(draft, current):
+            current.drafts[index] = draft
+        return shown
+
+    def on_edit(index: int, session_id: str, text: str, use: bool, rows: list) -> dict:
         current = workbench.sessions.open(session_id)
         if index >= len(current.drafts):
-            return "", ""
+            return {cards[index].preview: ""}
         draft = replace(current.drafts[index], text=text, use=use)
         if draft.pairs is not None:
             draft.pairs = rows
-        shown = preview(draft, current)
-        if shown:  # it can be learned as it is
-            current.drafts[index] = draft
-        return shown, coverage_text(current)
+        return {cards[index].preview: keep(index, draft, current), **show_coverage(coverage, left_out, current)}
+
+    async def watch_adding(current: Session, job: Job) -> AsyncIterator[dict]:
+        fact = ""
+        async for log, events in follow(workbench, job):
+            for event in events:
+                if event["event"] == "asking_about":
+                    fact = escape(event["fact"])
+                elif event["event"] == "added":
+                    yield {added: event}
+            if log.has_ended:
+                text = ended_text(log, "", "Stopped.")
+                yield {**show_coverage(coverage, left_out, current, text), stop_writing: gr.update(interactive=False)}
+            else:
+                text = waiting_text(workbench, job) if is_waiting(log) else f"The model asks about {fact} …"
+                yield {
+                    coverage: text,
+                    left_out: gr.update(visible=False),
+                    stop_writing: gr.update(interactive=True),
+                }
+
+    @cumulative
+    async def on_add(session_id: str, chosen: gr.SelectData) -> AsyncIterator[dict]:
+        current = await opened(workbench, session_id)
+        yield {added: None}
+        (fact,) = chosen.value if isinstance(chosen.value, list) and len(chosen.value) == 1 else [""]
+        job = await started(lambda: add_question(workbench, current, fact))
+        if isinstance(job, str):
+            yield show_coverage(coverage, left_out, current, job)
+            return
+        async for shown in watch_adding(current, job):
+            yield shown
+
+    def on_added(session_id: str, event: dict | None, *values: object) -> dict:
+        """Append the pair to what the page holds now, which may have been edited meanwhile."""
+        current = workbench.sessions.open(session_id)
+        if not event:
+            return {added: None}
+        place, pair, shown = event["place"], event["pair"], {}
+        drafts = read_drafts(current, values)
+        if place is not None and place < len(drafts) and drafts[place].pairs is not None and pair:
+            draft, card = drafts[place], cards[place]
+            rows = [row for row in draft.pairs if any(row)]
+            draft.pairs = rows if pair in rows else [*rows, pair]
+            shown = {card.pairs: draft.pairs, card.preview: keep(place, draft, current)}
+        return {**shown, added: None, **show_coverage(coverage, left_out, current, added_text(event))}
 
     for index, card in enumerate(cards):
         gr.on(
             [card.text.blur, card.pairs.input, card.use.input],
             partial(on_edit, index),
             [session, *card.values],
-            [card.preview, coverage],
+            [card.preview, coverage, left_out],
             api_visibility="private",
             queue=False,
             show_progress="hidden",
             trigger_mode="always_last",
         )
+
+    appended = [
+        coverage,
+        left_out,
+        added,
+        *(widget for card in cards for widget in (card.pairs, card.preview)),
+    ]
+    asked_for = left_out.select(on_add, session, [coverage, left_out, added, stop_writing], **shared)
+    asked_for.then(
+        on_added, [session, added, *values], appended, api_visibility="private", show_progress="hidden", queue=False
+    )
 
     def attach(loaded: gr.events.Dependency) -> None:
         restored = loaded.then(
@@ -210,7 +277,15 @@ def build_teach_tab(
             api_visibility="private",
             show_progress="hidden",
         )
-        restored.then(on_follow, session, outputs, **shared)
+        followed = restored.then(on_follow, session, outputs, **shared)
+        followed.then(
+            on_added,
+            [session, added, *values],
+            appended,
+            api_visibility="private",
+            show_progress="hidden",
+            queue=False,
+        )
 
     return attach, panel, learning.learned
 

@@ -16,11 +16,12 @@ import torch
 
 from ...adapters.adapter import Adapter
 from ...adapters.sources import WEIGHTS_NAME
+from ...domains import KnowledgeDomain
 from ...domains.knowledge.own_questions import own_questions
 from ...hub.model_card import AdapterCard
 from ...inner_loop.training import InnerStep
 from ...rollout.rewards import Asked, ask_and_grade, mean
-from ...rollout.watching import QuestionWatch
+from ...rollout.watching import AnswerStays, QuestionWatch
 from ...self_adapting_lm import SelfAdaptingLM
 from ...self_edit import SelfEdit, joined_self_edits
 from . import quota
@@ -40,7 +41,8 @@ _LOADED, _LOADED_BYTES = 8, 2**31  # adapters that stay in memory
 spaces = sys.modules.get("spaces") if os.environ.get("SPACES_ZERO_GPU") else None
 
 _models: list[SelfAdaptingLM] = []
-_adapters: OrderedDict[Path, Adapter] = OrderedDict()
+# By its file or folder, and when that was written: another one may come to the same place.
+_adapters: OrderedDict[tuple[Path, int], Adapter] = OrderedDict()
 _adapters_lock = threading.Lock()
 
 
@@ -211,6 +213,14 @@ def write(
     return drafts
 
 
+def add_question(base: SelfAdaptingLM, job: Job, example: dict, fact: str, settings: Settings) -> list[str] | None:
+    """A question about a name or number of a passage with its answer, as the model finds both; `None` where it finds none."""
+    domain = KnowledgeDomain("questions-by-fact", chat=base.domain.chat, training_format="prompt_completion")
+    lm = settings.lm(base).with_domain(domain)
+    pair = lm.domain.pair_about(fact, example, lm.asked_by_tool(stop=job.stop))
+    return None if pair is None else list(pair)
+
+
 def learn(
     base: SelfAdaptingLM,
     job: Job,
@@ -223,6 +233,7 @@ def learn(
     together: bool = False,
     watched: dict | None = None,
     writer: Path | None = None,
+    stops_early: bool = True,
 ) -> dict:
     """
     Train an adapter on each self-edit, all of them side by side, or one on all self-edits, and ask each the questions.
@@ -248,16 +259,19 @@ def learn(
             An example with a question that the adapters are asked while they are trained.
         writer (`Path`, *optional*):
             As in [`write`]: it asks what a self-edit has left out, where that was not done yet. The base model learns.
+        stops_early (`bool`, *optional*, defaults to `True`):
+            Whether the training ends once the answers to that question stay (see [`AnswerStays`]).
 
     Returns:
-        `dict`: `"seconds"` of the training and `"has_adapters"`, which is false after a stop before the first step. Without
-        a stop also `"questions"`, `"own"` (whether the model wrote them), and of the base model and of each adapter
+        `dict`: `"seconds"` of the training and `"has_adapters"`, which is false after a stop before the first step; after it
+        also, of each adapter, `"pairs"`, the questions that it learned with their answers, and `"losses"`, that of its last
+        step. Without a stop also `"questions"`, `"own"` (whether the model wrote them), and of the base model and of each adapter
         `"answers"`, `"verdicts"`, `"recitations"`, the share of the questions that its answer to "Tell me about ..." would be
         right for, and `"recited"`, the share of its answers that recite (see [`Domain.recited`]).
     """
     lm = _as_set(base, settings, writer)
     clock = {"seconds": 0.0}
-    watch = None
+    watch = stays = None
     if watched is not None:
         watch = QuestionWatch(lm, watched, max_answer_length=LONGEST_ANSWER, stop=job.stop)
         job.emit("watched", step=0, **vars(watch.ask_base()))
@@ -265,8 +279,14 @@ def learn(
     def on_step(step: InnerStep) -> None:
         clock["seconds"] = step.seconds
         emit_step(job, step)
-        if watch is not None and (seen := watch.ask(step)) is not None:
+        if watch is None:
+            return
+        if (seen := watch.ask(step)) is not None:
             job.emit("watched", step=step.step, **vars(seen))
+        if stays is not None:
+            stays.look(step, seen)
+            if stays.has_settled:
+                job.emit("settled", step=step.step, num_steps=step.num_steps)
 
     trained = lm.carry_out(self_edits, [example] * len(self_edits), stop=job.stop)
     if job.stop.is_set():  # before a tool had come to its end
@@ -279,13 +299,20 @@ def learn(
                 f"None of the questions of a self-edit (“{edit.calls[0]}”) can be answered from the passage: change them, or do "
                 "not use it."
             )
-    adapters = lm.adapt(trained, seed=settings.seed, on_step=on_step, stop=job.stop)
+    if watch is not None and stops_early:
+        stays = AnswerStays(len(trained), stop=job.stop)
+    adapters = lm.adapt(trained, seed=settings.seed, on_step=on_step, stop=stays or job.stop)
     has_adapters = bool(adapters[0].training["num_steps"])
     if has_adapters:
         for adapter, file in zip(adapters, files, strict=True):
             save_zip(adapter, file, AdapterCard(passage=passage_of(example)))
         job.emit("saved", count=len(adapters))
-    result = {"seconds": clock["seconds"], "has_adapters": has_adapters}
+    result = {
+        "seconds": clock["seconds"],
+        "has_adapters": has_adapters,
+        "pairs": [lm.domain.learned_pairs(edit) for edit in trained],
+        "losses": [adapter.training["losses"][-1] if has_adapters else None for adapter in adapters],
+    }
     if job.stop.is_set():
         return result
     is_own = not example["questions"]
@@ -352,6 +379,29 @@ def answer(base: SelfAdaptingLM, job: Job, examples: Sequence[dict], file: Path)
     return plain, adapted
 
 
+def answer_with(base: SelfAdaptingLM, job: Job, example: dict, folder: Path | None) -> list[str]:
+    """
+    Answer questions without the passage, by one adapter or the base model. Every token goes to the log.
+
+    Args:
+        base ([`SelfAdaptingLM`]):
+            The model.
+        job ([`Job`]):
+            Where to report the progress.
+        example (`dict`):
+            The questions, with the title that they name.
+        folder (`Path`, *optional*):
+            The adapter's folder; the base model answers where it is `None`.
+    """
+
+    def on_text(new_texts: list[str]) -> None:
+        job.emit("text", new=new_texts)
+
+    prompts = base.domain.questions(example)
+    adapters = [None if folder is None else _adapter(base, folder)] * len(prompts)
+    return base.answer_prompts(prompts, adapters, max_answer_length=LONGEST_ANSWER, on_text=on_text, stop=job.stop)
+
+
 def _adapter(base: SelfAdaptingLM, source: Path) -> Adapter:
     """
     An adapter from its zip file or PEFT folder. The last few stay in memory.
@@ -359,15 +409,16 @@ def _adapter(base: SelfAdaptingLM, source: Path) -> Adapter:
     Raises:
         JobRefused: There is no memory for it.
     """
+    key = source, source.stat().st_mtime_ns
     with _adapters_lock:
-        if source not in _adapters:
+        if key not in _adapters:
             num_bytes = (source / WEIGHTS_NAME if source.is_dir() else source).stat().st_size
             while _adapters and not _fits(num_bytes):
                 _adapters.popitem(last=False)
             with quota.memory(num_bytes):
-                _adapters[source] = base.load_adapter(source)
-        _adapters.move_to_end(source)
-        return _adapters[source]
+                _adapters[key] = base.load_adapter(source)
+        _adapters.move_to_end(key)
+        return _adapters[key]
 
 
 def _fits(num_bytes: int) -> bool:

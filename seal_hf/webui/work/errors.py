@@ -28,7 +28,7 @@ def explain(error: BaseException) -> str:
     if not isinstance(error, OSError):
         return "Something went wrong on our side: try again. If it fails again, look at the app's log."
     if error.errno in _FULL:
-        return "The app's disk is full: delete some adapters under Adapters, or try again later."
+        return "The app's disk is full: delete some adapters under Adapters or books under Shelf, or try again later."
     if error.errno is not None:
         return "The app could not read or write a file: try again. If it fails again, look at the app's log."
     return without_folders(str(error))

@@ -64,7 +64,7 @@ def _limits(folder: Path) -> list[tuple[int, str]]:
     total = TOTAL_BYTES - used_bytes(root) - sum(count for _, count in elsewhere) - reserved
     disk = shutil.disk_usage(root).free - SPARE_BYTES - reserved
     return [
-        (session, f"{_size(SESSION_BYTES)} is the limit of a visitor: delete some adapters under Adapters, or use a lower rank"),
+        (session, f"{_size(SESSION_BYTES)} is the limit of a visitor: delete some adapters under Adapters or books under Shelf, or use a lower rank"),
         (total, f"the adapters of all visitors may have {_size(TOTAL_BYTES)}: try again later"),
         (disk, "the app's disk is almost full: try again later"),
     ]  # fmt: skip

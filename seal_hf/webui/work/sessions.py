@@ -127,6 +127,8 @@ class KeptAdapter:
             How long its training took.
         created (`float`, *optional*):
             When it was made, as `time.time()`. Defaults to now.
+        origin (`tuple[str, ...]`, *optional*):
+            What tells the book on the shelf that it became or was taken from, and the passage in it.
     """
 
     id: str
@@ -144,6 +146,7 @@ class KeptAdapter:
     own_questions: bool = False
     seconds: float | None = None
     created: float = field(default_factory=time.time)
+    origin: tuple[str, ...] | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -189,6 +192,8 @@ class Session:
             When it was last used, as `time.monotonic()`, by its visitor or by its work. Defaults to now.
         visitor (`str`, *optional*, defaults to `""`):
             Whose it is, where that is asked; several sessions may be one visitor's.
+        is_local (`bool`, *optional*, defaults to `True`):
+            Whether it was opened by the user of this machine, as far as a request tells it.
         seen (`float`, *optional*):
             When its visitor was last there, as `time.monotonic()`. Defaults to now.
     """
@@ -208,6 +213,7 @@ class Session:
     asked: list[tuple[str, str, str]] = field(default_factory=list)
     shown: dict[str, str] = field(default_factory=dict)
     visitor: str = ""
+    is_local: bool = True
     used: float = field(default_factory=time.monotonic)
     seen: float = field(default_factory=time.monotonic)
 
@@ -288,6 +294,8 @@ class Sessions:
             Signs the ids. With the key of an earlier `Sessions` its ids are taken, too.
         who (`Callable[[], str]`):
             Names the visitor for whom a session is opened; `""` for nobody in particular, who has no limit.
+        is_local (`Callable[[], bool]`):
+            Tells whether a session is opened by the user of this machine.
     """
 
     def __init__(
@@ -304,6 +312,7 @@ class Sessions:
     ):
         self.key = secrets.token_bytes(32)
         self.who: Callable[[], str] = lambda: ""
+        self.is_local: Callable[[], bool] = lambda: True
         self._max_of_visitor = max_of_visitor
         self._folder, self._keep_seconds, self._max_sessions = folder, keep_seconds, max_sessions
         self._unattended_seconds = unattended_seconds
@@ -327,7 +336,8 @@ class Sessions:
                 visitor = self.who()
                 gone = self._make_room(visitor)
                 # The folder's name is another secret, since the browser gets the paths of files.
-                session = Session(session_id, self._folder / secrets.token_hex(8), visitor=visitor)
+                folder = self._folder / secrets.token_hex(8)
+                session = Session(session_id, folder, visitor=visitor, is_local=self.is_local())
                 session.folder.mkdir(parents=True)
                 self._sessions[session_id] = session
             session.used = session.seen = time.monotonic()

@@ -22,6 +22,7 @@ from .jobs import Job, JobRefused, Jobs
 from .limits import OWN_MACHINE, Limits
 from .sessions import Draft, KeptAdapter, Session, Sessions
 from .settings import Settings
+from .shelves import Shelves
 from .training_runs import TrainingRuns
 
 
@@ -48,8 +49,13 @@ class Workbench:
             How long an unused session is kept.
         limits ([`Limits`], *optional*):
             What one visitor may take of the device. Defaults to the limits of the user of this machine.
+        shelf (`Path`, *optional*):
+            Folder of the shelf that stays on this machine, for its user alone. Defaults to none: each session has a shelf, which
+            goes with it.
 
     Attributes:
+        shelves ([`Shelves`]):
+            The books of the sessions.
         runs ([`TrainingRuns`], *optional*):
             The training runs of the sessions. A session with one under way is in use.
     """
@@ -62,8 +68,10 @@ class Workbench:
         num_workers: int = 1,
         keep_seconds: float = 3600,
         limits: Limits = OWN_MACHINE,
+        shelf: Path | None = None,
     ):
         self.lm, self.limits = lm, limits
+        self.shelves = Shelves(lm, shelf)
         self.runs: TrainingRuns | None = None
         self._model = device.hold(lm)
         self.jobs = Jobs(explain, num_workers=num_workers, limits=limits, visitor_of=self._visitor_of)
@@ -154,6 +162,7 @@ class Workbench:
         *,
         together: bool = False,
         watched: str = "",
+        stops_early: bool = True,
     ) -> Job:
         """
         Train an adapter on each of the chosen self-edits and find out which has learned most, or one on all of them.
@@ -173,6 +182,8 @@ class Workbench:
                 Whether one adapter learns all chosen self-edits.
             watched (`str`, *optional*, defaults to `""`):
                 A question to ask the adapters while they are trained, or none. If it is one of `questions`, its answers are graded.
+            stops_early (`bool`, *optional*, defaults to `True`):
+                Whether the training ends once the answers to it stay (see [`AnswerStays`]).
 
         Raises:
             ValueError: No self-edit is chosen, one is empty, the training would be too long, or the watched question is.
@@ -184,7 +195,7 @@ class Workbench:
         # How a self-edit is read follows from how it was asked for.
         settings = replace(settings, prompt_style=session.settings["prompt_style"])
         lm = settings.lm(self.lm)
-        # One more is the folder that becomes the zip file of one.
+        # One more is the folder that becomes the zip file of one, and later the book.
         num_adapters = 1 if together else len(chosen)
         num_bytes = (1 + num_adapters) * (lora_layout(lm.model, lm.peft_config).num_bytes + quota.FILE_BYTES)
         quota.require(session.folder, num_bytes)
@@ -210,8 +221,8 @@ class Workbench:
         def work(job: Job) -> None:
             job.emit("learning", names=labels, watched=watched_example["questions"][0] if watched_example else None)
             files = [file for _, file in targets]
-            try:
-                with quota.room(session.folder, num_bytes):
+            with quota.room(session.folder, num_bytes):
+                try:
                     result = self.run(
                         device.learn,
                         job,
@@ -223,17 +234,29 @@ class Workbench:
                         together=together,
                         watched=watched_example,
                         writer=writer.folder if writer is not None and writer.folder.is_dir() else None,
+                        stops_early=stops_early,
                     )
-            except BaseException:
-                # The adapters that were saved before the error stay, without a reward.
-                saved = [index for index, file in enumerate(files) if file.is_file()]
-                own, kept = [names[index] for index in saved], [targets[index] for index in saved]
-                result = {"seconds": None, "has_adapters": bool(saved)}
-                self._keep_learned(session, job, example, own, kept, result)
-                raise
-            self._keep_learned(session, job, example, names, targets, result)
+                except BaseException:
+                    # The adapters that were saved before the error stay, without a reward.
+                    saved = [index for index, file in enumerate(files) if file.is_file()]
+                    own, kept = [names[index] for index in saved], [targets[index] for index in saved]
+                    result = {"seconds": None, "has_adapters": bool(saved)}
+                    self._keep_learned(session, job, example, own, kept, result)
+                    raise
+                best = self._keep_learned(session, job, example, names, targets, result)
+                if best is not None:
+                    self._put_on_shelf(
+                        session, job, example, targets[best][0], result["pairs"][best], result["losses"][best]
+                    )
 
-        key = [example, [edit.completion for edit in self_edits], asdict(settings), together, watched_example]
+        key = [
+            example,
+            [edit.completion for edit in self_edits],
+            asdict(settings),
+            together,
+            watched_example,
+            stops_early,
+        ]
         job = self.submit(session, "adapt", key, work, num_tokens / TRAINED_PER_SECOND + 10, "learn", num_tokens)
         session.passage, session.drafts = example, drafts
         return job
@@ -269,9 +292,10 @@ class Workbench:
         names: Sequence[str],
         targets: Sequence[tuple[str, Path]],
         result: dict,
-    ) -> None:
+    ) -> int | None:
+        """Give the session its new adapters. Returns the place of the best one, or `None` where there is none."""
         if not result["has_adapters"]:
-            return
+            return None
         verdicts = result.get("verdicts")
         rewards = [sum(one) / len(one) for one in verdicts] if verdicts else None
         best = max(range(len(targets)), key=lambda index: rewards[index + 1]) if rewards else 0
@@ -301,6 +325,25 @@ class Workbench:
                 {key: result[key] for key in ("questions", "own", "answers", "verdicts", "recited")} if rewards else {}
             ),
         )
+        return best
+
+    def _put_on_shelf(
+        self,
+        session: Session,
+        job: Job,
+        example: dict,
+        adapter_id: str,
+        pairs: list[tuple[str, str]],
+        loss: float | None,
+    ) -> None:
+        """Make a book of the best adapter. Where that fails, the adapter stays, and the page says why there is no book."""
+        try:
+            kept = session.adapter(adapter_id)
+            book = self.shelves.put(session, kept, example, pairs, loss, is_whole=not job.stop.is_set())
+        except (OSError, ValueError) as error:
+            job.emit("shelved", book=None, error=explain(error))
+            return
+        job.emit("shelved", book=book.id if book else None, error=None)
 
     # --- ask ---
 

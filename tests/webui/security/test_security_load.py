@@ -29,8 +29,8 @@ def flood(url, called, refused, session, over):
     attempts = (
         ("propose", lambda: ["Flood", long, 8, "rewrite", 0, session]),
         ("propose", lambda: ["Flood", long[:2000], 8, "rewrite", 0, session]),
-        ("adapt", lambda: [session, [long[:2000]] * 2, QUESTIONS, None]),
-        ("adapt", lambda: [session, [long] * 24, QUESTIONS * 20, None]),
+        ("adapt", lambda: [session, [long[:2000]] * 2, QUESTIONS, None, None, None]),
+        ("adapt", lambda: [session, [long] * 24, QUESTIONS * 20, None, None, None]),
         ("ask", lambda: [session, "why " * 700_000, ""]),
         ("load_adapter", lambda: ["", "", uploaded(url, junk)]),
     )

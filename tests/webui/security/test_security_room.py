@@ -59,7 +59,7 @@ def test_adapters_that_stay_in_memory_have_a_limit_of_bytes(lm, with_adapters, m
     monkeypatch.setattr(device, "_LOADED_BYTES", files[0].stat().st_size + 1)
     for file in files:
         assert device._adapter(lm, file) is device._adapter(lm, file)
-    assert list(device._adapters) == files[1:]
+    assert [file for file, _ in device._adapters] == files[1:]
     monkeypatch.setattr(quota, "free_memory", lambda device: quota.SPARE_MEMORY)
     with pytest.raises(JobRefused, match="no memory"):
         device._adapter(lm, files[0])
@@ -150,7 +150,10 @@ def test_a_full_disk_shows_no_path(bench, with_adapters, monkeypatch, caplog):
     with caplog.at_level(logging.ERROR):
         log, _ = finish(bench, bench.adapt(with_adapters, [0], QUICK, QUESTIONS))
     assert log.state == FAILED
-    assert log.error == "The app's disk is full: delete some adapters under Adapters, or try again later."
+    assert (
+        log.error
+        == "The app's disk is full: delete some adapters under Adapters or books under Shelf, or try again later."
+    )
     assert "/srv/private/adapters/a" in caplog.text
 
 

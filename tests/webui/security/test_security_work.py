@@ -77,10 +77,10 @@ def test_a_training_of_days_is_refused_before_it_starts(public, called, refused)
     with pytest.raises(
         refused, match=r"625,000 steps, and 10,000 is the limit here: choose fewer|[\d,]+ steps, and 10,000"
     ):
-        called(public.url, "adapt", [session.id, [lines], QUESTIONS, None])
+        called(public.url, "adapt", [session.id, [lines], QUESTIONS, None, None, None])
     long_lines = "\n".join("Halda drew the lighthouse. " * 40 for _ in range(40))
     with pytest.raises(refused, match=r"tokens in all epochs, and 500,000 is the limit here: choose fewer"):
-        called(public.url, "adapt", [session.id, [long_lines] * 3, QUESTIONS, None])
+        called(public.url, "adapt", [session.id, [long_lines] * 3, QUESTIONS, None, None, None])
     assert not public.workbench.jobs.active(session.id)
     assert [draft.text for draft in session.drafts] == ["Halda drew it."]
 
@@ -207,7 +207,7 @@ def test_cheap_calls_take_no_place_of_a_session_with_an_adapter(app, called, ref
     victim.keep(KeptAdapter("a", "Bees", victim.folder), choose=True)
     for _ in range(10):
         with pytest.raises(refused, match="let the model write some first"):
-            called(app.url, "adapt", ["", ["Bees."], [], None])
+            called(app.url, "adapt", ["", ["Bees."], [], None, None, None])
     assert sessions.find(victim.id) is victim and victim.folder.is_dir()
     assert not [one for one in sessions._sessions.values() if one is not victim and one.drafts]
 
@@ -228,7 +228,7 @@ def test_a_refused_call_changes_nothing(app, called, refused):
     before = (session.passage, list(session.drafts), dict(session.shown))
     session.shown["adapt"] = "job"
     with pytest.raises(refused, match="Self-edit 1 is empty"):
-        called(app.url, "adapt", [session.id, ["  "], QUESTIONS, None])
+        called(app.url, "adapt", [session.id, ["  "], QUESTIONS, None, None, None])
     for _ in range(jobs_module.MAX_JOBS):
         release = threading.Event()
         app.workbench.jobs.submit(
@@ -327,11 +327,11 @@ def test_a_question_of_megabytes_is_refused_by_its_characters(app, called, refus
     with pytest.raises(refused, match="The title has 2,800,000 characters: shorten it"):
         called(app.url, "propose", ["x " * 1_400_000, PASSAGE, 1, "", 0, ""])
     with pytest.raises(refused, match="Self-edit 1 has 2,800,000 characters: shorten it"):
-        called(app.url, "adapt", [session.id, ["x " * 1_400_000], QUESTIONS, None])
+        called(app.url, "adapt", [session.id, ["x " * 1_400_000], QUESTIONS, None, None, None])
     with pytest.raises(refused, match="Question 1 or its answer has 2,800,000 characters"):
-        called(app.url, "adapt", [session.id, [], [{"question": "x " * 1_400_000, "answer": "y"}], None])
+        called(app.url, "adapt", [session.id, [], [{"question": "x " * 1_400_000, "answer": "y"}], None, None, None])
     with pytest.raises(refused, match="There are 30,000 questions: keep 32 at most"):
-        called(app.url, "adapt", [session.id, [], [{"question": "x", "answer": "y"}] * 30_000, None])
+        called(app.url, "adapt", [session.id, [], [{"question": "x", "answer": "y"}] * 30_000, None, None, None])
     assert all(size < 10_000 for size, _ in tokenized)
 
 

@@ -1,0 +1,227 @@
+"""The tab Shelf: everything that was taught, and one question for all of it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from datetime import datetime
+
+import gradio as gr
+
+from ..work.errors import explain
+from ..work.jobs import DONE, Job
+from ..work.sessions import Session
+from ..work.shelf_work import ASKING, ask_shelf
+from ..work.shelves import BASE, EVERYTHING, ShelvedBook
+from ..work.workbench import Workbench
+from .shared import (
+    append,
+    cumulative,
+    ended_text,
+    escape,
+    follow,
+    is_waiting,
+    opened,
+    percent,
+    read_only_table,
+    started,
+    waiting_text,
+)
+
+
+_EMPTY = "The shelf is empty. Every passage that you teach under **Teach** becomes a book here."
+_KEPT = "Books stay on this machine until you forget them; the command `seal` has the same shelf."
+_OF_SESSION = "Books go with your session, an hour after you last used the page. Download what you want to keep under **Adapters**."
+_CHOICES = [("Everything on the shelf", EVERYTHING), ("The base model", BASE)]
+_LONGEST_TITLE = 80  # characters of a title in a list
+
+
+def build_shelf_tab(
+    workbench: Workbench, session: gr.BrowserState, tabs: gr.Tabs
+) -> tuple[Callable[[gr.events.Dependency], None], gr.events.Dependency]:
+    """
+    Lay out the tab where this is called.
+
+    Args:
+        workbench ([`Workbench`]):
+            Does the work.
+        session (`gr.BrowserState`):
+            Id of the visitor's session.
+        tabs (`gr.Tabs`):
+            The tabs; the one with the id `"adapters"` shows what is taken from a book.
+
+    Returns:
+        `tuple`: A function, which makes the tab show the state after the event that it is called with; and the event after which
+        there may be new adapters.
+    """
+    gr.Markdown("### Shelf", elem_classes="step")
+    status = gr.Markdown(_EMPTY, elem_id="shelf-status", elem_classes="status")
+    with gr.Row(equal_height=True):
+        question = gr.Textbox(
+            label="Question",
+            placeholder="The book that it is about answers, without its text in view",
+            elem_id="shelf-question",
+            scale=6,
+            min_width=220,
+        )
+        who = gr.Dropdown(_CHOICES, value=EVERYTHING, label="Ask", elem_id="shelf-who", scale=3, min_width=180)
+        ask = gr.Button("Ask", variant="primary", elem_id="shelf-ask", min_width=90, scale=1)
+        stop = gr.Button("Stop", elem_id="stop-shelf", min_width=80, scale=1, interactive=False)
+    answer = gr.Textbox(label="Answer", lines=2, interactive=False, elem_id="shelf-answer")
+    answered_by = gr.Markdown(elem_id="answered-by", elem_classes="status")
+    books = read_only_table(["Book", "Known", "Details"], [40, 24, 36], elem_id="books", max_height=360, visible=False)
+    with gr.Column(visible=False) as actions:
+        picked = gr.Dropdown([], label="Books to forget, merge or take along", multiselect=True, elem_id="picked")
+        with gr.Row():
+            take = gr.Button("Take to Adapters", size="sm", elem_id="take-book", min_width=140)
+            merge = gr.Button("Merge two into one", size="sm", elem_id="merge-books", min_width=150)
+            forget = gr.Button("Forget", size="sm", variant="stop", elem_id="forget-books", min_width=90)
+
+    def show(current: Session, asked: object = EVERYTHING, text: str = "") -> dict:
+        found = workbench.shelves.books(current)
+        kept = _KEPT if workbench.shelves.is_kept(current) else _OF_SESSION
+        count = f"{len(found)} book{'s' * (len(found) > 1)}. {kept}"
+        named = [(_label(one), one.book.id) for one in found]
+        choices = [
+            *_CHOICES,
+            *((label, book_id) for (label, book_id), one in zip(named, found, strict=True) if not one.fault),
+        ]
+        return {
+            status: text or (count if found else f"{_EMPTY} {kept}"),
+            books: gr.update(value=[table_line(one) for one in found], visible=bool(found)),
+            actions: gr.update(visible=bool(found)),
+            who: gr.update(choices=choices, value=asked if asked in [one for _, one in choices] else EVERYTHING),
+            picked: gr.update(choices=named, value=[]),
+        }
+
+    async def watch(job: Job) -> AsyncIterator[dict]:
+        texts, told = [""], {}
+        async for log, events in follow(workbench, job):
+            for event in events:
+                if event["event"] == "asked":
+                    told = event["choice"]
+                elif event["event"] == "text":
+                    append(texts, event["new"])
+                elif event["event"] == "answered":
+                    texts = [event["answer"]]
+            by = answered_text(told) if told else ""
+            if log.has_ended:
+                text = by if log.state == DONE else ended_text(log, "", "Stopped.")
+            else:
+                text = waiting_text(workbench, job) if is_waiting(log) else by or "Answering …"
+            yield {answer: texts[0], answered_by: text, stop: gr.update(interactive=not log.has_ended)}
+
+    @cumulative
+    async def on_ask(session_id: str, text: str, asked: str) -> AsyncIterator[dict]:
+        current = await opened(workbench, session_id)
+        job = await started(lambda: ask_shelf(workbench, current, text, asked or EVERYTHING))
+        if isinstance(job, str):
+            yield {answer: "", answered_by: job}
+            return
+        yield {answer: "", answered_by: "Starting …"}
+        async for shown in watch(job):
+            yield shown
+
+    def on_stop(session_id: str) -> None:
+        workbench.stop(workbench.sessions.open(session_id), ASKING)
+
+    @cumulative
+    async def on_show(session_id: str, asked: str) -> AsyncIterator[dict]:
+        current = await opened(workbench, session_id)
+        # In a thread, since many books take a while to read.
+        yield await asyncio.to_thread(show, current, asked)
+        job = workbench.jobs.find(current.shown.get(ASKING, ""), current.id)
+        if job is not None:
+            async for shown in watch(job):
+                yield shown
+
+    def change(session_id: str, asked: str, work: Callable[[Session], str]) -> dict:
+        current = workbench.sessions.open(session_id)
+        try:
+            text = work(current)
+        except (ValueError, OSError) as error:
+            text = f"⚠️ {escape(explain(error))}"
+        return show(current, asked, text)
+
+    def on_forget(session_id: str, asked: str, chosen: list[str]) -> dict:
+        def work(current: Session) -> str:
+            if not chosen:
+                raise ValueError("No book is chosen: choose those to forget.")
+            gone = [workbench.shelves.forget(current, book_id).title for book_id in chosen]
+            return f"Forgot {', '.join(map(escape, gone))}."
+
+        return change(session_id, asked, work)
+
+    def on_merge(session_id: str, asked: str, chosen: list[str]) -> dict:
+        def work(current: Session) -> str:
+            if len(chosen) != 2:
+                raise ValueError(f"{len(chosen)} books are chosen: choose two to merge.")
+            book = workbench.shelves.merge(current, *chosen)
+            return f"Merged into {escape(book.title)}, with {len(book.passages)} passages."
+
+        return change(session_id, asked, work)
+
+    def on_take(session_id: str, asked: str, chosen: list[str]) -> dict:
+        is_taken = False
+
+        def work(current: Session) -> str:
+            nonlocal is_taken
+            if len(chosen) != 1:
+                raise ValueError(f"{len(chosen)} books are chosen: choose one to take to Adapters.")
+            taken = workbench.shelves.take(current, chosen[0])
+            is_taken = True
+            return f"{len(taken)} adapter{'s' * (len(taken) > 1)} under **Adapters**: download or push there."
+
+        return {**change(session_id, asked, work), tabs: gr.Tabs(selected="adapters") if is_taken else gr.skip()}
+
+    shared = {"api_visibility": "private", "show_progress": "hidden"}
+    shown = [status, books, actions, who, picked]
+    gr.on(
+        [question.submit, ask.click],
+        on_ask,
+        [session, question, who],
+        [answer, answered_by, stop],
+        concurrency_limit=None,
+        **shared,
+    )
+    stop.click(on_stop, session, api_visibility="private", queue=False)
+    forget.click(on_forget, [session, who, picked], shown, **shared)
+    merge.click(on_merge, [session, who, picked], shown, **shared)
+    taken = take.click(on_take, [session, who, picked], [*shown, tabs], **shared)
+
+    def attach(event: gr.events.Dependency) -> None:
+        event.then(on_show, [session, who], [*shown, answer, answered_by, stop], concurrency_limit=None, **shared)
+
+    return attach, taken
+
+
+def answered_text(told: dict) -> str:
+    """Who answered a question, and why, in a sentence; `told` is as [`described_choice`] gives it."""
+    score = f"fits with {told['score']:.2f}, {told['threshold']} is needed" if told["score"] is not None else ""
+    if told["book"] is None:
+        if told["is_chosen"]:
+            return "Answered by: **the base model**, as chosen."
+        if told["nearest"] is None:
+            return "Answered by: **the base model**, since no book can be asked."
+        return f"Answered by: **the base model**. No book fits; {escape(told['nearest'])} {score}."
+    number = f", passage {told['passage']} of {told['num_passages']}" if told["num_passages"] > 1 else ""
+    how = "as chosen" if told["is_chosen"] else f"which {score}"
+    return f"Answered by: **{escape(told['title'])}**{number}, {how}."
+
+
+def table_line(one: ShelvedBook) -> list[str]:
+    """A line of the table: title, share of the questions that are known, and when, size and what keeps it from being asked."""
+    book = one.book
+    num_asked, num_right = (
+        sum(getattr(passage, name) for passage in book.passages) for name in ("num_asked", "num_right")
+    )
+    right = f"{num_right} of {num_asked} questions, " if num_asked else ""
+    num_passages = f" · {len(book.passages)} passages" if len(book.passages) > 1 else ""
+    when = datetime.fromisoformat(book.created).astimezone().strftime("%Y-%m-%d %H:%M")
+    details = f"{right}{when}, {one.num_bytes / 1e6:,.1f} MB"
+    if one.fault:
+        return [f"⊘ {book.title}{num_passages}", percent(book.recall), f"Not asked: {one.fault}"]
+    return [f"{book.title}{num_passages}", percent(book.recall), details]
+
+
+def _label(one: ShelvedBook) -> str:
+    title = one.book.title
+    return f"{title[:_LONGEST_TITLE]} …" if len(title) > _LONGEST_TITLE else title
