@@ -224,19 +224,35 @@ class SelfAdaptingLM:
             model = Adapter.from_pretrained(policy, model, base_model_id).as_policy(model)
         return cls(model, tokenizer, base_model_id=base_model_id, **kwargs)
 
-    def with_domain(self, domain: Domain) -> "SelfAdaptingLM":
+    def with_domain(
+        self,
+        domain: Domain,
+        *,
+        peft_config: LoraConfig | None = None,
+        inner_config: InnerLoopConfig | None = None,
+    ) -> "SelfAdaptingLM":
         """
         The same model for another domain. Model and generator are shared.
 
         Args:
             domain ([`Domain`]):
                 What is learned there. It is taken in the form that suits the tokenizer and not changed.
+            peft_config (`LoraConfig`, *optional*):
+                Another shape of the inner adapters.
+            inner_config ([`InnerLoopConfig`], *optional*):
+                Another way to train them.
 
         Raises:
-            ValueError: A domain in chat form for a tokenizer without a chat template.
+            ValueError: A domain in chat form for a tokenizer without a chat template, target modules that match nothing, or a
+                rank below 1.
         """
         other = copy(self)
         other.domain = self._in_own_form(domain)
+        if peft_config is not None:
+            lora_layout(self.model, peft_config)  # raises where the adapters do not fit
+            other.peft_config = peft_config
+        if inner_config is not None:
+            other.inner_config = inner_config
         return other
 
     def _in_own_form(self, domain: Domain) -> Domain:

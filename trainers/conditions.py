@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from seal_hf import SelfAdaptingLM
 from seal_hf.domains.knowledge.retrieval import RETRIEVAL, retrieval_condition
 from seal_hf.domains.knowledge.rivals import ActiveReadingDomain, EntiGraphDomain, SPADomain, WrittenTextsDomain
-from seal_hf.evaluation.conditions import with_domain, with_skill, with_writer, written_in
+from seal_hf.evaluation.conditions import with_skill, with_writer, written_in
 from seal_hf.evaluation.protocol import ComparedCondition
 from seal_hf.grading import JudgeGrader
 from seal_hf.hub.stored_self_edits import load_stored_self_edits
@@ -70,7 +70,7 @@ class ConditionArguments(AdaptationArguments):
         """The conditions, of which each loads what it needs when it is due."""
         for style in self.compare_styles:
             own = replace(self, prompt_style=style).domain(grader)
-            yield ComparedCondition(f"self-edits, {style}", with_domain(lm, own))
+            yield ComparedCondition(f"self-edits, {style}", lm.with_domain(own))
         for policy in self.compare_policies:
             yield ComparedCondition(f"self-edits by {policy}", with_writer(lm, lm.load_adapter(policy)))
         for model in self.compare_models:
@@ -85,7 +85,7 @@ class ConditionArguments(AdaptationArguments):
             elif method == RETRIEVAL:
                 yield ComparedCondition(method, lm, baseline=retrieval_condition(lm.domain, examples))
             else:
-                yield ComparedCondition(method, with_domain(lm, self._rival(METHODS[method], grader)))
+                yield ComparedCondition(method, lm.with_domain(self._rival(METHODS[method], grader)))
         if self.skill_vector:
             adapters = [lm.load_adapter(source) for source in self.skill_vector]
             yield ComparedCondition("skill vector", with_skill(lm, *adapters, factor=self.skill_vector_factor))

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..adapters.adapter import Adapter
 from ..adapters.stacking import stacked_ranks
-from ..domains.base import SELF_EDITS, Domain, check_conditions
+from ..domains.base import SELF_EDITS
 from ..records.journal import Journal
 from ..self_adapting_lm import SelfAdaptingLM
 
@@ -23,19 +23,6 @@ def written_in(output_dir: str | Path) -> list[dict[str, Any]]:
         raise ValueError(f"{output_dir} holds no self-edits of an evaluation yet; evaluate first.")
     own = [proposal for proposal in proposals if proposal.condition == SELF_EDITS]
     return [{"prompt": proposal.prompt, "completion": proposal.completion} for proposal in own]
-
-
-def with_domain(lm: SelfAdaptingLM, domain: Domain) -> SelfAdaptingLM:
-    """
-    The same model with another domain, such as one of another prompt style.
-
-    Raises:
-        ValueError: The domain does not work with the model (see [`Domain.for_model`]).
-    """
-    other = copy(lm)
-    other.domain = domain.for_model(bool(lm.processing_class.chat_template))
-    check_conditions(other.domain)
-    return other
 
 
 def with_writer(lm: SelfAdaptingLM, policy: Adapter) -> SelfAdaptingLM:

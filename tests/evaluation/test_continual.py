@@ -22,7 +22,7 @@ from helpers.protocols import (
 from helpers.tiny_models import tiny_llama, tiny_policy_model
 from seal_hf.domains.base import SELF_EDITS
 from seal_hf.domains.knowledge.domain import PASSAGE_ONLY
-from seal_hf.evaluation.conditions import with_domain, with_skill
+from seal_hf.evaluation.conditions import with_skill
 from seal_hf.evaluation.continual import continual
 from seal_hf.evaluation.merging import ties_merged
 from seal_hf.evaluation.remedies import REMEDIES, replayed
@@ -241,7 +241,7 @@ def test_a_domain_that_cannot_route_is_told_so(lm, tmp_path):
 
     with pytest.raises(ValueError, match="Unrouted.routes[(][)] cannot tell what a question is about"):
         continual(
-            with_domain(lm, Unrouted("rewrite", grader=lm.domain.grader)),
+            lm.with_domain(Unrouted("rewrite", grader=lm.domain.grader)),
             EXAMPLES,
             tmp_path,
             remedies=["routed"],

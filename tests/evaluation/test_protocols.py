@@ -24,7 +24,7 @@ from helpers.tiny_models import tiny_llama, tiny_policy_model
 from seal_hf.domains.base import BASE, SELF_EDITS
 from seal_hf.domains.knowledge.domain import IN_CONTEXT, PASSAGE_ONLY
 from seal_hf.domains.knowledge.retrieval import retrieval_condition
-from seal_hf.evaluation.conditions import with_domain, with_skill, with_writer, written_in
+from seal_hf.evaluation.conditions import with_skill, with_writer, written_in
 from seal_hf.evaluation.continued_pretraining import continued_pretraining
 from seal_hf.evaluation.protocol import ComparedCondition
 from seal_hf.evaluation.single_passage import single_passage
@@ -136,7 +136,7 @@ def test_continued_pretraining_goes_on_in_the_middle(lm, tmp_path, monkeypatch):
 
 def conditions(lm, policy):
     yield ComparedCondition("by a policy", with_writer(lm, policy))
-    yield ComparedCondition("implications", with_domain(lm, Domain("implications", grader=Contains())))
+    yield ComparedCondition("implications", lm.with_domain(Domain("implications", grader=Contains())))
     yield ComparedCondition("of a file", lm, self_edits=[{**row, "completions": ["A.", "B."]} for row in ROWS])
     yield ComparedCondition("another model", lm, writer=tiny_lm(tiny_llama(initializer_range=0.3, seed=3)))
     yield ComparedCondition("retrieval", lm, baseline=retrieval_condition(lm.domain, EXAMPLES))
@@ -249,7 +249,7 @@ def test_a_table_goes_on_in_the_middle_and_grows(lm, policy, table, tmp_path, mo
         assert scored(tmp_path / "conditions" / name) == scored(folder / "conditions" / name)
     with pytest.raises(ValueError, match="Two conditions are called 'self-edits'"):
         single_passage(lm, EXAMPLES, tmp_path, **options, compared=[ComparedCondition(SELF_EDITS, lm)])
-    changed = ComparedCondition("implications", with_domain(lm, Domain("self-qa", grader=Contains())))
+    changed = ComparedCondition("implications", lm.with_domain(Domain("self-qa", grader=Contains())))
     with pytest.raises(
         ValueError, match="conditions/implications holds a run with other settings: domain.prompt_style"
     ):

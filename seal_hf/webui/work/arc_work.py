@@ -73,10 +73,8 @@ class ArcSettings:
 
     def lm(self, base: SelfAdaptingLM) -> SelfAdaptingLM:
         """The same model with these settings."""
-        return SelfAdaptingLM(
-            base.model,
-            base.processing_class,
-            domain=ArcDomain(self.seed, self.max_tasks),
+        return base.with_domain(
+            ArcDomain(self.seed, self.max_tasks),
             peft_config=LoraConfig(r=self.lora_r, lora_alpha=2 * self.lora_r, target_modules="all-linear"),
             inner_config=InnerLoopConfig(
                 batch_size=self.batch_size,
@@ -84,8 +82,6 @@ class ArcSettings:
                 warmup_steps=3,
                 max_length=min(_MAX_LENGTH, base.context_length or _MAX_LENGTH),
             ),
-            base_model_id=base.base_model_id,
-            inner_gradient_checkpointing=base.inner_gradient_checkpointing,
         )
 
     def sampling(self) -> dict[str, object]:

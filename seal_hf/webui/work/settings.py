@@ -112,10 +112,8 @@ class Settings:
     def lm(self, base: SelfAdaptingLM) -> SelfAdaptingLM:
         """The same model with these settings."""
         modules = [name.strip() for name in self.target_modules.split(",") if name.strip()]
-        return SelfAdaptingLM(
-            base.model,
-            base.processing_class,
-            domain=KnowledgeDomain(self.prompt_style, chat=base.domain.chat, training_format=self.training_format),
+        return base.with_domain(
+            KnowledgeDomain(self.prompt_style, chat=base.domain.chat, training_format=self.training_format),
             peft_config=LoraConfig(
                 r=self.lora_r,
                 lora_alpha=self.lora_alpha,
@@ -124,8 +122,6 @@ class Settings:
             inner_config=InnerLoopConfig(
                 learning_rate=self.learning_rate, num_train_epochs=self.num_train_epochs, batch_size=self.batch_size
             ),
-            base_model_id=base.base_model_id,
-            inner_gradient_checkpointing=base.inner_gradient_checkpointing,
         )
 
     def sampling(self) -> dict[str, object]:
