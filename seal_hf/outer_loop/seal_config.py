@@ -309,7 +309,7 @@ class SEALConfig(SFTConfig):
         ):
             if not is_whole(getattr(self, name), 1):
                 raise ValueError(f"{name}={getattr(self, name)!r} must be a whole number of at least 1.")
-        for name in ("keep_best", "max_length"):
+        for name in ("keep_best", "num_eval_drafts", "max_length"):
             if getattr(self, name) is not None and not is_whole(getattr(self, name), 1):
                 raise ValueError(f"{name}={getattr(self, name)!r} must be a whole number of at least 1, or None.")
         if not is_whole(self.num_instructions_shown, 0):
@@ -368,10 +368,7 @@ class SEALConfig(SFTConfig):
         """The same in evaluations."""
         if self.num_eval_drafts is None:
             return self.rollout_config()
-        try:
-            return dataclasses.replace(self.rollout_config(), num_drafts=self.num_eval_drafts)
-        except ValueError as error:
-            raise ValueError(f"num_eval_drafts={self.num_eval_drafts!r}: {error}") from error
+        return dataclasses.replace(self.rollout_config(), num_drafts=self.num_eval_drafts)
 
     def rewards(self) -> Rewards:
         """What self-edits are rewarded by."""

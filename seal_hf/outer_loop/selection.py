@@ -131,7 +131,7 @@ def warn_of_little(
         )
     if num_ungraded:
         logger.warning(
-            "Round %d: %d of %d self-edits could not be graded and are left out; look at the grader. Remove the "
+            "Round %d: %d of %d self-edits could not be graded and are left out; look at what grades them. Remove the "
             "round's files in journal/ and selected/ before its policy is there to score it again.",
             round_number,
             num_ungraded,

@@ -47,6 +47,9 @@ DEFAULTS = {
     "num_repeats": 3,
     "max_answer_length": 64,
     "num_eval_generations": 1,
+    "reward_funcs": ["accuracy"],
+    "reward_weights": None,
+    "num_instructions_shown": 4,
     "keep_best": 1,
     "min_reward": None,
     "drop_zero_std": False,
@@ -104,10 +107,10 @@ def test_every_field_is_documented():
         assert field.metadata["help"].endswith(".")
         (documented,) = re.findall(rf"^        {field.name} \((.*)\):$", SEALConfig.__doc__, re.MULTILINE)
         shown = re.search(r"defaults to `(.*)`", documented)
-        if field.default is None:
+        if DEFAULTS[field.name] is None:
             assert shown is None
         else:
-            assert ast.literal_eval(shown.group(1)) == field.default
+            assert ast.literal_eval(shown.group(1)) == DEFAULTS[field.name]
 
 
 @pytest.mark.parametrize(
@@ -119,6 +122,7 @@ def test_every_field_is_documented():
         *((name, 0, "must be a whole number of at least 1.") for name in ("sft_batch_size", "inner_lora_r")),
         ("adapters_per_bank", 0, "must be a whole number of at least 1, or None."),
         ("keep_best", 0, "must be a whole number of at least 1, or None."),
+        ("num_eval_drafts", 0, "must be a whole number of at least 1, or None."),
         ("num_generations", 2.5, "must be a whole number of at least 1."),
         ("keep_best", "2", "must be a whole number of at least 1, or None."),
         ("vllm_mode", "alone", "must be 'server' or 'colocate'."),

@@ -329,7 +329,7 @@ def test_answers_that_cannot_be_graded_are_left_out_of_the_reward(tmp_path, capl
     with caplog.at_level(logging.WARNING):
         trainer.train()
     assert warnings_of(caplog) == [
-        "Round 1: 2 of 6 self-edits could not be graded and are left out; look at the grader. Remove the round's files in "
+        "Round 1: 2 of 6 self-edits could not be graded and are left out; look at what grades them. Remove the round's files in "
         "journal/ and selected/ before its policy is there to score it again."
     ]
     edits = read(tmp_path / "journal" / "round_000.jsonl")
