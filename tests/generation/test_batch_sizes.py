@@ -44,8 +44,8 @@ def test_sizes_on_the_cpu_are_fixed(monkeypatch):
     model = tiny_llama()
     assert tokens_per_pass(model) == 1024
     assert tokens_per_batch(model) == 2**16
-    assert likelihood._passes(model, [(9, 2)] * 130) == [range(64), range(64, 128), range(128, 130)]
-    assert likelihood._passes(model, []) == []
+    assert likelihood._passes(model, [(9, 2)] * 130, None) == [range(64), range(64, 128), range(128, 130)]
+    assert likelihood._passes(model, [], None) == []
 
 
 def test_sizes_on_a_gpu_follow_its_free_memory(monkeypatch):
@@ -74,12 +74,11 @@ def test_sizes_for_a_model_without_attention_are_those_on_the_cpu(monkeypatch):
     assert key_value_bytes_per_token(model) == 0
 
 
-def test_likelihood_passes_on_a_gpu_hold_so_many_tokens_and_logits(monkeypatch):
+def test_likelihood_passes_hold_so_many_tokens_and_answer_tokens(monkeypatch):
     model = tiny_llama()
     monkeypatch.setattr(type(model), "device", torch.device("cuda"))
     monkeypatch.setattr(likelihood, "tokens_per_pass", lambda model: 100)
-    monkeypatch.setattr(likelihood, "logits_per_pass", lambda model: 10 * VOCAB_SIZE)
     # A row of its own that is longer than a pass, then as many as have 100 tokens, then as many as have 10 in answers.
     sizes = [(120, 4), *[(20, 2)] * 6, *[(8, 5)] * 3]
-    assert likelihood._passes(model, sizes) == [range(1), range(1, 6), range(6, 8), range(8, 10)]
-    assert likelihood._passes(model, []) == []
+    assert likelihood._passes(model, sizes, 10) == [range(1), range(1, 6), range(6, 8), range(8, 10)]
+    assert likelihood._passes(model, [], 10) == []
