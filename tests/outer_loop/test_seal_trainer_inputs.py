@@ -159,7 +159,7 @@ TWICE = [{**example, "id": "bees"} for example in tiny_examples(2)]
         (TWICE, ValueError, ["more than one example with the id 'bees'", "make ids unique"]),
         (["The cats sat still."], TypeError, ["mapping", "str"]),
         ([{**tiny_examples(1)[0], "questions": []}], ValueError, ["example 0", "question"]),
-        ([{"context": "The cats sat still."}], ValueError, ["example 0", "questions"]),
+        ([{"context": "The cats sat still."}], ValueError, ["example 0", "has no question"]),
         (
             [{**tiny_examples(1)[0], "questions": [{"question": "Who?"}]}],
             ValueError,

@@ -349,7 +349,7 @@ def test_the_tools_of_mcp(app, account):
     with tools_of(app.url) as client:
         tools = {tool["name"]: tool["inputSchema"] for tool in client.request("tools/list")["tools"]}
         names = {"propose", "add_question", "adapt", "ask", "load_adapter", "download_adapter"}
-        names |= {"shelf", "ask_shelf", "merge_books", "forget_book", "take_book"}
+        names |= {"use_policy", "use_base_model", "shelf", "ask_shelf", "merge_books", "forget_book", "take_book"}
         assert set(tools) == names | ({"push_adapter"} if app.configuration.uses_token else set())
         assert not tools["load_adapter"].get("required")  # a repository is enough
         assert '"name": "ann/public"' in client.tool("load_adapter", repo_id="ann/public").replace("'", '"')
