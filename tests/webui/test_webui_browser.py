@@ -188,7 +188,7 @@ def test_a_page_that_is_loaded_again_finds_its_job(app, visit, monkeypatch):
     written = text_of(page, "self-edit-1")
     page.locator("#self-edit-2 textarea").fill("Halda Tremmery drew it in 1874.")
     page.locator("#self-edit-2 textarea").blur()
-    with slowed(monkeypatch, 1.5, "step"):
+    with slowed(monkeypatch, 10, "step"):
         page.locator("#learn-all").click()
         expect(page.locator("#learn-status")).to_contain_text("tokens/s", timeout=TIMEOUT)
         loaded(page)
