@@ -16,8 +16,6 @@ QUICK = TrainingSettings(
     inner_num_train_epochs=1,
     num_train_epochs=1,
 )
-
-
 PASSAGES = [
     {"title": name, "context": f"{name} keeps bees.", "questions": [{"question": "Who?", "answer": name}]}
     for name in ("Ann", "Bob", "Cleo")

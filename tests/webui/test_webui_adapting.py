@@ -9,10 +9,7 @@ from seal_hf import SelfAdaptingLM
 from seal_hf.domains import KnowledgeDomain
 from seal_hf.rollout.watching import AnswerStays, QuestionWatch
 from seal_hf.webui.tabs.adapters_tab import table_line
-from seal_hf.webui.tabs.learning_texts import (
-    learned_text,
-    settled_text,
-)
+from seal_hf.webui.tabs.learning_texts import learned_text, settled_text
 from seal_hf.webui.work import device, device_work
 from seal_hf.webui.work.jobs import DONE, STOPPED, JobLog, JobRefused
 from seal_hf.webui.work.session_items import Draft
