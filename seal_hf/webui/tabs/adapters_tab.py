@@ -9,7 +9,8 @@ import gradio as gr
 from ...hub.errors import RepositoryExists
 from ..work import sharing
 from ..work.errors import explain
-from ..work.sessions import KeptAdapter, Session
+from ..work.session_items import KeptAdapter
+from ..work.sessions import Session
 from ..work.workbench import Workbench
 from .shared import duration, escape, percent, read_only_table
 

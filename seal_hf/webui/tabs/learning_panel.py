@@ -7,9 +7,10 @@ from functools import partial
 import gradio as gr
 
 from ..work import inputs
+from ..work.adaptation import NUM_OWN_QUESTIONS
 from ..work.jobs import Job
 from ..work.sessions import Session
-from ..work.workbench import NUM_OWN_QUESTIONS, Workbench
+from ..work.workbench import Workbench
 from .learning_texts import (
     answers_headers,
     learned_text,

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import gradio as gr
 
 from ..work import inputs
-from ..work.sessions import Draft, Session
+from ..work.session_items import Draft
+from ..work.sessions import Session
 from ..work.settings import MAX_SELF_EDITS
 from .shared import escape
 

@@ -2,11 +2,13 @@
 
 from dataclasses import replace
 
-from . import device, inputs
+from . import device_work, inputs
 from .jobs import Job, JobRefused
+from .pace import WRITTEN_PER_SECOND
+from .self_edit_inputs import MAX_PAIRS
 from .sessions import Session
 from .settings import Settings
-from .workbench import WRITTEN_PER_SECOND, Workbench
+from .workbench import Workbench
 
 
 ADDING = "add-question"  # kind of job
@@ -38,14 +40,14 @@ def add_question(workbench: Workbench, session: Session, fact: object) -> Job:
     if fact not in facts:
         raise ValueError(f"“{str(fact)[:100]}” is no name or number of the passage: choose one that it has.")
     num_pairs = len(session.drafts[place].pairs)
-    if num_pairs >= inputs.MAX_PAIRS:
+    if num_pairs >= MAX_PAIRS:
         raise JobRefused(
-            f"Self-edit {place + 1} has {num_pairs} questions, and {inputs.MAX_PAIRS} is the limit: drop some of them."
+            f"Self-edit {place + 1} has {num_pairs} questions, and {MAX_PAIRS} is the limit: drop some of them."
         )
 
     def work(job: Job) -> None:
         job.emit("asking_about", fact=fact)
-        pair = workbench.run(device.add_question, job, example, fact, Settings(**session.settings))
+        pair = workbench.run(device_work.add_question, job, example, fact, Settings(**session.settings))
         if job.stop.is_set():
             return
         # Other self-edits may have been written meanwhile.

@@ -3,11 +3,16 @@
 import secrets
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 from ...adapters.sources import CONFIG_NAME, WEIGHTS_NAME
 from ...records.run_folder import link_tree
 from . import quota
-from .sessions import Policy, Session
+from .jobs import JobRefused
+from .session_items import Policy
+from .sessions import Session
+from .training_folders import run_number
+from .training_records import policy_rounds, read_config
 from .training_runs import TrainingRuns
 
 
@@ -30,7 +35,7 @@ def use_policy(runs: TrainingRuns, session: Session, round_number: int = 0) -> P
     Raises:
         JobRefused: There is no such policy, it fits another model or another student than the app's, or there is no room for it.
     """
-    found = runs.policy(session.id, round_number)
+    found = trained_policy(runs, session.id, round_number)
     files = [found.folder / name for name in (CONFIG_NAME, WEIGHTS_NAME)]
     # A new name each time, since an adapter stays in memory under the name of its folder.
     folder = session.folder / "policies" / secrets.token_hex(4)
@@ -48,6 +53,52 @@ def use_base_model(session: Session) -> None:
     _remove(earlier)
 
 
+def trained_policy(runs: TrainingRuns, owner: str, round_number: int = 0) -> Policy:
+    """
+    A policy that a session's run has trained, for the app's own model.
+
+    Args:
+        runs ([`TrainingRuns`]):
+            The runs.
+        owner (`str`):
+            The session.
+        round_number (`int`, *optional*, defaults to `0`):
+            The round, from 1, after which it is taken; 0 for the last one that has a policy.
+
+    Raises:
+        JobRefused: There is none, or it was trained for another model or for another student than the app has.
+    """
+    folders = runs.folders.runs(owner)
+    rounds = policy_rounds(folders[-1] / "run") if folders else []
+    if not rounds:
+        raise JobRefused(
+            "There is no policy yet: start a training run, which has one as soon as its first round has ended."
+        )
+    number = round_number or rounds[-1]
+    if number not in rounds:
+        raise JobRefused(
+            f"There is no policy after round {number}: choose one of round {', '.join(map(str, rounds))}."
+        )
+    config = read_config(folders[-1])
+    if (model := config["model_name_or_path"]) != runs.model_name_or_path:
+        raise JobRefused(
+            f"The run has trained a policy of {_shown(model)}, but this app has {_shown(runs.model_name_or_path)}: "
+            "start it with that model, or train a policy of this one."
+        )
+    if (student := config.get("student", "policy")) != "base":
+        raise JobRefused(
+            f"In this run the policy has learned and answered, too (student: {student}), but here the base model does, which all "
+            "share: train a policy with student: base, or use this one in a program, with SelfAdaptingLM.from_pretrained(policy=...)."
+        )
+    folder = folders[-1] / "run" / "policy" / f"round_{number - 1:03d}"
+    return Policy(run_number(folders[-1]), number, str(config["prompt_style"]), folder)
+
+
 def _remove(writer: Policy | None) -> None:
     if writer is not None:
         shutil.rmtree(writer.folder, ignore_errors=True)
+
+
+def _shown(model: str) -> str:
+    """A model's name without the folder that it may be in."""
+    return Path(model).name if Path(model).is_absolute() else model
