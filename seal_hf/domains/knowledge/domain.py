@@ -14,9 +14,10 @@ from ...grading import JudgeGrader, LexicalGrader, gold_answers, is_short
 from ...grading.recitation import recited
 from ...grading.rewards import REWARD_FUNCS
 from ...self_edit import Prompt, SelfEdit, TrainingExample
-from ..base import BASE, AskModel, Condition, Domain
+from ..base import BASE, Condition, Domain
 from ..files import fault_of
 from ..retrieval import Retriever
+from ..tools import AskModel
 from .answered_questions import answer_questions, split_questions
 from .completions import split_completion
 from .instructions import INSTRUCTIONS_PLACE, shown_instructions, split_instruction
