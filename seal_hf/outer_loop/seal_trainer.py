@@ -19,6 +19,7 @@ from concurrent.futures import Future
 from contextlib import ExitStack, suppress
 from itertools import chain
 from pathlib import Path
+from typing import NoReturn
 
 from accelerate import PartialState
 from datasets import Dataset
@@ -45,7 +46,7 @@ from ..rollout.examples import ExampleSet
 from ..rollout.processes import Processes
 from ..rollout.rollout import Rollout
 from ..rollout.stage import Stage
-from .outer_sft import PolicyNotFinite, fit_policy, optimizer_steps, parts_per_example, training_rows
+from .outer_sft import PolicyNotFinite, fit_policy, optimizer_steps, parts_per_example
 from .plan import RunPlan, plan_run
 from .policy import bytes_of_policies, keep_policy, read_policy, restore_policy, undone_on_error
 from .preparation import check_launch, model_source, prepare_lm, resumes_from_hub
@@ -483,16 +484,9 @@ class SEALTrainer(_BaseTrainer):
             restore_policy(self.model, weights)
             self._rounds_fitted = round_index + 1
         else:
-            if self.args.sft_on == "all":
-                journal = self._folder.journal
-                earlier = self._processes.on_main(lambda: list(map(journal.selected, range(round_index))))
-                selected = [*chain.from_iterable(earlier), *selected]
-            examples = dict(zip(self._train.ids, self._train.examples, strict=True))
-            selected = demonstrations(selected, examples, self.domain, self.processing_class)
+            selected = self._demonstrations(round_index, selected)
             if selected and self.args.separate_sft:
-                self._processes.on_main(self._leave_sft, round_index, selected)
-                self._waits_for_sft = True
-                raise _RunStopped
+                self._leave_sft(round_index, selected)
             try:
                 with undone_on_error(self.model, self.state):
                     self._fit_and_keep(round_index, selected)
@@ -502,6 +496,33 @@ class SEALTrainer(_BaseTrainer):
             self._rounds_fitted = round_index + 1
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
         self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
+
+    def _demonstrations(self, round_index: int, selected: Sequence[SelectedSelfEdit]) -> list[SelectedSelfEdit]:
+        """What the policy learns from: what was selected in this round, or with `sft_on="all"` in all so far."""
+        if self.args.sft_on == "all":
+            journal = self._folder.journal
+            earlier = self._processes.on_main(lambda: list(map(journal.selected, range(round_index))))
+            selected = [*chain.from_iterable(earlier), *selected]
+        examples = dict(zip(self._train.ids, self._train.examples, strict=True))
+        return demonstrations(selected, examples, self.domain, self.processing_class)
+
+    def _leave_sft(self, round_index: int, selected: Sequence[SelectedSelfEdit]) -> NoReturn:
+        """Leave a round's SFT to other processes, and end."""
+        self._processes.on_main(
+            lambda: leave_sft(
+                self._folder,
+                round_index,
+                selected,
+                source=self._model_source,
+                policy=self.model,
+                processing_class=self.processing_class,
+                args=self.args,
+                seed=sft_seed(self.args, round_index),
+                state=self.state,
+            )
+        )
+        self._waits_for_sft = True
+        raise _RunStopped
 
     def _fit_and_keep(self, round_index: int, selected: list[SelectedSelfEdit]) -> None:
         """Train the policy on what was selected, if anything was, and write it."""
@@ -519,26 +540,6 @@ class SEALTrainer(_BaseTrainer):
             raise _RunStopped
         self.state.epoch = float(round_index + 1)
         self._processes.on_main(keep_policy, self.model, self._folder, round_index, self.state)
-
-    def _leave_sft(self, round_index: int, selected: list[SelectedSelfEdit]) -> None:
-        """Leave a round's SFT to other processes, and say how they are started."""
-        leave_sft(
-            self._folder,
-            round_index,
-            source=self._model_source,
-            policy=self.model,
-            processing_class=self.processing_class,
-            rows=training_rows(selected, self.processing_class, self.args),
-            args=self.args,
-            seed=sft_seed(self.args, round_index),
-        )
-        self._folder.save_state(self.state)
-        logger.warning(
-            "Round %d waits for its SFT: run `accelerate launch --config_file CONFIG -m trainers.sft %s`, then go on with "
-            "resume_from_checkpoint=True.",
-            round_index + 1,
-            self.args.output_dir,
-        )
 
     def _evaluate_round(self, num_rounds: int) -> None:
         """Evaluate the policy after so many rounds, where there is something to evaluate on."""
