@@ -19,7 +19,7 @@ from concurrent.futures import Future
 from contextlib import ExitStack, suppress
 from itertools import chain
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from accelerate import PartialState
 from datasets import Dataset
@@ -36,16 +36,14 @@ from trl.trainer.base_trainer import _BaseTrainer
 
 from ..domains import Domain
 from ..grading import RubricJudge
-from ..records.instructions import ArchivedInstruction, archive_up_to, best_instructions
 from ..records.journal import Journal, ScoredSelfEdit, SelectedSelfEdit
 from ..records.plot import save_plot
-from ..records.report import Evaluation, evaluations, metrics, round_metrics
+from ..records.report import Evaluation, metrics, round_metrics
 from ..records.run_folder import RunFolder
 from ..records.samples import save_samples
 from ..rollout.examples import ExampleSet
 from ..rollout.processes import Processes
 from ..rollout.rollout import Rollout
-from ..rollout.stage import Stage
 from .outer_sft import PolicyNotFinite, fit_policy, optimizer_steps, parts_per_example
 from .plan import RunPlan, plan_run
 from .policy import bytes_of_policies, keep_policy, read_policy, restore_policy, undone_on_error
@@ -53,13 +51,17 @@ from .preparation import check_launch, model_source, prepare_lm, resumes_from_hu
 from .publishing import Publisher
 from .run_data import RunData, checked_evaluation_set
 from .run_settings import FIT_SETTINGS, run_settings
+from .scoring import Scoring
 from .seal_config import SEALConfig
 from .selection import demonstrations, select_self_edits, warn_of_little
 from .separate_sft import leave_sft
-from .stages import evaluation_stage, examples_per_round, longest_instructions, sft_seed, showing, training_stage
+from .stages import examples_per_round, sft_seed
 
 
 logger = logging.getLogger(__name__)
+
+
+_Found = TypeVar("_Found")
 
 
 class _RunStopped(Exception):
@@ -192,7 +194,6 @@ class SEALTrainer(_BaseTrainer):
         # It decides when to log, save and evaluate by step counts, and ends the run at a number that is not known ahead.
         self.remove_callback(DefaultFlowCallback)
         self._examples_per_round = per_round
-        self._writes_instructions = bool(longest_instructions(self.domain, 1))
         self._rounds_fitted = 0
         self._waits_for_sft = False
         self._rollout = Rollout(
@@ -201,6 +202,7 @@ class SEALTrainer(_BaseTrainer):
         self._eval_rollout = self._rollout
         if eval_domain is not None or args.eval_rollout_config() != args.rollout_config():
             self._eval_rollout = Rollout(self._eval_lm, args.eval_rollout_config(), self._processes, self._after_bank)
+        self._scoring = Scoring(args, self._folder, self._processes, self._rollout, self._eval_rollout)
 
     def train(self, resume_from_checkpoint: bool | str | None = None) -> TrainOutput:
         """
@@ -414,26 +416,7 @@ class SEALTrainer(_BaseTrainer):
         """Let the policy write a round's self-edits, and train and ask their adapters."""
         self.control = self.callback_handler.on_epoch_begin(self.args, self.state, self.control)
         self._end_if_stopped()
-        data = showing(self.domain, self._train, self._instructions(round_index))
-        return self._score(
-            self._rollout, training_stage(self.args, self.domain, self._folder.journal, data, round_index)
-        )
-
-    def _instructions(self, num_rounds: int) -> list[str]:
-        """The best instructions of so many rounds, which the policy is shown in the next."""
-        if num_rounds == 0 or not self._writes_instructions:
-            return []
-        archive = self._processes.on_main(self._archive, num_rounds - 1)
-        return best_instructions(archive, self.args.num_instructions_shown)
-
-    def _archive(self, round_index: int, anew: bool = False) -> list[ArchivedInstruction]:
-        return archive_up_to(self._folder.journal, round_index, self.domain.instruction, anew)
-
-    def _score(self, rollout: Rollout, stage: Stage) -> list[ScoredSelfEdit]:
-        scored = rollout.score(stage, rollout.propose(stage))
-        if scored is None:
-            raise _RunStopped
-        return scored
+        return _unless_stopped(self._scoring.score_round(self._train, round_index))
 
     def _select(self, round_index: int, scored: Sequence[ScoredSelfEdit]) -> list[SelectedSelfEdit]:
         """Choose what is learned, and log the round's rewards."""
@@ -447,8 +430,7 @@ class SEALTrainer(_BaseTrainer):
                 drop_zero_std=self.args.drop_zero_std,
             )
             self._processes.on_main(journal.write_selected, round_index, selected)
-            if self._writes_instructions:
-                self._processes.on_main(self._archive, round_index, True)
+            self._scoring.archive_instructions(round_index)
         self._log_round(round_index, scored, selected)
         self._end_if_stopped()
         return selected
@@ -556,10 +538,7 @@ class SEALTrainer(_BaseTrainer):
 
     def _evaluation(self, journal: Journal, data: ExampleSet, num_rounds: int) -> Evaluation:
         """The accuracies of a policy that was trained for `num_rounds`."""
-        data = showing(self._eval_lm.domain, data, self._instructions(self._rounds_fitted))
-        stage = evaluation_stage(self.args, self._eval_lm.domain, journal, data, num_rounds)
-        self._score(self._eval_rollout, stage)
-        return self._processes.on_main(evaluations, journal)[num_rounds]
+        return _unless_stopped(self._scoring.evaluate(journal, data, num_rounds, self._rounds_fitted))
 
     def _log_evaluation(self, evaluation: Evaluation, prefix: str, labels: dict[str, int]) -> dict[str, float]:
         values = {f"{prefix}_{name}": value for name, value in metrics(evaluation).items()}
@@ -596,3 +575,10 @@ class SEALTrainer(_BaseTrainer):
     def _is_stopped(self) -> bool:
         """Whether a callback has ended the run, in any process."""
         return self._processes.any(self.control.should_training_stop)
+
+
+def _unless_stopped(found: _Found | None) -> _Found:
+    """What was found, unless a callback ended the run before it was."""
+    if found is None:
+        raise _RunStopped
+    return found
