@@ -165,7 +165,7 @@ class SelfAdaptingLM:
             )
         lora_layout(model, self.peft_config)  # raises where the adapters do not fit
         carried_policy(model, self.base_model_id)  # raises where the policy adapter is not a plain LoRA
-        self.generator: TextGenerator = text_generator(
+        generator = text_generator(
             model,
             processing_class,
             self.base_model_id,
@@ -174,7 +174,8 @@ class SelfAdaptingLM:
             vllm_server_base_url=vllm_server_base_url,
             vllm_colocate=vllm_colocate,
         )
-        self.context_length = self.generator.context_length
+        self.generator: TextGenerator = generator
+        self.context_length = generator.context_length
 
     @classmethod
     def from_pretrained(
