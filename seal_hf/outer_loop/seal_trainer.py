@@ -199,10 +199,10 @@ class SEALTrainer(_BaseTrainer):
         self._rollout = Rollout(
             self.lm, args.rollout_config(), self._processes, self._after_bank, rubric_judge=rubric_judge
         )
-        self._eval_rollout = self._rollout
+        eval_rollout = self._rollout
         if eval_domain is not None or args.eval_rollout_config() != args.rollout_config():
-            self._eval_rollout = Rollout(self._eval_lm, args.eval_rollout_config(), self._processes, self._after_bank)
-        self._scoring = Scoring(args, self._folder, self._processes, self._rollout, self._eval_rollout)
+            eval_rollout = Rollout(self._eval_lm, args.eval_rollout_config(), self._processes, self._after_bank)
+        self._scoring = Scoring(args, self._folder, self._processes, self._rollout, eval_rollout)
 
     def train(self, resume_from_checkpoint: bool | str | None = None) -> TrainOutput:
         """
