@@ -62,7 +62,7 @@ def test_the_tool_asks_the_student_or_as_the_writer_the_policy():
     told = {}
 
     class Asking(KnowledgeDomain):
-        def carry_out(self_edits, examples, ask):
+        def carry_out(self, self_edits, examples, ask):
             for as_writer in (False, True):
                 told[as_writer] = [one.token_ids for one in ask(["Who keeps bees?"], 12, as_writer=as_writer)]
             return [replace(edit, calls=()) for edit in self_edits]
