@@ -140,13 +140,8 @@ class KnowledgeDomain(Domain):
         self.sets_training = sets_training
         template = load_prompt_template(prompt_style)
         self._prompt_template = ask_for_training(template) if sets_training else template
-        self._reader = CompletionReader(
-            split_newlines,
-            has_instruction=INSTRUCTIONS_PLACE in template,
-            sets_training=sets_training,
-            asks_questions=prompt_style in QUESTION_STYLES if answers_questions is None else answers_questions,
-            is_of_questions_alone=prompt_style in PURE_QUESTION_STYLES,
-        )
+        self._has_instruction = INSTRUCTIONS_PLACE in template
+        self._calls_tool = prompt_style in QUESTION_STYLES if answers_questions is None else answers_questions
         self._answer_template = load_answer_template(answer_prompt)
         self._answer_in_context_template = read_prompt_file("answer-in-context")
         self._known_template = read_prompt_file("known")
@@ -303,7 +298,18 @@ class KnowledgeDomain(Domain):
     def pools_drafts(self) -> bool:
         """Where questions are answered: what is wrong or was written before is dropped, so that the more drafts cover more."""
         # What sets the training is not in what is kept.
-        return self._reader.asks_questions and not self.sets_training
+        return self._calls_tool and not self.sets_training
+
+    @property
+    def _reader(self) -> CompletionReader:
+        # Made anew, since a subclass may set an option later.
+        return CompletionReader(
+            self.split_newlines,
+            has_instruction=self._has_instruction,
+            sets_training=self.sets_training,
+            asks_questions=self._calls_tool,
+            is_of_questions_alone=self.prompt_style in PURE_QUESTION_STYLES,
+        )
 
     def instruction(self, completion: str) -> str | None:
         """Return the first line in the style `"instruction"` (see [`split_instruction`])."""
@@ -311,7 +317,7 @@ class KnowledgeDomain(Domain):
 
     def with_instructions(self, example: Mapping[str, Any], instructions: Sequence[str]) -> Mapping[str, Any]:
         """Return the passage with instructions that its prompt shows in the style `"instruction"`."""
-        if not self._reader.has_instruction or not instructions:
+        if not self._has_instruction or not instructions:
             return example
         return {**example, _INSTRUCTIONS: tuple(instructions)}
 
