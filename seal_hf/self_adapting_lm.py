@@ -7,38 +7,34 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
-from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .adapters.adapter import Adapter
 from .adapters.layout import lora_layout
 from .adapters.policy import carried_policy
 from .domains import Domain, KnowledgeDomain
-from .domains.base import AskModel, check_conditions
+from .domains.base import check_conditions
+from .domains.tools import AskModel, carried_out
+from .generation.answers import answers_that_fit, value_of_each
+from .generation.backends import text_generator
 from .generation.base import Generation, TextGenerator
+from .generation.completions import write_completions
 from .generation.likelihood import Divergence
-from .generation.parts import JoinedParts
 from .generation.thoughts import without_thoughts
 from .generation.transformers_generation import TransformersGenerator
-from .generation.vllm_colocated_generation import VLLMColocatedGenerator
 from .generation.vllm_engine import VLLMColocateConfig
-from .generation.vllm_generation import VLLMGenerator
-from .generation.vllm_server_generation import VLLMServerGenerator
+from .inner_loop.adapting import inner_seeds, inner_updates, train_adapters, training_record
 from .inner_loop.full_finetuning import finetune
-from .inner_loop.training import InnerResult, InnerStep
-from .inner_loop.update import InnerLoopConfig, InnerUpdate, tokenize_self_edit
-from .inner_loop.within_memory import train_within_memory
-from .models.access import context_length, keep_trainable, without_policy
+from .inner_loop.training import InnerStep
+from .inner_loop.update import InnerLoopConfig, InnerUpdate
+from .models.access import keep_trainable, without_policy
 from .models.architecture import check_causal_lm
 from .models.chat_template import with_fixed_template
-from .models.encoding import encode_prompt
 from .models.loading import base_facts, load_causal_lm
 from .self_edit import Prompt, SelfEdit
 
@@ -169,14 +165,15 @@ class SelfAdaptingLM:
             )
         lora_layout(model, self.peft_config)  # raises where the adapters do not fit
         carried_policy(model, self.base_model_id)  # raises where the policy adapter is not a plain LoRA
-        own, on_policy = (model, processing_class, self.base_model_id), student == "policy"
-        generator: TransformersGenerator | VLLMGenerator = TransformersGenerator(*own)
-        if vllm_server_base_url is not None:
-            generator = VLLMServerGenerator(*own, vllm_server_base_url)
-        elif vllm_colocate is not None:
-            generator = VLLMColocatedGenerator(*own, self.peft_config, on_policy=on_policy, config=vllm_colocate)
-        if isinstance(generator, VLLMGenerator):
-            generator.check(self.peft_config, on_policy=on_policy)
+        generator = text_generator(
+            model,
+            processing_class,
+            self.base_model_id,
+            peft_config=self.peft_config,
+            on_policy=student == "policy",
+            vllm_server_base_url=vllm_server_base_url,
+            vllm_colocate=vllm_colocate,
+        )
         self.generator: TextGenerator = generator
         self.context_length = generator.context_length
 
@@ -316,28 +313,16 @@ class SelfAdaptingLM:
             stop=stop,
         )
         edits = [self.domain.parse(generation.text, example) for generation in written]
-        carried_out = self.carry_out(edits, [example] * len(edits), stop=stop)
+        done = self.carry_out(edits, [example] * len(edits), stop=stop)
         if stop is not None and stop.is_set():  # the tool may have been cut short
-            carried_out = [edit for edit in edits if edit is None or not edit.calls]
-        well_formed = [edit for edit in carried_out if edit is not None and edit.examples]
+            done = [edit for edit in edits if edit is None or not edit.calls]
+        well_formed = [edit for edit in done if edit is not None and edit.examples]
         if len(well_formed) < num_generations:
             num_malformed = num_generations - len(well_formed)
             logger.warning("%d of %d self-edits were malformed and are left out.", num_malformed, num_generations)
         return well_formed
 
-    def write_batch(
-        self,
-        examples: Sequence[Mapping],
-        num_generations: int,
-        *,
-        temperature: float,
-        top_p: float,
-        max_completion_length: int | Sequence[int],
-        seed: int,
-        numbers: Sequence[int] | None = None,
-        on_text: Callable[[list[str]], bool | None] | None = None,
-        stop: threading.Event | None = None,
-    ) -> list[list[Generation]]:
+    def write_batch(self, examples: Sequence[Mapping], num_generations: int, **options: Any) -> list[list[Generation]]:
         """
         The completions that self-edits are parsed from, for many examples in common batches.
 
@@ -346,53 +331,20 @@ class SelfAdaptingLM:
                 Examples of the domain.
             num_generations (`int`):
                 Completions for each.
-            temperature, top_p, on_text, stop:
-                As in [`~SelfAdaptingLM.propose`].
-            max_completion_length (`int` or `Sequence[int]`):
-                Longest completion, in tokens: of all examples, or of each. Of an example in several parts (see
-                [`Domain.parts`]) the longest about a part.
-            seed (`int`):
-                Completion `i` of the example with the number `e` is drawn from the stream of `(seed, e, i)`.
-            numbers (`Sequence[int]`, *optional*):
-                The number of each example, such as its place in a larger set. Defaults to 0, 1, 2 and so on.
-
-        Returns:
-            `list[list[Generation]]`: `num_generations` for each example. The text of one is what follows its thought, and
-            empty where the thought never closes; its tokens are all that were written.
-
-        Raises:
-            ValueError: `num_generations` below 1, an empty passage, or one that does not fit the model's context.
+            **options:
+                How they are drawn, as for [`~seal_hf.generation.completions.write_completions`], which tells what comes back
+                and what is raised.
         """
-        if num_generations < 1:
-            raise ValueError(f"num_generations={num_generations} must be at least 1.")
-        is_one = isinstance(max_completion_length, int)
-        limits = [max_completion_length] * len(examples) if is_one else max_completion_length
-        if limits and min(limits) < 1:
-            raise ValueError(f"max_completion_length={min(limits)} must be at least 1.")
-        numbers = range(len(examples)) if numbers is None else numbers
-        parts = [self.domain.parts(example) for example in examples]
-        places = [(e, i) for e in range(len(examples)) for i in range(num_generations)]
-        joined = JoinedParts([len(parts[e]) for e, _ in places], on_text)
-        prompts = [self.domain.prompt(part) for e, _ in places for part in parts[e]]
         with self._as_writer():
-            generations = self.generator.sample(
-                prompts,
-                # The stream of a part has its number, where there are several.
-                [
-                    (seed, numbers[e], i, *([part] if len(parts[e]) > 1 else []))
-                    for e, i in places
-                    for part in range(len(parts[e]))
-                ],
-                adapters=self.writer and [self.writer] * len(prompts),
-                temperature=temperature,
-                top_p=top_p,
-                max_new_tokens=[limits[e] for e, _ in places for _ in parts[e]],
-                on_text=None if on_text is None else joined.on_text,
-                stop=stop,
+            return write_completions(
+                self.generator,
+                self.processing_class,
+                self.domain,
+                examples,
+                num_generations,
+                writer=self.writer,
+                **options,
             )
-        generations = without_thoughts(generations, prompts, self.processing_class)
-        written = iter(joined.join(generations))
-        return [[next(written) for _ in range(num_generations)] for _ in examples]
 
     def carry_out(
         self,
@@ -406,46 +358,17 @@ class SelfAdaptingLM:
         Carry out what self-edits ask of the domain's tool (see [`Domain.carry_out`]), all of them at once.
 
         Args:
-            self_edits (`Sequence[SelfEdit | None]`):
-                What [`Domain.parse`] gave. Those without calls are returned as they are.
-            examples (`Sequence[Mapping]`):
-                For each the example that it was written for.
+            self_edits, examples:
+                As for [`~seal_hf.domains.tools.carried_out`], which tells what comes back.
             stop (`threading.Event`, *optional*):
                 Once set, the model writes no more; what comes back then is not to be used.
             on_written (`Callable[[int], None]`, *optional*):
                 Called with the number of tokens that the model wrote, whenever the tool has asked it.
 
-        Returns:
-            `list[SelfEdit | None]`: one for each. One without `examples` is malformed.
-
         Raises:
             ValueError: The domain has not carried out all of them.
         """
-        calling = [place for place, edit in enumerate(self_edits) if edit is not None and edit.calls]
-        if not calling:
-            return list(self_edits)
-
-        done = self.domain.carry_out(
-            [self_edits[place] for place in calling],
-            [examples[place] for place in calling],
-            self.asked_by_tool(stop=stop, on_written=on_written),
-        )
-        if len(done) != len(calling) or any(edit.calls for edit in done):
-            raise ValueError(
-                f"{type(self.domain).__name__}.carry_out() must return a self-edit without calls for each of the "
-                f"{len(calling)} that it was given; its parse() gives self-edits with calls."
-            )
-        carried_out = list(self_edits)
-        for place, edit in zip(calling, done, strict=True):
-            # Nothing else of it is recorded by a run.
-            carried_out[place] = replace(
-                self_edits[place],
-                examples=edit.examples,
-                metrics={**self_edits[place].metrics, **edit.metrics},
-                calls=(),
-                kept=edit.kept,
-            )
-        return carried_out
+        return carried_out(self.domain, self_edits, examples, self.asked_by_tool(stop=stop, on_written=on_written))
 
     def ask_base(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[str]:
         """
@@ -461,8 +384,7 @@ class SelfAdaptingLM:
             `list[str]`: one for each prompt; empty where it does not fit the model's context.
         """
         with without_policy(self.model):
-            answers = self._answer_those_that_fit(prompts, max_new_tokens, None)
-        return [answer.text for answer in answers]
+            return [answer.text for answer in self._answers_that_fit(prompts, max_new_tokens)]
 
     def asked_by_tool(
         self, *, stop: threading.Event | None = None, on_written: Callable[[int], None] | None = None
@@ -478,35 +400,22 @@ class SelfAdaptingLM:
         def ask(prompts: Sequence[Prompt], max_new_tokens: int, *, as_writer: bool = False) -> list[Generation]:
             with self._as_writer() if as_writer else self._as_student():
                 adapter = self.writer if as_writer else None
-                answers = self._answer_those_that_fit(prompts, max_new_tokens, stop, adapter)
+                answers = self._answers_that_fit(prompts, max_new_tokens, adapter=adapter, stop=stop)
             if on_written is not None:
                 on_written(sum(answer.num_tokens for answer in answers))
             return answers
 
         return ask
 
-    def _answer_those_that_fit(
-        self,
-        prompts: Sequence[Prompt],
-        max_new_tokens: int,
-        stop: threading.Event | None,
-        adapter: Adapter | None = None,
-    ) -> list[Generation]:
-        """Greedy answers; nothing for prompts that do not fit the context, since a policy may write anything."""
-        context = self.context_length
-        lengths = [len(encode_prompt(self.processing_class, prompt)) for prompt in prompts]
-        fitting = [
-            place for place, length in enumerate(lengths) if context is None or length + max_new_tokens <= context
-        ]
-        generations = self.generator.generate(
-            [prompts[place] for place in fitting],
-            adapters=adapter and [adapter] * len(fitting),
-            max_new_tokens=max_new_tokens,
-            stop=stop,
+    def _answers_that_fit(self, prompts: Sequence[Prompt], max_new_tokens: int, **options: Any) -> list[Generation]:
+        return answers_that_fit(
+            self.generator,
+            self.processing_class,
+            prompts,
+            max_new_tokens,
+            context_length=self.context_length,
+            **options,
         )
-        generations = without_thoughts(generations, [prompts[place] for place in fitting], self.processing_class)
-        found = dict(zip(fitting, generations, strict=True))
-        return [found.get(place, Generation("", 0, False)) for place in range(len(prompts))]
 
     def adapt(
         self,
@@ -554,42 +463,23 @@ class SelfAdaptingLM:
         edits = [self_edits] if is_one else list(self_edits)
         if not edits:
             raise ValueError("adapt() got no self-edits; give at least one, for example from propose().")
-        seeds = [seed] * len(edits) if isinstance(seed, int) else list(seed)
-        if len(seeds) != len(edits):
-            raise ValueError(f"{len(seeds)} seeds were given for {len(edits)} self-edits; give one, or one for each.")
-        if min(seeds) < 0:
-            raise ValueError(f"seed={seed} must be 0 or more.")
+        seeds = inner_seeds(seed, len(edits))
         if parents is not None and len(parents) != len(edits):
             raise ValueError(f"{len(parents)} parents were given for {len(edits)} self-edits; give one for each.")
-        updates = [
-            edit
-            if isinstance(edit, InnerUpdate)
-            else tokenize_self_edit(edit, self.processing_class, self.inner_config)
-            for edit in edits
-        ]
-        self._require_context(updates)
+        updates = inner_updates(edits, self.model, self.processing_class, self.inner_config)
         with self._as_student():
-            policy = carried_policy(self.model, self.base_model_id)
-            trained = train_within_memory(
+            adapters = train_adapters(
                 self.model,
+                self.base_model_id,
                 self.peft_config,
                 updates,
-                seed=seeds,
+                list(map(self._facts_of, edits)),
+                seeds,
                 on_step=on_step,
                 stop=stop,
                 gradient_checkpointing=self.inner_gradient_checkpointing,
                 parents=parents,
             )
-        adapters = [
-            Adapter(
-                layout=layout,
-                device_weights=weights,
-                base_model_id=self.base_model_id,
-                policy=policy,
-                training=self._training_of(edit, update, own_seed, result),
-            )
-            for edit, update, own_seed, (layout, weights, result) in zip(edits, updates, seeds, trained, strict=True)
-        ]
         if self.added is not None:
             adapters = [self.added.plus(adapter.on_base()) for adapter in adapters]
         return adapters[0] if is_one else adapters
@@ -621,40 +511,18 @@ class SelfAdaptingLM:
             DoesNotFit: The memory is short.
             ValueError: As [`~SelfAdaptingLM.adapt`]; also a model that carries a policy or is quantized.
         """
-        update = self_edit
-        if isinstance(self_edit, SelfEdit):
-            update = tokenize_self_edit(self_edit, self.processing_class, self.inner_config)
-        self._require_context([update])
+        (update,) = inner_updates([self_edit], self.model, self.processing_class, self.inner_config)
         model, result = finetune(
             self.model, update, seed=seed, on_step=on_step, gradient_checkpointing=self.inner_gradient_checkpointing
         )
         other = copy(self)
         other.model, other.generator = model, TransformersGenerator(model, self.processing_class, self.base_model_id)
-        return other, self._training_of(self_edit, update, seed, result)
+        return other, training_record(update, self._facts_of(self_edit), seed, result)
 
-    def _require_context(self, updates: Sequence[InnerUpdate]) -> None:
-        longest = max(len(sequence.input_ids) for update in updates for sequence in update.sequences)
-        context = context_length(self.model)
-        if context is not None and longest > context:
-            raise ValueError(
-                f"A training sequence of {longest} tokens exceeds the model's context of {context} tokens; shorten the "
-                "self-edit, or lower InnerLoopConfig(max_length=...)."
-            )
-
-    def _training_of(
-        self, self_edit: SelfEdit | InnerUpdate, update: InnerUpdate, seed: int, result: InnerResult
-    ) -> dict[str, object]:
-        """How something was trained."""
-        return {
-            **asdict(update.config),
-            **base_facts(self.model),
-            **({"title": self_edit.title} if isinstance(self_edit, SelfEdit) and self_edit.title else {}),
-            "seed": seed,
-            "num_steps": len(result.losses),
-            "num_tokens": result.num_tokens,
-            "losses": tuple(result.losses),
-            "stopped": result.stopped,
-        }
+    def _facts_of(self, self_edit: SelfEdit | InnerUpdate) -> dict[str, object]:
+        """What is recorded of the base model and of what an adapter learned."""
+        title = self_edit.title if isinstance(self_edit, SelfEdit) else ""
+        return {**base_facts(self.model), **({"title": title} if title else {})}
 
     def _as_student(self) -> AbstractContextManager[None]:
         """The model as it learns and answers."""
@@ -764,26 +632,18 @@ class SelfAdaptingLM:
                 Evaluation prompts.
             adapters (`Sequence[Adapter | Sequence[Adapter | None] | None]`, *optional*):
                 For each group its adapter, or one for each of its prompts; no inner adapter where `None` or absent.
-            max_answer_length (`int` or `Sequence[int]`, *optional*, defaults to `64`):
-                Longest answer, in tokens: of all groups, or of each.
-            on_text, stop:
-                As in [`~SelfAdaptingLM.answer_prompts`].
+            max_answer_length, on_text, stop:
+                As in [`~SelfAdaptingLM.answer_prompts`], the longest answer of all groups, or of each.
 
         Returns:
             `list[list[str]]`: the answers of each group.
         """
-        adapters = adapters or [None] * len(groups)
         is_one = isinstance(max_answer_length, int)
-        limits = [max_answer_length] * len(groups) if is_one else max_answer_length
         answers = iter(
             self.answer_prompts(
                 [prompt for group in groups for prompt in group],
-                [
-                    adapter
-                    for group, own in zip(groups, adapters, strict=True)
-                    for adapter in (own if isinstance(own, Sequence) else [own] * len(group))
-                ],
-                max_answer_length=[limit for group, limit in zip(groups, limits, strict=True) for _ in group],
+                value_of_each(groups, adapters or [None] * len(groups)),
+                max_answer_length=max_answer_length if is_one else value_of_each(groups, max_answer_length),
                 on_text=on_text,
                 stop=stop,
             )
@@ -803,17 +663,10 @@ class SelfAdaptingLM:
         whoever writes the texts.
 
         Args:
-            prompts (`Sequence[str | list[dict]]`):
-                Evaluation prompts.
-            answers (`Sequence[str]`):
-                An answer to each.
-            adapters (`Sequence[Adapter | None]`):
-                For each prompt its adapter.
+            prompts (`Sequence[str | list[dict]]`), answers (`Sequence[str]`), adapters (`Sequence[Adapter | None]`):
+                Evaluation prompts, with an answer and an adapter for each.
             base (`PreTrainedModel`, *optional*):
                 What they are compared with. Defaults to the model without an inner adapter.
-
-        Returns:
-            `list[Divergence]`: for each prompt the sum in nats, and the number of tokens.
 
         Raises:
             ValueError: An empty prompt, or adapters that cannot be used together.
@@ -822,29 +675,9 @@ class SelfAdaptingLM:
             generator = TransformersGenerator(self.model, self.processing_class, self.base_model_id)
             return generator.divergences_from_base(prompts, answers, adapters, base)
 
-    def load_adapter(
-        self,
-        source: str | Path,
-        *,
-        revision: str | None = None,
-        subfolder: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: Path | None = None,
-        max_bytes: int | None = None,
-        on_size: Callable[[int], None] | None = None,
-    ) -> Adapter:
+    def load_adapter(self, source: str | Path, **options: Any) -> Adapter:
         """
         Load a PEFT LoRA adapter for this base model from a folder, a zip file or the Hub (see
-        [`Adapter.from_pretrained`]).
+        [`Adapter.from_pretrained`], also for the options and errors).
         """
-        return Adapter.from_pretrained(
-            source,
-            self.model,
-            self.base_model_id,
-            revision=revision,
-            subfolder=subfolder,
-            token=token,
-            cache_dir=cache_dir,
-            max_bytes=max_bytes,
-            on_size=on_size,
-        )
+        return Adapter.from_pretrained(source, self.model, self.base_model_id, **options)

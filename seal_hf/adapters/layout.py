@@ -7,7 +7,7 @@ A bank of adapters is trained and evaluated from one weight vector per adapter (
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -18,28 +18,9 @@ from torch import nn
 
 from ..models.access import unwrap
 from ..models.architecture import linear_modules, linear_sizes
-from .files import PLAIN_INITIALIZATIONS
-from .peft_targets import ending_of, is_lora_matrix, is_without_effect, lost_by_peft, peft_key
+from .peft_targets import ending_of, is_lora_matrix, lost_by_peft, peft_key
+from .plain_lora import require_one_rank, require_plain_lora
 from .sources import CONFIG_NAME
-
-
-# Options of LoraConfig that a stacked adapter follows, or that do not change what an adapter computes. Every other one
-# must be left at its default, also one that a later PEFT adds.
-_FOLLOWED_OPTIONS = {
-    *(
-        "task_type",
-        "peft_type",
-        "auto_mapping",
-        "peft_version",
-        "base_model_name_or_path",
-        "revision",
-        "inference_mode",
-    ),
-    *("r", "lora_alpha", "use_rslora", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
-    *("rank_pattern", "alpha_pattern"),  # checked against the modules
-    "fan_in_fan_out",  # PEFT sets it by the modules' types
-    *("megatron_core", "runtime_config", "qalora_group_size", "ensure_weight_tying"),
-}
 
 
 @dataclass(frozen=True)
@@ -325,27 +306,7 @@ def lora_layout(model: nn.Module, config: LoraConfig, trained: bool = False) -> 
         ValueError: An option that a stacked adapter does not follow, a rank below 1, targets that match no linear module,
             or one that PEFT cannot store.
     """
-    if config.target_parameters:
-        raise ValueError(
-            f"LoraConfig(target_parameters={sorted(config.target_parameters)!r:.200}) adapts parameters that are no linear "
-            "modules, such as fused experts; name linear modules in target_modules, such as those of attention, alone."
-        )
-    defaults = LoraConfig()
-    for option in (field.name for field in fields(LoraConfig)):
-        value, default = getattr(config, option), getattr(defaults, option)
-        harmless = option in _FOLLOWED_OPTIONS or (
-            trained and (option == "lora_dropout" or option == "init_lora_weights" and value in PLAIN_INITIALIZATIONS)
-        )
-        if not harmless and value != default and (value or default):
-            raise ValueError(
-                f"LoraConfig({option}={value!r:.200}) is not supported, since adapters are plain LoRA here; train with it left "
-                f"at {default!r}."
-            )
-    if config.r < 1:
-        raise ValueError(f"The LoRA rank r={config.r} must be at least 1.")
-    if not math.isfinite(config.lora_alpha):
-        raise ValueError(f"lora_alpha={config.lora_alpha} must be a finite number.")
-
+    require_plain_lora(config, trained)
     candidates = linear_modules(model)
     target_modules = config.target_modules
     if target_modules is None:
@@ -374,12 +335,7 @@ def lora_layout(model: nn.Module, config: LoraConfig, trained: bool = False) -> 
             "takes the name for one of fused experts, of a checkpoint or of a state-space layer. Leave it out, or use "
             "'all-linear', which does."
         )
-    for option, common in (("rank_pattern", config.r), ("alpha_pattern", config.lora_alpha)):
-        if not is_without_effect(getattr(config, option), common, names):
-            raise ValueError(
-                f"LoraConfig({option}={getattr(config, option)!r:.200}) is not supported, since it gives modules another value "
-                f"than {common} and a stacked adapter has one for all; train with it left at {{}}."
-            )
+    require_one_rank(config, names)
     modules = tuple(LoraModule(name, *linear_sizes(candidates[name])) for name in names)
     endings = {ending_of(name) for name in names}
     # PEFT looks for the endings among all modules, those of a vision tower or a router as well.

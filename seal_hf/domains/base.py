@@ -3,40 +3,15 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from ..grading.rewards import ACCURACY
 from ..self_edit import Prompt, SelfEdit
+from .tools import AskModel
 
 
 # The two conditions that every domain has: the model without an inner adapter, and with one for a self-edit.
 BASE, SELF_EDITS = "base", "self-edits"
-
-
-class Answer(Protocol):
-    """
-    What a model answers to a prompt.
-
-    Attributes:
-        text (`str`):
-            The answer.
-        finished (`bool`):
-            Whether the model ended it itself, rather than the length limit.
-    """
-
-    text: str
-    finished: bool
-
-
-class AskModel(Protocol):
-    """
-    The model that a tool may ask, without an inner adapter. Its answers are greedy. It is the student, which is to learn from
-    them, or as the writer the policy; they are one model unless the student is the base (see [`SelfAdaptingLM`]).
-    """
-
-    def __call__(
-        self, prompts: Sequence[Prompt], max_new_tokens: int, *, as_writer: bool = False
-    ) -> Sequence[Answer]: ...
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """The policy adapter: how a model gets one, and its files."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -167,6 +169,19 @@ def policy_weights(model: PeftModel, state_dict: dict[str, torch.Tensor] | None 
 def restore_policy(model: PeftModel, weights: dict[str, torch.Tensor]) -> None:
     """Give the active adapter these weights."""
     set_peft_model_state_dict(model, weights, adapter_name=model.active_adapter)
+
+
+@contextmanager
+def undone_on_error(model: PeftModel, state: TrainerState) -> Iterator[None]:
+    """Bring policy and log back where the block ends with an error, so that the same trainer can be resumed."""
+    before, steps, num_logs = policy_weights(model), state.global_step, len(state.log_history)
+    try:
+        yield
+    except BaseException:
+        restore_policy(model, before)
+        state.global_step = steps
+        del state.log_history[num_logs:]
+        raise
 
 
 def keep_policy(

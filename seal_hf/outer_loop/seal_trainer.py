@@ -13,14 +13,13 @@ Deviations from the paper and its reference implementation:
 """
 
 import logging
-import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
+from contextlib import ExitStack, suppress
 from itertools import chain
 from pathlib import Path
+from typing import NoReturn, TypeVar
 
 from accelerate import PartialState
 from datasets import Dataset
@@ -35,64 +34,34 @@ from transformers import (
 from transformers.trainer_utils import TrainOutput
 from trl.trainer.base_trainer import _BaseTrainer
 
-from ..domains import Domain, KnowledgeDomain
-from ..generation.vllm_options import vllm_arguments
+from ..domains import Domain
 from ..grading import RubricJudge
-from ..models.access import context_length
-from ..models.sharding import gathering
-from ..records.instructions import (
-    ArchivedInstruction,
-    archive_instructions,
-    best_instructions,
-    read_archive,
-    write_archive,
-)
 from ..records.journal import Journal, ScoredSelfEdit, SelectedSelfEdit
 from ..records.plot import save_plot
-from ..records.report import Evaluation, evaluations, metrics, round_metrics
-from ..records.run_folder import LAST_CHECKPOINT, RunFolder
+from ..records.report import Evaluation, metrics, round_metrics
+from ..records.run_folder import RunFolder
 from ..records.samples import save_samples
-from ..rollout.examples import ExampleSet, check_examples
+from ..rollout.examples import ExampleSet
 from ..rollout.processes import Processes
 from ..rollout.rollout import Rollout
-from ..rollout.stage import Stage
-from ..self_adapting_lm import SelfAdaptingLM
-from .outer_sft import (
-    PolicyNotFinite,
-    fit_policy,
-    optimizer_steps,
-    parts_per_example,
-    require_end_token,
-    training_rows,
-)
+from .outer_sft import PolicyNotFinite, fit_policy, optimizer_steps, parts_per_example
 from .plan import RunPlan, plan_run
-from .policy import (
-    bytes_of_policies,
-    keep_policy,
-    load_options,
-    policy_weights,
-    prepare_policy,
-    prepare_sharded_policy,
-    read_policy,
-    restore_policy,
-)
+from .policy import bytes_of_policies, keep_policy, read_policy, restore_policy, undone_on_error
+from .preparation import check_launch, model_source, prepare_lm, resumes_from_hub
 from .publishing import Publisher
+from .run_data import RunData, checked_evaluation_set
 from .run_settings import FIT_SETTINGS, run_settings
+from .scoring import Scoring
 from .seal_config import SEALConfig
 from .selection import demonstrations, select_self_edits, warn_of_little
-from .separate_sft import ModelSource, leave_sft
-from .stages import (
-    evaluation_stage,
-    examples_per_round,
-    longest_instructions,
-    places_to_draw_from,
-    sft_seed,
-    showing,
-    training_stage,
-)
+from .separate_sft import leave_sft
+from .stages import examples_per_round, sft_seed
 
 
 logger = logging.getLogger(__name__)
+
+
+_Found = TypeVar("_Found")
 
 
 class _RunStopped(Exception):
@@ -179,68 +148,24 @@ class SEALTrainer(_BaseTrainer):
             name = model if isinstance(model, str) else model.config.name_or_path
             args = SEALConfig(f"{Path(name).name or 'model'}-SEAL")
 
-        self._model_source = None
-        if args.separate_sft:
-            if not isinstance(model, str):
-                raise ValueError(
-                    "separate_sft=True needs the model by its name or folder, since other processes load it again; save "
-                    "the model and give its folder."
-                )
-            self._model_source = ModelSource(model, load_options(args), quantization_config)
+        self._model_source = model_source(model, args, quantization_config)
         self._processes = Processes(Path(args.output_dir), timeout=args.ddp_timeout)
-        given = (model, args, processing_class, peft_config, quantization_config)
-        model, own_processing_class, base_model_id = (
-            prepare_sharded_policy(*given, self._processes) if args.shard_base else prepare_policy(*given)
-        )
-
-        inner_config = args.inner_config()
-        if (context := context_length(model)) is not None:
-            inner_config = replace(inner_config, max_length=min(inner_config.max_length, context))
-        with gathering(model):  # some models are run on a few tokens
-            self.lm = SelfAdaptingLM(
-                model,
-                own_processing_class,
-                domain=domain or KnowledgeDomain(),
-                peft_config=args.inner_peft_config(),
-                inner_config=inner_config,
-                base_model_id=base_model_id,
-                inner_gradient_checkpointing=args.inner_gradient_checkpointing,
-                student=args.student,
-                chat_template_kwargs=args.chat_template_kwargs,
-                **vllm_arguments(args),
-            )
+        given = (model, args, processing_class, peft_config, quantization_config, domain)
+        self.lm, own_processing_class = prepare_lm(*given, self._processes)
         self._eval_lm = self.lm if eval_domain is None else self.lm.with_domain(eval_domain)
-        self.domain, processing_class = self.lm.domain, self.lm.processing_class
+        model, self.domain, self.base_model_id = self.lm.model, self.lm.domain, self.lm.base_model_id
 
-        # Data
-        if train_dataset is None:
-            raise ValueError("train_dataset is required; give a list or a datasets.Dataset of examples.")
-        self._train = ExampleSet.of(train_dataset, "train_dataset")
-        self._eval = None if eval_dataset is None else ExampleSet.of(eval_dataset, "eval_dataset")
-        lengths = (args.max_completion_length, args.max_answer_length)
-        rewards = args.rewards()
-        if missing := [name for name in rewards.names if name not in self.domain.reward_funcs]:
-            raise ValueError(
-                f"reward_funcs={list(rewards.names)}: {type(self.domain).__name__} has no reward {missing[0]!r}, only "
-                f"{', '.join(map(repr, self.domain.reward_funcs))}; leave it out, or add it to the domain's reward_funcs."
-            )
-        longest = longest_instructions(self.domain, args.num_instructions_shown)
-        shown = showing(self.domain, self._train, longest)
-        check_examples(self.lm, shown, "train_dataset", *lengths, args.max_length, rewards)
-        places = places_to_draw_from(args, self.domain, self._train)
-        num_left_out = len(self._train) - len(places)
+        data = RunData.checked(self.lm, self._eval_lm, args, train_dataset, eval_dataset)
+        self._train, self._eval = data.train, data.evaluation
+        num_left_out = len(data.train) - data.num_to_draw_from
         if num_left_out and PartialState().is_main_process:
             logger.warning(
                 "%d of %d training examples have the same content as an earlier one and are left out, so that no round trains "
                 "on what another one has had; put all questions about a passage into one example.",
                 num_left_out,
-                len(self._train),
+                len(data.train),
             )
-        per_round = examples_per_round(args, len(places))  # raises where there are too few
-        require_end_token(processing_class, self.domain.prompt(self._train.examples[0]))
-        if self._eval is not None:
-            check_examples(self._eval_lm, self._eval, "eval_dataset", *lengths)
-            self._eval.warn_of_shared(self._train, self.domain.content)
+        per_round = examples_per_round(args, data.num_to_draw_from)  # raises where there are too few
         eval_examples = None if self._eval is None else self._eval.examples
         settings = run_settings(
             args, self.lm, self._train.examples, eval_examples, per_round, self._eval_lm, rubric_judge
@@ -251,8 +176,8 @@ class SEALTrainer(_BaseTrainer):
             args,
             self._folder,
             model,
-            own_processing_class,  # without the arguments and the date of this run in its template
-            base_model_id,
+            own_processing_class,
+            self.base_model_id,
             require_latest=lambda: self._folder.require_latest(self._rounds_fitted),
             on_push=lambda: self.callback_handler.on_push_begin(self.args, self.state, self.control),
         )
@@ -262,33 +187,22 @@ class SEALTrainer(_BaseTrainer):
             args=args,
             train_dataset=self._train.examples,
             eval_dataset=eval_examples,
-            processing_class=processing_class,
+            processing_class=self.lm.processing_class,
             callbacks=callbacks,
         )
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise ValueError(
-                "FSDP and DeepSpeed are not supported by SEALTrainer, whose processes each train adapters of their own; launch "
-                "with plain data parallelism, shard the SFT alone with separate_sft, and shard or quantize a model that is too "
-                "large (shard_base, load_in_4bit)."
-            )
-        if args.n_gpu > 1:
-            raise ValueError(
-                f"{args.n_gpu} GPUs are visible to one process; start one for each with `accelerate launch`, or show it "
-                "one with CUDA_VISIBLE_DEVICES."
-            )
+        check_launch(args, self.is_fsdp_enabled or self.is_deepspeed_enabled)
         # It decides when to log, save and evaluate by step counts, and ends the run at a number that is not known ahead.
         self.remove_callback(DefaultFlowCallback)
-        self.base_model_id = base_model_id
         self._examples_per_round = per_round
-        self._writes_instructions = bool(longest_instructions(self.domain, 1))
         self._rounds_fitted = 0
         self._waits_for_sft = False
         self._rollout = Rollout(
             self.lm, args.rollout_config(), self._processes, self._after_bank, rubric_judge=rubric_judge
         )
-        self._eval_rollout = self._rollout
+        eval_rollout = self._rollout
         if eval_domain is not None or args.eval_rollout_config() != args.rollout_config():
-            self._eval_rollout = Rollout(self._eval_lm, args.eval_rollout_config(), self._processes, self._after_bank)
+            eval_rollout = Rollout(self._eval_lm, args.eval_rollout_config(), self._processes, self._after_bank)
+        self._scoring = Scoring(args, self._folder, self._processes, self._rollout, eval_rollout)
 
     def train(self, resume_from_checkpoint: bool | str | None = None) -> TrainOutput:
         """
@@ -311,16 +225,7 @@ class SEALTrainer(_BaseTrainer):
                 be resumed with other settings of the SFT.
             ProcessEnded: Another process has ended.
         """
-        from_hub = resume_from_checkpoint == LAST_CHECKPOINT
-        if (
-            isinstance(resume_from_checkpoint, str | os.PathLike)
-            and not from_hub
-            and Path(resume_from_checkpoint).resolve() != self._folder.path.resolve()
-        ):
-            raise ValueError(
-                f"resume_from_checkpoint={str(resume_from_checkpoint)!r} is not output_dir={self.args.output_dir!r}; a "
-                "run is resumed in its own output directory."
-            )
+        from_hub = resumes_from_hub(resume_from_checkpoint, self.args)
         self.is_in_train, self._waits_for_sft = True, False
         try:
             with self._processes.explaining_termination(self.lm.generator.clean_up), ExitStack() as held:
@@ -331,8 +236,7 @@ class SEALTrainer(_BaseTrainer):
                 with suppress(_RunStopped):
                     self._evaluate_round(0)
                     for round_index in range(self.args.num_rounds):
-                        stage = self._begin_round(round_index)
-                        scored = self._score(self._rollout, stage)
+                        scored = self._propose_and_score(round_index)
                         selected = self._select(round_index, scored)
                         self._fit(round_index, selected)
                         self._evaluate_round(round_index + 1)
@@ -382,9 +286,7 @@ class SEALTrainer(_BaseTrainer):
             raise ValueError("There is nothing to evaluate on; give eval_dataset to evaluate() or to SEALTrainer.")
         try:
             if eval_dataset is not None:
-                data = ExampleSet.of(eval_dataset, "eval_dataset")
-                lengths = (self.args.max_completion_length, self.args.max_answer_length)
-                check_examples(self._eval_lm, data, "eval_dataset", *lengths)
+                data = checked_evaluation_set(self._eval_lm, self.args, eval_dataset)
                 with tempfile.TemporaryDirectory() as directory:
                     # There is no earlier evaluation of these examples, so the baselines are measured too.
                     evaluation = self._evaluation(Journal(Path(directory)), data, 0)
@@ -496,9 +398,130 @@ class SEALTrainer(_BaseTrainer):
         future = self._publisher.push(commit_message or "Upload policy", token, revision, **card)
         return future.result() if blocking else future
 
-    def _push_round(self, round_index: int) -> None:
-        if round_index + 1 < self.args.num_rounds:
-            self._processes.on_main(self._publisher.push_round, self._rounds_fitted)
+    def _open(self, resume: bool, held: ExitStack) -> None:
+        """Make the output directory this run's, as long as it is held, and restore its state."""
+        self._processes.on_main(self._folder.open, resume, bytes_of_policies(self.model, self.args, self._folder))
+        self._processes.on_main(self._folder.require_at_most, self.args.num_rounds)
+        self._processes.on_main(lambda: held.enter_context(self._folder.held()))
+        self._processes.on_main(self._folder.remove_staged)
+        if resume:
+            for name, value in self._processes.on_main(self._folder.load_state).items():
+                setattr(self.state, name, value)
+        self.state.max_steps = self.args.num_rounds + sum(
+            optimizer_steps(self._examples_per_round, self.args, parts_per_example(self.domain, self._train.examples))
+        )
+        self.state.num_train_epochs = self.args.num_rounds
+
+    def _propose_and_score(self, round_index: int) -> list[ScoredSelfEdit]:
+        """Let the policy write a round's self-edits, and train and ask their adapters."""
+        self.control = self.callback_handler.on_epoch_begin(self.args, self.state, self.control)
+        self._end_if_stopped()
+        return _unless_stopped(self._scoring.score_round(self._train, round_index))
+
+    def _select(self, round_index: int, scored: Sequence[ScoredSelfEdit]) -> list[SelectedSelfEdit]:
+        """Choose what is learned, and log the round's rewards."""
+        journal = self._folder.journal
+        selected = self._processes.on_main(journal.selected, round_index)
+        if selected is None:
+            selected = select_self_edits(
+                scored,
+                keep_best=self.args.keep_best,
+                min_reward=self.args.min_reward,
+                drop_zero_std=self.args.drop_zero_std,
+            )
+            self._processes.on_main(journal.write_selected, round_index, selected)
+            self._scoring.archive_instructions(round_index)
+        self._log_round(round_index, scored, selected)
+        self._end_if_stopped()
+        return selected
+
+    def _log_round(
+        self, round_index: int, scored: Sequence[ScoredSelfEdit], selected: Sequence[SelectedSelfEdit]
+    ) -> None:
+        """Log a round's rewards, unless a resumed run has done so."""
+        values = {"round": round_index + 1, **round_metrics(scored, selected)}
+        logged = self._logged("num_examples", round_index + 1)
+        if logged is not None and values.items() <= logged.items():
+            return
+        if self.is_world_process_zero():
+            warn_of_little(round_index + 1, scored, selected, self._folder.path)
+        if logged is None:
+            self.state.global_step += 1
+        else:  # its files were removed, and it was scored again
+            self.state.log_history.remove(logged)
+        self.state.epoch = float(round_index)
+        self.log(values)
+        self.control = self.callback_handler.on_step_end(self.args, self.state, self.control)
+        self._processes.on_main(self._save_round_files, round_index)
+
+    def _save_round_files(self, round_index: int) -> None:
+        save_samples(self._folder.path, round_index)
+        save_plot(self._folder.path)
+        self._folder.save_state(self.state)
+
+    def _fit(self, round_index: int, selected: list[SelectedSelfEdit]) -> None:
+        """Bring the policy to where the round's SFT leaves it."""
+        folder = self._folder.policy(round_index)
+        if weights := self._processes.on_main(read_policy, folder):
+            restore_policy(self.model, weights)
+            self._rounds_fitted = round_index + 1
+        else:
+            selected = self._demonstrations(round_index, selected)
+            if selected and self.args.separate_sft:
+                self._leave_sft(round_index, selected)
+            try:
+                with undone_on_error(self.model, self.state):
+                    self._fit_and_keep(round_index, selected)
+            except PolicyNotFinite:
+                self._processes.on_main(self._folder.note_failed_fit, round_index)
+                raise
+            self._rounds_fitted = round_index + 1
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+        self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
+
+    def _demonstrations(self, round_index: int, selected: Sequence[SelectedSelfEdit]) -> list[SelectedSelfEdit]:
+        """What the policy learns from: what was selected in this round, or with `sft_on="all"` in all so far."""
+        if self.args.sft_on == "all":
+            journal = self._folder.journal
+            earlier = self._processes.on_main(lambda: list(map(journal.selected, range(round_index))))
+            selected = [*chain.from_iterable(earlier), *selected]
+        examples = dict(zip(self._train.ids, self._train.examples, strict=True))
+        return demonstrations(selected, examples, self.domain, self.processing_class)
+
+    def _leave_sft(self, round_index: int, selected: Sequence[SelectedSelfEdit]) -> NoReturn:
+        """Leave a round's SFT to other processes, and end."""
+        self._processes.on_main(
+            lambda: leave_sft(
+                self._folder,
+                round_index,
+                selected,
+                source=self._model_source,
+                policy=self.model,
+                processing_class=self.processing_class,
+                args=self.args,
+                seed=sft_seed(self.args, round_index),
+                state=self.state,
+            )
+        )
+        self._waits_for_sft = True
+        raise _RunStopped
+
+    def _fit_and_keep(self, round_index: int, selected: list[SelectedSelfEdit]) -> None:
+        """Train the policy on what was selected, if anything was, and write it."""
+        folder = self._folder.policy(round_index)
+        if selected and not fit_policy(
+            self.model,
+            self.processing_class,
+            selected,
+            self.args,
+            seed=sft_seed(self.args, round_index),
+            output_dir=folder.with_suffix(".partial"),
+            on_step=self._after_sft_step,
+            on_log=lambda logs: self.log({"round": round_index + 1, **logs}),
+        ):
+            raise _RunStopped
+        self.state.epoch = float(round_index + 1)
+        self._processes.on_main(keep_policy, self.model, self._folder, round_index, self.state)
 
     def _evaluate_round(self, num_rounds: int) -> None:
         """Evaluate the policy after so many rounds, where there is something to evaluate on."""
@@ -515,10 +538,7 @@ class SEALTrainer(_BaseTrainer):
 
     def _evaluation(self, journal: Journal, data: ExampleSet, num_rounds: int) -> Evaluation:
         """The accuracies of a policy that was trained for `num_rounds`."""
-        data = showing(self._eval_lm.domain, data, self._instructions(self._rounds_fitted))
-        stage = evaluation_stage(self.args, self._eval_lm.domain, journal, data, num_rounds)
-        self._score(self._eval_rollout, stage)
-        return self._processes.on_main(evaluations, journal)[num_rounds]
+        return _unless_stopped(self._scoring.evaluate(journal, data, num_rounds, self._rounds_fitted))
 
     def _log_evaluation(self, evaluation: Evaluation, prefix: str, labels: dict[str, int]) -> dict[str, float]:
         values = {f"{prefix}_{name}": value for name, value in metrics(evaluation).items()}
@@ -530,154 +550,9 @@ class SEALTrainer(_BaseTrainer):
         save_plot(self._folder.path)
         self._folder.save_state(self.state)
 
-    def _begin_round(self, round_index: int) -> Stage:
-        self.control = self.callback_handler.on_epoch_begin(self.args, self.state, self.control)
-        self._end_if_stopped()
-        data = showing(self.domain, self._train, self._instructions(round_index))
-        return training_stage(self.args, self.domain, self._folder.journal, data, round_index)
-
-    def _instructions(self, num_rounds: int) -> list[str]:
-        """The best instructions of so many rounds, which the policy is shown in the next."""
-        if num_rounds == 0 or not self._writes_instructions:
-            return []
-        archive = self._processes.on_main(self._archive, num_rounds - 1)
-        return best_instructions(archive, self.args.num_instructions_shown)
-
-    def _archive(self, round_index: int, anew: bool = False) -> list[ArchivedInstruction]:
-        """What the instructions of all rounds up to one paid: as it is on disk, or else from the journals, and written."""
-        archive = read_archive(self._folder.path, round_index)
-        if archive is None or anew:
-            rounds = list(map(self._folder.journal.scored, range(round_index + 1)))
-            archive = archive_instructions(rounds, self.domain.instruction)
-            write_archive(self._folder.path, round_index, archive)
-        return archive
-
-    def _score(self, rollout: Rollout, stage: Stage) -> list[ScoredSelfEdit]:
-        """Let a stage's self-edits be written, and train and ask their adapters."""
-        scored = rollout.score(stage, rollout.propose(stage))
-        if scored is None:
-            raise _RunStopped
-        return scored
-
-    def _select(self, round_index: int, scored: Sequence[ScoredSelfEdit]) -> list[SelectedSelfEdit]:
-        """Choose what is learned, and log the round's rewards."""
-        journal = self._folder.journal
-        selected = self._processes.on_main(journal.selected, round_index)
-        if selected is None:
-            selected = select_self_edits(
-                scored,
-                keep_best=self.args.keep_best,
-                min_reward=self.args.min_reward,
-                drop_zero_std=self.args.drop_zero_std,
-            )
-            self._processes.on_main(journal.write_selected, round_index, selected)
-            if self._writes_instructions:
-                self._processes.on_main(self._archive, round_index, True)
-        values = {"round": round_index + 1, **round_metrics(scored, selected)}
-        logged = self._logged("num_examples", round_index + 1)
-        if logged is not None and values.items() <= logged.items():  # a resumed run
-            self._end_if_stopped()
-            return selected
-        if self.is_world_process_zero():
-            warn_of_little(round_index + 1, scored, selected, self._folder.path)
-        if logged is None:
-            self.state.global_step += 1
-        else:  # its files were removed, and it was scored again
-            self.state.log_history.remove(logged)
-        self.state.epoch = float(round_index)
-        self.log(values)
-        self.control = self.callback_handler.on_step_end(self.args, self.state, self.control)
-        self._processes.on_main(self._save_round_files, round_index)
-        self._end_if_stopped()
-        return selected
-
-    def _save_round_files(self, round_index: int) -> None:
-        save_samples(self._folder.path, round_index)
-        save_plot(self._folder.path)
-        self._folder.save_state(self.state)
-
-    def _fit(self, round_index: int, selected: list[SelectedSelfEdit]) -> None:
-        """Bring the policy to where the round's SFT leaves it."""
-        folder = self._folder.policy(round_index)
-        if weights := self._processes.on_main(read_policy, folder):
-            restore_policy(self.model, weights)
-            self._rounds_fitted = round_index + 1
-        else:
-            if self.args.sft_on == "all":
-                journal = self._folder.journal
-                earlier = self._processes.on_main(lambda: list(map(journal.selected, range(round_index))))
-                selected = [*chain.from_iterable(earlier), *selected]
-            examples = dict(zip(self._train.ids, self._train.examples, strict=True))
-            selected = demonstrations(selected, examples, self.domain, self.processing_class)
-            if selected and self.args.separate_sft:
-                self._processes.on_main(self._leave_sft, round_index, selected)
-                self._waits_for_sft = True
-                raise _RunStopped
-            with self._undone_on_error(round_index):
-                if selected and not fit_policy(
-                    self.model,
-                    self.processing_class,
-                    selected,
-                    self.args,
-                    seed=sft_seed(self.args, round_index),
-                    output_dir=folder.with_suffix(".partial"),
-                    on_step=self._after_sft_step,
-                    on_log=lambda logs: self.log({"round": round_index + 1, **logs}),
-                ):
-                    raise _RunStopped
-                self.state.epoch = float(round_index + 1)
-                self._processes.on_main(keep_policy, self.model, self._folder, round_index, self.state)
-            self._rounds_fitted = round_index + 1
-            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
-        self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
-
-    def _leave_sft(self, round_index: int, selected: list[SelectedSelfEdit]) -> None:
-        """Leave a round's SFT to other processes, and say how they are started."""
-        leave_sft(
-            self._folder,
-            round_index,
-            source=self._model_source,
-            policy=self.model,
-            processing_class=self.processing_class,
-            rows=training_rows(selected, self.processing_class, self.args),
-            args=self.args,
-            seed=sft_seed(self.args, round_index),
-        )
-        self._folder.save_state(self.state)
-        logger.warning(
-            "Round %d waits for its SFT: run `accelerate launch --config_file CONFIG -m trainers.sft %s`, then go on with "
-            "resume_from_checkpoint=True.",
-            round_index + 1,
-            self.args.output_dir,
-        )
-
-    @contextmanager
-    def _undone_on_error(self, round_index: int) -> Iterator[None]:
-        """Bring policy and log back where the block ends with an error, so that the same trainer can be resumed."""
-        before, steps, num_logs = policy_weights(self.model), self.state.global_step, len(self.state.log_history)
-        try:
-            yield
-        except BaseException as error:
-            restore_policy(self.model, before)
-            self.state.global_step = steps
-            del self.state.log_history[num_logs:]
-            if isinstance(error, PolicyNotFinite):
-                self._processes.on_main(self._folder.note_failed_fit, round_index)
-            raise
-
-    def _open(self, resume: bool, held: ExitStack) -> None:
-        """Make the output directory this run's, as long as it is held, and restore its state."""
-        self._processes.on_main(self._folder.open, resume, bytes_of_policies(self.model, self.args, self._folder))
-        self._processes.on_main(self._folder.require_at_most, self.args.num_rounds)
-        self._processes.on_main(lambda: held.enter_context(self._folder.held()))
-        self._processes.on_main(self._folder.remove_staged)
-        if resume:
-            for name, value in self._processes.on_main(self._folder.load_state).items():
-                setattr(self.state, name, value)
-        self.state.max_steps = self.args.num_rounds + sum(
-            optimizer_steps(self._examples_per_round, self.args, parts_per_example(self.domain, self._train.examples))
-        )
-        self.state.num_train_epochs = self.args.num_rounds
+    def _push_round(self, round_index: int) -> None:
+        if round_index + 1 < self.args.num_rounds:
+            self._processes.on_main(self._publisher.push_round, self._rounds_fitted)
 
     def _logged(self, key: str, round_number: int) -> dict[str, float] | None:
         """The entry of a round in the log that has this key."""
@@ -700,3 +575,10 @@ class SEALTrainer(_BaseTrainer):
     def _is_stopped(self) -> bool:
         """Whether a callback has ended the run, in any process."""
         return self._processes.any(self.control.should_training_stop)
+
+
+def _unless_stopped(found: _Found | None) -> _Found:
+    """What was found, unless a callback ended the run before it was."""
+    if found is None:
+        raise _RunStopped
+    return found

@@ -30,9 +30,10 @@ from trl import SFTConfig
 from ..models.access import activation_dtype
 from ..models.loading import load_causal_lm
 from ..records.files import explaining_failed_write, read_records, write_records, write_text
+from ..records.journal import SelectedSelfEdit
 from ..records.run_folder import RunFolder
 from ..rollout.processes import Processes
-from .outer_sft import ForwardingCallback, PolicyNotFinite, require_finite, train_policy
+from .outer_sft import ForwardingCallback, PolicyNotFinite, require_finite, train_policy, training_rows
 from .policy import keep_policy, policy_weights, write_policy
 from .seal_config import SEALConfig
 
@@ -96,38 +97,43 @@ class ModelSource:
 def leave_sft(
     run: RunFolder,
     round_index: int,
+    selected: Sequence[SelectedSelfEdit],
     *,
     source: ModelSource,
     policy: PeftModel,
     processing_class: PreTrainedTokenizerBase,
-    rows: Sequence[Mapping[str, Sequence[int]]],
     args: SEALConfig,
     seed: int,
+    state: TrainerState,
 ) -> None:
     """
-    Write what [`fit_waiting`] needs for a round's SFT, in place of what was left for it before.
+    Write what [`fit_waiting`] needs for a round's SFT, in place of what was left for it before, and say how it is started.
 
     Args:
         run ([`RunFolder`]):
             The run's folder.
         round_index (`int`):
             The round, from 0.
+        selected (`Sequence[SelectedSelfEdit]`):
+            What the policy is to learn.
         source ([`ModelSource`]):
             The base model.
         policy (`PeftModel`):
             The model with the policy adapter that the SFT begins from.
         processing_class (`PreTrainedTokenizerBase`):
             Its tokenizer.
-        rows (`Sequence[Mapping]`):
-            What [`training_rows`] makes of the self-edits that were kept.
         args ([`SEALConfig`]):
             The run's settings.
         seed (`int`):
             Seed of the fit.
+        state (`TrainerState`):
+            The trainer's, which is saved.
 
     Raises:
+        ValueError: No self-edit fits into `max_length`.
         OSError: The disk is full, or the folder cannot be written.
     """
+    rows = training_rows(selected, processing_class, args)
     folder = run.sft(round_index)
     partial = folder.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -139,6 +145,13 @@ def leave_sft(
     write_text(partial / _JOB_FILE, json.dumps(job, indent=2) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
+    run.save_state(state)
+    logger.warning(
+        "Round %d waits for its SFT: run `accelerate launch --config_file CONFIG -m trainers.sft %s`, then go on with "
+        "resume_from_checkpoint=True.",
+        round_index + 1,
+        args.output_dir,
+    )
 
 
 def fit_waiting(output_dir: str | Path) -> int | None:

@@ -7,7 +7,7 @@ from statistics import fmean
 
 from ..grading.words import normalize
 from .files import read_records, write_records
-from .journal import ScoredSelfEdit, rounded
+from .journal import Journal, ScoredSelfEdit, rounded
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,32 @@ def write_archive(output_dir: Path, round_index: int, archive: Sequence[Archived
         OSError: The disk is full, or the folder cannot be written.
     """
     write_records(_file(output_dir, round_index), map(asdict, archive))
+
+
+def archive_up_to(
+    journal: Journal, round_index: int, instruction_of: Callable[[str], str | None], anew: bool = False
+) -> list[ArchivedInstruction]:
+    """
+    The archive of the rounds up to one: as it is on disk, or else from the journals of these rounds, and written.
+
+    Args:
+        journal ([`Journal`]):
+            The run's.
+        round_index (`int`):
+            The last round, from 0.
+        instruction_of (`Callable[[str], str | None]`):
+            Returns the instruction of a completion (see [`Domain.instruction`]).
+        anew (`bool`, *optional*, defaults to `False`):
+            Whether it is written again where it is on disk.
+
+    Raises:
+        OSError: The disk is full, or the folder cannot be written.
+    """
+    archive = read_archive(journal.directory, round_index)
+    if archive is None or anew:
+        archive = archive_instructions(list(map(journal.scored, range(round_index + 1))), instruction_of)
+        write_archive(journal.directory, round_index, archive)
+    return archive
 
 
 def _file(output_dir: Path, round_index: int) -> Path:

@@ -7,7 +7,7 @@ import pickle
 import re
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from accelerate import PartialState
-from torch import distributed
+from torch import distributed, nn
 from torch.distributed import ProcessGroup
 
-from ..models.sharding import OtherProcessFailed
+from ..models.sharding import OtherProcessFailed, gathering
 
 
-Result = TypeVar("Result")
+Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
 # What gloo's errors have in common, which are plain RuntimeErrors (torch 2.11 and 2.13); CUDA's have none of it.
@@ -177,6 +177,48 @@ class Processes:
                     f"Another process of this run has not answered for {self._timeout:g} seconds (ddp_timeout)."
                 ) from error
             raise ProcessEnded("Another process of this run has ended.") from error
+
+
+def in_shared_batches(
+    processes: Processes,
+    model: nn.Module,
+    items: Sequence[Item],
+    batch_size: int,
+    work: Callable[[Sequence[Item]], list[Result]],
+    on_batch: Callable[[int], None] = lambda num_items: None,
+) -> list[Result]:
+    """
+    Do with a model what items need, batch by batch, of which each process takes its turns. The batches depend on the items alone.
+
+    Args:
+        processes ([`Processes`]):
+            The processes of the run.
+        model (`PreTrainedModel` or `PeftModel`):
+            The model that `work` calls, which may be sharded.
+        items (`Sequence`):
+            What is to be done.
+        batch_size (`int`):
+            Items of one batch.
+        work (`Callable[[Sequence], list]`):
+            Does the items of one batch.
+        on_batch (`Callable[[int], None]`, *optional*):
+            Called after every batch of this process with the number of its items.
+
+    Returns:
+        `list`: what `work` gave for all batches, in their order, in every process.
+
+    Raises:
+        ProcessEnded: Another process has ended.
+    """
+    starts = range(0, len(items), batch_size)
+    own: dict[int, list[Result]] = {}
+    with processes.naming_losses(), gathering(model):
+        for start in starts[processes.index :: processes.count]:
+            batch = items[start : start + batch_size]
+            own[start] = work(batch)
+            on_batch(len(batch))
+    done = {start: results for share in processes.gather(own) for start, results in share.items()}
+    return [result for start in starts for result in done[start]]
 
 
 def _told(error: Exception) -> Exception:

@@ -7,11 +7,10 @@ from ..domains.base import SELF_EDITS
 from ..generation.base import draw_seed
 from ..grading.rewards import OWN_QUESTIONS, SELF_CONSISTENCY
 from ..models.access import policy_in_activation_dtype
-from ..models.sharding import gathering
 from ..records.journal import Proposal, RewardQuestions
 from ..self_adapting_lm import SelfAdaptingLM
 from ..self_edit import SelfEdit
-from .processes import Processes
+from .processes import Processes, in_shared_batches
 from .stage import Stage
 
 
@@ -54,10 +53,13 @@ def reward_questions(
         for one in proposals:
             if one.condition == SELF_EDITS and one.well_formed:
                 by_example[one.example][one.edit] = one
-        shares = processes.gather(_made(lm, processes, stage, names, by_example, self_edit_of))
-        # Each process has every so many batches of them.
-        batches = {start: own for share in shares for start, own in share.items()}
-        made = [one for start in sorted(batches) for one in batches[start]]
+
+        def make(places: Sequence[int]) -> list[RewardQuestions]:
+            known = {place: by_example[place] for place in places if place in by_example}
+            return _made(lm, stage, names, known, self_edit_of)
+
+        with policy_in_activation_dtype(lm.model):
+            made = in_shared_batches(processes, lm.model, stage.places, _EXAMPLES_PER_BATCH, make)
         processes.on_main(stage.journal.write_reward_questions, stage.round, made)
     asked: dict[tuple[int, int], dict[str, Mapping]] = defaultdict(dict)
     for one in made:
@@ -68,28 +70,21 @@ def reward_questions(
 
 def _made(
     lm: SelfAdaptingLM,
-    processes: Processes,
     stage: Stage,
     names: list[str],
     by_example: Mapping[int, Mapping[int, Proposal]],
     self_edit_of: Callable[[Proposal], SelfEdit],
-) -> dict[int, list[RewardQuestions]]:
-    """This process's share, by the first place of each batch of examples."""
-    own = {}
-    starts = range(0, len(stage.places), _EXAMPLES_PER_BATCH)
-    with policy_in_activation_dtype(lm.model), processes.naming_losses(), gathering(lm.model):
-        for start in starts[processes.index :: processes.count]:
-            places = [place for place in stage.places[start : start + _EXAMPLES_PER_BATCH] if by_example.get(place)]
-            examples = [stage.data.examples[place] for place in places]
-            made = []
-            if OWN_QUESTIONS in names:
-                for place, example in zip(places, examples, strict=True):
-                    known = {number: self_edit_of(one) for number, one in by_example[place].items()}
-                    edits = [known.get(number) for number in range(stage.num_generations)]
-                    asked = lm.domain.own_examples(example, edits, lm, draw_seed(stage.seed, place))
-                    made += [RewardQuestions(OWN_QUESTIONS, place, number, one) for number, one in enumerate(asked)]
-            if SELF_CONSISTENCY in names:
-                for place, one in zip(places, lm.domain.open_book(examples, lm), strict=True):
-                    made += [RewardQuestions(SELF_CONSISTENCY, place, number, one) for number in by_example[place]]
-            own[start] = made
-    return own
+) -> list[RewardQuestions]:
+    """What these rewards ask about the examples at these places, of which the well-formed self-edits are given by number."""
+    made = []
+    examples = [stage.data.examples[place] for place in by_example]
+    if OWN_QUESTIONS in names:
+        for (place, proposals), example in zip(by_example.items(), examples, strict=True):
+            known = {number: self_edit_of(one) for number, one in proposals.items()}
+            edits = [known.get(number) for number in range(stage.num_generations)]
+            asked = lm.domain.own_examples(example, edits, lm, draw_seed(stage.seed, place))
+            made += [RewardQuestions(OWN_QUESTIONS, place, number, one) for number, one in enumerate(asked)]
+    if SELF_CONSISTENCY in names:
+        for (place, proposals), one in zip(by_example.items(), lm.domain.open_book(examples, lm), strict=True):
+            made += [RewardQuestions(SELF_CONSISTENCY, place, number, one) for number in proposals]
+    return made

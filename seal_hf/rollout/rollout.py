@@ -6,37 +6,32 @@ examples, banks are composed from the proposals and recorded with them, and ever
 So neither the number of processes nor an interruption changes the records (in fp32; in lower precision up to rounding).
 """
 
-import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 from tqdm.auto import tqdm
 
 from ..adapters.adapter import Adapter
 from ..adapters.layout import lora_layout
-from ..domains.base import BASE, SELF_EDITS
-from ..generation.base import Generation
 from ..grading import RubricJudge
 from ..grading.rewards import ACCURACY, RUBRIC
-from ..inner_loop.update import InnerUpdate, tokenize_self_edit
+from ..inner_loop.update import InnerUpdate
 from ..models.access import policy_in_activation_dtype
 from ..models.sharding import gathering
 from ..records.journal import Proposal, ScoredSelfEdit, TrialResult
 from ..self_adapting_lm import SelfAdaptingLM
-from ..self_edit import SelfEdit, TrainingExample
-from .bank_schedule import adapters_per_bank, compose_banks, share_banks, work_of
+from .bank_schedule import adapters_per_bank, compose_banks, share_banks
 from .chain import Chain
 from .processes import Processes
+from .proposals import ProposedUpdates
 from .reward_questions import reward_questions
-from .rewards import Asked, ask_and_grade, divergences_from_base, mean, scored_self_edits
+from .rewards import scored_self_edits
 from .rubric_scores import rubric_scores
 from .stage import RolloutConfig, Stage, Trial, stage_banks
+from .trials import examine, trained_adapters
 from .writing import Written, write_self_edits
-
-
-logger = logging.getLogger(__name__)
 
 
 class Rollout:
@@ -77,9 +72,7 @@ class Rollout:
             )
         self.lm, self.config, self.processes, self.on_bank = lm, config, processes, on_bank
         self.writer, self.rubric_judge = writer, rubric_judge
-        # What the proposals of one stage train on, by condition, example and edit.
-        self._stage: Stage | None = None
-        self._updates: dict[tuple[str, int, int], InnerUpdate | None] = {}
+        self._proposed = ProposedUpdates(lm)
 
     def propose(self, stage: Stage) -> list[Proposal]:
         """
@@ -118,7 +111,7 @@ class Rollout:
             updates = self.updates_of(stage, proposals)
             if not stage.rewards.needs_adapters:
                 return []
-            self_edit_of = partial(self._self_edit_of, stage)
+            self_edit_of = partial(self._proposed.self_edit_of, stage)
             asked = reward_questions(self.lm, self.processes, stage, proposals, self_edit_of)
             questions = self.lm.domain.questions if ACCURACY in stage.rewards.names else lambda example: []
             return self.run(stage, stage_banks(stage, proposals, updates, questions, asked))
@@ -161,20 +154,12 @@ class Rollout:
         return recorded
 
     def updates_of(self, stage: Stage, proposals: Sequence[Proposal]) -> list[InnerUpdate | None]:
-        """
-        What every proposal trains on.
+        """What every proposal trains on (see [`ProposedUpdates.updates_of`], also for the errors)."""
+        return self._proposed.updates_of(stage, proposals)
 
-        Raises:
-            ValueError: One is not read as it was when it was recorded.
-        """
-        updates = [self.update_of(stage, proposal) for proposal in proposals]
-        for proposal, update in zip(proposals, updates, strict=True):
-            if proposal.well_formed != (update is not None):
-                raise ValueError(
-                    f"{stage.journal.directory}: self-edit {proposal.edit} of example {proposal.example_id} is not read as "
-                    "it was when it was recorded; use the domain that recorded it, or give another output_dir."
-                )
-        return updates
+    def update_of(self, stage: Stage, proposal: Proposal) -> InnerUpdate | None:
+        """What a proposal trains on, parsed and tokenized once; `None` where it is malformed, which is data."""
+        return self._proposed.update_of(stage, proposal)
 
     def run(
         self, stage: Stage, banks: Mapping[int, Sequence[Trial]], chain: Chain | None = None
@@ -227,79 +212,8 @@ class Rollout:
             stopped |= one_stopped
         return None if stopped else [result for bank in sorted(finished) for result in finished[bank]]
 
-    def update_of(self, stage: Stage, proposal: Proposal) -> InnerUpdate | None:
-        """What a proposal trains on, parsed and tokenized once; `None` where it is malformed, which is data."""
-        updates = self._updates_of(stage)
-        if (key := _key(proposal)) not in updates:
-            updates[key] = self._tokenized(proposal, self._self_edit_of(stage, proposal))
-        return updates[key]
-
-    def _updates_of(self, stage: Stage) -> dict[tuple[str, int, int], InnerUpdate | None]:
-        if self._stage is not stage:
-            self._stage, self._updates = stage, {}
-        return self._updates
-
-    def _self_edit_of(self, stage: Stage, proposal: Proposal) -> SelfEdit | None:
-        """A proposal as a self-edit, with what is recorded of its tool."""
-        example = stage.data.examples[proposal.example]
-        if proposal.condition != SELF_EDITS:
-            (baseline,) = (one for one in stage.trained_baselines if one.name == proposal.condition)
-            return baseline.self_edit(example)
-        self_edit = self.lm.domain.parse(proposal.completion, example)
-        if self_edit is None or proposal.tool_examples is None:
-            return self_edit
-        return replace(self_edit, examples=tuple(TrainingExample(**one) for one in proposal.tool_examples), calls=())
-
-    def _tokenized(self, proposal: Proposal, self_edit: SelfEdit | None) -> InnerUpdate | None:
-        if self_edit is None:
-            return None
-        try:
-            return tokenize_self_edit(self_edit, self.lm.processing_class, self.lm.inner_config)
-        except ValueError as error:  # no text, or hyperparameters that are not possible
-            name = (proposal.edit, proposal.example_id)
-            logger.debug("Self-edit %d of example %s is malformed: %s", *name, error)
-            return None
-
     def _record_proposals(self, stage: Stage, written: Sequence[Sequence[Written]]) -> list[Proposal]:
-        drafts, work = [], []
-        for place, own in zip(stage.places, written, strict=True):
-            example = stage.data.examples[place]
-            candidates = [(SELF_EDITS, i, one) for i, one in enumerate(own)]
-            candidates += [
-                (baseline.name, 0, Written(Generation("", 0, True), baseline.self_edit(example)))
-                for baseline in stage.trained_baselines
-            ]
-            first_of: dict[InnerUpdate, int] = {}
-            for condition, edit, one in candidates:
-                draft = Proposal(
-                    round=stage.round,
-                    condition=condition,
-                    example=place,
-                    example_id=stage.data.ids[place],
-                    edit=edit,
-                    prompt=self.lm.domain.prompt(example) if condition == SELF_EDITS else "",
-                    completion=one.generation.text,
-                    completion_tokens=one.generation.num_tokens,
-                    well_formed=False,
-                    tokens=0,
-                    banks=[],
-                    finished=one.generation.finished,
-                    completion_ids=list(one.generation.token_ids),
-                    tool_examples=list(map(_record, one.self_edit.examples)) if one.called else None,
-                    metrics=dict(one.self_edit.metrics) or None if one.self_edit is not None else None,
-                    written_tokens=one.num_tokens,
-                )
-                update = self._tokenized(draft, one.self_edit)
-                self._updates_of(stage)[_key(draft)] = update
-                if update is not None:
-                    own_work = work_of(update)
-                    draft = replace(draft, well_formed=True, tokens=own_work.num_tokens)
-                    first = first_of.setdefault(update, edit) if condition == SELF_EDITS else edit
-                    if first != edit:
-                        draft = replace(draft, same_as=first)
-                    else:
-                        work.append(own_work)
-                drafts.append(draft)
+        drafts, work = self._proposed.drafts(stage, written)
         num_repeats = len(stage.inner_seeds)
         size = self.config.adapters_per_bank or adapters_per_bank(
             self.lm.model,
@@ -341,7 +255,7 @@ class Rollout:
             lm, training = self.lm.finetune(trial.update, seed=stage.inner_seed(trial), on_step=report)
             adapters, trainings = [None], [training]
         else:
-            lm, adapters = self.lm, self._trained(stage, trials, chain and chain.parents(bank), report)
+            lm, adapters = self.lm, trained_adapters(self.lm, stage, trials, chain and chain.parents(bank), report)
             trainings = [
                 adapter.training if trial.update is not None else {"num_tokens": 0, "losses": ()}
                 for trial, adapter in zip(trials, adapters, strict=True)
@@ -352,31 +266,6 @@ class Rollout:
         report(sum(trial.cost(self.config.max_answer_length) for trial in trials))
         return results
 
-    def _trained(
-        self,
-        stage: Stage,
-        trials: Sequence[Trial],
-        parents: Sequence[Adapter | None] | None,
-        report: Callable[[int], None],
-    ) -> list[Adapter | None]:
-        """The adapter of each trial, trained together; its parent, or none, where it trains nothing."""
-        parents = parents or [None] * len(trials)
-        work = [
-            (trial.update, stage.inner_seed(trial), parent)
-            for trial, parent in zip(trials, parents, strict=True)
-            if trial.update is not None
-        ]
-        trained: Iterator[Adapter] = iter(())
-        if work:
-            updates, seeds, below = zip(*work, strict=True)
-            below = None if None in below else below
-            trained = iter(
-                self.lm.adapt(updates, seed=seeds, on_step=lambda step: report(step.num_tokens), parents=below)
-            )
-        return [
-            parent if trial.update is None else next(trained) for trial, parent in zip(trials, parents, strict=True)
-        ]
-
     def _examine(
         self,
         lm: SelfAdaptingLM,
@@ -386,90 +275,13 @@ class Rollout:
         trainings: Sequence[Mapping],
         seconds: float,
     ) -> list[TrialResult]:
-        """Ask the adapters of a bank, or a finetuned model, which took `seconds` to train, and grade what they answer."""
-        placed = [
-            (trial, adapter, place) for trial, adapter in zip(trials, adapters, strict=True) for place in trial.asked
-        ]
-        examples = [stage.data.examples[place] for *_, place in placed]
-        asked = [
-            # Of the conditions without an adapter the base alone, since all would say the same.
-            Asked(
-                adapter if trial.routes is None else partial(_routed, trial.routes, adapters),
-                example,
-                trial.questions(example),
-                recites=stage.is_evaluation and (trial.condition == BASE or _is_adapted(trial, adapter)),
-                is_retention_asked=stage.is_evaluation and _is_asked_for_retention(stage, trial, adapter, place),
-                unlabelled=trial.unlabelled,
-            )
-            for (trial, adapter, place), example in zip(placed, examples, strict=True)
-        ]
-        graded = ask_and_grade(lm, asked, self.config.max_answer_length, require_all=stage.is_evaluation)
-        divergences = [None] * len(asked)
-        if stage.is_evaluation:
-            base = None if lm is self.lm else self.lm.model
-            divergences = divergences_from_base(lm, asked, [own.answers for own in graded], base)
-        own_trainings = [training for trial, training in zip(trials, trainings, strict=True) for _ in trial.asked]
-        bank_tokens = sum(training["num_tokens"] for training in trainings)
-        results = []
-        for (trial, _, place), training, example, own, kl in zip(
-            placed, own_trainings, examples, graded, divergences, strict=True
-        ):
-            steps = len(training["losses"]) // training.get("num_train_epochs", 1)
-            results.append(
-                TrialResult(
-                    condition=trial.condition,
-                    example=place,
-                    edit=trial.edit,
-                    repeat=trial.repeat,
-                    seed=stage.inner_seed(trial),
-                    reward=own.reward,
-                    answers=own.answers,
-                    verdicts=own.verdicts,
-                    loss=mean(training["losses"][-steps:] if steps else ()),
-                    tokens=training["num_tokens"],
-                    seconds=seconds * training["num_tokens"] / bank_tokens if bank_tokens else 0.0,
-                    recited=self.lm.domain.recited(example, own.answers) if stage.is_evaluation else None,
-                    recitation=own.recitation,
-                    short=self.lm.domain.short(example, own.answers) if stage.is_evaluation else None,
-                    retention=own.retention,
-                    kl=kl,
-                    unlabelled=own.unlabelled,
-                )
-            )
-        return results
+        base = None if lm is self.lm else self.lm.model
+        return examine(lm, stage, trials, adapters, trainings, seconds, self.config.max_answer_length, base)
 
     def _bar(self, stage: Stage, total: int) -> tqdm:
         hidden = self.config.disable_tqdm or not self.processes.is_main or not total
         desc = f"{stage.name}: inner updates"
         return tqdm(total=total, desc=desc, unit=" tokens", unit_scale=True, leave=False, disable=hidden)
-
-
-def _record(example: TrainingExample) -> dict:
-    """What is recorded of a training example: `trains_on_prompt` only where it is set."""
-    return {name: value for name, value in asdict(example).items() if value or name != "trains_on_prompt"}
-
-
-def _key(proposal: Proposal) -> tuple[str, int, int]:
-    return proposal.condition, proposal.example, proposal.edit
-
-
-def _routed(
-    routes: Callable[[Mapping], list[int | None]], adapters: Sequence[Adapter | None], example: Mapping
-) -> list[Adapter | None]:
-    """For each question of an example the adapter that it is routed to."""
-    return [None if number is None else adapters[number] for number in routes(example)]
-
-
-def _is_adapted(trial: Trial, adapter: Adapter | None) -> bool:
-    """Whether one adapter, or all weights, make the difference to the base model."""
-    return adapter is not None or trial.trains_all_weights
-
-
-def _is_asked_for_retention(stage: Stage, trial: Trial, adapter: Adapter | None, place: int) -> bool:
-    """Whether it is the one example by which its adapter, or once for all the base model, is asked what it has retained."""
-    if trial.routes is None and not _is_adapted(trial, adapter):
-        return trial.condition == BASE and place == stage.places[0]
-    return place == trial.asked[0]
 
 
 def _require_all(stage: Stage, kind: str, found: int, expected: int) -> None:

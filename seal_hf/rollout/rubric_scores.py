@@ -5,11 +5,10 @@ from collections.abc import Mapping, Sequence
 from ..domains.base import SELF_EDITS
 from ..grading import RubricJudge
 from ..grading.rubric import REPLY_BEGINS, parse_scores, rubric_prompt
-from ..models.sharding import gathering
 from ..records.journal import Proposal, RubricScores
 from ..self_adapting_lm import SelfAdaptingLM
 from ..self_edit import Prompt
-from .processes import Processes
+from .processes import Processes, in_shared_batches
 from .stage import Stage
 
 
@@ -51,19 +50,14 @@ def rubric_scores(
     scored = processes.on_main(stage.journal.rubric, stage.round)
     if scored is None:
         judged = [one for one in proposals if one.condition == SELF_EDITS and one.well_formed]
-        starts = range(0, len(judged), _PER_BATCH)
-        own = {}
-        with processes.naming_losses(), gathering(lm.model):
-            for start in starts[processes.index :: processes.count]:
-                batch = judged[start : start + _PER_BATCH]
-                texts = [lm.domain.content(stage.data.examples[one.example]) for one in batch]
-                notes = [one.completion for one in batch]
-                found = _scored_by_base(lm, texts, notes) if judge is None else judge.score(texts, notes)
-                own[start] = [
-                    RubricScores(one.example, one.edit, scores) for one, scores in zip(batch, found, strict=True)
-                ]
-        batches = {start: share for shares in processes.gather(own) for start, share in shares.items()}
-        scored = [one for start in starts for one in batches[start]]
+
+        def score(batch: Sequence[Proposal]) -> list[RubricScores]:
+            texts = [lm.domain.content(stage.data.examples[one.example]) for one in batch]
+            notes = [one.completion for one in batch]
+            found = _scored_by_base(lm, texts, notes) if judge is None else judge.score(texts, notes)
+            return [RubricScores(one.example, one.edit, scores) for one, scores in zip(batch, found, strict=True)]
+
+        scored = in_shared_batches(processes, lm.model, judged, _PER_BATCH, score)
         processes.on_main(stage.journal.write_rubric, stage.round, scored)
     return {(one.example, one.edit): one.scores for one in scored}
 

@@ -13,11 +13,10 @@ from ..generation.thoughts import after_thought
 from ..models.access import policy_in_activation_dtype
 from ..models.chat_template import end_of_turn
 from ..models.control_tokens import encode_text
-from ..models.sharding import gathering
 from ..self_adapting_lm import SelfAdaptingLM
 from ..self_edit import Prompt, SelfEdit
 from .examples import completion_room
-from .processes import Processes
+from .processes import Processes, in_shared_batches
 from .stage import RolloutConfig, Stage
 
 
@@ -75,52 +74,32 @@ def write_self_edits(
     num_completions = stage.num_generations * config.num_drafts
     most_parts = max((len(lm.domain.parts(stage.data.examples[place])) for place in stage.places), default=1)
     per_batch = examples_per_batch(num_completions * most_parts)
-    starts = range(0, len(stage.places), per_batch)
-    own = {}
+
+    def write(places: Sequence[int]) -> list[list[Written]]:
+        examples = [stage.data.examples[place] for place in places]
+        if stage.completions is None:
+            generations = _generated(lm, writer, config, num_completions, stage.seed, places, examples)
+        else:
+            generations = [
+                [
+                    as_written(lm.processing_class, after_thought(text), lm.domain.prompt(example))
+                    for text in stage.completions[place]
+                ]
+                for place, example in zip(places, examples, strict=True)
+            ]
+        return _carried_out(lm, examples, generations, config.num_drafts if stage.completions is None else None)
+
     hidden = config.disable_tqdm or not processes.is_main
     bar = tqdm(
         total=len(stage.places), desc=f"{stage.name}: self-edits", unit=" examples", leave=False, disable=hidden
     )
-    with bar, policy_in_activation_dtype(lm.model), processes.naming_losses(), gathering(lm.model):
-        for first in starts[processes.index :: processes.count]:
-            places = stage.places[first : first + per_batch]
-            examples = [stage.data.examples[place] for place in places]
-            if stage.completions is None:
-                generations = writer.write_batch(
-                    examples,
-                    num_completions,
-                    temperature=config.temperature,
-                    top_p=config.top_p,
-                    max_completion_length=[
-                        completion_room(writer, example, config.max_completion_length) for example in examples
-                    ],
-                    seed=stage.seed,
-                    numbers=places,
-                )
-                if writer is not lm:
-                    generations = [
-                        [_of_another(lm, one, example) for one in own]
-                        for own, example in zip(generations, examples, strict=True)
-                    ]
-            else:
-                generations = [
-                    [
-                        as_written(
-                            lm.processing_class, after_thought(text), lm.domain.prompt(stage.data.examples[place])
-                        )
-                        for text in stage.completions[place]
-                    ]
-                    for place in places
-                ]
-            own[first] = _carried_out(
-                lm, examples, generations, config.num_drafts if stage.completions is None else None
-            )
-            # The other processes are taken to be as far.
-            bar.update(min(processes.count * len(places), bar.total - bar.n))
-    batches: dict[int, list[list[Written]]] = {}
-    for written in processes.gather(own):
-        batches.update(written)
-    return [written for first in starts for written in batches[first]]
+
+    def on_batch(num_examples: int) -> None:
+        # The other processes are taken to be as far.
+        bar.update(min(processes.count * num_examples, bar.total - bar.n))
+
+    with bar, policy_in_activation_dtype(lm.model):
+        return in_shared_batches(processes, lm.model, stage.places, per_batch, write, on_batch)
 
 
 def as_written(processing_class: PreTrainedTokenizerBase, completion: str, prompt: Prompt) -> Generation:
@@ -130,6 +109,30 @@ def as_written(processing_class: PreTrainedTokenizerBase, completion: str, promp
     if end is not None:
         token_ids = [*token_ids, end]
     return Generation(completion, len(token_ids), True, tuple(token_ids))
+
+
+def _generated(
+    lm: SelfAdaptingLM,
+    writer: SelfAdaptingLM,
+    config: RolloutConfig,
+    num_completions: int,
+    seed: int,
+    places: Sequence[int],
+    examples: Sequence[Mapping],
+) -> list[list[Generation]]:
+    """What the writer writes about each example, in the tokens of `lm`."""
+    generations = writer.write_batch(
+        examples,
+        num_completions,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        max_completion_length=[completion_room(writer, example, config.max_completion_length) for example in examples],
+        seed=seed,
+        numbers=places,
+    )
+    if writer is lm:
+        return generations
+    return [[_of_another(lm, one, example) for one in own] for own, example in zip(generations, examples, strict=True)]
 
 
 def _of_another(lm: SelfAdaptingLM, generation: Generation, example: Mapping) -> Generation:

@@ -1,4 +1,4 @@
-"""Prompts, the paper's parsing rules and grading of the knowledge domain."""
+"""The paper's parsing rules in the knowledge domain, what its examples must have, and its form for a model."""
 
 import hashlib
 import json
@@ -6,32 +6,10 @@ import json
 import pytest
 
 from helpers.folders import SHARED_DATA
-from seal_hf.domains import PROMPT_STYLES, Condition, Domain, KnowledgeDomain
+from helpers.passages import BEES, MOTHS
+from seal_hf.domains import Condition, Domain, KnowledgeDomain
 from seal_hf.domains.base import check_conditions
-from seal_hf.grading import JudgeGrader, LexicalGrader
 from seal_hf.self_edit import TrainingExample
-
-
-BEES = {
-    "title": "Ann's bees",
-    "context": "Ann keeps bees in Vell.\n",
-    "questions": [
-        {"question": "Who keeps bees?", "answer": "Ann"},
-        {"question": "Where are the bees?", "answer": "Vell"},
-    ],
-}
-MOTHS = {"title": "", "context": "Moths like lamps.", "questions": [{"question": "What is liked?", "answer": "lamps"}]}
-
-
-class RecordingGrader:
-    """Calls an answer right when it equals the gold answer, ungradable when it is empty; remembers its calls."""
-
-    def __init__(self):
-        self.calls = []
-
-    def grade(self, questions, golds, answers):
-        self.calls.append((questions, golds, answers))
-        return [None if not answer else answer == gold for gold, answer in zip(golds, answers, strict=True)]
 
 
 def texts_of(completion, split_newlines, example=BEES):
@@ -132,197 +110,6 @@ def test_passage_only():
     assert (self_edit.prompt, self_edit.completion) == ("", "")
 
 
-CUES = {
-    "implications": "\n\nImplications:\n",
-    "implications-long": "\n\nImplications:\n",
-    "implications-very-long": "\n\nImplications:\n",
-    "rewrite": "\n\nRewrites:\n",
-    "self-qa": "\n\nQuestion 1: ",
-    "questions": "\n\nQuestions:\n",
-    "questions-by-sentence": "\n\nQuestions:\n",
-    "questions-by-fact": "\n\nFacts and questions:\n",
-    "questions-and-rewrite": "\n\nQuestions and rewrite:\n",
-    "instruction": "\n\nInstruction and restatement:\n",
-    "none": "\n",
-}
-
-
-@pytest.mark.parametrize("style", PROMPT_STYLES)
-def test_prompt_styles(style):
-    plain, number = KnowledgeDomain(style).prompt(BEES), "1. " * (style == "questions-by-sentence")
-    assert plain.endswith(f"Ann's bees\n{number}Ann keeps bees in Vell.{CUES[style]}")
-    # The examples of a style are earlier turns of the chat.
-    instruction, *shown = plain.removesuffix(CUES[style]).split("\n\nPassage:\n")
-    messages = [part for passage in shown for part in passage.split(CUES[style])] or [instruction]
-    assert KnowledgeDomain(style, chat=True).prompt(BEES) == [
-        {"role": "assistant", "content": text}
-        if place % 2
-        else {
-            "role": "user",
-            "content": f"{'' if place else instruction}\n\nPassage:\n{text}".strip() if shown else text,
-        }
-        for place, text in enumerate(messages)
-    ]
-    assert len(messages) == (5 if style.startswith(("questions", "instruction")) else 1)
-    if style == "none":
-        assert plain == "Ann's bees\nAnn keeps bees in Vell.\n"
-    else:
-        assert "language of the passage" in plain
-    assert KnowledgeDomain(style).prompt(MOTHS) == plain.replace(
-        f"Ann's bees\n{number}Ann keeps bees in Vell.", f"{number}Moths like lamps."
-    )
-
-
-def test_a_place_for_numbered_sentences():
-    example = {"title": "Bees", "context": " Ann keeps {sentences} bees. They hum.\n"}
-    prompt = KnowledgeDomain("About {title}\n{sentences}\nQuestions").prompt(example)
-    assert prompt == "About Bees\n1. Ann keeps {sentences} bees.\n2. They hum.\nQuestions"
-
-
-def test_prompt_styles_differ():
-    assert len({KnowledgeDomain(style).prompt(BEES) for style in PROMPT_STYLES}) == len(PROMPT_STYLES)
-
-
-@pytest.mark.parametrize("chat", [False, True])
-def test_braces_in_a_passage_are_left_alone(chat):
-    context = "In {title} or {context}, {question} and {0} are {{places}}; 100 % \\1 {"
-    example = {
-        "title": "{context}",
-        "context": context,
-        "questions": [{"question": "What is {title}?", "answer": "x"}],
-    }
-    domain = KnowledgeDomain(chat=chat)
-    for prompt in (domain.prompt(example), *domain.questions_in_context(example)):
-        prompt = prompt[0]["content"] if chat else prompt
-        assert f"Passage:\n{{context}}\n{context}\n" in f"{prompt}\n"
-    [prompt] = domain.questions(example)
-    assert "Topic: {context}\nQuestion: What is {title}?" in (prompt[0]["content"] if chat else prompt)
-
-
-@pytest.mark.parametrize("as_file", [False, True])
-def test_own_template(tmp_path, as_file):
-    template = 'Sum up "{title}" as {"summary": ...}: {context}\nTitle: {title}\n\nÜbersicht:\n'
-    if as_file:
-        path = tmp_path / "summary.txt"
-        path.write_text(template, encoding="utf-8")
-        style = str(path)
-    else:
-        style = template
-    plain = 'Sum up "Ann\'s bees" as {"summary": ...}: Ann keeps bees in Vell.\nTitle: Ann\'s bees\n\nÜbersicht:\n'
-    assert KnowledgeDomain(style).prompt(BEES) == plain
-    content = plain.removesuffix("\n\nÜbersicht:\n")
-    assert KnowledgeDomain(style, chat=True).prompt(BEES) == [{"role": "user", "content": content}]
-    assert KnowledgeDomain(style).prompt(MOTHS) == 'Sum up "" as {"summary": ...}: Moths like lamps.\n\nÜbersicht:\n'
-
-
-def test_chat_form_keeps_an_instruction_after_the_passage():
-    domain = KnowledgeDomain("{context}\n\nWrite three sentences about it.", chat=True)
-    assert domain.prompt(MOTHS)[0]["content"] == "Moths like lamps.\n\nWrite three sentences about it."
-    assert KnowledgeDomain("About {context}:", chat=True).prompt(MOTHS)[0]["content"] == "About Moths like lamps.:"
-
-
-def test_unknown_style(tmp_path):
-    with pytest.raises(
-        ValueError, match="Unknown prompt_style 'haiku': choose one of implications, .*self-qa, .*none"
-    ):
-        KnowledgeDomain("haiku")
-    with pytest.raises(FileNotFoundError, match="nowhere/style.txt' does not exist"):
-        KnowledgeDomain("nowhere/style.txt")
-    path = tmp_path / "style.txt"
-    path.write_text("Write a poem.\n")
-    with pytest.raises(ValueError, match=r"style.txt' has no place for the passage; add \{context\}"):
-        KnowledgeDomain(str(path))
-
-
-def test_questions_are_closed_book():
-    first, second = KnowledgeDomain().questions(BEES)
-    assert first.endswith("\n\nTopic: Ann's bees\nQuestion: Who keeps bees?\nAnswer:\n")
-    assert second == first.replace("Who keeps bees?", "Where are the bees?")
-    assert "directly and concisely, in the language of the question" in first
-    [message] = KnowledgeDomain(chat=True).questions(BEES)[0]
-    assert message == {"role": "user", "content": first.removesuffix("\nAnswer:\n")}
-    for prompt in (first, second):
-        assert "Ann keeps bees in Vell" not in prompt
-    [untitled] = KnowledgeDomain().questions(MOTHS)
-    assert untitled.endswith("\n\nQuestion: What is liked?\nAnswer:\n")
-    assert "Topic" not in untitled
-
-
-def test_questions_in_context_show_the_passage():
-    first, second = KnowledgeDomain().questions_in_context(BEES)
-    assert first.endswith("Passage:\nAnn's bees\nAnn keeps bees in Vell.\n\nQuestion: Who keeps bees?\nAnswer:\n")
-    assert second == first.replace("Who keeps bees?", "Where are the bees?")
-    [message] = KnowledgeDomain(chat=True).questions_in_context(BEES)[0]
-    assert message == {"role": "user", "content": first.removesuffix("\nAnswer:\n")}
-
-
-def test_the_papers_questions():
-    domain = KnowledgeDomain(answer_prompt="paper")
-    first, second = domain.questions(BEES)
-    assert first == (
-        "Let's answer a question directly and concisely.\nQuestion: Topic: Ann's bees\nWho keeps bees?\nAnswer:\n"
-    )
-    assert second == first.replace("Who keeps bees?", "Where are the bees?")
-    assert domain.ask(["Who keeps bees?"], "Ann's bees") == [first]
-    [untitled] = domain.questions(MOTHS)
-    assert untitled.endswith("concisely.\nQuestion: What is liked?\nAnswer:\n")
-    [message] = domain.for_model(has_chat_template=True).questions(BEES)[0]
-    assert message == {"role": "user", "content": first.removesuffix("\nAnswer:\n")}
-    # The paper has no prompt with the passage in view.
-    assert domain.questions_in_context(BEES) == KnowledgeDomain().questions_in_context(BEES)
-    with pytest.raises(ValueError, match="Unknown answer_prompt 'papers': choose one of default, paper"):
-        KnowledgeDomain(answer_prompt="papers")
-
-
-class RecordingJudge(RecordingGrader, JudgeGrader):
-    def __init__(self, prompt):
-        JudgeGrader.__init__(self, "judge-model", prompt=prompt)
-        RecordingGrader.__init__(self)
-
-
-@pytest.mark.parametrize("answer_prompt", ["default", "paper"])
-@pytest.mark.parametrize(
-    ("grader", "prefix"),
-    [(RecordingGrader(), ""), (RecordingJudge("default"), ""), (RecordingJudge("paper"), "Topic: Ann's bees\n")],
-    ids=["no judge", "judge", "the paper's judge"],
-)
-def test_the_papers_judge_is_told_the_topic(grader, prefix, answer_prompt):
-    KnowledgeDomain(grader=grader, answer_prompt=answer_prompt).grade([BEES, MOTHS], [["Ann", "Vell"], ["lamps"]])
-    questions, _, _ = grader.calls[-1]
-    assert questions == [f"{prefix}Who keeps bees?", f"{prefix}Where are the bees?", "What is liked?"]
-
-
-def test_grade_calls_the_grader_once_and_regroups():
-    grader = RecordingGrader()
-    domain = KnowledgeDomain(grader=grader)
-    verdicts = domain.grade([BEES, MOTHS, BEES], [["Ann", "here"], ["lamps"], ["", "Vell"]])
-    assert verdicts == [[True, False], [True], [None, True]]
-    [(questions, golds, answers)] = grader.calls
-    assert questions == [
-        "Who keeps bees?",
-        "Where are the bees?",
-        "What is liked?",
-        "Who keeps bees?",
-        "Where are the bees?",
-    ]
-    assert golds == ["Ann", "Vell", "lamps", "Ann", "Vell"]
-    assert answers == ["Ann", "here", "lamps", "", "Vell"]
-
-
-def test_grade_refuses_a_wrong_number_of_answers():
-    domain = KnowledgeDomain(grader=RecordingGrader())
-    with pytest.raises(ValueError):
-        domain.grade([BEES], [["Ann"]])
-    with pytest.raises(ValueError):
-        domain.grade([BEES, MOTHS], [["Ann", "Vell"]])
-
-
-def test_default_grader():
-    domain = KnowledgeDomain()
-    assert isinstance(domain.grader, LexicalGrader)
-    assert domain.grade([BEES], [["It is Ann who keeps them.", "Nobody knows."]]) == [[True, False]]
-
-
 def test_domain_is_abstract():
     for call in (
         lambda d: d.prompt(BEES),
@@ -371,11 +158,6 @@ def test_stored_completions(name, split_newlines, completions, sequences, charac
     assert hashlib.sha256("\0".join(texts).encode()).hexdigest() == sha256
 
 
-def test_example_without_a_passage():
-    with pytest.raises(ValueError, match='no "context", only title, text; give its passage'):
-        KnowledgeDomain().prompt({"title": "Bees", "text": "Ann keeps bees."})
-
-
 @pytest.mark.parametrize(
     ("example", "message"),
     [
@@ -422,13 +204,3 @@ def test_conditions_that_cannot_be_told_apart_are_refused(names):
     with pytest.raises(ValueError, match="Other.conditions has the names .*; begin with 'base', which trains nothing"):
         check_conditions(Other())
     check_conditions(KnowledgeDomain())
-
-
-def test_short_answers_are_told_by_their_gold_answers():
-    example = {
-        "context": "?",
-        "questions": [{"question": "Who?", "answer": gold} for gold in ("Ann", ["Ann", "a b c d e f"])],
-    }
-    answer = " ".join(["so"] * 18)
-    assert KnowledgeDomain().short(example, [answer, answer]) == [False, True]
-    assert KnowledgeDomain().short(example, ["Ann", f"{answer} so"]) == [True, False]

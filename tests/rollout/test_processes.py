@@ -11,7 +11,7 @@ import torch
 from torch import distributed
 
 from helpers.processes import side_by_side
-from seal_hf.rollout.processes import ProcessEnded, Processes
+from seal_hf.rollout.processes import ProcessEnded, Processes, in_shared_batches
 
 
 class Unpicklable:
@@ -85,6 +85,27 @@ def test_all_are_told_the_same_over_a_gloo_group_of_their_own(tmp_path):
             "gloo",
             True,
         ]
+
+
+def share(rank, folder):
+    worked, told = [], []
+
+    def work(batch):
+        worked.append(list(batch))
+        return [item for item in batch for _ in range(item % 3)]
+
+    found = in_shared_batches(Processes(folder), torch.nn.Linear(1, 1), range(7), 2, work, told.append)
+    return [found, worked, told]
+
+
+def test_batches_are_shared_in_turns_and_come_back_in_order(tmp_path):
+    found = [1, 2, 2, 4, 5, 5]
+    alone = share(0, tmp_path)
+    assert alone == [found, [[0, 1], [2, 3], [4, 5], [6]], [2, 2, 2, 1]]
+    (code, first, log), (other_code, second, other_log) = side_by_side(tmp_path, share, tmp_path)
+    assert code == other_code == 0, log + other_log
+    assert first == [found, [[0, 1], [4, 5]], [2, 2]]
+    assert second == [found, [[2, 3], [6]], [2, 1]]
 
 
 def lose_one(rank, folder):

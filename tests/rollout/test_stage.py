@@ -122,7 +122,7 @@ def test_a_completion_is_parsed_and_tokenized_once(lm, tmp_path, monkeypatch):
     parsed, tokenized = [], []
     parse = lm.domain.parse
     monkeypatch.setattr(lm.domain, "parse", lambda completion, example: parsed.append(1) or parse(completion, example))
-    from seal_hf.rollout import rollout as module
+    from seal_hf.rollout import proposals as module
 
     tokenize = module.tokenize_self_edit
     monkeypatch.setattr(module, "tokenize_self_edit", lambda *args: tokenized.append(1) or tokenize(*args))

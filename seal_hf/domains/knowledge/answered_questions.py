@@ -21,7 +21,7 @@ from typing import Any
 
 from ...grading.words import normalize
 from ...self_edit import Prompt
-from ..base import Answer, AskModel
+from ..tools import Answer, AskModel
 from .completions import split_completion
 from .grounding import MAX_ANSWER_WORDS, is_about, nearest_sentence, news, says
 from .own_questions import reading_prompts

@@ -8,47 +8,43 @@ be a list of several, of which each is right. The prompts are text files in `pro
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
-from ...grading import JudgeGrader, LexicalGrader, gold_answers, is_short
+from ...grading import LexicalGrader, gold_answers, is_short
 from ...grading.recitation import recited
 from ...grading.rewards import REWARD_FUNCS
 from ...self_edit import Prompt, SelfEdit, TrainingExample
-from ..base import BASE, AskModel, Condition, Domain
-from ..files import fault_of
+from ..base import BASE, Condition, Domain
 from ..retrieval import Retriever
-from .answered_questions import answer_questions, split_questions
-from .completions import split_completion
-from .instructions import INSTRUCTIONS_PLACE, shown_instructions, split_instruction
+from ..tools import AskModel
+from .answered_questions import answer_questions
+from .checks import check_answers, check_options, check_passage
+from .instructions import INSTRUCTIONS_PLACE, shown_instructions
 from .left_out_facts import ask_about, ask_for_left_out
 from .passages import load_retention_questions
-from .questions import is_question, is_text
+from .questions import is_text, items_of, question_about
+from .reading import CompletionReader
 from .reward_questions import examples_of_own_questions, examples_with_own_answers
 from .sentences import split_sentences
 from .templates import (
+    MARK,
     PURE_QUESTION_STYLES,
     QUESTION_STYLES,
-    chat_template_turns,
-    fill_template,
+    fill_prompt,
     load_answer_template,
     load_prompt_template,
     read_prompt_file,
+    value_at_mark,
 )
-from .training_formats import TRAINING_FORMATS, prompts_with_completions, raw_texts, trained_pairs
-from .training_settings import ask_for_training, split_training_settings, training_metrics
+from .training_formats import prompts_with_completions, raw_texts, trained_pairs
+from .training_settings import ask_for_training, training_metrics
+from .verdicts import Grader, grade_answers
 
 
 # What an evaluation compares self-edits with, beside the base model: the same model with the passage in view, and an
 # adapter that was trained on the passage alone.
 IN_CONTEXT, PASSAGE_ONLY = "passage in context", "passage only"
-_MARK = "\0"  # what no text has
 _INSTRUCTIONS = "instructions"  # key of an example that shows some
-
-
-class Grader(Protocol):
-    """What [`KnowledgeDomain`] asks of a grader, such as [`LexicalGrader`] or [`JudgeGrader`]."""
-
-    def grade(self, questions: list[str], golds: list[str | list[str]], answers: list[str]) -> list[bool | None]: ...
 
 
 class KnowledgeDomain(Domain):
@@ -120,29 +116,18 @@ class KnowledgeDomain(Domain):
         num_left_out_words: int = 6,
         sets_training: bool = False,
     ):
-        if training_format not in TRAINING_FORMATS:
-            raise ValueError(
-                f"Unknown training_format {training_format!r}: choose one of {', '.join(TRAINING_FORMATS)}."
-            )
-        if num_passages < 0 or (num_passages != 1 and training_format == "language_modeling"):
-            raise ValueError(
-                f"num_passages={num_passages} must be 0 or more, and 1 in the format language_modeling; set "
-                "training_format='prompt_completion', or leave it out."
-            )
         self._is_by_fact = prompt_style == "questions-by-fact"
-        if self._is_by_fact and sets_training:
-            raise ValueError(
-                "The style 'questions-by-fact' writes about each sentence apart, so that no line can set the training of all; "
-                "choose another style, or leave sets_training out."
-            )
         can_ask = self._is_by_fact and answers_questions is not False
-        if asks_for_left_out and not can_ask:
-            raise ValueError(
-                "asks_for_left_out=True needs the style 'questions-by-fact', whose questions the model answers; choose "
-                "that, or leave it out."
-            )
-        if num_left_out_words < 0:
-            raise ValueError(f"num_left_out_words={num_left_out_words} must be 0 or more.")
+        if asks_for_left_out is None:
+            asks_for_left_out = can_ask
+        check_options(
+            training_format,
+            num_passages,
+            num_left_out_words,
+            is_by_fact=self._is_by_fact,
+            lacks_facts=asks_for_left_out and not can_ask,
+            sets_training=sets_training,
+        )
         self.prompt_style = prompt_style
         self.split_newlines = split_newlines
         self.grader = LexicalGrader() if grader is None else grader
@@ -150,13 +135,13 @@ class KnowledgeDomain(Domain):
         self.answer_prompt = answer_prompt
         self.training_format, self.num_passages = training_format, num_passages
         self.answers_questions = answers_questions
-        self.asks_for_left_out = can_ask if asks_for_left_out is None else asks_for_left_out
+        self.asks_for_left_out = asks_for_left_out
         self.num_left_out_words = num_left_out_words
-        self._calls_tool = prompt_style in QUESTION_STYLES if answers_questions is None else answers_questions
         self.sets_training = sets_training
         template = load_prompt_template(prompt_style)
         self._prompt_template = ask_for_training(template) if sets_training else template
         self._has_instruction = INSTRUCTIONS_PLACE in template
+        self._calls_tool = prompt_style in QUESTION_STYLES if answers_questions is None else answers_questions
         self._answer_template = load_answer_template(answer_prompt)
         self._answer_in_context_template = read_prompt_file("answer-in-context")
         self._known_template = read_prompt_file("known")
@@ -203,10 +188,10 @@ class KnowledgeDomain(Domain):
         Returns:
             [`SelfEdit`] or `None`: `None` when the completion has no text.
         """
-        questions, texts = self._split(completion)
+        questions, texts = self._reader.split(completion)
         if not questions and not texts:
             return None
-        overrides = split_training_settings(completion)[1] if self.sets_training else {}
+        overrides = self._reader.settings(completion)
         return SelfEdit(
             prompt=self.prompt(example),
             completion=completion,
@@ -280,7 +265,7 @@ class KnowledgeDomain(Domain):
 
     def statements(self, completion: str) -> list[str]:
         """Return the texts of a completion that are trained on as they are, without the questions that the model is to answer."""
-        return self._split(completion)[1]
+        return self._reader.split(completion)[1]
 
     def self_edit_of(
         self, pairs: Sequence[tuple[str, str]], example: Mapping[str, Any], statements: Sequence[str] = ()
@@ -315,25 +300,20 @@ class KnowledgeDomain(Domain):
         # What sets the training is not in what is kept.
         return self._calls_tool and not self.sets_training
 
-    def _split(self, completion: str) -> tuple[list[str], list[str]]:
-        """The questions of a completion that the model is to answer, and its other texts."""
-        completion = self._without_settings(completion)
-        if self._has_instruction:
-            completion = split_instruction(completion)[1]
-        if self._calls_tool:
-            questions, texts = split_questions(completion, self.split_newlines)
-            # Of a style that asks for nothing else, other texts are what the policy should not have written.
-            return questions, [] if self.prompt_style in PURE_QUESTION_STYLES else texts
-        return [], split_completion(completion, self.split_newlines)
-
-    def _without_settings(self, completion: str) -> str:
-        return split_training_settings(completion)[0] if self.sets_training else completion
+    @property
+    def _reader(self) -> CompletionReader:
+        # Made anew, since a subclass may set an option later.
+        return CompletionReader(
+            self.split_newlines,
+            has_instruction=self._has_instruction,
+            sets_training=self.sets_training,
+            asks_questions=self._calls_tool,
+            is_of_questions_alone=self.prompt_style in PURE_QUESTION_STYLES,
+        )
 
     def instruction(self, completion: str) -> str | None:
         """Return the first line in the style `"instruction"` (see [`split_instruction`])."""
-        if not self._has_instruction:
-            return None
-        return split_instruction(self._without_settings(completion))[0] or None
+        return self._reader.instruction(completion)
 
     def with_instructions(self, example: Mapping[str, Any], instructions: Sequence[str]) -> Mapping[str, Any]:
         """Return the passage with instructions that its prompt shows in the style `"instruction"`."""
@@ -359,12 +339,7 @@ class KnowledgeDomain(Domain):
         """
         self.check_unlabelled(example)
         super().check(example)
-        for item in example["questions"]:
-            if not is_question(item):
-                raise ValueError(
-                    f'has no answer to {item["question"]!r}, so that nothing can be graded; add it as "answer", a text or '
-                    "a list of several that are right, or drop the question."
-                )
+        check_answers(example)
 
     def check_unlabelled(self, example: Mapping[str, Any]) -> None:
         """
@@ -373,15 +348,7 @@ class KnowledgeDomain(Domain):
         Raises:
             ValueError: Something is missing.
         """
-        if not is_text(example.get("context")):
-            raise ValueError('has no passage; give "context" a text that is not empty, or drop the example.')
-        if not isinstance(example.get("title") or "", str):
-            raise ValueError('has a "title" that is not a text; put it in quotes, or leave it out.')
-        for item in _items(example):
-            if not isinstance(item, Mapping) or not is_text(item.get("question")):
-                raise ValueError('has a question without a text; write {"question": ..., "answer": ...}, or drop it.')
-        if fault := fault_of({key: example.get(key) for key in ("title", "context", "questions")}):
-            raise ValueError(f"has {fault}.")
+        check_passage(example)
 
     @property
     def reward_funcs(self) -> tuple[str, ...]:
@@ -454,12 +421,8 @@ class KnowledgeDomain(Domain):
         """
         if prompt == self._known({"title": title, "context": ""}):
             return None
-        (asked,) = self.ask([_MARK], title)
-        if isinstance(prompt, str) or isinstance(asked, str):
-            return _at_mark(asked, prompt) if isinstance(prompt, str) and isinstance(asked, str) else None
-        if len(prompt) != len(asked) or prompt[:-1] != asked[:-1]:
-            return None
-        return _at_mark(asked[-1]["content"], prompt[-1]["content"])
+        (marked,) = self.ask([MARK], title)
+        return value_at_mark(marked, prompt)
 
     def learned_pairs(self, self_edit: SelfEdit) -> list[tuple[str, str]]:
         """
@@ -513,9 +476,9 @@ class KnowledgeDomain(Domain):
         Returns:
             `list[str | list[dict]]`: A prompt for each question.
         """
-        about = _question_about if self.answer_prompt == "paper" else _question
-        template = self._answer_template
-        return [self._fill(template, example, question=about(example, item)) for item in _items(example)]
+        names_topic = self.answer_prompt == "paper"
+        asked = [question_about(example, item) if names_topic else item["question"] for item in items_of(example)]
+        return [self._fill(self._answer_template, example, question=question) for question in asked]
 
     def questions_in_context(self, example: Mapping[str, Any]) -> list[Prompt]:
         """
@@ -529,7 +492,7 @@ class KnowledgeDomain(Domain):
             `list[str | list[dict]]`: A prompt for each question.
         """
         template = self._answer_in_context_template
-        return [self._fill(template, example, question=item["question"]) for item in _items(example)]
+        return [self._fill(template, example, question=item["question"]) for item in items_of(example)]
 
     def routes(self, examples: Sequence[Mapping[str, Any]]) -> Callable[[Mapping[str, Any]], list[int | None]]:
         """Return what finds the passage of each question by topic and question (see [`Retriever`])."""
@@ -579,19 +542,7 @@ class KnowledgeDomain(Domain):
         Raises:
             ValueError: The number of answers differs from the number of questions.
         """
-        is_papers = isinstance(self.grader, JudgeGrader) and self.grader.prompt == "paper"
-        about = _question_about if is_papers else _question
-        rows = [
-            (about(example, item), _gold(item["answer"]), answer)
-            for example, example_answers in zip(examples, answers, strict=True)
-            for item, answer in zip(example["questions"], example_answers, strict=True)
-        ]
-        verdicts = iter(
-            self.grader.grade(
-                [question for question, _, _ in rows], [gold for _, gold, _ in rows], [answer for *_, answer in rows]
-            )
-        )
-        return [[next(verdicts) for _ in example_answers] for example_answers in answers]
+        return grade_answers(self.grader, examples, answers)
 
     def _fill(self, template: str, example: Mapping[str, Any], **values: str) -> Prompt:
         if "context" not in example:
@@ -603,40 +554,8 @@ class KnowledgeDomain(Domain):
             values["sentences"] = "\n".join(
                 f"{number}. {sentence}" for number, sentence in enumerate(split_sentences(values["context"]), start=1)
             )
-        if not self.chat:
-            return fill_template(template, values)
-        turns = chat_template_turns(template)
-        return [{**turn, "content": fill_template(turn["content"], values).strip()} for turn in turns]
+        return fill_prompt(template, values, is_chat=bool(self.chat))
 
 
 def _pair_texts(pairs: Sequence[tuple[str, str]]) -> list[str]:
     return [f"Question {i}: {question}\nAnswer: {answer}" for i, (question, answer) in enumerate(pairs, start=1)]
-
-
-def _at_mark(asked: str, prompt: str) -> str | None:
-    """What stands in a prompt in the place of the mark in another."""
-    before, _, after = asked.partition(_MARK)
-    if len(prompt) <= len(before) + len(after) or not (prompt.startswith(before) and prompt.endswith(after)):
-        return None
-    return prompt[len(before) : len(prompt) - len(after)].strip()
-
-
-def _items(example: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    """The questions of a passage, which may have none where nothing is graded."""
-    return example.get("questions") or ()
-
-
-def _question(example: Mapping[str, Any], item: Mapping[str, Any]) -> str:
-    return item["question"]
-
-
-def _question_about(example: Mapping[str, Any], item: Mapping[str, Any]) -> str:
-    """The question as the paper's code asks and grades it, behind the topic."""
-    title = example.get("title")
-    return f"Topic: {title}\n{item['question']}" if title else item["question"]
-
-
-def _gold(answer: Any) -> Any:
-    """One gold answer as a text, several as a list; what is neither is the grader's to refuse."""
-    accepted = gold_answers(answer)
-    return answer if accepted is None else accepted[0] if len(accepted) == 1 else list(accepted)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ...self_edit import Prompt
-from ..base import AskModel
+from ..tools import AskModel
 from .answered_questions import answer_questions, is_clear, key_of, split_fact
 from .grounding import says
 from .own_questions import parse_question, question_prompt

@@ -6,7 +6,7 @@ SQuAD's `"answers"` are read as well.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...grading import gold_answers
@@ -74,6 +74,17 @@ def among_keys(item: Mapping[str, Any], *wanted: str) -> str:
         return ""
     keys = [json.dumps(str(key)[:40], ensure_ascii=False) for key in item if is_unicode(str(key))]
     return f" among its keys {', '.join(keys[:_SHOWN_KEYS])}{', ...' * (len(keys) > _SHOWN_KEYS)}"
+
+
+def items_of(example: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """The questions of a passage, which may have none where nothing is graded."""
+    return example.get("questions") or ()
+
+
+def question_about(example: Mapping[str, Any], item: Mapping[str, Any]) -> str:
+    """A question as the paper's code asks and grades it, behind the topic."""
+    title = example.get("title")
+    return f"Topic: {title}\n{item['question']}" if title else item["question"]
 
 
 def is_question(item: Any) -> bool:

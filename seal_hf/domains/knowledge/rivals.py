@@ -12,7 +12,7 @@ from itertools import combinations
 from typing import Any
 
 from ...self_edit import Prompt, SelfEdit, TrainingExample
-from ..base import AskModel
+from ..tools import AskModel
 from .completions import split_completion
 from .domain import KnowledgeDomain
 from .questions import is_text

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 
+from ...self_edit import Prompt
 from ..files import read_text
 
 
@@ -19,6 +20,7 @@ PROMPT_STYLES = (
 ANSWER_PROMPTS = {"default": "answer", "paper": "answer-paper"}
 # What comes before the passage, and before that of every example, in the prompts of this project.
 PASSAGE_HEADING = "\n\nPassage:\n"
+MARK = "\0"  # what no text has
 
 
 def fill_template(template: str, values: Mapping[str, str]) -> str:
@@ -101,6 +103,60 @@ def chat_template_turns(template: str) -> list[dict[str, str]]:
         turns.append({"role": "user", "content": asked.strip()})
         turns.append({"role": "assistant", "content": written.strip()})
     return turns[:-1]
+
+
+def fill_prompt(template: str, values: Mapping[str, str], *, is_chat: bool) -> Prompt:
+    """
+    Fill the places of a template, in plain text or as chat messages.
+
+    Args:
+        template (`str`):
+            Text with places such as `{title}`.
+        values (`Mapping[str, str]`):
+            Value of each place (see [`fill_template`]).
+        is_chat (`bool`):
+            Whether the prompt is the messages of a chat (see [`chat_template_turns`]).
+
+    Returns:
+        `str` or `list[dict]`: the prompt.
+    """
+    if not is_chat:
+        return fill_template(template, values)
+    turns = chat_template_turns(template)
+    return [{**turn, "content": fill_template(turn["content"], values).strip()} for turn in turns]
+
+
+def value_at_mark(marked: Prompt, prompt: Prompt) -> str | None:
+    r"""
+    What stands in a prompt in the place where another of the same template has [`MARK`].
+
+    Args:
+        marked (`str` or `list[dict]`):
+            The prompt with the mark, in its last message where it is a chat.
+        prompt (`str` or `list[dict]`):
+            The prompt that is read.
+
+    Returns:
+        `str` or `None`: the text; `None` where the prompts differ elsewhere.
+
+    Example:
+
+    ```python
+    >>> value_at_mark(f"Question: {MARK}\nAnswer:", "Question: Who hums?\nAnswer:")
+    'Who hums?'
+
+    ```
+    """
+    if isinstance(prompt, str) and isinstance(marked, str):
+        before, _, after = marked.partition(MARK)
+        if len(prompt) <= len(before) + len(after) or not (prompt.startswith(before) and prompt.endswith(after)):
+            return None
+        return prompt[len(before) : len(prompt) - len(after)].strip()
+    if isinstance(prompt, str) or isinstance(marked, str):
+        return None
+    if len(prompt) != len(marked) or prompt[:-1] != marked[:-1]:
+        return None
+    return value_at_mark(marked[-1]["content"], prompt[-1]["content"])
 
 
 def read_prompt_file(name: str) -> str:
