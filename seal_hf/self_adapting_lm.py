@@ -675,9 +675,29 @@ class SelfAdaptingLM:
             generator = TransformersGenerator(self.model, self.processing_class, self.base_model_id)
             return generator.divergences_from_base(prompts, answers, adapters, base)
 
-    def load_adapter(self, source: str | Path, **options: Any) -> Adapter:
+    def load_adapter(
+        self,
+        source: str | Path,
+        *,
+        revision: str | None = None,
+        subfolder: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: Path | None = None,
+        max_bytes: int | None = None,
+        on_size: Callable[[int], None] | None = None,
+    ) -> Adapter:
         """
         Load a PEFT LoRA adapter for this base model from a folder, a zip file or the Hub (see
         [`Adapter.from_pretrained`], also for the options and errors).
         """
-        return Adapter.from_pretrained(source, self.model, self.base_model_id, **options)
+        return Adapter.from_pretrained(
+            source,
+            self.model,
+            self.base_model_id,
+            revision=revision,
+            subfolder=subfolder,
+            token=token,
+            cache_dir=cache_dir,
+            max_bytes=max_bytes,
+            on_size=on_size,
+        )
