@@ -47,11 +47,13 @@ from ..records.instructions import (
     read_archive,
     write_archive,
 )
-from ..records.journal import Journal, ScoredSelfEdit, SelectedSelfEdit
+from ..records.journal import Journal
 from ..records.plot import save_plot
-from ..records.report import Evaluation, evaluations, metrics, round_metrics
+from ..records.report import Evaluation, evaluations, metrics
+from ..records.round_metrics import round_metrics
 from ..records.run_folder import LAST_CHECKPOINT, RunFolder
 from ..records.samples import save_samples
+from ..records.schema import ScoredSelfEdit, SelectedSelfEdit
 from ..rollout.examples import ExampleSet, check_examples
 from ..rollout.processes import Processes
 from ..rollout.rollout import Rollout

@@ -7,7 +7,7 @@ from statistics import fmean
 
 from ..grading.words import normalize
 from .files import read_records, write_records
-from .journal import ScoredSelfEdit, rounded
+from .schema import ScoredSelfEdit, rounded
 
 
 @dataclass(frozen=True)

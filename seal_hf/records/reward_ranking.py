@@ -14,8 +14,9 @@ from pathlib import Path
 
 from ..grading.ranking import Ranking, compare_rankings
 from ..grading.rewards import ACCURACY
-from .journal import Journal, ScoredSelfEdit
-from .report import reward_names
+from .journal import Journal
+from .round_metrics import reward_names
+from .schema import ScoredSelfEdit
 from .tables import markdown
 
 

@@ -6,7 +6,7 @@ from ..domains.base import SELF_EDITS
 from ..grading import RubricJudge
 from ..grading.rubric import REPLY_BEGINS, parse_scores, rubric_prompt
 from ..models.sharding import gathering
-from ..records.journal import Proposal, RubricScores
+from ..records.schema import Proposal, RubricScores
 from ..self_adapting_lm import SelfAdaptingLM
 from ..self_edit import Prompt
 from .processes import Processes

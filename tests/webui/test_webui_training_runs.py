@@ -20,7 +20,8 @@ import yaml
 
 from helpers.folders import ROOT, TRAINERS
 from helpers.tiny_models import save_tiny_model
-from seal_hf.records.journal import Journal, Proposal, TrialResult
+from seal_hf.records.journal import Journal
+from seal_hf.records.schema import Proposal, TrialResult
 from seal_hf.webui.tabs import train_tab
 from seal_hf.webui.work import sessions as sessions_module
 from seal_hf.webui.work import training_runs
