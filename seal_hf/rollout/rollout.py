@@ -23,7 +23,7 @@ from ..grading.rewards import ACCURACY, RUBRIC
 from ..inner_loop.update import InnerUpdate, tokenize_self_edit
 from ..models.access import policy_in_activation_dtype
 from ..models.sharding import gathering
-from ..records.journal import Proposal, ScoredSelfEdit, TrialResult
+from ..records.schema import Proposal, ScoredSelfEdit, TrialResult
 from ..self_adapting_lm import SelfAdaptingLM
 from ..self_edit import SelfEdit, TrainingExample
 from .bank_schedule import adapters_per_bank, compose_banks, share_banks, work_of
@@ -198,12 +198,7 @@ class Rollout:
         Raises:
             GradingIncomplete: An answer could not be graded and `stage.is_evaluation` is set.
         """
-        finished: dict[int, list[TrialResult]] = {}
-        # Every process reads its own disk, so that a shared one is not needed.
-        for found in self.processes.gather(stage.journal.banks(stage.round)):
-            for bank in found.keys() & banks.keys():
-                if [result.key for result in found[bank]] == [key for trial in banks[bank] for key in trial.keys]:
-                    finished[bank] = list(found[bank])
+        finished = self._finished(stage, banks)
         costs = {
             bank: sum(trial.cost(self.config.max_answer_length) for trial in trials)
             for bank, trials in banks.items()
@@ -226,6 +221,16 @@ class Rollout:
             finished.update(results)
             stopped |= one_stopped
         return None if stopped else [result for bank in sorted(finished) for result in finished[bank]]
+
+    def _finished(self, stage: Stage, banks: Mapping[int, Sequence[Trial]]) -> dict[int, list[TrialResult]]:
+        """The results of those banks that are on disk."""
+        finished: dict[int, list[TrialResult]] = {}
+        # Every process reads its own disk, so that a shared one is not needed.
+        for found in self.processes.gather(stage.journal.banks(stage.round)):
+            for bank in found.keys() & banks.keys():
+                if [result.key for result in found[bank]] == [key for trial in banks[bank] for key in trial.keys]:
+                    finished[bank] = list(found[bank])
+        return finished
 
     def update_of(self, stage: Stage, proposal: Proposal) -> InnerUpdate | None:
         """What a proposal trains on, parsed and tokenized once; `None` where it is malformed, which is data."""
@@ -387,22 +392,8 @@ class Rollout:
         seconds: float,
     ) -> list[TrialResult]:
         """Ask the adapters of a bank, or a finetuned model, which took `seconds` to train, and grade what they answer."""
-        placed = [
-            (trial, adapter, place) for trial, adapter in zip(trials, adapters, strict=True) for place in trial.asked
-        ]
-        examples = [stage.data.examples[place] for *_, place in placed]
-        asked = [
-            # Of the conditions without an adapter the base alone, since all would say the same.
-            Asked(
-                adapter if trial.routes is None else partial(_routed, trial.routes, adapters),
-                example,
-                trial.questions(example),
-                recites=stage.is_evaluation and (trial.condition == BASE or _is_adapted(trial, adapter)),
-                is_retention_asked=stage.is_evaluation and _is_asked_for_retention(stage, trial, adapter, place),
-                unlabelled=trial.unlabelled,
-            )
-            for (trial, adapter, place), example in zip(placed, examples, strict=True)
-        ]
+        placed = self._asked(stage, trials, adapters)
+        asked, examples = [one for _, one in placed], [one.example for _, one in placed]
         graded = ask_and_grade(lm, asked, self.config.max_answer_length, require_all=stage.is_evaluation)
         divergences = [None] * len(asked)
         if stage.is_evaluation:
@@ -411,8 +402,9 @@ class Rollout:
         own_trainings = [training for trial, training in zip(trials, trainings, strict=True) for _ in trial.asked]
         bank_tokens = sum(training["num_tokens"] for training in trainings)
         results = []
-        for (trial, _, place), training, example, own, kl in zip(
-            placed, own_trainings, examples, graded, divergences, strict=True
+        places = [place for trial in trials for place in trial.asked]
+        for (trial, _), place, training, example, own, kl in zip(
+            placed, places, own_trainings, examples, graded, divergences, strict=True
         ):
             steps = len(training["losses"]) // training.get("num_train_epochs", 1)
             results.append(
@@ -437,6 +429,27 @@ class Rollout:
                 )
             )
         return results
+
+    def _asked(
+        self, stage: Stage, trials: Sequence[Trial], adapters: Sequence[Adapter | None]
+    ) -> list[tuple[Trial, Asked]]:
+        """What each trial of a bank is asked about each of its examples, with the trial."""
+        return [
+            (
+                trial,
+                # Of the conditions without an adapter the base alone is asked for more, since all would say the same.
+                Asked(
+                    adapter if trial.routes is None else partial(_routed, trial.routes, adapters),
+                    stage.data.examples[place],
+                    trial.questions(stage.data.examples[place]),
+                    recites=stage.is_evaluation and (trial.condition == BASE or _is_adapted(trial, adapter)),
+                    is_retention_asked=stage.is_evaluation and _is_asked_for_retention(stage, trial, adapter, place),
+                    unlabelled=trial.unlabelled,
+                ),
+            )
+            for trial, adapter in zip(trials, adapters, strict=True)
+            for place in trial.asked
+        ]
 
     def _bar(self, stage: Stage, total: int) -> tqdm:
         hidden = self.config.disable_tqdm or not self.processes.is_main or not total
