@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..domains.base import SELF_EDITS
-from ..inner_loop.update import tokenize_self_edit
 from ..records.tables import markdown
 from ..rollout.planning import Counts, PlanningRollout
 from ..rollout.probe import measure_pace
@@ -47,8 +46,8 @@ class EvaluationPlan:
         ]
         if everything.is_estimated:
             lines.append(
-                "What has a ~ is estimated: every text of a self-edit is taken to be as long as what the baseline trains on. A tool "
-                "may write and ask more."
+                "What has a ~ is estimated: a self-edit is taken to hold what the baseline trains on, and texts as long as "
+                "that. A tool may write and ask more."
             )
         if self.seconds is not None:
             lines.append(f"About {self.seconds / 60:.0f} minutes by a short probe of this machine.")
@@ -90,19 +89,11 @@ def plan_of(protocol: str, counted: PlanningRollout, stage: Stage, compared: Map
 
 def _seconds(counted: PlanningRollout, stage: Stage, work: Counts) -> float | None:
     """The expected time of the work, measured on what the domain's baseline trains on."""
-    lm, config = counted.lm, counted.config
-    baseline = next((one for one in reversed(lm.domain.conditions) if one.self_edit is not None), None)
+    baseline = next((one for one in reversed(counted.lm.domain.conditions) if one.self_edit is not None), None)
     if baseline is None or not work.adapters or counted.trains_all_weights:
         return None
     examples = [stage.data.examples[place] for place in stage.places]
-    pace = measure_pace(lm, baseline, examples, work.adapters_per_bank)
-    texts = [
-        one
-        for example in examples
-        for one in tokenize_self_edit(baseline.self_edit(example), lm.processing_class, lm.inner_config).sequences
-    ]
-    mean_length = sum(len(one.input_ids) for one in texts) / len(examples)
-    num_written = work.prompts_to_write * min(config.max_completion_length, mean_length)
-    num_written += work.prompts_to_answer * config.max_answer_length
+    pace = measure_pace(counted.lm, baseline, examples, work.adapters_per_bank)
     num_prompts = work.prompts_to_write + work.prompts_to_answer
+    num_written = work.tokens_to_write + work.prompts_to_answer * counted.config.max_answer_length
     return pace.seconds(work.tokens, num_prompts, num_written) / counted.processes.count

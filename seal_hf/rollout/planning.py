@@ -1,8 +1,8 @@
 """
 The engine as it counts: a protocol's own trials, none of which is trained or asked.
 
-What a self-edit will be is not known before it is written. It is taken to hold what the domain's baseline trains on, and each of the
-texts that it is made of to be as long as that.
+What a self-edit will be is not known before it is written. It is taken to hold what the domain's baseline trains on, and for each part
+and draft a text as long as what the baseline would train on of that part.
 """
 
 from collections import defaultdict
@@ -38,6 +38,8 @@ class Counts:
     Parameters:
         prompts_to_write (`int`):
             Prompts to which self-edits are written, for every draft and part one; tools may ask more.
+        tokens_to_write (`int`):
+            Tokens that are written to them, estimated as the self-edits are.
         adapters (`int`):
             Inner updates, each an adapter, or a copy of the model whose weights are all trained.
         tokens (`int`):
@@ -52,6 +54,7 @@ class Counts:
     """
 
     prompts_to_write: int = 0
+    tokens_to_write: int = 0
     adapters: int = 0
     tokens: int = 0
     prompts_to_answer: int = 0
@@ -61,6 +64,7 @@ class Counts:
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(
             self.prompts_to_write + other.prompts_to_write,
+            self.tokens_to_write + other.tokens_to_write,
             self.adapters + other.adapters,
             self.tokens + other.tokens,
             self.prompts_to_answer + other.prompts_to_answer,
@@ -108,8 +112,11 @@ class PlanningRollout(Rollout):
                 if one.self_edit is _UNKNOWN:
                     self._unknown[SELF_EDITS, place, edit] = self._expected_update(stage, place, edit)
         if stage.completions is None and self._writes:
-            self.counts[SELF_EDITS].prompts_to_write = sum(
-                self._num_texts(stage, place) * stage.num_generations for place in stage.places
+            counts, longest = self.counts[SELF_EDITS], self.config.max_completion_length
+            texts = [text for place in stage.places for text in self._expected_texts(stage, place)]
+            counts.prompts_to_write = len(texts) * stage.num_generations
+            counts.tokens_to_write = stage.num_generations * sum(
+                min(longest, sum(len(one.input_ids) for one in text)) for text in texts
             )
         return self.processes.on_main(self._record_proposals, stage, written)
 
@@ -161,20 +168,24 @@ class PlanningRollout(Rollout):
             written.append(Written(one, _UNKNOWN if self_edit is not None and self_edit.calls else self_edit))
         return written
 
-    def _num_texts(self, stage: Stage, place: int) -> int:
-        """Of how many texts a self-edit about an example is made."""
-        return len(self.lm.domain.parts(stage.data.examples[place])) * self.config.num_drafts
+    def _expected_texts(self, stage: Stage, place: int) -> list[tuple[TrainingSequence, ...]]:
+        """What the texts that a self-edit about an example is made of are trained on as; nothing without a baseline that trains."""
+        parts = self.lm.domain.parts(stage.data.examples[place])
+        return [self._of_baseline(part) for part in parts] * self.config.num_drafts
+
+    def _of_baseline(self, example: Mapping) -> tuple[TrainingSequence, ...]:
+        if self._baseline is None:
+            return ()
+        self_edit = self._baseline.self_edit(example)
+        return tokenize_self_edit(self_edit, self.lm.processing_class, self.lm.inner_config).sequences
 
     def _expected_update(self, stage: Stage, place: int, edit: int) -> InnerUpdate:
+        """Each of another first token, since self-edits that train on the same would be taken for one."""
         if self._baseline is None:
             return InnerUpdate((TrainingSequence((edit,)),), self.lm.inner_config)
-        example = stage.data.examples[place]
-        passage = tokenize_self_edit(
-            self._baseline.self_edit(example), self.lm.processing_class, self.lm.inner_config
-        ).sequences
-        first, *others = passage * (1 + self._num_texts(stage, place))
-        # Each of another first token, since self-edits that train on the same would be taken for one.
+        first, *others = self._of_baseline(stage.data.examples[place])
         first = replace(first, input_ids=(first.input_ids[0] + edit, *first.input_ids[1:]))
+        others += [one for text in self._expected_texts(stage, place) for one in text]
         return InnerUpdate((first, *others), self.lm.inner_config)
 
     def _self_edit_of(self, stage: Stage, proposal: Proposal) -> SelfEdit | None:

@@ -23,7 +23,6 @@ from seal_hf.domains.knowledge.rivals import SPADomain
 from seal_hf.evaluation.conditions import ComparedCondition, with_skill
 from seal_hf.evaluation.continual import continual
 from seal_hf.evaluation.continued_pretraining import continued_pretraining
-from seal_hf.evaluation.remedies import REMEDIES
 from seal_hf.evaluation.single_passage import single_passage
 from seal_hf.generation.base import TextGenerator
 from seal_hf.rollout.bank_schedule import work_of
@@ -109,14 +108,14 @@ PROTOCOLS = [
     (single_passage, {}),
     (continued_pretraining, {}),
     (continued_pretraining, {"full_finetuning": True}),
-    (continual, {"num_orders": 2, "remedies": REMEDIES, "replay_share": 0.5}),
+    (continual, {"num_orders": 2, "remedies": ("routed", "ties")}),
 ]
 
 
 @pytest.mark.parametrize(("protocol", "options"), PROTOCOLS)
-@pytest.mark.parametrize("domain", [Domain, KnowledgeDomain])
-def test_a_plan_is_what_is_then_done(lm, skill, done, probed, tmp_path, protocol, options, domain):
-    own = lm.with_domain(domain("rewrite", grader=Contains()))
+def test_a_plan_is_what_is_then_done(lm, skill, done, probed, tmp_path, protocol, options):
+    """With recitations and general questions."""
+    own = lm.with_domain(KnowledgeDomain("rewrite", grader=Contains()))
     options = {**OPTIONS, **options, "compared": conditions(own, skill) if protocol is single_passage else []}
     plan = protocol(own, EXAMPLES, tmp_path / "out", **options, dry_run=True)
     assert done == Counts() and not (tmp_path / "out").exists()
@@ -144,16 +143,16 @@ def test_the_tokens_of_stored_self_edits_are_exact(lm, done, tmp_path, protocol,
 
 
 def test_remedies_are_counted_exactly_once_the_self_edits_are_written(lm, done, tmp_path):
-    own = {"num_orders": 2, "replay_share": 0.5}
+    remedies, own = ("replay", "routed", "dare_linear"), {"num_orders": 2, "replay_share": 0.5}
     continual(lm, EXAMPLES, tmp_path, **OPTIONS, **own)
     done.adapters = done.tokens = done.prompts_to_answer = done.adapters_per_bank = 0
-    plan = continual(lm, EXAMPLES, tmp_path, **OPTIONS, **own, remedies=REMEDIES, dry_run=True)
+    plan = continual(lm, EXAMPLES, tmp_path, **OPTIONS, **own, remedies=remedies, dry_run=True)
     assert plan.conditions[SELF_EDITS] == Counts() and not (tmp_path / "conditions").exists()
-    continual(lm, EXAMPLES, tmp_path, **OPTIONS, **own, remedies=REMEDIES)
+    continual(lm, EXAMPLES, tmp_path, **OPTIONS, **own, remedies=remedies)
     assert everything(plan) == done
-    # Two adapters apart for each remedy but replay, which has two in each of two orders.
-    adapters = {name.removeprefix(f"{SELF_EDITS}, "): counts.adapters for name, counts in plan.conditions.items()}
-    assert {name: adapters[name] for name in REMEDIES} == {name: 4 if name == "replay" else 2 for name in REMEDIES}
+    # Two in each of two orders, or two apart.
+    found = {name: counts.adapters for name, counts in plan.conditions.items() if counts.adapters}
+    assert found == {f"{SELF_EDITS}, {name}": number for name, number in zip(remedies, (4, 2, 2), strict=True)}
 
 
 def test_what_is_not_written_yet_is_taken_to_be_as_long_as_the_passage(lm, done, tmp_path):
@@ -166,12 +165,24 @@ def test_what_is_not_written_yet_is_taken_to_be_as_long_as_the_passage(lm, done,
     assert f"~{own.tokens:,}" in str(plan) and "is estimated" in str(plan)
     # What is trained at ten tokens a second, two seconds a prompt, one a token of 8 at most and 6 of answers.
     found = everything(plan)
-    mean = sum(passages) / lm.inner_config.num_train_epochs / 2
-    expected = found.tokens / 10 + 2 * (4 + found.prompts_to_answer) + 4 * min(8, mean) + 6 * found.prompts_to_answer
+    assert found.tokens_to_write == 2 * 2 * 8 and min(passages) / lm.inner_config.num_train_epochs > 8
+    expected = found.tokens / 10 + 2 * (4 + found.prompts_to_answer) + 32 + 6 * found.prompts_to_answer
     assert plan.seconds == pytest.approx(expected)
     call()
     assert (own.prompts_to_write, found.prompts_to_answer) == (done.prompts_to_write, done.prompts_to_answer)
     assert found.adapters == done.adapters  # all that the tiny model writes is well-formed, and no two are the same
+
+
+def test_parts_are_as_long_as_what_is_in_them(lm, tmp_path):
+    """A self-edit of which every sentence has a part is not longer for that."""
+    example = {**EXAMPLES[0], "context": "Ann keeps bees. Bob has owls. Cleo paints them."}
+    own = lm.with_domain(Domain("questions-by-fact", grader=Contains()))
+    plan = single_passage(own, [example], tmp_path, config=CONFIG, dry_run=True)
+    counts, passage = plan.conditions[SELF_EDITS], plan.conditions[PASSAGE_ONLY].tokens
+    assert counts.prompts_to_write == 3 and 2 * passage < counts.tokens < 4 * passage
+    sentences = ("Ann keeps bees.", "Bob has owls.", "Cleo paints them.")
+    parts = [own.domain.passage_only({**example, "context": sentence}) for sentence in sentences]
+    assert counts.tokens == passage + sum(work_of(update_of(own, part)).num_tokens for part in parts)
 
 
 def test_a_method_of_many_prompts(lm, done, tmp_path):
