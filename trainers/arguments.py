@@ -4,12 +4,11 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
-from peft import LoraConfig
-
-from seal_hf import InnerLoopConfig, SelfAdaptingLM
+from seal_hf import SelfAdaptingLM
 from seal_hf.domains import KnowledgeDomain, load_demo_passages, load_passages, shuffle_passages
 from seal_hf.generation.vllm_options import vllm_arguments
 from seal_hf.grading import JudgeGrader
+from seal_hf.inner_loop.inner_options import inner_loop_config, inner_peft_config
 from seal_hf.models.chat_template import json_object
 
 
@@ -79,7 +78,7 @@ class DomainArguments:
 
 @dataclass
 class AdaptationArguments(DomainArguments):
-    """Model, self-edits and inner loop."""
+    """Model, self-edits and inner loop, under the names of [`SEALConfig`]."""
 
     model_name_or_path: str = field(
         default="embedded",
@@ -121,41 +120,42 @@ class AdaptationArguments(DomainArguments):
         default=0.95, metadata={"help": "Sample from the most likely tokens of this total probability."}
     )
     max_completion_length: int = field(default=300, metadata={"help": "Longest self-edit, in tokens."})
-    target_modules: str = field(
-        default="all-linear",
-        metadata={"help": "'all-linear', or the names of the adapted modules, separated by commas."},
+    inner_learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the inner loop."})
+    inner_num_train_epochs: int = field(default=8, metadata={"help": "Epochs of the inner loop."})
+    inner_batch_size: int = field(
+        default=16, metadata={"help": "Sequences of a self-edit per step of the inner loop."}
     )
-    lora_r: int = field(default=32, metadata={"help": "Rank of the adapters."})
-    lora_alpha: int = field(default=64, metadata={"help": "Alpha of the adapters."})
-    learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the inner loop."})
-    num_train_epochs: int = field(default=8, metadata={"help": "Epochs of the inner loop."})
-    batch_size: int = field(default=16, metadata={"help": "Sequences of a self-edit per step of the inner loop."})
-    add_eos_token: bool = field(
+    inner_lora_r: int = field(default=32, metadata={"help": "Rank of the adapters."})
+    inner_lora_alpha: int = field(default=64, metadata={"help": "Alpha of the adapters."})
+    inner_target_modules: list[str] = field(
+        default_factory=lambda: ["all-linear"],
+        metadata={"help": "The adapted modules by name, or 'all-linear'."},
+    )
+    inner_max_length: int = field(default=2048, metadata={"help": "Longest training sequence, in tokens."})
+    inner_add_eos_token: bool = field(
         default=True, metadata={"help": "End every training text of the inner loop in the end-of-sequence token."}
+    )
+    inner_lr_scheduler_type: str = field(default="linear", metadata={"help": "linear, cosine or constant."})
+    inner_warmup_steps: float = field(
+        default=0, metadata={"help": "Steps with a rising rate; below 1 their share of all steps."}
+    )
+    inner_max_grad_norm: float = field(default=1.0, metadata={"help": "Greatest gradient norm of one adapter."})
+    inner_gradient_checkpointing: bool = field(
+        default=False,
+        metadata={"help": "Compute activations again in the backward pass: slower, with a fraction of their memory."},
     )
     seed: int = field(default=0, metadata={"help": "Seed of sampling, initialization and order."})
 
     def load(self, grader: JudgeGrader | None = None, **options: Any) -> SelfAdaptingLM:
         """Load the model with its domain, and with the local grader unless another is given; options as for the model's class."""
-        names = [name.strip() for name in self.target_modules.split(",")]
-        peft_config = LoraConfig(
-            r=self.lora_r,
-            lora_alpha=self.lora_alpha,
-            target_modules="all-linear" if names == ["all-linear"] else names,
-        )
-        inner_config = InnerLoopConfig(
-            learning_rate=self.learning_rate,
-            num_train_epochs=self.num_train_epochs,
-            batch_size=self.batch_size,
-            add_eos_token=self.add_eos_token,
-        )
         return SelfAdaptingLM.from_pretrained(
             self.model_name_or_path,
             load_in_4bit=self.load_in_4bit,
             dtype=self.dtype,
             domain=self.domain(grader),
-            peft_config=peft_config,
-            inner_config=inner_config,
+            peft_config=inner_peft_config(self),
+            inner_config=inner_loop_config(self),
+            inner_gradient_checkpointing=self.inner_gradient_checkpointing,
             chat_template_kwargs=json_object(self.chat_template_kwargs),
             **vllm_arguments(self),
             **options,

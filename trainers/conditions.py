@@ -6,8 +6,7 @@ from dataclasses import dataclass, field, replace
 from seal_hf import SelfAdaptingLM
 from seal_hf.domains.knowledge.retrieval import RETRIEVAL, retrieval_condition
 from seal_hf.domains.knowledge.rivals import ActiveReadingDomain, EntiGraphDomain, SPADomain, WrittenTextsDomain
-from seal_hf.evaluation.conditions import with_skill, with_writer, written_in
-from seal_hf.evaluation.protocol import ComparedCondition
+from seal_hf.evaluation.conditions import ComparedCondition, with_skill, with_writer
 from seal_hf.grading import JudgeGrader
 from seal_hf.hub.stored_self_edits import load_stored_self_edits
 from trainers.arguments import AdaptationArguments
@@ -65,7 +64,7 @@ class ConditionArguments(AdaptationArguments):
             raise ValueError(f"--skill_vector takes one or two adapters, not {len(self.skill_vector)}.")
 
     def conditions(
-        self, lm: SelfAdaptingLM, examples: Sequence[Mapping], grader: JudgeGrader | None, output_dir: str
+        self, lm: SelfAdaptingLM, examples: Sequence[Mapping], grader: JudgeGrader | None
     ) -> Iterator[ComparedCondition]:
         """The conditions, of which each loads what it needs when it is due."""
         for style in self.compare_styles:
@@ -80,8 +79,7 @@ class ConditionArguments(AdaptationArguments):
             yield ComparedCondition(f"self-edits of {source}", lm, self_edits=load_stored_self_edits(source))
         for method in self.compare_methods:
             if method == ROUTED:
-                # Those of the first row, which are written by now.
-                yield ComparedCondition("self-edits, routed", lm, self_edits=written_in(output_dir), is_routed=True)
+                yield ComparedCondition("self-edits, routed", lm, shares_self_edits=True, is_routed=True)
             elif method == RETRIEVAL:
                 yield ComparedCondition(method, lm, baseline=retrieval_condition(lm.domain, examples))
             else:

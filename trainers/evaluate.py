@@ -1,15 +1,16 @@
 """
 The paper's protocols: base, passage in context, passage only, self-edits and other conditions on the same questions.
 
-    python -m trainers.evaluate --dataset demo --split test --output_dir outputs/demo
-    python -m trainers.evaluate --dataset passages.json --num_passages 10 --output_dir outputs/mine
+    python -m trainers.evaluate --dataset_name demo --dataset_test_split test --output_dir outputs/demo
+    python -m trainers.evaluate --dataset_name passages.json --num_passages 10 --output_dir outputs/mine
     python -m trainers.evaluate --compare_styles rewrite self-qa --compare_methods retrieval SPA --output_dir outputs/many
-    python -m trainers.evaluate --protocol continued_pretraining --full_finetuning true --learning_rate 1e-5 --output_dir outputs/full
+    python -m trainers.evaluate --protocol continued_pretraining --full_finetuning true --inner_learning_rate 1e-5 --output_dir outputs/full
     python -m trainers.evaluate --protocol continual --num_passages 8 --num_orders 3 --remedies replay routed --output_dir outputs/continual
 
 Answers and verdicts are written as soon as they are known, and the table over all passages is printed at the end. The
 same command again continues an interrupted one. With --judge_model a language model grades in place of the local grader;
 its key is read from JUDGE_API_KEY. With --self_edits the self-edits are read from a file or dataset instead of being written.
+With --dry_run everything is checked and the work that is left is printed.
 """
 
 import json
@@ -61,7 +62,8 @@ class EvaluationArguments(JudgeArguments, ConditionArguments):
         default_factory=list,
         metadata={
             "help": "With --protocol continual further rows against forgetting, each with a matrix: 'replay' (earlier self-edits are "
-            "trained on again), 'routed' (adapters apart, chosen by the question), 'average' or 'ties' (adapters apart, merged)."
+            "trained on again), 'routed' (adapters apart, chosen by the question), 'average', 'ties', 'dare_linear' or 'dare_ties' "
+            "(adapters apart, merged)."
         },
     )
     replay_share: float = field(
@@ -70,15 +72,15 @@ class EvaluationArguments(JudgeArguments, ConditionArguments):
     full_finetuning: bool = field(
         default=False,
         metadata={
-            "help": "With --protocol continued_pretraining train all weights in place of an adapter; set a lower --learning_rate."
+            "help": "With --protocol continued_pretraining train all weights in place of an adapter; set a lower --inner_learning_rate."
         },
     )
 
-    dataset: str = field(
+    dataset_name: str = field(
         default="demo",
         metadata={"help": "'demo', a .json, .jsonl, .ndjson, .csv or .parquet file, or a dataset on the Hub."},
     )
-    split: str | None = field(default=None, metadata={"help": "Split of the dataset."})
+    dataset_test_split: str | None = field(default=None, metadata={"help": "Split of the dataset to evaluate on."})
     num_passages: int | None = field(default=None, metadata={"help": "Take only the first so many passages."})
     shuffle_seed: int = field(
         default=42,
@@ -117,6 +119,9 @@ class EvaluationArguments(JudgeArguments, ConditionArguments):
         },
     )
     output_dir: str = field(default="outputs/evaluation", metadata={"help": "Where the records go."})
+    dry_run: bool = field(
+        default=False, metadata={"help": "Check everything and print the work that is left, no more."}
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -141,7 +146,7 @@ class EvaluationArguments(JudgeArguments, ConditionArguments):
 
 
 def main(args: EvaluationArguments) -> None:
-    examples = load_dataset_argument(args.dataset, args.split, args.num_passages, args.shuffle_seed)
+    examples = load_dataset_argument(args.dataset_name, args.dataset_test_split, args.num_passages, args.shuffle_seed)
     self_edits = None if args.self_edits is None else load_stored_self_edits(args.self_edits)
     config = RolloutConfig(
         temperature=args.temperature,
@@ -163,7 +168,7 @@ def main(args: EvaluationArguments) -> None:
         },
     }[args.protocol]
     lm = args.load(grader, policy=args.policy, student=args.student)
-    PROTOCOLS[args.protocol](
+    result = PROTOCOLS[args.protocol](
         lm,
         examples,
         args.output_dir,
@@ -171,14 +176,18 @@ def main(args: EvaluationArguments) -> None:
         config=config,
         seed=args.seed,
         self_edits=self_edits,
-        compared=args.conditions(lm, examples, grader, args.output_dir),
+        compared=args.conditions(lm, examples, grader),
+        dry_run=args.dry_run,
         **options,
     )
+    if args.dry_run:
+        print(result)
+        return
     saved = [*save_comparison(args.output_dir), *(save_continual(args.output_dir) if is_continual else [])]
     if args.query_run:
         scored = Journal(Path(args.output_dir) / "evaluation").scored(0)
         saved.append(Path(args.output_dir) / "query_run.json")
-        record = query_run(examples, scored, model=args.model_name_or_path, dataset=args.dataset)
+        record = query_run(examples, scored, model=args.model_name_or_path, dataset=args.dataset_name)
         write_text(saved[-1], json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     print(results_table(args.output_dir, [example["context"] for example in examples]))
     names = ", ".join(file.name for file in saved)

@@ -1,14 +1,52 @@
-"""A model as it learns under another condition: with another domain, another policy, or something added to its adapters."""
+"""What self-edits are compared with, and a model under another condition: with another policy, or something added to its adapters."""
 
+from collections.abc import Iterable, Mapping
 from copy import copy
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..adapters.adapter import Adapter
 from ..adapters.stacking import stacked_ranks
-from ..domains.base import SELF_EDITS
+from ..domains.base import SELF_EDITS, Condition
 from ..records.journal import Journal
 from ..self_adapting_lm import SelfAdaptingLM
+
+
+@dataclass(frozen=True)
+class ComparedCondition:
+    """
+    What a model's self-edits are compared with, beside the conditions of its domain: other self-edits, or another baseline.
+
+    Parameters:
+        name (`str`):
+            Its name in records, tables and plots.
+        lm ([`SelfAdaptingLM`]):
+            The model that learns and answers, with the domain by which self-edits are asked for and read, and with the policy
+            that writes them as its `writer` (see [`with_writer`]).
+        writer ([`SelfAdaptingLM`], *optional*):
+            Another model that writes the self-edits.
+        self_edits (`Iterable[Mapping[str, Any]]`, *optional*):
+            What somebody else wrote, as for [`single_passage`].
+        shares_self_edits (`bool`, *optional*, defaults to `False`):
+            Whether its self-edits are those of the evaluation's first row, which are written by then.
+        baseline ([`Condition`], *optional*):
+            What is asked in place of self-edits, of which there are none then.
+        is_routed (`bool`, *optional*, defaults to `False`):
+            Whether every question is answered by the adapter of the example that it is about by [`Domain.routes`], whichever example
+            it is asked with. There is an adapter for each example, and all are trained together.
+        options (`Mapping[str, Any]`, *optional*, defaults to an empty mapping):
+            Settings of the protocol for this condition alone, which are recorded with it.
+    """
+
+    name: str
+    lm: SelfAdaptingLM
+    writer: SelfAdaptingLM | None = None
+    self_edits: Iterable[Mapping[str, Any]] | None = None
+    shares_self_edits: bool = False
+    baseline: Condition | None = None
+    is_routed: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def written_in(output_dir: str | Path) -> list[dict[str, Any]]:

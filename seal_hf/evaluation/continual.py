@@ -20,14 +20,15 @@ from ..adapters.adapter import Adapter
 from ..domains.base import SELF_EDITS
 from ..generation.base import draw_seed
 from ..inner_loop.update import InnerUpdate
-from ..records.journal import Proposal, TrialResult
 from ..records.report import Evaluation
+from ..records.schema import Proposal, TrialResult
 from ..rollout.chain import check_stackable
 from ..rollout.rollout import Rollout
 from ..rollout.stage import Stage, Trial, untrained_banks
 from ..self_adapting_lm import SelfAdaptingLM
-from .conditions import written_in
-from .protocol import ComparedCondition, ProtocolArguments, ProtocolRun, evaluated, joined_update, together
+from .conditions import ComparedCondition
+from .plan import EvaluationPlan
+from .protocol import ProtocolArguments, ProtocolRun, evaluated, joined_update, together
 from .remedies import REMEDIES, REPLAY, ROUTED, replayed, routes_of, run_apart
 
 
@@ -40,7 +41,7 @@ def continual(
     remedies: Sequence[str] = (),
     replay_share: float = 0.25,
     **arguments: Unpack[ProtocolArguments],
-) -> Evaluation:
+) -> Evaluation | EvaluationPlan:
     """
     Evaluate what a model keeps of examples that it learns one after another.
 
@@ -65,7 +66,8 @@ def continual(
             As for [`single_passage`]. All of `num_generations` self-edits about an example go into its adapter.
 
     Returns:
-        [`Evaluation`]: of the adapters at the ends of the chains. Tokens and seconds are of all steps of a chain.
+        [`Evaluation`]: of the adapters at the ends of the chains. Tokens and seconds are of all steps of a chain. With `dry_run` an
+            [`EvaluationPlan`].
 
     Raises:
         GradingIncomplete, OSError: As [`single_passage`].
@@ -90,8 +92,7 @@ def continual(
     def conditions() -> Iterator[ComparedCondition]:
         for remedy in remedies:
             options = {"remedy": remedy} | ({"replay_share": replay_share} if remedy == REPLAY else {})
-            own = written_in(output_dir)
-            yield ComparedCondition(f"{SELF_EDITS}, {remedy}", lm, self_edits=own, options=options)
+            yield ComparedCondition(f"{SELF_EDITS}, {remedy}", lm, shares_self_edits=True, options=options)
         yield from compared
 
     return evaluated(

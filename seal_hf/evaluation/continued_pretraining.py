@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Unpack
 
 from ..inner_loop.full_finetuning import check_finetunable
-from ..records.journal import TrialResult
 from ..records.report import Evaluation
+from ..records.schema import TrialResult
 from ..rollout.stage import Trial, untrained_banks
 from ..self_adapting_lm import SelfAdaptingLM
+from .plan import EvaluationPlan
 from .protocol import ProtocolArguments, ProtocolRun, evaluated, joined_update, together
 
 
@@ -24,7 +25,7 @@ def continued_pretraining(
     *,
     full_finetuning: bool = False,
     **arguments: Unpack[ProtocolArguments],
-) -> Evaluation:
+) -> Evaluation | EvaluationPlan:
     """
     Evaluate what a model learns from all examples at once.
 
@@ -43,7 +44,7 @@ def continued_pretraining(
 
     Returns:
         [`Evaluation`]: as of [`single_passage`]. Tokens and seconds are of the one adapter. The paper states its accuracies here
-            per question.
+            per question. With `dry_run` an [`EvaluationPlan`].
 
     Raises:
         GradingIncomplete, ValueError, OSError: As [`single_passage`]; with `full_finetuning` also a `ValueError` for a model that

@@ -4,59 +4,32 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypedDict, Unpack
 
 from ..adapters.layout import lora_layout
-from ..domains.base import SELF_EDITS, Condition
+from ..domains.base import SELF_EDITS
 from ..domains.stored_self_edits import stored_completions
 from ..generation.parts import PART_SEPARATOR
 from ..inner_loop.update import InnerLoopConfig, InnerUpdate
 from ..models.identity import canonical_name
-from ..records.journal import Journal, Proposal, TrialResult
-from ..records.report import COMPARED_FOLDER, Evaluation, evaluations, self_edit_metrics
+from ..records.journal import Journal
+from ..records.report import COMPARED_FOLDER, Evaluation, evaluations
+from ..records.round_metrics import self_edit_metrics
 from ..records.run_folder import RunFolder
+from ..records.schema import Proposal, TrialResult
 from ..rollout.examples import ExampleSet, check_examples
+from ..rollout.planning import Counts, PlanningRollout
 from ..rollout.processes import Processes
 from ..rollout.rollout import Rollout
 from ..rollout.settings import describe, fingerprint
 from ..rollout.stage import FREE_OPTIONS, RolloutConfig, Stage, Trial
 from ..self_adapting_lm import SelfAdaptingLM
+from .conditions import ComparedCondition, written_in
+from .plan import EvaluationPlan, plan_of
 from .remedies import routes_among
-
-
-@dataclass(frozen=True)
-class ComparedCondition:
-    """
-    What a model's self-edits are compared with, beside the conditions of its domain: other self-edits, or another baseline.
-
-    Parameters:
-        name (`str`):
-            Its name in records, tables and plots.
-        lm ([`SelfAdaptingLM`]):
-            The model that learns and answers, with the domain by which self-edits are asked for and read, and with the policy
-            that writes them as its `writer` (see [`~seal_hf.evaluation.conditions`]).
-        writer ([`SelfAdaptingLM`], *optional*):
-            Another model that writes the self-edits.
-        self_edits (`Iterable[Mapping[str, Any]]`, *optional*):
-            What somebody else wrote, as for [`single_passage`].
-        baseline ([`Condition`], *optional*):
-            What is asked in place of self-edits, of which there are none then.
-        is_routed (`bool`, *optional*, defaults to `False`):
-            Whether every question is answered by the adapter of the example that it is about by [`Domain.routes`], whichever example
-            it is asked with. There is an adapter for each example, and all are trained together.
-        options (`Mapping[str, Any]`, *optional*, defaults to an empty mapping):
-            Settings of the protocol for this condition alone, which are recorded with it.
-    """
-
-    name: str
-    lm: SelfAdaptingLM
-    writer: SelfAdaptingLM | None = None
-    self_edits: Iterable[Mapping[str, Any]] | None = None
-    baseline: Condition | None = None
-    is_routed: bool = False
-    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 class ProtocolArguments(TypedDict, total=False):
@@ -77,6 +50,9 @@ class ProtocolArguments(TypedDict, total=False):
         compared (`Iterable[ComparedCondition]`, *optional*):
             Further conditions on the same examples, with the same seeds: other styles, policies, models, files, baselines. Each has
             a folder of its own, `output_dir/conditions/NAME`, and may be added later. One is taken when those before it are done.
+        dry_run (`bool`, *optional*, defaults to `False`):
+            Whether everything is checked and the work that is left is counted, and nothing is written, trained or kept. An
+            [`EvaluationPlan`] is returned then.
     """
 
     num_generations: int
@@ -84,6 +60,7 @@ class ProtocolArguments(TypedDict, total=False):
     seed: int
     self_edits: Iterable[Mapping[str, Any]] | None
     compared: Iterable[ComparedCondition]
+    dry_run: bool
 
 
 @dataclass(frozen=True)
@@ -116,7 +93,7 @@ def evaluated(
     output_dir: str | Path,
     options: Mapping[str, Any] | None = None,
     **arguments: Unpack[ProtocolArguments],
-) -> Evaluation:
+) -> Evaluation | EvaluationPlan:
     """
     Score a model's self-edits with the domain's baselines, then one after another the conditions to compare them with.
 
@@ -136,7 +113,7 @@ def evaluated(
             What all protocols take.
 
     Returns:
-        [`Evaluation`]: what all conditions come to.
+        [`Evaluation`]: what all conditions come to; with `dry_run` an [`EvaluationPlan`] of them.
 
     Raises:
         ValueError: As [`single_passage`].
@@ -144,28 +121,42 @@ def evaluated(
     num_generations, config = arguments.get("num_generations", 1), arguments.get("config") or RolloutConfig()
     if num_generations < 1:
         raise ValueError(f"num_generations={num_generations!r} must be a whole number of at least 1.")
-    processes = Processes(Path(output_dir))
+    output_dir, dry_run = Path(output_dir), arguments.get("dry_run", False)
+    processes = Processes(output_dir)
     taken = {SELF_EDITS, *(condition.name for condition in lm.domain.conditions)}
     common = {"num_generations": num_generations, "config": config, "seed": arguments.get("seed", 0)}
     common |= {"options": {"protocol": protocol, **(options or {})}}
     with processes.explaining_termination(lm.generator.clean_up):
-        own = arguments.get("self_edits")
-        _score(score, processes, lm, examples, Path(output_dir), self_edits=own, **common)
+        own = _prepared(processes, lm, examples, output_dir, self_edits=arguments.get("self_edits"), **common)
+        if dry_run:
+            counted = _counted(score, own)
+        else:
+            _score(score, own)
+        compared = {}
         for one in arguments.get("compared", ()):
             if one.name in taken or not _folder_name(one.name):
                 raise ValueError(
                     f"Two conditions are called {one.name!r}, or the name has no letter; give each a name of its own."
                 )
             taken.add(one.name)
-            folder = Path(output_dir) / COMPARED_FOLDER / _folder_name(one.name)
-            _score(score, processes, one.lm, examples, folder, self_edits=one.self_edits, condition=one, **common)
-            del one  # with its model, before the next is loaded
-        (evaluation,) = processes.on_main(evaluations, Journal(Path(output_dir) / "evaluation"))
+            folder, self_edits = output_dir / COMPARED_FOLDER / _folder_name(one.name), one.self_edits
+            if one.shares_self_edits:
+                self_edits = processes.on_main(_shared_self_edits, output_dir, dry_run)
+            run = _prepared(processes, one.lm, examples, folder, self_edits=self_edits, condition=one, **common)
+            one_score = score_routed if one.is_routed else score
+            if dry_run:
+                counts = _counted(one_score, run, writes=not one.shares_self_edits).counts
+                compared[one.name] = sum(counts.values(), Counts())
+            else:
+                _score(one_score, run)
+            del one, run  # with its model, before the next is loaded
+        if dry_run:
+            return plan_of(protocol, counted, own.stage, compared)
+        (evaluation,) = processes.on_main(evaluations, Journal(output_dir / "evaluation"))
     return evaluation
 
 
-def _score(
-    score: Callable[[ProtocolRun], None],
+def _prepared(
     processes: Processes,
     lm: SelfAdaptingLM,
     examples: Sequence[Mapping],
@@ -177,7 +168,8 @@ def _score(
     self_edits: Iterable[Mapping[str, Any]] | None,
     options: Mapping[str, Any],
     condition: ComparedCondition | None = None,
-) -> None:
+) -> ProtocolRun:
+    """A condition with its settings, of which nothing is on disk yet."""
     data = ExampleSet.of(examples, "examples")
     check_examples(lm, data, "examples", config.max_completion_length, config.max_answer_length)
     own_options = {**options, **(condition.options if condition is not None else {})}
@@ -209,11 +201,30 @@ def _score(
         completions=completions,
     )
     rollout = Rollout(lm, config, processes, writer=condition and condition.writer)
+    return ProtocolRun(stage, rollout, folder, own_options)
+
+
+def _score(score: Callable[[ProtocolRun], None], run: ProtocolRun) -> None:
+    processes = run.rollout.processes
     with ExitStack() as held:
-        processes.on_main(folder.open, True, 0)
-        processes.on_main(lambda: held.enter_context(folder.held()))
-        run = ProtocolRun(stage, rollout, folder, own_options)
-        score_routed(run) if condition is not None and condition.is_routed else score(run)
+        processes.on_main(run.folder.open, True, 0)
+        processes.on_main(lambda: held.enter_context(run.folder.held()))
+        score(run)
+
+
+def _counted(score: Callable[[ProtocolRun], None], run: ProtocolRun, writes: bool = True) -> PlanningRollout:
+    """The engine that has counted what is left to be done of a condition, with a journal that is thrown away."""
+    run.rollout.processes.on_main(run.folder.check, True, 0)
+    rollout = PlanningRollout(run.rollout, run.folder.evaluation, writes)
+    with TemporaryDirectory() as directory:
+        score(replace(run, stage=replace(run.stage, journal=Journal(Path(directory))), rollout=rollout))
+    return rollout
+
+
+def _shared_self_edits(output_dir: Path, dry_run: bool) -> list[dict[str, Any]] | None:
+    """Those of the evaluation's first row; `None` where they are counted alone and not written yet."""
+    is_written = Journal(output_dir / "evaluation").proposals(0) is not None
+    return written_in(output_dir) if is_written or not dry_run else None
 
 
 def together(run: ProtocolRun, proposals: Sequence[Proposal]) -> list[Proposal]:

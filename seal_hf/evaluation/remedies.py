@@ -4,7 +4,7 @@ What may be done against forgetting in continual learning, on the same self-edit
 - `"replay"`: each adapter of a chain is also trained on a share of the self-edits about the examples before its own.
 - `"routed"`: adapters apart, one for each example; a question goes to the adapter of the example that it is about by
   [`Domain.routes`], among those learned so far.
-- `"average"` and `"ties"`: adapters apart, merged into one (see [`seal_hf.evaluation.merging`]).
+- `"average"`, `"ties"`, `"dare_linear"` and `"dare_ties"`: adapters apart, merged into one (see [`seal_hf.evaluation.merging`]).
 
 The adapters apart are the same in each order, as their seeds are; so they are trained once, in one bank, for all orders.
 """
@@ -17,15 +17,22 @@ from shutil import rmtree
 
 from ..adapters.adapter import Adapter
 from ..domains.base import SELF_EDITS, Domain
+from ..generation.base import draw_seed
 from ..inner_loop.update import InnerUpdate, TrainingSequence
-from ..records.journal import TrialResult
+from ..records.schema import TrialResult
 from ..rollout.rollout import Rollout
 from ..rollout.stage import Stage, Trial
-from .merging import averaged, ties_merged
+from .merging import averaged, dare_linear_merged, dare_ties_merged, ties_merged
 
 
 REPLAY, ROUTED = "replay", "routed"
-MERGES: dict[str, Callable[[Sequence[Adapter]], Adapter]] = {"average": averaged, "ties": ties_merged}
+# What makes one adapter of several, with a seed for what is drawn.
+MERGES: dict[str, Callable[[Sequence[Adapter], int], Adapter]] = {
+    "average": lambda adapters, seed: averaged(adapters),
+    "ties": lambda adapters, seed: ties_merged(adapters),
+    "dare_linear": dare_linear_merged,
+    "dare_ties": dare_ties_merged,
+}
 REMEDIES = (REPLAY, ROUTED, *MERGES)
 _APART = "apart"  # the condition of an adapter by itself
 
@@ -148,8 +155,8 @@ class _Merged:
             The trials of the first bank, one for each example.
         steps (`Sequence[Trial]`):
             The trials of the further banks.
-        merge (`Callable[[Sequence[Adapter]], Adapter]`):
-            Makes one adapter of several.
+        merge (`Callable[[Sequence[Adapter], int], Adapter]`):
+            Makes one adapter of several, with a seed for what it draws, which is the same for the same examples in any order.
     """
 
     def __init__(
@@ -158,7 +165,7 @@ class _Merged:
         stage: Stage,
         apart: Sequence[Trial],
         steps: Sequence[Trial],
-        merge: Callable[[Sequence[Adapter]], Adapter],
+        merge: Callable[[Sequence[Adapter], int], Adapter],
     ):
         self.folder = stage.journal.directory / "apart"
         self._lm, self._stage, self._steps, self._merge = rollout.lm, stage, steps, merge
@@ -168,9 +175,9 @@ class _Merged:
         """The adapter that those learned by then are merged into."""
         if bank == 0:
             return [None] * len(self._apart)
-        learned = [self._adapter(place) for place in sorted(self._steps[bank - 1].asked)]
-        learned = [adapter for adapter in learned if adapter is not None]
-        return [self._merge(learned) if learned else None]
+        places = sorted(self._steps[bank - 1].asked)
+        learned = [adapter for adapter in map(self._adapter, places) if adapter is not None]
+        return [self._merge(learned, draw_seed(self._stage.seed, *places)) if learned else None]
 
     def keep(self, bank: int, adapters: Sequence[Adapter | None]) -> None:
         """Keep the adapters apart on the disk."""

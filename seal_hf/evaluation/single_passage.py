@@ -6,6 +6,7 @@ from typing import Unpack
 
 from ..records.report import Evaluation
 from ..self_adapting_lm import SelfAdaptingLM
+from .plan import EvaluationPlan
 from .protocol import ProtocolArguments, ProtocolRun, evaluated
 
 
@@ -14,7 +15,7 @@ def single_passage(
     examples: Sequence[Mapping],
     output_dir: str | Path,
     **arguments: Unpack[ProtocolArguments],
-) -> Evaluation:
+) -> Evaluation | EvaluationPlan:
     """
     Evaluate what a model learns from each example alone, and compare with the domain's other conditions.
 
@@ -31,10 +32,11 @@ def single_passage(
         output_dir (`str` or `Path`):
             Where the records go.
         **arguments ([`ProtocolArguments`]):
-            `num_generations`, `config`, `seed`, `self_edits` and `compared`.
+            `num_generations`, `config`, `seed`, `self_edits`, `compared` and `dry_run`.
 
     Returns:
-        [`Evaluation`]: accuracies and differences; [`seal_hf.records.tables.results_table`] shows them.
+        [`Evaluation`]: accuracies and differences; [`seal_hf.records.tables.results_table`] shows them. With
+            `dry_run` an [`EvaluationPlan`], which can be printed.
 
     Raises:
         GradingIncomplete: The grader could not grade an answer.

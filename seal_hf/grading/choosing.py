@@ -28,7 +28,12 @@ def scored_apart(choosing: Sequence[Sequence[float]], scoring: Sequence[Sequence
     """
     scores = []
     for repeat in range(len(choosing[0])):
-        # Rounded, since means of rewards that add up to the same can differ by rounding.
-        means = [round(fmean([*own[:repeat], *own[repeat + 1 :]]), 9) for own in choosing]
-        scores.append(scoring[means.index(max(means))][repeat])
+        best = first_of_best([fmean([*own[:repeat], *own[repeat + 1 :]]) for own in choosing])
+        scores.append(scoring[best][repeat])
     return scores
+
+
+def first_of_best(values: Sequence[float]) -> int:
+    """The place of the greatest value, of equals the first: means of rewards that add up to the same can differ by rounding."""
+    rounded = [round(value, 9) for value in values]
+    return rounded.index(max(rounded))

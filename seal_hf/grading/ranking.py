@@ -1,12 +1,13 @@
-"""How a reward ranks self-edits, compared with the labelled reward."""
+"""How a reward ranks self-edits, compared with the labelled reward, and how the labelled one agrees with itself over repeats."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations, permutations
 from statistics import fmean
 
 import numpy as np
 
-from .choosing import scored_apart
+from .choosing import first_of_best, scored_apart
 from .intervals import Difference, paired_difference, student_quantile
 
 
@@ -38,6 +39,36 @@ class Ranking:
     gain: Difference | None
     labelled_gain: Difference | None
     share: float | None
+    share_low: float | None
+    share_high: float | None
+
+
+@dataclass(frozen=True)
+class RepeatAgreement:
+    """
+    How a reward agrees with itself over repeats of the same self-edits.
+
+    Parameters:
+        num_repeats (`int`):
+            Most repeats of a self-edit.
+        correlation ([`Difference`], *optional*):
+            Spearman's rank correlation between two repeats over the self-edits of each example, the mean over its pairs of repeats
+            in which neither is constant: the mean over the examples that have one, with its interval. `None` where none has.
+        gain_when_chosen, gain_kept ([`Difference`], *optional*):
+            The reward of the self-edit that one repeat chooses, of equals the first, minus the mean of all self-edits of the
+            example: in the repeat that chose it, and in another one, the mean over all pairs. `None` without two repeats and two
+            self-edits of an example.
+        share_kept (`float`, *optional*):
+            `gain_kept` divided by `gain_when_chosen`; `None` where all self-edits are equal in every repeat.
+        share_low, share_high (`float`, *optional*):
+            Its 95 % interval over examples, by the jackknife. `None` where the gain of all examples but one is nothing.
+    """
+
+    num_repeats: int
+    correlation: Difference | None
+    gain_when_chosen: Difference | None
+    gain_kept: Difference | None
+    share_kept: float | None
     share_low: float | None
     share_high: float | None
 
@@ -90,7 +121,8 @@ def compare_rankings(values: Values, labelled: Values) -> Ranking:
         for own, labels in zip(values, labelled, strict=True)
         if len(labels) > 1 and min(map(len, labels)) > 1
     ]
-    gain = labelled_gain = share = bounds = None
+    gain = labelled_gain = None
+    share, bounds = None, (None, None)
     if chosen:
         blind = [[fmean(column) for column in zip(*labels, strict=True)] for _, labels in chosen]
         by_reward = [scored_apart(own, labels) for own, labels in chosen]
@@ -100,28 +132,74 @@ def compare_rankings(values: Values, labelled: Values) -> Ranking:
             np.array([fmean(one) - fmean(other) for one, other in zip(own, blind, strict=True)])
             for own in (by_reward, by_labels)
         ]
-        if labelled_gain.value > 0:
-            share = round(gain.value / labelled_gain.value, 12) + 0.0  # no -0
-            bounds = _jackknife(*gains)
-    return Ranking(
-        # A correlation is a number from -1 to 1, as a difference of two shares is.
-        correlation=paired_difference([[0.0]] * len(correlations), [[rho] for rho in correlations])
-        if correlations
-        else None,
-        gain=gain,
-        labelled_gain=labelled_gain,
-        share=share,
-        share_low=bounds and bounds[0],
-        share_high=bounds and bounds[1],
-    )
+        share, bounds = _share(*gains)
+    return Ranking(_mean_correlation(correlations), gain, labelled_gain, share, *bounds)
 
 
-def _jackknife(own: np.ndarray, whole: np.ndarray) -> tuple[float, float] | None:
+def agreement_of_repeats(values: Values) -> RepeatAgreement:
+    """
+    Compare how the repeats of a reward rank the self-edits of each example: what its own noise leaves of an order, and of the gain
+    of choosing by a single repeat.
+
+    Args:
+        values (`Sequence[Sequence[Sequence[float]]]`):
+            The reward, from 0 to 1, by example, self-edit and repeat; as many repeats of all self-edits of an example.
+
+    Returns:
+        [`RepeatAgreement`]: Its `num_passages` are the examples that count.
+
+    Example:
+
+    ```python
+    >>> found = agreement_of_repeats([[[0.2, 0.4], [0.8, 0.6]], [[0.5, 0.1], [0.3, 0.7]]])
+    >>> found.correlation.value, found.share_kept  # one example keeps its order, the other turns it round
+    (0.0, 0.0)
+
+    ```
+    """
+    correlations, blind, own_choice, other_choice = [], [], [], []
+    for example in values:
+        repeats = list(zip(*example, strict=True))
+        found = [spearman(one, other) for one, other in combinations(repeats, 2)]
+        if known := [rho for rho in found if rho is not None]:
+            correlations.append(fmean(known))
+        pairs = list(permutations(repeats, 2)) if len(example) > 1 else []
+        if pairs:
+            chosen = [first_of_best(choosing) for choosing, _ in pairs]
+            blind.append([fmean(one) for one in repeats])
+            own_choice.append([fmean(choosing[best] for (choosing, _), best in zip(pairs, chosen, strict=True))])
+            other_choice.append([fmean(scoring[best] for (_, scoring), best in zip(pairs, chosen, strict=True))])
+    whole = kept = share = None
+    bounds = (None, None)
+    if blind:
+        means = [[fmean(own)] for own in blind]
+        whole, kept = paired_difference(means, own_choice), paired_difference(means, other_choice)
+        gains = [np.array(own)[:, 0] - np.array(means)[:, 0] for own in (other_choice, own_choice)]
+        share, bounds = _share(*gains)
+    num_repeats = max((len(edit) for example in values for edit in example), default=0)
+    return RepeatAgreement(num_repeats, _mean_correlation(correlations), whole, kept, share, *bounds)
+
+
+def _mean_correlation(correlations: Sequence[float]) -> Difference | None:
+    """The mean of a correlation of each example; a number from -1 to 1, as a difference of two shares is."""
+    if not correlations:
+        return None
+    return paired_difference([[0.0]] * len(correlations), [[rho] for rho in correlations])
+
+
+def _share(own: np.ndarray, whole: np.ndarray) -> tuple[float | None, tuple[float | None, float | None]]:
+    """The share that one sum is of another, both float64 of shape (N,), and its interval; `None` where it is not known."""
+    if not whole.sum() > 1e-12:
+        return None, (None, None)
+    return round(float(own.sum() / whole.sum()), 12) + 0.0, _jackknife(own, whole)  # no -0
+
+
+def _jackknife(own: np.ndarray, whole: np.ndarray) -> tuple[float, float] | tuple[None, None]:
     """The 95 % interval of the ratio of two sums, both float64 of shape (N,), with one example left out at a time."""
     number = len(own)
     rest = whole.sum() - whole
     if number < 2 or not (rest > 1e-12).all():
-        return None
+        return None, None
     ratios = (own.sum() - own) / rest
     error = np.sqrt((number - 1) / number * np.square(ratios - ratios.mean()).sum())
     value, half = own.sum() / whole.sum(), student_quantile(0.95, number - 1) * error

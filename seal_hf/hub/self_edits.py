@@ -18,7 +18,7 @@ from pyarrow import compute, parquet
 from ..domains.base import SELF_EDITS
 from ..records.files import RUN_FILE, check_schema_version
 from ..records.journal import Journal
-from ..records.report import kept_flags
+from ..records.round_metrics import kept_flags
 from ..records.tables import results_table
 from .errors import explaining_hub_errors, without_tokens
 from .transfer import download, is_hub_id, upload, with_namespace

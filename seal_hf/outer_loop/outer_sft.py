@@ -21,7 +21,7 @@ from ..models.access import unwrap
 from ..models.attention_kernels import without_cudnn
 from ..models.encoding import encode_prompt
 from ..models.memory import release_memory, return_freed
-from ..records.journal import SelectedSelfEdit
+from ..records.schema import SelectedSelfEdit
 from .seal_config import SEALConfig
 
 

@@ -1,27 +1,19 @@
 """What a run will do, and about how long that takes here: estimated without training anything."""
 
-import threading
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
 from ..adapters.layout import lora_layout
 from ..domains.base import Condition
-from ..inner_loop.training import InnerStep
 from ..inner_loop.update import InnerUpdate, tokenize_self_edit
-from ..models.access import policy_in_activation_dtype
-from ..models.sharding import gathering
 from ..rollout.bank_schedule import adapters_per_bank, work_of
 from ..rollout.examples import ExampleSet
+from ..rollout.probe import measure_pace
 from ..self_adapting_lm import SelfAdaptingLM
 from .outer_sft import optimizer_steps, parts_per_example
 from .seal_config import SEALConfig
 from .stages import examples_per_round, places_to_draw_from, round_places
-
-
-_PROBE_STEPS = 4
-_PROBE_TOKENS = 8
 
 
 @dataclass(frozen=True)
@@ -119,11 +111,10 @@ def plan_run(
         num_written = num_self_edits * args.num_rounds * args.num_drafts
         num_eval_drafts = args.eval_rollout_config().num_drafts
         num_written += num_eval * args.num_eval_generations * num_evaluations * num_eval_drafts
-        tokens_per_second, prompt_seconds, token_seconds = _probe(lm, trained[-1], train, per_bank)
+        pace = measure_pace(lm, trained[-1], train.examples, per_bank)
         written_length = min(args.max_completion_length, _mean_length(list(chain.from_iterable(baselines))))
         generated = num_written * written_length + num_answers * args.max_answer_length
-        seconds = tokens / tokens_per_second + (num_written + num_answers) * prompt_seconds + generated * token_seconds
-        seconds /= num_processes
+        seconds = pace.seconds(tokens, num_written + num_answers, generated) / num_processes
     return RunPlan(
         num_rounds=args.num_rounds,
         num_examples=len(places),
@@ -176,30 +167,3 @@ def _adapters_per_bank(
         num_processes,
         lm.inner_gradient_checkpointing,
     )
-
-
-def _probe(lm: SelfAdaptingLM, condition: Condition, data: ExampleSet, per_bank: int) -> tuple[float, float, float]:
-    """Tokens trained on per second, and the seconds that a prompt and a written token take in a batch."""
-    examples = [data.examples[i % len(data)] for i in range(per_bank)]
-    marks: list[tuple[int, float]] = []
-    stop = threading.Event()
-
-    def on_step(step: InnerStep) -> None:
-        if step.step == 1:  # again, where the memory ran out before
-            marks.clear()
-        marks.append((step.num_tokens, step.seconds))
-        if step.step >= _PROBE_STEPS:
-            stop.set()
-
-    def writing_seconds(num_tokens: int) -> float:
-        start = time.perf_counter()
-        lm.write_batch(examples, 1, temperature=1.0, top_p=1.0, max_completion_length=num_tokens, seed=0)
-        return time.perf_counter() - start
-
-    with policy_in_activation_dtype(lm.model), gathering(lm.model):
-        lm.adapt([condition.self_edit(example) for example in examples], on_step=on_step, stop=stop)
-        one, more = writing_seconds(1), writing_seconds(1 + _PROBE_TOKENS)
-    # The first step is slower, since memory is taken for the first time; it counts only where there is no other.
-    (first_tokens, first_seconds), (tokens, seconds) = marks[0] if len(marks) > 1 else (0, 0.0), marks[-1]
-    per_token = max(more - one, 0.0) / _PROBE_TOKENS / len(examples)
-    return (tokens - first_tokens) / (seconds - first_seconds), one / len(examples), per_token

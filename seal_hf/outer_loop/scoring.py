@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 from ..domains import Domain
 from ..records.instructions import archive_up_to, best_instructions
-from ..records.journal import Journal, ScoredSelfEdit
+from ..records.journal import Journal
 from ..records.report import Evaluation, evaluations
 from ..records.run_folder import RunFolder
+from ..records.schema import ScoredSelfEdit
 from ..rollout.examples import ExampleSet
 from ..rollout.processes import Processes
 from ..rollout.rollout import Rollout

@@ -10,6 +10,7 @@ from trl import SFTConfig
 
 from ..generation.vllm_options import vllm_arguments
 from ..grading.rewards import Rewards
+from ..inner_loop.inner_options import inner_loop_config, inner_peft_config
 from ..inner_loop.update import InnerLoopConfig, is_whole
 from ..rollout.stage import RolloutConfig
 from ..self_adapting_lm import STUDENTS
@@ -377,17 +378,8 @@ class SEALConfig(SFTConfig):
 
     def inner_config(self) -> InnerLoopConfig:
         """How a self-edit is trained on."""
-        names = [option.name for option in dataclasses.fields(InnerLoopConfig)]
-        try:
-            return InnerLoopConfig(**{name: getattr(self, f"inner_{name}") for name in names})
-        except ValueError as error:
-            raise ValueError(f"inner_{error}") from error
+        return inner_loop_config(self)
 
     def inner_peft_config(self) -> LoraConfig:
         """Shape of the inner adapters."""
-        targets = self.inner_target_modules
-        return LoraConfig(
-            r=self.inner_lora_r,
-            lora_alpha=self.inner_lora_alpha,
-            target_modules="all-linear" if targets == ["all-linear"] else targets,
-        )
+        return inner_peft_config(self)

@@ -36,11 +36,13 @@ from trl.trainer.base_trainer import _BaseTrainer
 
 from ..domains import Domain
 from ..grading import RubricJudge
-from ..records.journal import Journal, ScoredSelfEdit, SelectedSelfEdit
+from ..records.journal import Journal
 from ..records.plot import save_plot
-from ..records.report import Evaluation, metrics, round_metrics
+from ..records.report import Evaluation, metrics
+from ..records.round_metrics import round_metrics
 from ..records.run_folder import RunFolder
 from ..records.samples import save_samples
+from ..records.schema import ScoredSelfEdit, SelectedSelfEdit
 from ..rollout.examples import ExampleSet
 from ..rollout.processes import Processes
 from ..rollout.rollout import Rollout

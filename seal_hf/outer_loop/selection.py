@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..domains.base import Domain
 from ..generation.parts import split_parts
-from ..records.journal import ScoredSelfEdit, SelectedSelfEdit, rank, rounded
+from ..records.schema import ScoredSelfEdit, SelectedSelfEdit, rank, rounded
 from ..rollout.writing import as_written
 
 

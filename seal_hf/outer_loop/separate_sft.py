@@ -30,8 +30,8 @@ from trl import SFTConfig
 from ..models.access import activation_dtype
 from ..models.loading import load_causal_lm
 from ..records.files import explaining_failed_write, read_records, write_records, write_text
-from ..records.journal import SelectedSelfEdit
 from ..records.run_folder import RunFolder
+from ..records.schema import SelectedSelfEdit
 from ..rollout.processes import Processes
 from .outer_sft import ForwardingCallback, PolicyNotFinite, require_finite, train_policy, training_rows
 from .policy import keep_policy, policy_weights, write_policy

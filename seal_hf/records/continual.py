@@ -14,9 +14,10 @@ import numpy as np
 from ..domains.base import BASE, SELF_EDITS
 from .comparison import percents
 from .files import SCHEMA_VERSION, write_bytes, write_text
-from .journal import Journal, TrialResult
+from .journal import Journal
 from .plot import STYLE
 from .report import compared_journals
+from .schema import TrialResult
 from .tables import markdown
 
 

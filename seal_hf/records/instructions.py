@@ -7,7 +7,8 @@ from statistics import fmean
 
 from ..grading.words import normalize
 from .files import read_records, write_records
-from .journal import Journal, ScoredSelfEdit, rounded
+from .journal import Journal
+from .schema import ScoredSelfEdit, rounded
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,10 @@ import numpy as np
 
 from ..domains.base import BASE, SELF_EDITS
 from .files import write_bytes
-from .journal import Journal, ScoredSelfEdit
-from .report import Evaluation, base_reward, evaluations, percent, round_metrics
+from .journal import Journal
+from .report import Evaluation, evaluations, percent
+from .round_metrics import base_reward, round_metrics
+from .schema import ScoredSelfEdit
 
 
 if TYPE_CHECKING:

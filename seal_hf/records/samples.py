@@ -9,7 +9,7 @@ from pyarrow import parquet
 
 from .files import write_bytes
 from .journal import Journal
-from .report import gain_of, kept_flags, reward_names
+from .round_metrics import gain_of, kept_flags, reward_names
 
 
 _SAMPLE_SCHEMA = pa.schema(

@@ -6,19 +6,10 @@ from pathlib import Path
 from ..domains.base import SELF_EDITS
 from ..grading.intervals import Estimate
 from ..grading.statements import num_words
-from .journal import Journal, ScoredSelfEdit
-from .report import (
-    Evaluation,
-    base_reward,
-    best_of_k,
-    evaluations,
-    kept_flags,
-    mean_reward,
-    of_every_policy,
-    percent,
-    reward_names,
-    round_metrics,
-)
+from .journal import Journal
+from .report import Evaluation, evaluations, of_every_policy, percent
+from .round_metrics import base_reward, best_of_k, kept_flags, mean_reward, reward_names, round_metrics
+from .schema import ScoredSelfEdit
 
 
 # Words of an example from which on it is long, and told apart in the results.

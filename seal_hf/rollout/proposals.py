@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from ..domains.base import SELF_EDITS
 from ..generation.base import Generation
 from ..inner_loop.update import InnerUpdate, tokenize_self_edit
-from ..records.journal import Proposal
+from ..records.schema import Proposal
 from ..self_adapting_lm import SelfAdaptingLM
 from ..self_edit import SelfEdit, TrainingExample
 from .bank_schedule import Work, work_of

@@ -7,7 +7,7 @@ from ..domains.base import SELF_EDITS
 from ..generation.base import draw_seed
 from ..grading.rewards import OWN_QUESTIONS, SELF_CONSISTENCY
 from ..models.access import policy_in_activation_dtype
-from ..records.journal import Proposal, RewardQuestions
+from ..records.schema import Proposal, RewardQuestions
 from ..self_adapting_lm import SelfAdaptingLM
 from ..self_edit import SelfEdit
 from .processes import Processes, in_shared_batches

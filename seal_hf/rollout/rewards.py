@@ -17,7 +17,7 @@ from ..domains.base import BASE, Domain
 from ..grading import require_verdicts
 from ..grading.rewards import ACCURACY, RUBRIC
 from ..grading.rubric import rubric_reward
-from ..records.journal import Proposal, ScoredSelfEdit, TrialResult
+from ..records.schema import Proposal, ScoredSelfEdit, TrialResult
 from ..self_adapting_lm import SelfAdaptingLM
 from ..self_edit import Prompt
 from .stage import Stage
@@ -129,26 +129,7 @@ def ask_and_grade(
         ValueError: The domain does not return verdicts for every example.
     """
     domain = lm.domain
-    own = [_Group(place, one.example, one.prompts) for place, one in enumerate(asked) if one.prompts]
-    prompts = {place: domain.recitation_prompt(one.example) for place, one in enumerate(asked) if one.recites}
-    told = [
-        _Group(place, asked[place].example, [prompt], len(asked[place].prompts))
-        for place, prompt in prompts.items()
-        if prompt is not None and asked[place].prompts
-    ]
-    general = domain.retention_example() if any(one.is_retention_asked for one in asked) else None
-    general_prompts = [] if general is None else domain.questions(general)
-    kept = [
-        _Group(place, general, general_prompts)
-        for place, one in enumerate(asked)
-        if one.is_retention_asked and general
-    ]
-    names = [name for one in asked for name in one.unlabelled]
-    unlabelled = [
-        _Group(place, example, domain.questions(example))
-        for place, one in enumerate(asked)
-        for example in one.unlabelled.values()
-    ]
+    own, told, kept, unlabelled = _groups(domain, asked)
     groups = [*own, *told, *kept, *unlabelled]
     answers = lm.answer_groups(
         [group.prompts for group in groups],
@@ -170,10 +151,40 @@ def ask_and_grade(
     for group in kept:
         texts, right = next(graded)
         extra[group.place]["retention"] = {"answers": texts, "verdicts": right}
+    names = [name for one in asked for name in one.unlabelled]
     for name, group in zip(names, unlabelled, strict=True):
         texts, right = next(graded)
         extra[group.place].setdefault("unlabelled", {})[name] = {"answers": texts, "verdicts": right}
     return [replace(result, **extra[place]) for place, result in results.items()]
+
+
+def num_prompts(domain: Domain, asked: Asked) -> int:
+    """How many prompts [`ask_and_grade`] has answered for this."""
+    return sum(len(group.prompts) for groups in _groups(domain, [asked]) for group in groups)
+
+
+def _groups(domain: Domain, asked: Sequence[Asked]) -> tuple[list[_Group], ...]:
+    """What is asked: questions, for a recitation, for retention, and for rewards without labels."""
+    own = [_Group(place, one.example, one.prompts) for place, one in enumerate(asked) if one.prompts]
+    prompts = {place: domain.recitation_prompt(one.example) for place, one in enumerate(asked) if one.recites}
+    told = [
+        _Group(place, asked[place].example, [prompt], len(asked[place].prompts))
+        for place, prompt in prompts.items()
+        if prompt is not None and asked[place].prompts
+    ]
+    general = domain.retention_example() if any(one.is_retention_asked for one in asked) else None
+    general_prompts = [] if general is None else domain.questions(general)
+    kept = [
+        _Group(place, general, general_prompts)
+        for place, one in enumerate(asked)
+        if one.is_retention_asked and general
+    ]
+    unlabelled = [
+        _Group(place, example, domain.questions(example))
+        for place, one in enumerate(asked)
+        for example in one.unlabelled.values()
+    ]
+    return own, told, kept, unlabelled
 
 
 def _share(verdicts: Iterable[bool | None]) -> float | None:

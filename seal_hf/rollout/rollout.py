@@ -20,7 +20,7 @@ from ..grading.rewards import ACCURACY, RUBRIC
 from ..inner_loop.update import InnerUpdate
 from ..models.access import policy_in_activation_dtype
 from ..models.sharding import gathering
-from ..records.journal import Proposal, ScoredSelfEdit, TrialResult
+from ..records.schema import Proposal, ScoredSelfEdit, TrialResult
 from ..self_adapting_lm import SelfAdaptingLM
 from .bank_schedule import adapters_per_bank, compose_banks, share_banks
 from .chain import Chain
@@ -183,12 +183,7 @@ class Rollout:
         Raises:
             GradingIncomplete: An answer could not be graded and `stage.is_evaluation` is set.
         """
-        finished: dict[int, list[TrialResult]] = {}
-        # Every process reads its own disk, so that a shared one is not needed.
-        for found in self.processes.gather(stage.journal.banks(stage.round)):
-            for bank in found.keys() & banks.keys():
-                if [result.key for result in found[bank]] == [key for trial in banks[bank] for key in trial.keys]:
-                    finished[bank] = list(found[bank])
+        finished = self._finished(stage, banks)
         costs = {
             bank: sum(trial.cost(self.config.max_answer_length) for trial in trials)
             for bank, trials in banks.items()
@@ -211,6 +206,16 @@ class Rollout:
             finished.update(results)
             stopped |= one_stopped
         return None if stopped else [result for bank in sorted(finished) for result in finished[bank]]
+
+    def _finished(self, stage: Stage, banks: Mapping[int, Sequence[Trial]]) -> dict[int, list[TrialResult]]:
+        """The results of those banks that are on disk."""
+        finished: dict[int, list[TrialResult]] = {}
+        # Every process reads its own disk, so that a shared one is not needed.
+        for found in self.processes.gather(stage.journal.banks(stage.round)):
+            for bank in found.keys() & banks.keys():
+                if [result.key for result in found[bank]] == [key for trial in banks[bank] for key in trial.keys]:
+                    finished[bank] = list(found[bank])
+        return finished
 
     def _record_proposals(self, stage: Stage, written: Sequence[Sequence[Written]]) -> list[Proposal]:
         drafts, work = self._proposed.drafts(stage, written)

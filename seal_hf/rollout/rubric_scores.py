@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from ..domains.base import SELF_EDITS
 from ..grading import RubricJudge
 from ..grading.rubric import REPLY_BEGINS, parse_scores, rubric_prompt
-from ..records.journal import Proposal, RubricScores
+from ..records.schema import Proposal, RubricScores
 from ..self_adapting_lm import SelfAdaptingLM
 from ..self_edit import Prompt
 from .processes import Processes, in_shared_batches

@@ -8,7 +8,8 @@ from ..domains.base import Condition
 from ..generation.base import Sampling, draw_seed
 from ..grading.rewards import LABELLED, Rewards
 from ..inner_loop.update import InnerUpdate, is_whole
-from ..records.journal import Journal, Proposal
+from ..records.journal import Journal
+from ..records.schema import Proposal
 from ..self_edit import Prompt
 from .bank_schedule import expected_cost, work_of
 from .examples import ExampleSet

@@ -7,7 +7,7 @@ from torch import nn
 
 from ..adapters.adapter import Adapter
 from ..domains.base import BASE
-from ..records.journal import TrialResult
+from ..records.schema import TrialResult
 from ..self_adapting_lm import SelfAdaptingLM
 from .rewards import Asked, ask_and_grade, divergences_from_base, mean
 from .stage import Stage, Trial
@@ -52,6 +52,26 @@ def trained_adapters(
     return [parent if trial.update is None else next(trained) for trial, parent in zip(trials, parents, strict=True)]
 
 
+def asked_of(stage: Stage, trials: Sequence[Trial], adapters: Sequence[Adapter | None]) -> list[tuple[Trial, Asked]]:
+    """What each trial of a bank is asked about each of its examples, with the trial."""
+    return [
+        (
+            trial,
+            # Of the conditions without an adapter the base alone is asked for more, since all would say the same.
+            Asked(
+                adapter if trial.routes is None else partial(_routed, trial.routes, adapters),
+                stage.data.examples[place],
+                trial.questions(stage.data.examples[place]),
+                recites=stage.is_evaluation and (trial.condition == BASE or _is_adapted(trial, adapter)),
+                is_retention_asked=stage.is_evaluation and _is_asked_for_retention(stage, trial, adapter, place),
+                unlabelled=trial.unlabelled,
+            ),
+        )
+        for trial, adapter in zip(trials, adapters, strict=True)
+        for place in trial.asked
+    ]
+
+
 def examine(
     lm: SelfAdaptingLM,
     stage: Stage,
@@ -89,22 +109,8 @@ def examine(
     Raises:
         GradingIncomplete: An answer could not be graded and `stage.is_evaluation` is set.
     """
-    placed = [
-        (trial, adapter, place) for trial, adapter in zip(trials, adapters, strict=True) for place in trial.asked
-    ]
-    examples = [stage.data.examples[place] for *_, place in placed]
-    asked = [
-        # Of the conditions without an adapter the base alone, since all would say the same.
-        Asked(
-            adapter if trial.routes is None else partial(_routed, trial.routes, adapters),
-            example,
-            trial.questions(example),
-            recites=stage.is_evaluation and (trial.condition == BASE or _is_adapted(trial, adapter)),
-            is_retention_asked=stage.is_evaluation and _is_asked_for_retention(stage, trial, adapter, place),
-            unlabelled=trial.unlabelled,
-        )
-        for (trial, adapter, place), example in zip(placed, examples, strict=True)
-    ]
+    placed = asked_of(stage, trials, adapters)
+    asked, examples = [one for _, one in placed], [one.example for _, one in placed]
     graded = ask_and_grade(lm, asked, max_answer_length, require_all=stage.is_evaluation)
     divergences = [None] * len(asked)
     if stage.is_evaluation:
@@ -112,8 +118,9 @@ def examine(
     own_trainings = [training for trial, training in zip(trials, trainings, strict=True) for _ in trial.asked]
     bank_tokens = sum(training["num_tokens"] for training in trainings)
     results = []
-    for (trial, _, place), training, example, own, kl in zip(
-        placed, own_trainings, examples, graded, divergences, strict=True
+    places = [place for trial in trials for place in trial.asked]
+    for (trial, _), place, training, example, own, kl in zip(
+        placed, places, own_trainings, examples, graded, divergences, strict=True
     ):
         steps = len(training["losses"]) // training.get("num_train_epochs", 1)
         results.append(

@@ -24,8 +24,7 @@ from seal_hf.domains.base import SELF_EDITS
 from seal_hf.domains.knowledge.domain import PASSAGE_ONLY
 from seal_hf.evaluation.conditions import with_skill
 from seal_hf.evaluation.continual import continual
-from seal_hf.evaluation.merging import ties_merged
-from seal_hf.evaluation.remedies import REMEDIES, replayed
+from seal_hf.evaluation.remedies import MERGES, REMEDIES, replayed
 from seal_hf.generation.base import draw_seed
 from seal_hf.records.continual import ContinualMatrix, continual_table, matrices, save_continual
 from seal_hf.records.journal import Journal
@@ -88,9 +87,9 @@ def said_by_hand(lm, remedy, order):
         learner, both = lm, on_top_of(one, update, second)
     elif remedy == "average":
         learner, both = with_mean_of(one, other), None
-    elif remedy == "ties":
-        learner, both = lm, ties_merged([one, other])
-        one = ties_merged([one])
+    elif remedy in MERGES:
+        # In the order of the passages, with a seed of those that are learned.
+        learner, both = lm, MERGES[remedy]([apart(lm, 0), apart(lm, 1)], draw_seed(SEED, 0, 1))
     else:  # each question goes to the adapter of its own passage, which its topic names
         return said | {
             (1, 0): answers(lm, first, one),
@@ -184,14 +183,14 @@ def test_a_continual_run_goes_on_in_the_middle(lm, chained, tmp_path, monkeypatc
     assert scored(tmp_path) == scored(chained)
 
 
-@pytest.mark.parametrize("remedy", ["routed", "ties"])
+@pytest.mark.parametrize("remedy", ["routed", "ties", "dare_linear"])
 def test_a_remedy_goes_on_in_the_middle(lm, chained, tmp_path, monkeypatch, remedy):
     continual(lm, EXAMPLES, tmp_path, num_orders=2, seed=SEED, **OPTIONS)
     options = {"num_orders": 2, "seed": SEED, "remedies": [remedy], **OPTIONS}
     call = lambda: continual(lm, EXAMPLES, tmp_path, **options)  # noqa: E731
-    interrupted_after({"routed": 0, "ties": 2}[remedy], monkeypatch, call)
+    interrupted_after(0 if remedy == "routed" else 2, monkeypatch, call)
     own = tmp_path / "conditions" / f"self-edits-{remedy}"
-    if remedy == "ties":
+    if remedy in MERGES:
         assert len(list((own / "evaluation" / "apart").iterdir())) == 2
         shutil.rmtree(own / "evaluation" / "apart" / "example_0001")
     call()
@@ -216,7 +215,10 @@ def test_the_matrix_as_files(chained):
     [
         ({"num_orders": 0}, "num_orders=0 must be"),
         ({"num_generations": 0}, "num_generations=0 must be"),
-        ({"remedies": ["sleep"]}, "remedies: 'sleep' is none of 'replay', 'routed', 'average', 'ties'"),
+        (
+            {"remedies": ["sleep"]},
+            "remedies: 'sleep' is none of 'replay', 'routed', 'average', 'ties', 'dare_linear', 'dare_ties'",
+        ),
         ({"replay_share": 0}, "replay_share=0 must be above 0 and at most 1"),
     ],
 )

@@ -5,16 +5,15 @@ from dataclasses import asdict
 import pytest
 from peft import LoraConfig
 
+from helpers.protocols import Contains, interrupted_after
 from helpers.tiny_models import tiny_llama, tiny_tokenizer
 from seal_hf import InnerLoopConfig, SelfAdaptingLM
 from seal_hf.domains import KnowledgeDomain
 from seal_hf.domains.base import SELF_EDITS
 from seal_hf.evaluation.single_passage import single_passage
 from seal_hf.generation.base import Generation, TextGenerator
-from seal_hf.grading import gold_answers
 from seal_hf.hub.stored_self_edits import load_stored_self_edits
 from seal_hf.records.journal import Journal
-from seal_hf.rollout.rollout import Rollout
 from seal_hf.rollout.stage import RolloutConfig
 
 
@@ -32,11 +31,6 @@ ROWS = [
     {"title": "Bees", "context": "Ann keeps bees in Vell.\n", "completion": " \n"},
 ]
 CONFIG = RolloutConfig(max_completion_length=12, max_answer_length=8, adapters_per_bank=2, disable_tqdm=True)
-
-
-class Contains:
-    def grade(self, questions, golds, answers):
-        return [any(one in answer for one in gold_answers(gold)) for gold, answer in zip(golds, answers, strict=True)]
 
 
 def tiny_lm(style="rewrite"):
@@ -111,19 +105,8 @@ def test_the_records_are_those_of_the_run_that_wrote_them(lm, tmp_path):
 @pytest.mark.parametrize("num_banks", [0, 2])
 def test_an_interrupted_evaluation_is_continued_with_the_same_self_edits_alone(lm, tmp_path, monkeypatch, num_banks):
     run(lm, tmp_path / "unbroken", self_edits=ROWS)
-    run_bank, done = Rollout._run_bank, []
-
-    def counted(self, *args):
-        if len(done) == num_banks:
-            raise KeyboardInterrupt
-        done.append(1)
-        return run_bank(self, *args)
-
     folder = tmp_path / "broken"
-    with monkeypatch.context() as patch:
-        patch.setattr(Rollout, "_run_bank", counted)
-        with pytest.raises(KeyboardInterrupt):
-            run(lm, folder, self_edits=ROWS)
+    interrupted_after(num_banks, monkeypatch, lambda: run(lm, folder, self_edits=ROWS))
     before = {path: path.read_bytes() for path in folder.rglob("*.json*")}
     other = [*ROWS[:1], {**ROWS[1], "completion": "Ann keeps cows."}, ROWS[2]]
     for options in ({"self_edits": other}, {}):

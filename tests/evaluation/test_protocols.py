@@ -24,9 +24,8 @@ from helpers.tiny_models import tiny_llama, tiny_policy_model
 from seal_hf.domains.base import BASE, SELF_EDITS
 from seal_hf.domains.knowledge.domain import IN_CONTEXT, PASSAGE_ONLY
 from seal_hf.domains.knowledge.retrieval import retrieval_condition
-from seal_hf.evaluation.conditions import with_skill, with_writer, written_in
+from seal_hf.evaluation.conditions import ComparedCondition, with_skill, with_writer, written_in
 from seal_hf.evaluation.continued_pretraining import continued_pretraining
-from seal_hf.evaluation.protocol import ComparedCondition
 from seal_hf.evaluation.single_passage import single_passage
 from seal_hf.generation.base import draw_seed
 from seal_hf.inner_loop.full_finetuning import finetune

@@ -3,6 +3,7 @@
 import pytest
 from peft import LoraConfig
 
+from helpers.protocols import Contains, interrupted_after
 from helpers.tiny_models import tiny_llama, tiny_tokenizer
 from seal_hf import InnerLoopConfig, SelfAdaptingLM
 from seal_hf.domains import Domain, KnowledgeDomain
@@ -10,7 +11,7 @@ from seal_hf.domains.base import BASE, SELF_EDITS
 from seal_hf.domains.knowledge.domain import IN_CONTEXT, PASSAGE_ONLY
 from seal_hf.evaluation.single_passage import single_passage
 from seal_hf.generation.base import Generation, TextGenerator, draw_seed
-from seal_hf.grading import GradingIncomplete, gold_answers
+from seal_hf.grading import GradingIncomplete
 from seal_hf.records.journal import Journal
 from seal_hf.records.report import evaluations
 from seal_hf.rollout.rollout import Rollout
@@ -160,7 +161,7 @@ def test_what_was_measured_without_general_questions_is_not_continued_with_them(
 
 
 def test_a_recitation_is_graded_by_the_questions_it_would_be_right_for(tmp_path):
-    lm = tiny_lm(ContainsGrader())
+    lm = tiny_lm(Contains())
     lm.generator = Reciter(lm.generator, "It is said that moths are moths.")
     single_passage(lm, EXAMPLES[:2], tmp_path, config=CONFIG)
     (evaluation,) = evaluations(Journal(tmp_path / "evaluation"))
@@ -172,11 +173,6 @@ def test_a_recitation_is_graded_by_the_questions_it_would_be_right_for(tmp_path)
     }
     assert evaluation.accuracies[SELF_EDITS].value == 0.25
     assert evaluation.recited[SELF_EDITS].value == 0.5  # the first passage has one question alone
-
-
-class ContainsGrader:
-    def grade(self, questions, golds, answers):
-        return [any(gold in answer for gold in gold_answers(own)) for own, answer in zip(golds, answers, strict=True)]
 
 
 class Reciter(TextGenerator):
@@ -210,28 +206,22 @@ def test_a_domain_without_recitations_has_none(tmp_path):
 
 @pytest.mark.parametrize("num_banks", [1, 2, 3])
 def test_an_interrupted_evaluation_is_continued(lm, folder, tmp_path, monkeypatch, num_banks):
+    call = lambda: single_passage(lm, EXAMPLES, tmp_path, num_generations=2, config=CONFIG)  # noqa: E731
+    interrupted_after(num_banks, monkeypatch, call)
     run_bank, run = Rollout._run_bank, []
 
     def counted(self, *args):
-        if len(run) == num_banks:
-            raise KeyboardInterrupt
         run.append(1)
         return run_bank(self, *args)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Rollout, "_run_bank", counted)
-        with pytest.raises(KeyboardInterrupt):
-            single_passage(lm, EXAMPLES, tmp_path, num_generations=2, config=CONFIG)
-    num_banks = 10**9
-    run.clear()
     monkeypatch.setattr(Rollout, "_run_bank", counted)
-    single_passage(lm, EXAMPLES, tmp_path, num_generations=2, config=CONFIG)
-    assert 0 < len(run) < 4  # 9 adapters in three banks, and one bank without adapters
+    call()
+    assert len(run) == 4 - num_banks  # 9 adapters in three banks, and one bank without adapters
     for place in range(3):
         for condition in CONDITIONS:
             assert answers_of(tmp_path, place, condition) == answers_of(folder, place, condition)
     run.clear()
-    single_passage(lm, EXAMPLES, tmp_path, num_generations=2, config=CONFIG)
+    call()
     assert run == []
 
 

@@ -270,7 +270,7 @@ def test_a_script_writes_with_an_engine_of_its_own(monkeypatch, engine, tmp_path
     folder = str(save_tiny_model(tmp_path / "model"))
     engine.model = engine.generator.model = tiny_llama(initializer_range=0.3)
     engine.generator.base_model_id = folder
-    arguments = {"model_name_or_path": folder, "dtype": "float32", "prompt_style": "rewrite", "lora_r": 4}
+    arguments = {"model_name_or_path": folder, "dtype": "float32", "prompt_style": "rewrite", "inner_lora_r": 4}
     lm = AdaptationArguments(**arguments, use_vllm=True, vllm_mode="colocate").load()
     engine.log.clear()
     answer = lm.answer("Who?", max_answer_length=6)

@@ -1,8 +1,8 @@
-"""How two rewards rank self-edits, by hand."""
+"""How two rewards rank self-edits, and how one agrees with itself over repeats, by hand."""
 
 import pytest
 
-from seal_hf.grading.ranking import compare_rankings, spearman
+from seal_hf.grading.ranking import agreement_of_repeats, compare_rankings, spearman
 
 
 @pytest.mark.parametrize(
@@ -61,3 +61,42 @@ def test_what_cannot_be_chosen_is_left_out():
     gains_once = [[[0.2, 0.4], [0.8, 0.6]], [[0.4, 0.4], [0.4, 0.4]]]
     found = compare_rankings(gains_once, gains_once)
     assert found.share == pytest.approx(1) and found.share_low is None  # nothing without the first example
+
+
+def test_a_reward_without_noise_keeps_all_of_its_gain():
+    found = agreement_of_repeats([[[0.2, 0.2], [0.8, 0.8]], [[0.5, 0.5], [0.1, 0.1]]])
+    assert found.correlation.value == 1 and found.num_repeats == 2
+    assert found.gain_when_chosen == found.gain_kept and found.gain_kept.value == pytest.approx((0.3 + 0.2) / 2)
+    assert (found.share_kept, found.share_low, found.share_high) == pytest.approx((1, 1, 1))
+
+
+def test_what_a_choice_by_one_repeat_keeps_in_another():
+    # Of three repeats the first two agree; each is paired with each other one.
+    noisy = [[[0.9, 0.7, 0.2], [0.1, 0.3, 0.6], [0.2, 0.5, 0.1]], [[0.4, 0.4, 0.8], [0.4, 0.4, 0.2], [0.4, 0.4, 0.2]]]
+    found = agreement_of_repeats(noisy)
+    # Ranks (3, 1, 2), (3, 1, 2) and (2, 3, 1): 1, -0.5 and -0.5. In the second all but one are constant.
+    assert found.correlation.value == pytest.approx(0) and found.correlation.num_passages == 1
+    # Means 0.4, 0.5 and 0.3. Chosen are the first, the first and the second: +0.5, +0.2 and +0.3, and in the second 0, 0 and +0.4.
+    assert found.gain_when_chosen.value == pytest.approx((1.0 / 3 + 0.4 / 3) / 2)
+    # Of the first in the others +0.2 - 0.1, of the same by the second +0.5 - 0.1, of the second -0.3 - 0.2; in the second example
+    # the first is chosen each time: 0 + 0.4, 0 + 0.4 and 0 + 0.
+    assert found.gain_kept.value == pytest.approx((0.0 / 6 + 0.8 / 6) / 2)
+    assert found.share_kept == pytest.approx((0.8 / 6) / (1.4 / 3)) and found.gain_kept.num_passages == 2
+    assert found.share_low < found.share_kept < found.share_high
+
+
+def test_a_reward_that_is_noise_keeps_nothing():
+    found = agreement_of_repeats([[[0.0, 1.0], [1.0, 0.0]]])
+    assert found.correlation.value == -1 and found.gain_when_chosen.value == 0.5
+    assert found.gain_kept.value == -0.5 and found.share_kept == -1 and found.share_low is None
+
+
+@pytest.mark.parametrize("values", [[], [[[0.1], [0.2]]], [[[0.1, 0.2]]]])
+def test_without_two_repeats_of_two_self_edits_there_is_nothing_to_compare(values):
+    found = agreement_of_repeats(values)
+    assert found.correlation is found.gain_kept is found.gain_when_chosen is found.share_kept is None
+
+
+def test_equal_self_edits_have_no_share():
+    found = agreement_of_repeats([[[0.5, 0.5], [0.5, 0.5]]])
+    assert found.correlation is None and found.gain_kept.value == 0 and found.share_kept is None

@@ -9,7 +9,8 @@ from helpers.adapters import random_adapter
 from helpers.reported_runs import EVALUATIONS, write_evaluations
 from seal_hf.domains import KnowledgeDomain
 from seal_hf.domains.base import SELF_EDITS
-from seal_hf.records.journal import Journal, Proposal, ScoredSelfEdit, SelectedSelfEdit
+from seal_hf.records.journal import Journal
+from seal_hf.records.schema import Proposal, ScoredSelfEdit, SelectedSelfEdit
 from seal_hf.self_edit import TrainingExample
 from seal_hf.webui.work import inputs
 from seal_hf.webui.work.settings import TrainingSettings

@@ -5,7 +5,7 @@ from peft import LoraConfig, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers.tiny_models import EOS_ID, tiny_llama, tiny_tokenizer
-from seal_hf.records.journal import SelectedSelfEdit
+from seal_hf.records.schema import SelectedSelfEdit
 
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])

@@ -4,7 +4,8 @@ import math
 
 from seal_hf.domains.base import BASE, SELF_EDITS
 from seal_hf.domains.knowledge.domain import IN_CONTEXT, PASSAGE_ONLY
-from seal_hf.records.journal import Journal, ScoredSelfEdit, SelectedSelfEdit
+from seal_hf.records.journal import Journal
+from seal_hf.records.schema import ScoredSelfEdit, SelectedSelfEdit
 
 
 def scored(example, edit, reward, *, base_reward=None, losses=(), well_formed=True, length=10, tokens=0, seconds=0.0):

@@ -4,7 +4,8 @@ import json
 
 from seal_hf.domains.base import SELF_EDITS
 from seal_hf.records.files import RUN_FILE
-from seal_hf.records.journal import Journal, ScoredSelfEdit, SelectedSelfEdit
+from seal_hf.records.journal import Journal
+from seal_hf.records.schema import ScoredSelfEdit, SelectedSelfEdit
 
 
 COLUMNS = ["prompt", "completion", "kept", "reward", "base_reward", "well_formed", "example_id", "round", "edit"]

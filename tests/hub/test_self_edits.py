@@ -19,7 +19,8 @@ from seal_hf.domains.base import BASE, SELF_EDITS
 from seal_hf.hub import load_self_edits, save_self_edits
 from seal_hf.hub.__main__ import main
 from seal_hf.records.files import RUN_FILE
-from seal_hf.records.journal import Journal, TrialResult
+from seal_hf.records.journal import Journal
+from seal_hf.records.schema import TrialResult
 
 
 ALONE = ["README.md", "data/train-00000-of-00001.parquet"]

@@ -24,7 +24,7 @@ from helpers.outer_sft import (
 from helpers.tiny_models import BOS_ID, EOS_ID, UNK_ID, tiny_tokenizer
 from seal_hf import SEALConfig
 from seal_hf.outer_loop.outer_sft import PolicyNotFinite, fit_policy, optimizer_steps
-from seal_hf.records.journal import SelectedSelfEdit
+from seal_hf.records.schema import SelectedSelfEdit
 
 
 # AdamW makes a full step of a rounding error where a gradient is close to zero: for comparisons by value, a short one.

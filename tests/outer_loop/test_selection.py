@@ -7,7 +7,7 @@ import pytest
 
 from seal_hf.domains.base import SELF_EDITS
 from seal_hf.outer_loop.selection import select_self_edits, warn_of_little
-from seal_hf.records.journal import ScoredSelfEdit, SelectedSelfEdit
+from seal_hf.records.schema import ScoredSelfEdit, SelectedSelfEdit
 
 
 def scored(example, edit, reward, well_formed=True, finished=True):

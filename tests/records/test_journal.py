@@ -11,7 +11,8 @@ import pytest
 from seal_hf.domains.base import SELF_EDITS
 from seal_hf.records import files
 from seal_hf.records.files import SCHEMA_VERSION, read_records, write_records, write_text
-from seal_hf.records.journal import Journal, Proposal, ScoredSelfEdit, SelectedSelfEdit, TrialResult
+from seal_hf.records.journal import Journal
+from seal_hf.records.schema import Proposal, ScoredSelfEdit, SelectedSelfEdit, TrialResult
 
 
 # Every separator that str.splitlines() knows, quotes and characters outside the basic plane.

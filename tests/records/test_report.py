@@ -20,8 +20,10 @@ from helpers.reported_runs import (
 from seal_hf.domains.base import BASE, SELF_EDITS
 from seal_hf.domains.knowledge.domain import IN_CONTEXT, PASSAGE_ONLY
 from seal_hf.grading.intervals import accuracy, paired_difference
-from seal_hf.records.journal import Journal, ScoredSelfEdit
-from seal_hf.records.report import best_of_k, evaluations, metrics, round_metrics
+from seal_hf.records.journal import Journal
+from seal_hf.records.report import evaluations, metrics
+from seal_hf.records.round_metrics import best_of_k, round_metrics
+from seal_hf.records.schema import ScoredSelfEdit
 from seal_hf.records.tables import results_table
 
 

@@ -7,8 +7,9 @@ import pytest
 from datasets import load_dataset
 
 from helpers.reported_runs import scored
-from seal_hf.records.journal import Journal, ScoredSelfEdit
+from seal_hf.records.journal import Journal
 from seal_hf.records.samples import save_samples
+from seal_hf.records.schema import ScoredSelfEdit
 
 
 def test_samples(run):

@@ -12,7 +12,8 @@ from seal_hf.domains import KnowledgeDomain
 from seal_hf.domains.base import BASE, SELF_EDITS
 from seal_hf.domains.knowledge.domain import PASSAGE_ONLY
 from seal_hf.inner_loop.update import InnerUpdate, TrainingSequence
-from seal_hf.records.journal import Journal, Proposal, TrialResult
+from seal_hf.records.journal import Journal
+from seal_hf.records.schema import Proposal, TrialResult
 from seal_hf.rollout.examples import ExampleSet, check_examples
 from seal_hf.rollout.processes import Processes
 from seal_hf.rollout.rewards import scored_self_edits

@@ -17,7 +17,7 @@ from trainers import demo
 PASSAGE = load_demo_passages("train")[0]
 GOLDS = {item["question"]: item["answer"] for item in PASSAGE["questions"]}
 ENGINEER, MATERIAL, STEPS, CORMORANT, TOWN = GOLDS
-TINY = ["--dtype", "float32", "--lora_r", "4", "--num_train_epochs", "2", "--max_completion_length", "12"]
+TINY = ["--dtype", "float32", "--inner_lora_r", "4", "--inner_num_train_epochs", "2", "--max_completion_length", "12"]
 
 
 def parse(*options):

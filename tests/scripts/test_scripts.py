@@ -4,6 +4,7 @@ import importlib
 import json
 import subprocess
 import sys
+from dataclasses import fields
 
 import pytest
 from peft import LoraConfig, get_peft_model
@@ -12,7 +13,7 @@ from transformers import AutoModelForCausalLM, HfArgumentParser
 from helpers.folders import ROOT, TRAINERS
 from helpers.scripts import run_main
 from helpers.tiny_models import randomize_lora, save_tiny_model
-from seal_hf import Adapter
+from seal_hf import Adapter, InnerLoopConfig, SEALConfig
 from seal_hf.domains import load_demo_passages, shuffle_passages
 from seal_hf.domains.base import SELF_EDITS
 from seal_hf.evaluation.conditions import written_in
@@ -25,7 +26,7 @@ PASSAGES = [
     {"title": name, "context": f"{name} keeps bees.", "questions": [{"question": "Who?", "answer": name}]}
     for name in NAMES
 ]
-TINY = ["--dtype", "float32", "--lora_r", "4", "--num_train_epochs", "2", "--max_completion_length", "12"]
+TINY = ["--dtype", "float32", "--inner_lora_r", "4", "--inner_num_train_epochs", "2", "--max_completion_length", "12"]
 TINY += ["--num_generations", "2"]
 
 
@@ -59,7 +60,7 @@ def evaluation(model, tmp_path):
     dataset = tmp_path / "passages.json"
     dataset.write_text(json.dumps(PASSAGES))
     return [
-        *("--model_name_or_path", model, "--dataset", dataset, "--output_dir", tmp_path / "results"),
+        *("--model_name_or_path", model, "--dataset_name", dataset, "--output_dir", tmp_path / "results"),
         *("--adapters_per_bank", 3, "--max_answer_length", 8, *TINY),
     ]
 
@@ -80,7 +81,11 @@ def test_evaluate(evaluation, loaded_script, tmp_path, capsys):
     script.main(parse(*evaluation))  # nothing is left to be done
     assert capsys.readouterr().out.split("minutes")[0].rpartition("\n")[0] in done.stdout
     for options, passages, message in (
-        (["--learning_rate", 0.5], PASSAGES, "holds a run with other settings: inner_learning_rate .0.001 there, 0.5"),
+        (
+            ["--inner_learning_rate", 0.5],
+            PASSAGES,
+            "holds a run with other settings: inner_learning_rate .0.001 there, 0.5",
+        ),
         (["--num_passages", 2], PASSAGES, "holds a run with other settings: eval_dataset .'3 examples, "),
         ([], PASSAGES[::-1], "holds a run with other settings: eval_dataset"),
     ):
@@ -152,7 +157,16 @@ def test_evaluate_compares_conditions(evaluation, loaded_script, model, tmp_path
     rows = [{"context": one["context"], "completion": "Bees hum."} for one in PASSAGES]
     (tmp_path / "theirs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     script, parse = loaded_script("evaluate")
-    options = ["--num_passages", 2, "--num_generations", 1, "--num_train_epochs", 1, "--max_completion_length", 6]
+    options = [
+        "--num_passages",
+        2,
+        "--num_generations",
+        1,
+        "--inner_num_train_epochs",
+        1,
+        "--max_completion_length",
+        6,
+    ]
     compared = ["--compare_styles", "rewrite", "--compare_policies", policy, "--compare_models", model]
     compared += ["--compare_self_edits", tmp_path / "theirs.jsonl", "--skill_vector", policy, policy]
     compared += ["--compare_methods", "retrieval", "routed", "SPA", "Active Reading", "EntiGraph"]
@@ -181,6 +195,28 @@ def test_evaluate_compares_conditions(evaluation, loaded_script, model, tmp_path
             parse(*evaluation, *wrong)
 
 
+def test_a_dry_run_prints_the_plan_and_writes_nothing(evaluation, loaded_script, tmp_path, capsys):
+    script, parse = loaded_script("evaluate")
+    options = ["--protocol", "continual", "--remedies", "replay", "dare_linear", "--dry_run", "true"]
+    script.main(parse(*evaluation, *options))
+    printed = capsys.readouterr().out
+    assert printed.startswith("protocol: continual, examples: 3 with 3 questions, processes: 1; left to be done:\n")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in printed.splitlines() if line.startswith("|")]
+    found = {row[0]: row[1:3] for row in rows[2:]}
+    # Two self-edits about each of three passages; an adapter for each passage, of the passage alone too.
+    assert found == {
+        "base": ["0", "0"],
+        "passage in context": ["0", "0"],
+        "passage only": ["0", "3"],
+        "self-edits": ["6", "3"],
+        "self-edits, replay": ["0", "3"],
+        "self-edits, dare_linear": ["0", "3"],
+        "all": ["6", "12"],
+    }
+    assert "minutes by a short probe of this machine" in printed
+    assert not (tmp_path / "results").exists()
+
+
 def test_the_first_passages_are_taken_of_the_shuffled_ones(tmp_path):
     file = tmp_path / "passages.json"
     passages = [{**PASSAGES[0], "title": str(number)} for number in range(20)]
@@ -194,7 +230,7 @@ def test_the_first_passages_are_taken_of_the_shuffled_ones(tmp_path):
     ("script", "options", "message"),
     [
         ("demo.py", ["--passage", "nowhere.txt"], "There is no passage at nowhere.txt"),
-        ("evaluate.py", ["--dataset", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
+        ("evaluate.py", ["--dataset_name", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
         ("evaluate.py", ["--self_edits", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
     ],
 )
@@ -213,7 +249,7 @@ def test_bad_input_is_one_sentence(script, options, message, tmp_path):
     ("script", "options", "message"),
     [
         ("demo", ["--demo_passage", "36"], "--demo_passage 36 must be from 0 to 35"),
-        ("demo", ["--learning_rate", "-1"], "learning_rate=-1.0 must be a number above 0"),
+        ("demo", ["--inner_learning_rate", "-1"], "inner_learning_rate=-1.0 must be a number above 0"),
         ("demo", ["--prompt_style", "haiku"], "Unknown prompt_style 'haiku'"),
         ("evaluate", ["--num_passages", "0"], "The number of passages, 0, must be at least 1"),
         (
@@ -230,11 +266,21 @@ def test_options_that_cannot_be_are_named(loaded_script, script, options, messag
     assert str(raised.value).startswith(message)
 
 
-def test_the_end_token_of_training_texts_is_an_option(loaded_script, model):
-    _, parse = loaded_script("evaluate")
+def test_the_options_of_the_inner_loop_are_those_of_a_run(loaded_script, model):
+    module, parse = loaded_script("evaluate")
+    names = {one.name for one in fields(SEALConfig) if one.name.startswith("inner_")}
+    assert names <= {one.name for one in fields(module.EvaluationArguments)}
     given = ["--model_name_or_path", model]
-    assert parse(*given).load().inner_config.add_eos_token
-    assert not parse(*given, "--add_eos_token", "false").load().inner_config.add_eos_token
+    lm = parse(*given).load()
+    assert lm.inner_config.add_eos_token and lm.peft_config.target_modules == "all-linear"
+    changed = {"lr_scheduler_type": "cosine", "warmup_steps": 0.25, "max_grad_norm": 0.5, "max_length": 99}
+    changed |= {"learning_rate": 0.5, "num_train_epochs": 3, "batch_size": 2, "add_eos_token": False}
+    options = [text for name, value in changed.items() for text in (f"--inner_{name}", value)]
+    shape = ["--inner_lora_r", 5, "--inner_lora_alpha", 7, "--inner_target_modules", "q_proj", "v_proj"]
+    lm = parse(*given, *options, *shape, "--inner_gradient_checkpointing", "true").load()
+    assert lm.inner_config == InnerLoopConfig(**changed) and lm.inner_gradient_checkpointing
+    assert (lm.peft_config.r, lm.peft_config.lora_alpha) == (5, 7)
+    assert lm.peft_config.target_modules == {"q_proj", "v_proj"}
 
 
 def test_the_papers_prompts_are_options(loaded_script, model):

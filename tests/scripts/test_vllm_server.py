@@ -56,7 +56,7 @@ def test_a_script_uses_the_server_that_it_is_given(tmp_path, monkeypatch):
     monkeypatch.setattr(vllm_adapters, "_SHARED_MEMORY", tmp_path)
     folder = str(save_tiny_model(tmp_path / "model"))
     with served(tiny_llama(initializer_range=0.3), tiny_tokenizer(), folder) as server:
-        arguments = {"model_name_or_path": folder, "dtype": "float32", "prompt_style": "rewrite", "lora_r": 4}
+        arguments = {"model_name_or_path": folder, "dtype": "float32", "prompt_style": "rewrite", "inner_lora_r": 4}
         lm = AdaptationArguments(**arguments, use_vllm=True, vllm_server_base_url=server.url).load()
         server.log.clear()
         answer = lm.answer("Who?", max_answer_length=6)

@@ -49,12 +49,14 @@ def test_the_presets_are_the_papers_and_the_demos():
         "temperature",
         "top_p",
         "max_completion_length",
-        "target_modules",
-        "lora_r",
-        "lora_alpha",
+        "num_generations",
+        "seed",
     )
-    for name in (*names, "learning_rate", "num_train_epochs", "batch_size", "num_generations", "seed"):
+    for name in names:
         assert getattr(SMALL_MODEL, name) == getattr(demo, name), name
+    for name in ("lora_r", "lora_alpha", "learning_rate", "num_train_epochs", "batch_size"):
+        assert getattr(SMALL_MODEL, name) == getattr(demo, f"inner_{name}"), name
+    assert demo.inner_target_modules == [SMALL_MODEL.target_modules]
 
 
 @pytest.mark.parametrize(

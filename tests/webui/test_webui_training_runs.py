@@ -10,7 +10,8 @@ import yaml
 from helpers.folders import TRAINERS
 from helpers.tiny_models import save_tiny_model
 from helpers.training_runs import PASSAGES, QUICK, launch_when_free, stub, wait_for
-from seal_hf.records.journal import Journal, Proposal, TrialResult
+from seal_hf.records.journal import Journal
+from seal_hf.records.schema import Proposal, TrialResult
 from seal_hf.webui.tabs import train_tab
 from seal_hf.webui.work import sessions as sessions_module
 from seal_hf.webui.work.errors import without_folders

@@ -17,7 +17,7 @@ from ..base import BASE, SELF_EDITS
 
 
 class Scored(Protocol):
-    """What is read of a scored self-edit (see [`seal_hf.records.journal.ScoredSelfEdit`])."""
+    """What is read of a scored self-edit (see [`seal_hf.records.schema.ScoredSelfEdit`])."""
 
     condition: str
     example: int

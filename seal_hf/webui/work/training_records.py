@@ -9,8 +9,10 @@ import yaml
 from ...adapters.sources import WEIGHTS_NAME
 from ...domains import KnowledgeDomain
 from ...domains.base import SELF_EDITS
-from ...records.journal import Journal, TrialResult
-from ...records.report import Evaluation, kept_flags
+from ...records.journal import Journal
+from ...records.report import Evaluation
+from ...records.round_metrics import kept_flags
+from ...records.schema import TrialResult
 from ...self_edit import TrainingExample
 from . import inputs
 from .settings import SHUFFLE_SEED
