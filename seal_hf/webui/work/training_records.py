@@ -13,6 +13,7 @@ from ...domains.base import SELF_EDITS
 from ...records.journal import Journal, TrialResult
 from ...records.report import Evaluation, kept_flags
 from ...self_edit import TrainingExample
+from ..languages import Message
 from . import inputs
 from .settings import SHUFFLE_SEED
 
@@ -214,7 +215,7 @@ def _results(journal: Journal, round_index: int) -> list[TrialResult]:
     ]
 
 
-def phase(config: Mapping[str, object], output_dir: Path, num_evaluations: int) -> str:
+def phase(config: Mapping[str, object], output_dir: Path, num_evaluations: int) -> Message:
     """
     What a run is doing, by the files that it has written.
 
@@ -230,23 +231,27 @@ def phase(config: Mapping[str, object], output_dir: Path, num_evaluations: int) 
     training, evaluation = Journal(output_dir), Journal(output_dir / "evaluation")
     for round_index in range(num_rounds + 1):
         if evaluates and num_evaluations <= round_index:
-            when = f"after round {round_index}" if round_index else "before the first round"
-            return f"Evaluating {when}: {_progress(evaluation, round_index)}"
+            progress = _progress(evaluation, round_index)
+            if not round_index:
+                return Message("runs.evaluating_first", progress=progress)
+            return Message("runs.evaluating", round=round_index, progress=progress)
         if round_index == num_rounds:
             break
         if training.scored(round_index) is None:
-            return f"Round {round_index + 1} of {num_rounds}: {_progress(training, round_index)}"
+            progress = _progress(training, round_index)
+            return Message("runs.round", round=round_index + 1, num_rounds=num_rounds, progress=progress)
         if not (output_dir / "policy" / f"round_{round_index:03d}").is_dir():
-            return f"Round {round_index + 1} of {num_rounds}: learning to write like the kept self-edits"
-    return f"All {num_rounds} rounds are done" if num_rounds > 1 else "The round is done"
+            learning = Message("runs.learning")
+            return Message("runs.round", round=round_index + 1, num_rounds=num_rounds, progress=learning)
+    return Message("runs.done", count=num_rounds)
 
 
-def _progress(journal: Journal, round_index: int) -> str:
+def _progress(journal: Journal, round_index: int) -> Message:
     proposals = journal.proposals(round_index)
     if proposals is None:
-        return "writing self-edits"
+        return Message("runs.writing")
     count = sum(proposal.condition == SELF_EDITS for proposal in proposals)
-    return f"{len(_results(journal, round_index))} of {count} self-edits trained and scored"
+    return Message("runs.scored", number=len(_results(journal, round_index)), all=count)
 
 
 def failure(code: int, log: str) -> str:
@@ -255,12 +260,7 @@ def failure(code: int, log: str) -> str:
     if said := next((line for line in reversed(lines) if line.startswith("error: ")), None):
         return said.removeprefix("error: ")
     if code == -signal.SIGKILL:
-        return (
-            "The run was killed (SIGKILL), most likely because memory ran out: close other programs, or start one with "
-            "fewer self-edits per passage."
-        )
+        return Message("runs.killed")
     if code < 0:
-        return (
-            f"The run was ended by {signal.strsignal(-code) or f'signal {-code}'}: look at the last lines of the log."
-        )
-    return lines[-1] if lines else "The run ended without any output."
+        return Message("runs.ended_by", signal=signal.strsignal(-code) or f"signal {-code}")
+    return lines[-1] if lines else Message("runs.no_output")
