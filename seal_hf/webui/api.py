@@ -12,7 +12,8 @@ from .tabs.shared import follow
 from .work import added_questions, inputs, policies, sharing
 from .work.errors import explain
 from .work.jobs import FAILED, STOPPED, Job
-from .work.sessions import Draft, Session
+from .work.session_items import Draft
+from .work.sessions import Session
 from .work.settings import MAX_SELF_EDITS, PRESETS, Settings, preset_for
 from .work.shelf_work import ASKING
 from .work.training_runs import TrainingRuns

@@ -40,8 +40,7 @@ def write_finished_run(runs, owner, lm, *, num_policies=2, settings=SETTINGS, **
     Returns:
         `Path`: the folder of the run.
     """
-    folder = runs._folder_of(owner) / f"run_{len(runs._folders(owner)) + 1:03d}"
-    folder.mkdir(parents=True)
+    folder = runs.folders.make(owner)
     text = settings.config(lm.base_model_id, str(folder / "run"))
     (folder / CONFIG_NAME).write_text(
         text + "".join(f"{name}: {json.dumps(value)}\n" for name, value in config.items())

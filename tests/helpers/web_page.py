@@ -8,8 +8,9 @@ from helpers.tiny_models import tiny_llama, tiny_tokenizer
 from seal_hf import SelfAdaptingLM
 from seal_hf.webui.page import build_page
 from seal_hf.webui.server import launch
-from seal_hf.webui.work import device, settings
-from seal_hf.webui.work.jobs import DONE, RUNNING, JobLog
+from seal_hf.webui.work import settings
+from seal_hf.webui.work.jobs import DONE, RUNNING, Job, JobLog
+from seal_hf.webui.work.session_items import Draft
 from seal_hf.webui.work.training_runs import TrainingRuns
 from seal_hf.webui.work.workbench import Workbench
 
@@ -45,6 +46,15 @@ def learned(bench, session, chosen=(0, 1), settings=QUICK, questions=QUESTIONS):
     log, events = finish(bench, bench.adapt(session, chosen, settings, questions))
     assert (log.state, log.error) == (DONE, None)
     return next(event for event in events if event["event"] == "learned")
+
+
+def with_self_edits(app, *texts):
+    """A session that has self-edits, which no device had to write."""
+    session = app.workbench.sessions.open()
+    session.example = {"title": "Lighthouse", "context": PASSAGE, "questions": []}
+    session.settings = vars(QUICK)
+    session.drafts = [Draft(text) for text in texts or ("Halda drew it.",)]
+    return session
 
 
 def until_running(*jobs):
@@ -86,7 +96,7 @@ def served_page(folder, lm, *, may_push=True, on_space=False, host="127.0.0.1", 
 @contextmanager
 def slowed(monkeypatch, seconds, *works):
     """Every event of these kinds takes this long, so that a test can look at the page in between."""
-    emit = device.Job.emit
+    emit = Job.emit
 
     def slow_emit(self, event, **values):
         emit(self, event, **values)
@@ -94,5 +104,5 @@ def slowed(monkeypatch, seconds, *works):
             time.sleep(seconds)
 
     with monkeypatch.context() as patch:
-        patch.setattr(device.Job, "emit", slow_emit)
+        patch.setattr(Job, "emit", slow_emit)
         yield

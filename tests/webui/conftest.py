@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 
 from helpers.web_page import learned, tiny_lm, written
-from seal_hf.webui.work.jobs import Jobs
+from seal_hf.webui.work.job_queue import JobQueue
 from seal_hf.webui.work.workbench import Workbench
 
 
 @pytest.fixture
 def jobs():
-    return Jobs(lambda error: f"It failed: {error}", max_waiting=3)
+    return JobQueue(lambda error: f"It failed: {error}", max_waiting=3)
 
 
 @pytest.fixture

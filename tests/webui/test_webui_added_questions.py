@@ -7,11 +7,11 @@ import pytest
 from helpers.web_page import PASSAGE, QUICK, finish
 from seal_hf.domains import KnowledgeDomain
 from seal_hf.webui.tabs.self_edit_cards import SHOWN_FACTS, added_text, coverage_text, show_coverage
-from seal_hf.webui.work import device
+from seal_hf.webui.work import device_work
 from seal_hf.webui.work.added_questions import add_question
-from seal_hf.webui.work.inputs import MAX_PAIRS
 from seal_hf.webui.work.jobs import DONE, STOPPED, JobRefused
-from seal_hf.webui.work.sessions import Draft
+from seal_hf.webui.work.self_edit_inputs import MAX_PAIRS
+from seal_hf.webui.work.session_items import Draft
 
 
 PAIR = ["Who drew it?", "Halda Tremmery drew it."]
@@ -92,14 +92,14 @@ def test_a_pair_does_not_reach_self_edits_about_another_passage(bench, asking, m
         asking.example, asking.drafts = {"title": "Bees", "context": "Ann keeps bees.", "questions": []}, other
         return PAIR
 
-    monkeypatch.setattr(device, "add_question", meanwhile)
+    monkeypatch.setattr(device_work, "add_question", meanwhile)
     event = added(bench, asking, "Tremmery")
     assert event["place"] is None and asking.drafts == [Draft("", pairs=[["Who keeps bees?", "Ann"]])]
     assert "these self-edits are no longer there" in added_text(event)
 
 
 def test_a_stop_adds_nothing(bench, asking, monkeypatch):
-    monkeypatch.setattr(device, "add_question", lambda base, job, *arguments: job.stop.set() or PAIR)
+    monkeypatch.setattr(device_work, "add_question", lambda base, job, *arguments: job.stop.set() or PAIR)
     log, events = finish(bench, add_question(bench, asking, "Tremmery"))
     assert log.state == STOPPED and len(asking.drafts[2].pairs) == 1
     assert not [event for event in events if event["event"] == "added"]

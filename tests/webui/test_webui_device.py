@@ -9,10 +9,10 @@ import gradio as gr
 import pytest
 
 from helpers.web_page import PASSAGE, QUESTIONS, QUICK, finish, written
-from seal_hf.webui.work import device
-from seal_hf.webui.work.jobs import DONE, FAILED, STOPPED
+from seal_hf.webui.work import device, device_work
+from seal_hf.webui.work.jobs import DONE, FAILED, STOPPED, Job
 from seal_hf.webui.work.limits import ZERO_GPU
-from seal_hf.webui.work.sessions import Draft
+from seal_hf.webui.work.session_items import Draft
 from seal_hf.webui.work.settings import PRESETS, preset_for
 from seal_hf.webui.work.workbench import Workbench
 
@@ -50,7 +50,7 @@ def test_gpu_work_is_plain_data_and_asks_for_its_time(lm, monkeypatch, tmp_path)
         ):
             log, _ = finish(workbench, job())
             assert (log.state, log.error) == (DONE, None)
-        patch.setattr(device, "answer", run_out_of_memory)
+        patch.setattr(device_work, "answer", run_out_of_memory)
         log, _ = finish(workbench, workbench.ask(session, "Who drew it again?"))
         assert log.state == FAILED and log.error.startswith("The device is out of memory.")
     importlib.reload(device)
@@ -67,7 +67,7 @@ def test_no_more_than_a_minute_of_a_gpu_is_asked_for():
 
 
 def test_work_is_stopped_before_zerogpu_kills_it_and_keeps_what_it_has(lm, monkeypatch, tmp_path):
-    timers, emit = [], device.Job.emit
+    timers, emit = [], Job.emit
 
     def stop_after(seconds, job, reason):
         timers.append((seconds, reason))
@@ -86,7 +86,7 @@ def test_work_is_stopped_before_zerogpu_kills_it_and_keeps_what_it_has(lm, monke
         workbench = Workbench(lm, tmp_path, limits=ZERO_GPU)
         session = workbench.sessions.open()
         written(workbench, session)
-        patch.setattr(device.Job, "emit", over_at_the_first_step)
+        patch.setattr(Job, "emit", over_at_the_first_step)
         job = workbench.adapt(session, [0, 1], QUICK, QUESTIONS)
         log, _ = finish(workbench, job)
         reserved = device._reserved(job.seconds)

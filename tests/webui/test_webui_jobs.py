@@ -12,7 +12,8 @@ from dataclasses import replace
 import pytest
 
 from helpers.web_page import end_of, until_running
-from seal_hf.webui.work.jobs import DONE, FAILED, RUNNING, STOPPED, JobLog, JobRefused, Jobs
+from seal_hf.webui.work.job_queue import JobQueue
+from seal_hf.webui.work.jobs import DONE, FAILED, RUNNING, STOPPED, JobLog, JobRefused
 from seal_hf.webui.work.limits import SHARED
 
 
@@ -98,7 +99,7 @@ def test_a_log_whose_end_cannot_be_written_is_not_followed_for_ever(jobs, submit
 
 def test_two_devices_work_at_once_and_one_does_not(tmp_path):
     def overlap(num_workers):
-        jobs, most, running, lock = Jobs(str, num_workers=num_workers), [0], [0], threading.Lock()
+        jobs, most, running, lock = JobQueue(str, num_workers=num_workers), [0], [0], threading.Lock()
         meeting = threading.Barrier(num_workers)
 
         def work(job):
@@ -184,7 +185,7 @@ def test_too_many_who_wait_are_told(jobs, submit, gate):
 
 
 def test_no_visitor_takes_all_places(tmp_path, gate):
-    jobs = Jobs(str, max_waiting=4)
+    jobs = JobQueue(str, max_waiting=4)
 
     def submit(owner, kind="ask"):
         return jobs.submit(owner, kind, "", tmp_path, lambda job: gate.wait(30), seconds=1)
@@ -227,7 +228,7 @@ def test_who_had_the_device_for_long_waits_for_those_who_had_not(jobs, submit, g
 
 
 def test_a_job_that_takes_too_long_is_stopped_and_says_why(tmp_path):
-    jobs = Jobs(str, limits=replace(SHARED, job_seconds=0.1))
+    jobs = JobQueue(str, limits=replace(SHARED, job_seconds=0.1))
 
     def work(job):
         while not job.stop.is_set():
@@ -240,7 +241,7 @@ def test_a_job_that_takes_too_long_is_stopped_and_says_why(tmp_path):
 
 
 def test_who_has_used_up_the_hour_is_told_when_it_goes_on(tmp_path):
-    jobs = Jobs(str, limits=SHARED)
+    jobs = JobQueue(str, limits=SHARED)
     jobs._usage.add("ann", SHARED.hour_seconds)
     with pytest.raises(JobRefused, match="for 30 minutes, .* in an hour: try again in 60 minutes"):
         jobs.submit("ann", "ask", "", tmp_path, lambda job: None, seconds=1)

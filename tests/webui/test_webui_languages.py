@@ -169,7 +169,9 @@ def test_one_jobs_end_is_read_in_each_visitors_language(tmp_path, gate):
 
     with visited_in("de"):  # whose context the work has
         log, _ = end_of(jobs, submit(work, "ann"))
-        assert ended_text(log, "", "") == "⚠️ Das Buch wurde inzwischen entfernt oder vereint: Bitte noch einmal fragen."
+        assert (
+            ended_text(log, "", "") == "⚠️ Das Buch wurde inzwischen entfernt oder vereint: Bitte noch einmal fragen."
+        )
     english = "The book was forgotten or merged meanwhile: ask again."
     assert (log.state, log.error) == (FAILED, english)
     assert ended_text(log, "", "") == f"⚠️ {english}"
@@ -212,7 +214,9 @@ def shown_texts(config):
         texts += props.get("headers") or ()
         if component["type"] in ("button", "markdown", "uploadbutton", "downloadbutton", "html"):
             texts.append(props.get("value"))
-        yield from ((component["type"], props.get("elem_id"), str(text)) for text in texts if text not in (None, "", True))
+        yield from (
+            (component["type"], props.get("elem_id"), str(text)) for text in texts if text not in (None, "", True)
+        )
 
 
 @pytest.mark.parametrize("limits", [None, SHARED])

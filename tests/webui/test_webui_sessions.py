@@ -6,7 +6,8 @@ import pytest
 
 from seal_hf.webui.work import sessions as sessions_module
 from seal_hf.webui.work.jobs import JobRefused
-from seal_hf.webui.work.sessions import MAX_ADAPTERS, Draft, KeptAdapter, Sessions
+from seal_hf.webui.work.session_items import Draft, KeptAdapter
+from seal_hf.webui.work.sessions import MAX_ADAPTERS, Sessions
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from helpers.tiny_models import tiny_llama
 from seal_hf.hub.errors import RepositoryExists
 from seal_hf.hub.model_card import write_model_card
 from seal_hf.webui.work import sharing
-from seal_hf.webui.work.sessions import KeptAdapter
+from seal_hf.webui.work.session_items import KeptAdapter
 from seal_hf.webui.work.sharing import load_token, push_token
 
 

@@ -12,8 +12,8 @@ from seal_hf.shelf import Shelf
 from seal_hf.shelf.asking import ask, base_of
 from seal_hf.webui.tabs.learning_texts import shelved_text
 from seal_hf.webui.tabs.shelf_tab import answered_text, table_line
-from seal_hf.webui.work import device, quota, shelves
-from seal_hf.webui.work.jobs import DONE, JobRefused
+from seal_hf.webui.work import device_work, quota, shelves
+from seal_hf.webui.work.jobs import DONE, Job, JobRefused
 from seal_hf.webui.work.shelf_work import ask_shelf
 from seal_hf.webui.work.shelves import BASE, EVERYTHING
 from seal_hf.webui.work.workbench import Workbench
@@ -73,7 +73,7 @@ def test_what_was_taught_is_a_book_that_the_command_can_ask(own, lm):
     assert answer == lm.answer(WHEN, title="Lighthouse", adapter=lm.load_adapter(kept.file))
     again = Shelf(own.shelves.of(session).folder)  # as another process opens it
     route = again.route(WHEN)
-    assert ask(lm, WHEN, route.book, route.passage, max_answer_length=device.LONGEST_ANSWER).text == answer
+    assert ask(lm, WHEN, route.book, route.passage, max_answer_length=device_work.LONGEST_ANSWER).text == answer
 
 
 def test_a_shelf_stays_where_it_is_the_machines_and_goes_with_a_session_elsewhere(own, bench, lm, adapter, tmp_path):
@@ -99,14 +99,14 @@ def test_a_passage_is_one_book_and_a_stopped_training_takes_no_place(bench, sess
     learned(bench, session, [1])
     (second,) = bench.shelves.books(session)
     assert second.book.id != first.book.id and not first.book.folder.exists()
-    emit = device.Job.emit
+    emit = Job.emit
 
     def stopped(self, event, **values):
         emit(self, event, **values)
         if event == "step":
             self.stop.set()
 
-    monkeypatch.setattr(device.Job, "emit", stopped)
+    monkeypatch.setattr(Job, "emit", stopped)
     _, events = finish(bench, bench.adapt(session, [0], QUICK, QUESTIONS))
     (shelved,) = [event for event in events if event["event"] == "shelved"]
     assert shelved["book"] is None and "stays as it was" in shelved_text(shelved)

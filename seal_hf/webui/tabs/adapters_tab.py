@@ -10,7 +10,8 @@ from ...hub.errors import RepositoryExists
 from ..languages import laid_out, say
 from ..work import sharing
 from ..work.errors import explain
-from ..work.sessions import KeptAdapter, Session
+from ..work.session_items import KeptAdapter
+from ..work.sessions import Session
 from ..work.workbench import Workbench
 from .shared import duration, escape, percent, read_only_table, table_of, warning
 

@@ -8,9 +8,10 @@ import gradio as gr
 
 from ..languages import Message, laid_out, say, told
 from ..work import inputs
+from ..work.adaptation import NUM_OWN_QUESTIONS
 from ..work.jobs import Job
 from ..work.sessions import Session
-from ..work.workbench import NUM_OWN_QUESTIONS, Workbench
+from ..work.workbench import Workbench
 from .learning_texts import (
     answers_headers,
     learned_text,
@@ -117,7 +118,7 @@ def build_learning_panel(
             )
             learn_all = gr.Button(laid_out("learn.each"), elem_id="learn-all", min_width=190, size="md")
             only = gr.Dropdown([1], value=1, show_label=False, container=False, min_width=64, scale=0, elem_id="only")
-            learn_one = gr.Button(laid_out("learn.one"), elem_id="learn-one", min_width=150, size="md")
+            learn_one = gr.Button(laid_out("learn.only"), elem_id="learn-one", min_width=150, size="md")
             stop_learning = gr.Button(
                 laid_out("common.stop"), elem_id="stop-learning", min_width=80, interactive=False, size="md"
             )

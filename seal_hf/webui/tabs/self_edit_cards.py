@@ -7,7 +7,8 @@ import gradio as gr
 
 from ..languages import laid_out, say
 from ..work import inputs
-from ..work.sessions import Draft, Session
+from ..work.session_items import Draft
+from ..work.sessions import Session
 from ..work.settings import MAX_SELF_EDITS
 from .passage_panel import pairs_table
 from .shared import escape

@@ -11,7 +11,8 @@ from ..languages import laid_out, say, told
 from ..work import inputs
 from ..work.added_questions import ADDING, add_question
 from ..work.jobs import Job
-from ..work.sessions import Draft, Session
+from ..work.session_items import Draft
+from ..work.sessions import Session
 from ..work.workbench import Workbench
 from .learning_panel import build_learning_panel
 from .passage_panel import NAMES, PassagePanel, build_passage_panel, pairs_table, questions_table, read_settings

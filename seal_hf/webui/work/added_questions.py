@@ -3,11 +3,13 @@
 from dataclasses import replace
 
 from ..languages import Message
-from . import device, inputs
+from . import device_work, inputs
 from .jobs import Job, JobRefused
+from .pace import WRITTEN_PER_SECOND
+from .self_edit_inputs import MAX_PAIRS
 from .sessions import Session
 from .settings import Settings
-from .workbench import WRITTEN_PER_SECOND, Workbench
+from .workbench import Workbench
 
 
 ADDING = "add-question"  # kind of job
@@ -39,12 +41,12 @@ def add_question(workbench: Workbench, session: Session, fact: object) -> Job:
     if fact not in facts:
         raise ValueError(Message("adding.no_fact", fact=str(fact)[:100]))
     num_pairs = len(session.drafts[place].pairs)
-    if num_pairs >= inputs.MAX_PAIRS:
-        raise JobRefused(Message("adding.too_many", number=place + 1, num_questions=num_pairs, most=inputs.MAX_PAIRS))
+    if num_pairs >= MAX_PAIRS:
+        raise JobRefused(Message("adding.too_many", number=place + 1, num_questions=num_pairs, most=MAX_PAIRS))
 
     def work(job: Job) -> None:
         job.emit("asking_about", fact=fact)
-        pair = workbench.run(device.add_question, job, example, fact, Settings(**session.settings))
+        pair = workbench.run(device_work.add_question, job, example, fact, Settings(**session.settings))
         if job.stop.is_set():
             return
         # Other self-edits may have been written meanwhile.

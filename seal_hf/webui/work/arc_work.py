@@ -18,11 +18,13 @@ from ...inner_loop.update import InnerLoopConfig, tokenize_self_edit
 from ...self_adapting_lm import SelfAdaptingLM
 from ...self_edit import SelfEdit
 from ..languages import Message
-from . import arc_inputs, device
+from . import arc_inputs, device_work
 from .jobs import Job
-from .sessions import Puzzle, Session
+from .pace import TRAINED_PER_SECOND, WRITTEN_PER_SECOND
+from .session_items import Puzzle
+from .sessions import Session
 from .settings import as_number, check_range
-from .workbench import TRAINED_PER_SECOND, WRITTEN_PER_SECOND, Workbench
+from .workbench import Workbench
 
 
 WRITING, LEARNING = "arc-propose", "arc-learn"  # kinds of jobs
@@ -143,7 +145,7 @@ class ArcWork:
 
         def work(job: Job) -> None:
             job.emit("task", task=task)
-            texts = self.workbench.run(device.write_texts, job, task, settings)
+            texts = self.workbench.run(device_work.write_texts, job, task, settings)
             if any(texts) or not job.stop.is_set():
                 session.puzzle = Puzzle(task, texts, asdict(settings))
 
@@ -239,7 +241,9 @@ def learn_task(
             stop.
     """
     lm = settings.lm(base)
-    adapter = lm.adapt(self_edit, seed=settings.seed, on_step=lambda step: device.emit_step(job, step), stop=job.stop)
+    adapter = lm.adapt(
+        self_edit, seed=settings.seed, on_step=lambda step: device_work.emit_step(job, step), stop=job.stop
+    )
     if job.stop.is_set():
         return None
     prompts = lm.domain.questions(task)

@@ -1,5 +1,5 @@
 """
-What a visitor gives: passages, questions, self-edits, names. An error is one sentence with one next step.
+What a visitor gives: passages, questions, names. An error is one sentence with one next step.
 
 The keys of an example of the knowledge domain are known here and in the domain alone.
 """
@@ -22,9 +22,8 @@ from ...grading import gold_answers, show_gold_answers
 from ...models.control_tokens import encode_text
 from ...models.encoding import encode_prompt
 from ...self_adapting_lm import SelfAdaptingLM
-from ...self_edit import SelfEdit
 from ..languages import Message
-from .sessions import Draft
+from .session_items import Draft
 from .settings import Settings
 
 
@@ -34,10 +33,9 @@ LONGEST_QUESTION = 256  # tokens
 LONGEST_TYPED_QUESTION = 4_000  # characters; a longer one is refused before its tokens are counted
 LONGEST_ANSWER = 200  # characters
 MAX_QUESTIONS = 32
-MAX_PAIRS = 100  # of one self-edit
 MAX_ANSWERS = 8  # to one question
 _LONGEST_CELL = 4 * MAX_ANSWERS * LONGEST_ANSWER  # characters of one cell of the table
-_MOST_ENTRIES = 1_000  # with those that are empty
+MOST_ENTRIES = 1_000  # with those that are empty
 MAX_FILE_SIZE = 5_000_000  # bytes of uploaded questions or passages
 
 
@@ -90,8 +88,13 @@ def clean(text: object) -> str:
     return "".join(kept).strip()
 
 
-def _check_length(name: str, text: object, longest: int) -> None:
-    """Refuse a text by its characters, before anything is done with each of them."""
+def check_length(name: str, text: object, longest: int) -> None:
+    """
+    Refuse a text by its characters, before anything is done with each of them.
+
+    Raises:
+        ValueError: The text, which the error calls `name`, has more than `longest`.
+    """
     num_characters = len(text) if isinstance(text, str) else 0
     if num_characters > longest:
         raise ValueError(Message("inputs.too_long", name=name, count=num_characters, most=longest))
@@ -123,8 +126,8 @@ def checked_example(
     Raises:
         ValueError: The passage has no words, or passage or title are too long.
     """
-    _check_length(Message("inputs.the_title"), title, 4 * LONGEST_TITLE)
-    _check_length(Message("inputs.the_passage"), passage, LONGEST_PASSAGE)
+    check_length(Message("inputs.the_title"), title, 4 * LONGEST_TITLE)
+    check_length(Message("inputs.the_passage"), passage, LONGEST_PASSAGE)
     title, text = " ".join(clean(title).split()), clean(passage)
     if not text:
         raise ValueError(Message("inputs.no_passage"))
@@ -168,7 +171,7 @@ def questions_from_table(rows: Sequence[Sequence[object]]) -> list[dict]:
     _check_count(rows)
     for number, row in enumerate(rows, 1):
         for cell in row[:2]:
-            _check_length(Message("inputs.question_or_answer", number=number), cell, _LONGEST_CELL)
+            check_length(Message("inputs.question_or_answer", number=number), cell, _LONGEST_CELL)
         if fault := fault_of(list(row[:2])):
             raise ValueError(Message("inputs.question_fault", number=number, fault=fault))
     cells = ([clean(cell) for cell in (*row[:2], "", "")[:2]] for row in rows)
@@ -177,7 +180,7 @@ def questions_from_table(rows: Sequence[Sequence[object]]) -> list[dict]:
 
 
 def _check_count(entries: Sequence[object]) -> None:
-    if len(entries) > _MOST_ENTRIES:
+    if len(entries) > MOST_ENTRIES:
         raise ValueError(Message("inputs.many_questions", count=len(entries), most=MAX_QUESTIONS))
 
 
@@ -191,7 +194,7 @@ def _checked_questions(pairs: Sequence[tuple[object, object]]) -> list[dict]:
     questions = []
     for number, (question, answer) in enumerate(pairs, 1):
         for text in (question, *(answer if isinstance(answer, list) else [answer])):
-            _check_length(Message("inputs.question_or_answer", number=number), text, _LONGEST_CELL)
+            check_length(Message("inputs.question_or_answer", number=number), text, _LONGEST_CELL)
         if isinstance(answer, list) and len(answer) > MAX_ANSWERS:
             raise ValueError(Message("inputs.many_answers", number=number, count=len(answer), most=MAX_ANSWERS))
         question = clean(question) if isinstance(question, str) else ""
@@ -265,63 +268,13 @@ def checked_question(lm: SelfAdaptingLM, question: object) -> str:
     Raises:
         ValueError: The question has no words, or is too long.
     """
-    _check_length(Message("inputs.the_question"), question, LONGEST_TYPED_QUESTION)
+    check_length(Message("inputs.the_question"), question, LONGEST_TYPED_QUESTION)
     question = " ".join(clean(question).split())
     if not has_words(question):
         raise ValueError(Message("inputs.no_question"))
     if (num_tokens := count_tokens(lm, question)) > LONGEST_QUESTION:
         raise ValueError(Message("inputs.long_question", count=num_tokens, most=LONGEST_QUESTION))
     return question
-
-
-def checked_self_edits(
-    lm: SelfAdaptingLM, example: Mapping, drafts: Sequence[Draft], chosen: Sequence[int]
-) -> list[SelfEdit]:
-    """
-    The chosen drafts as self-edits.
-
-    Raises:
-        ValueError: None is chosen, or one is empty or far too long.
-    """
-    if not chosen:
-        raise ValueError(Message("inputs.none_chosen"))
-    self_edits = []
-    for number in chosen:
-        if not 0 <= number < len(drafts):
-            raise ValueError(Message("inputs.no_self_edit", number=number + 1, most=len(drafts)))
-        draft, name = drafts[number], Message("common.self_edit", number=number + 1)
-        _check_length(name, draft.text, LONGEST_PASSAGE)
-        text = clean(draft.text)
-        if draft.pairs is None:
-            self_edit = lm.domain.parse(text, example) if has_words(text) else None
-        else:
-            statements = lm.domain.statements(text) if has_words(text) else []
-            self_edit = lm.domain.self_edit_of(_checked_pairs(name, draft.pairs), example, statements)
-        if self_edit is None:
-            raise ValueError(Message("inputs.empty_self_edit", name=name))
-        self_edits.append(self_edit)
-    return self_edits
-
-
-def _checked_pairs(name: str, rows: Sequence[Sequence[object]]) -> list[tuple[str, str]]:
-    """The questions with their answers of a self-edit, without rows that are empty."""
-    if len(rows) > _MOST_ENTRIES:
-        raise ValueError(Message("inputs.many_pairs", name=name, count=len(rows), most=MAX_PAIRS))
-    pairs = []
-    for number, row in enumerate(rows, 1):
-        for cell in row[:2]:
-            _check_length(Message("inputs.pair", name=name, number=number), cell, LONGEST_TYPED_QUESTION)
-        question, answer = ([*map(clean, row[:2]), "", ""])[:2]
-        if not question and not answer:
-            continue
-        if not has_words(question):
-            raise ValueError(Message("inputs.pair_without_question", name=name, number=number))
-        if not has_words(answer):
-            raise ValueError(Message("inputs.pair_without_answer", name=name, number=number))
-        pairs.append((" ".join(question.split()), " ".join(answer.split())))
-    if len(pairs) > MAX_PAIRS:
-        raise ValueError(Message("inputs.many_pairs", name=name, count=len(pairs), most=MAX_PAIRS))
-    return pairs
 
 
 def missing_facts(example: Mapping, drafts: Sequence[Draft]) -> tuple[list[str], int]:

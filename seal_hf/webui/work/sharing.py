@@ -21,7 +21,8 @@ from .adapter_zip import save_zip
 from .inputs import checked_repo_name, clean
 from .jobs import JobRefused
 from .origins import is_foreign, is_local
-from .sessions import KeptAdapter, Session
+from .session_items import KeptAdapter
+from .sessions import Session
 
 
 logger = logging.getLogger(__name__)

@@ -3,12 +3,13 @@
 from typing import Any
 
 from ..languages import Message, message_of
-from . import device, inputs
+from . import device_work, inputs
 from .errors import without_folders
 from .jobs import Job, JobRefused
+from .pace import WRITTEN_PER_SECOND
 from .sessions import Session
 from .shelves import EVERYTHING, Choice
-from .workbench import WRITTEN_PER_SECOND, Workbench
+from .workbench import Workbench
 
 
 ASKING = "ask-shelf"  # kind of job
@@ -45,13 +46,13 @@ def ask_shelf(workbench: Workbench, session: Session, question: object, who: str
             raise JobRefused(Message("shelf.gone_meanwhile"))
         job.emit("asked", question=question, choice=described_choice(choice))
         try:
-            (answer,) = workbench.run(device.answer_with, job, example, folder)
+            (answer,) = workbench.run(device_work.answer_with, job, example, folder)
         except ValueError as error:
             raise ValueError(without_folders(message_of(error))) from error
         job.emit("answered", answer=answer)
 
     key = [question, who, str(folder)]
-    return workbench.submit(session, ASKING, key, work, 3 + device.LONGEST_ANSWER / WRITTEN_PER_SECOND, "answer")
+    return workbench.submit(session, ASKING, key, work, 3 + device_work.LONGEST_ANSWER / WRITTEN_PER_SECOND, "answer")
 
 
 def described_choice(choice: Choice) -> dict[str, Any]:

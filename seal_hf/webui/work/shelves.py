@@ -22,7 +22,8 @@ from ..languages import Message
 from . import inputs, quota
 from .adapter_zip import pack
 from .jobs import JobRefused
-from .sessions import KeptAdapter, Session
+from .session_items import KeptAdapter
+from .sessions import Session
 
 
 # Who is asked, beside the ids of books, none of which has such a sign.

@@ -4,11 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 
 GRACE = 20  # seconds between the request to end and the kill
@@ -90,3 +92,38 @@ class TrainingProcess:
         if self.process is not None and self.process.poll() is None:
             with suppress(ProcessLookupError):  # it has just ended
                 os.killpg(self.process.pid, number)
+
+
+def start_script(script: Path, config: Path, log: BinaryIO) -> subprocess.Popen:
+    """
+    Start a run, or continue it where it ended.
+
+    Args:
+        script (`Path`):
+            `trainers/knowledge.py`.
+        config (`Path`):
+            The run's YAML file.
+        log (`BinaryIO`):
+            Where its output goes.
+
+    Returns:
+        `subprocess.Popen`: its process, which leads a group of its own.
+
+    Raises:
+        OSError: The process cannot be started.
+    """
+    # The script imports its neighbours as `trainers.arguments`, from whatever folder the app was started in.
+    paths = [str(script.absolute().parents[1]), os.environ.get("PYTHONPATH", "")]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "TMPDIR": tempfile.gettempdir(),  # which the app has set, not the environment
+    }
+    return subprocess.Popen(
+        [sys.executable, str(script), "--config", str(config), "--resume_from_checkpoint", "true"],
+        env=environment,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )

@@ -1,6 +1,5 @@
 """What a training run has on disk, as the page shows it."""
 
-import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,12 +12,11 @@ from ...domains.base import SELF_EDITS
 from ...records.journal import Journal, TrialResult
 from ...records.report import Evaluation, kept_flags
 from ...self_edit import TrainingExample
-from ..languages import Message
 from . import inputs
 from .settings import SHUFFLE_SEED
 
 
-CONFIG_NAME = "config.yaml"
+CONFIG_NAME, LOG_NAME = "config.yaml", "log.txt"
 
 
 @dataclass(frozen=True)
@@ -109,7 +107,7 @@ def candidates(journal: Journal, num_rounds: int, names: Sequence[str]) -> list[
             flags = kept_flags(scored, journal.selected(round_index))
             kept = {(edit.example, edit.edit): flag for edit, flag in zip(scored, flags, strict=True)}
         else:
-            rewards = {(one.example, one.edit): one.reward for one in _results(journal, round_index)}
+            rewards = {(one.example, one.edit): one.reward for one in results_of(journal, round_index)}
             kept = {}
         found += [
             Candidate(
@@ -208,59 +206,8 @@ def dataset_of(config: Mapping[str, object]) -> tuple[str, int]:
     return str(config["dataset_name"]), int(config.get("shuffle_seed", SHUFFLE_SEED))
 
 
-def _results(journal: Journal, round_index: int) -> list[TrialResult]:
+def results_of(journal: Journal, round_index: int) -> list[TrialResult]:
     """The results of the self-edits in the finished banks of a round."""
     return [
         one for results in journal.banks(round_index).values() for one in results or () if one.condition == SELF_EDITS
     ]
-
-
-def phase(config: Mapping[str, object], output_dir: Path, num_evaluations: int) -> Message:
-    """
-    What a run is doing, by the files that it has written.
-
-    Args:
-        config (`Mapping[str, object]`):
-            Content of the run's YAML file.
-        output_dir (`Path`):
-            The run's output folder.
-        num_evaluations (`int`):
-            Number of finished evaluations.
-    """
-    num_rounds, evaluates = int(config["num_rounds"]), "num_eval_passages" in config
-    training, evaluation = Journal(output_dir), Journal(output_dir / "evaluation")
-    for round_index in range(num_rounds + 1):
-        if evaluates and num_evaluations <= round_index:
-            progress = _progress(evaluation, round_index)
-            if not round_index:
-                return Message("runs.evaluating_first", progress=progress)
-            return Message("runs.evaluating", round=round_index, progress=progress)
-        if round_index == num_rounds:
-            break
-        if training.scored(round_index) is None:
-            progress = _progress(training, round_index)
-            return Message("runs.round", round=round_index + 1, num_rounds=num_rounds, progress=progress)
-        if not (output_dir / "policy" / f"round_{round_index:03d}").is_dir():
-            learning = Message("runs.learning")
-            return Message("runs.round", round=round_index + 1, num_rounds=num_rounds, progress=learning)
-    return Message("runs.done", count=num_rounds)
-
-
-def _progress(journal: Journal, round_index: int) -> Message:
-    proposals = journal.proposals(round_index)
-    if proposals is None:
-        return Message("runs.writing")
-    count = sum(proposal.condition == SELF_EDITS for proposal in proposals)
-    return Message("runs.scored", number=len(_results(journal, round_index)), all=count)
-
-
-def failure(code: int, log: str) -> str:
-    """Why a run failed, by its exit code and its output."""
-    lines = [line for line in log.splitlines() if line.strip()]
-    if said := next((line for line in reversed(lines) if line.startswith("error: ")), None):
-        return said.removeprefix("error: ")
-    if code == -signal.SIGKILL:
-        return Message("runs.killed")
-    if code < 0:
-        return Message("runs.ended_by", signal=signal.strsignal(-code) or f"signal {-code}")
-    return lines[-1] if lines else Message("runs.no_output")

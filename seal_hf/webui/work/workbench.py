@@ -5,33 +5,26 @@ import json
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from ...adapters.layout import lora_layout
-from ...domains.knowledge.passages import load_retention_questions, unanswered_question
-from ...grading import LexicalGrader
-from ...models.encoding import encode_prompt
-from ...rollout.rewards import mean
 from ...self_adapting_lm import SelfAdaptingLM
-from ...self_edit import SelfEdit, TrainingExample
-from . import device, inputs, quota
+from ..languages import Message
+from . import device, device_work, inputs
+from .adaptation import checked_adaptation
+from .asking import ask_both, probing_examples
 from .errors import explain
-from .jobs import Job, JobRefused, Jobs
+from .job_queue import JobQueue
+from .jobs import Job
 from .limits import OWN_MACHINE, Limits
-from .sessions import Draft, KeptAdapter, Session, Sessions
+from .pace import TRAINED_PER_SECOND, WRITTEN_PER_SECOND, Pace
+from .self_edit_inputs import checked_self_edits, texts_of
+from .session_items import Draft, KeptAdapter
+from .sessions import Session, Sessions
 from .settings import Settings
 from .shelves import Shelves
 from .training_runs import TrainingRuns
-
-
-NUM_OWN_QUESTIONS = 5
-_LONGEST_HISTORY = 50  # questions
-# Tokens per second of a small model on two CPU cores, written in one text and trained on. The time that jobs really take
-# corrects the estimates.
-WRITTEN_PER_SECOND, TRAINED_PER_SECOND = 12.0, 250.0
-_FEWER = "choose fewer self-edits, shorter ones or fewer epochs"
 
 
 class Workbench:
@@ -44,7 +37,7 @@ class Workbench:
         folder (`Path`):
             Where sessions keep their files.
         num_workers (`int`, *optional*, defaults to `1`):
-            Number of jobs at a time (see [`Jobs`]).
+            Number of jobs at a time (see [`JobQueue`]).
         keep_seconds (`float`, *optional*, defaults to `3600`):
             How long an unused session is kept.
         limits ([`Limits`], *optional*):
@@ -74,7 +67,7 @@ class Workbench:
         self.shelves = Shelves(lm, shelf)
         self.runs: TrainingRuns | None = None
         self._model = device.hold(lm)
-        self.jobs = Jobs(explain, num_workers=num_workers, limits=limits, visitor_of=self._visitor_of)
+        self.jobs = JobQueue(explain, num_workers=num_workers, limits=limits, visitor_of=self._visitor_of)
         self.sessions = Sessions(
             folder,
             keep_seconds=keep_seconds,
@@ -84,8 +77,7 @@ class Workbench:
             on_unattended=self._end_work,
             on_forget=self._forget,
         )
-        self._pace_lock = threading.Lock()
-        self._pace = {"write": 1.0, "learn": 1.0, "answer": 1.0}
+        self._pace = Pace()
         threading.Thread(target=self._sweep, args=(min(keep_seconds, 60),), name="sweep", daemon=True).start()
 
     # --- write ---
@@ -116,15 +108,13 @@ class Workbench:
 
         def work(job: Job) -> None:
             if writer is not None and not writer.folder.is_dir():
-                raise ValueError(
-                    f"The self-edits are no longer written by {writer.name}: press “Write self-edits” again."
-                )
-            drafts = self.run(device.write, job, example, settings, writer=writer and writer.folder)
+                raise ValueError(Message("teach.other_writer", writer=writer.name))
+            drafts = self.run(device_work.write, job, example, settings, writer=writer and writer.folder)
             if any(draft.use for draft in drafts):
                 session.example, session.settings, session.drafts = example, asdict(settings), drafts
                 session.written_by = writer.name if writer else ""
             elif not job.stop.is_set():
-                raise ValueError("The model wrote nothing that can be learned: try another prompt style or seed.")
+                raise ValueError(Message("teach.nothing_written"))
 
         job = self.submit(
             session,
@@ -144,11 +134,10 @@ class Workbench:
             return []
         lm = Settings(**session.settings).lm(self.lm)
         try:
-            (self_edit,) = inputs.checked_self_edits(lm, session.example, [draft], [0])
+            (self_edit,) = checked_self_edits(lm, session.example, [draft], [0])
         except ValueError:
             return []
-        # Questions that the model will answer are shown as they are.
-        return [*self_edit.calls, *map(_shown, self_edit.examples)]
+        return texts_of(self_edit)
 
     # --- learn ---
 
@@ -190,160 +179,29 @@ class Workbench:
             JobRefused: The session has no self-edit, too many adapters or no room for more, it learns something else at the
                 moment, too many jobs are waiting, the visitor has had too much in this hour, or there is no room on the disk.
         """
-        if session.example is None:
-            raise JobRefused("There is no self-edit yet: let the model write some first.")
-        # How a self-edit is read follows from how it was asked for.
-        settings = replace(settings, prompt_style=session.settings["prompt_style"])
-        lm = settings.lm(self.lm)
-        # One more is the folder that becomes the zip file of one, and later the book.
-        num_adapters = 1 if together else len(chosen)
-        num_bytes = (1 + num_adapters) * (lora_layout(lm.model, lm.peft_config).num_bytes + quota.FILE_BYTES)
-        quota.require(session.folder, num_bytes)
-        example = {**session.example, "questions": [dict(item) for item in questions]}
-        drafts = session.drafts if drafts is None else list(drafts)
-        self_edits = inputs.checked_self_edits(lm, example, drafts, chosen)
-        session.require_room(num_adapters)
-        self._require_short(settings, self_edits)
-        labels = [str(number + 1) for number in chosen]
-        if together:
-            labels = [" + ".join(labels)]
-        names = [f"{inputs.name_of(example)} · self-edit {label}" for label in labels]
-        watched_example = self._watched(example, watched)
-        targets = [session.new_file(name) for name in names]
-        writer = session.writer
-        num_tokens = settings.num_train_epochs * sum(
-            len(encode_prompt(lm.processing_class, one.prompt)) + inputs.count_tokens(lm, one.completion)
-            for edit in self_edits
-            for one in edit.examples
+        adaptation = checked_adaptation(
+            self.lm,
+            self.limits,
+            session,
+            chosen,
+            settings,
+            questions,
+            drafts,
+            together=together,
+            watched=watched,
+            stops_early=stops_early,
         )
-        self.limits.check_tokens(num_tokens, _FEWER)
-
-        def work(job: Job) -> None:
-            job.emit("learning", names=labels, watched=watched_example["questions"][0] if watched_example else None)
-            files = [file for _, file in targets]
-            with quota.room(session.folder, num_bytes):
-                try:
-                    result = self.run(
-                        device.learn,
-                        job,
-                        example,
-                        self_edits,
-                        settings,
-                        files,
-                        NUM_OWN_QUESTIONS,
-                        together=together,
-                        watched=watched_example,
-                        writer=writer.folder if writer is not None and writer.folder.is_dir() else None,
-                        stops_early=stops_early,
-                    )
-                except BaseException:
-                    # The adapters that were saved before the error stay, without a reward.
-                    saved = [index for index, file in enumerate(files) if file.is_file()]
-                    own, kept = [names[index] for index in saved], [targets[index] for index in saved]
-                    result = {"seconds": None, "has_adapters": bool(saved)}
-                    self._keep_learned(session, job, example, own, kept, result)
-                    raise
-                best = self._keep_learned(session, job, example, names, targets, result)
-                if best is not None:
-                    self._put_on_shelf(
-                        session, job, example, targets[best][0], result["pairs"][best], result["losses"][best]
-                    )
-
-        key = [
-            example,
-            [edit.completion for edit in self_edits],
-            asdict(settings),
-            together,
-            watched_example,
-            stops_early,
-        ]
-        job = self.submit(session, "adapt", key, work, num_tokens / TRAINED_PER_SECOND + 10, "learn", num_tokens)
-        session.passage, session.drafts = example, drafts
+        job = self.submit(
+            session,
+            "adapt",
+            adaptation.key,
+            partial(adaptation.learn, run=self.run, shelves=self.shelves),
+            adaptation.num_tokens / TRAINED_PER_SECOND + 10,
+            "learn",
+            adaptation.num_tokens,
+        )
+        session.passage, session.drafts = adaptation.example, adaptation.drafts
         return job
-
-    def _watched(self, example: Mapping, question: str) -> dict | None:
-        """
-        The watched question as an example of its own, with its answers where they are known.
-
-        Raises:
-            ValueError: It has no words, or is too long.
-        """
-        if not (question or "").strip():
-            return None
-        question = inputs.checked_question(self.lm, question)
-        known = [item for item in example["questions"] if item["question"].casefold() == question.casefold()]
-        return inputs.example_of(inputs.title_of(example), "", known[:1] or [{"question": question}])
-
-    def _require_short(self, settings: Settings, self_edits: Sequence[SelfEdit]) -> None:
-        """
-        Raises:
-            ValueError: The training has too many steps.
-        """
-        # Each question that the model is to answer becomes one more example, and the passage another.
-        sizes = [len(edit.examples) + len(edit.calls) + bool(edit.calls) for edit in self_edits]
-        num_steps = settings.num_train_epochs * sum(-(-size // settings.batch_size) for size in sizes)
-        self.limits.check_steps(num_steps, _FEWER)
-
-    def _keep_learned(
-        self,
-        session: Session,
-        job: Job,
-        example: dict,
-        names: Sequence[str],
-        targets: Sequence[tuple[str, Path]],
-        result: dict,
-    ) -> int | None:
-        """Give the session its new adapters. Returns the place of the best one, or `None` where there is none."""
-        if not result["has_adapters"]:
-            return None
-        verdicts = result.get("verdicts")
-        rewards = [sum(one) / len(one) for one in verdicts] if verdicts else None
-        best = max(range(len(targets)), key=lambda index: rewards[index + 1]) if rewards else 0
-        for index, (adapter_id, file) in enumerate(targets):
-            kept = KeptAdapter(
-                adapter_id,
-                names[index],
-                file,
-                title=inputs.title_of(example),
-                passage=inputs.passage_of(example),
-                reward=rewards[index + 1] if rewards else None,
-                base_reward=rewards[0] if rewards else None,
-                best_of=len(targets) if rewards and rewards[index + 1] == max(rewards[1:]) else 1,
-                recitation=result["recitations"][index + 1] if rewards else None,
-                recited=result["recited"][index + 1] if rewards else None,
-                base_recited=result["recited"][0] if rewards else None,
-                num_questions=len(verdicts[0]) if verdicts else 0,
-                own_questions=result.get("own", False),
-                seconds=result["seconds"],
-            )
-            session.keep(kept, choose=index == best)
-        job.emit(
-            "learned",
-            adapters=[adapter_id for adapter_id, _ in targets],
-            best=best,
-            **(
-                {key: result[key] for key in ("questions", "own", "answers", "verdicts", "recited")} if rewards else {}
-            ),
-        )
-        return best
-
-    def _put_on_shelf(
-        self,
-        session: Session,
-        job: Job,
-        example: dict,
-        adapter_id: str,
-        pairs: list[tuple[str, str]],
-        loss: float | None,
-    ) -> None:
-        """Make a book of the best adapter. Where that fails, the adapter stays, and the page says why there is no book."""
-        try:
-            kept = session.adapter(adapter_id)
-            book = self.shelves.put(session, kept, example, pairs, loss, is_whole=not job.stop.is_set())
-        except (OSError, ValueError) as error:
-            job.emit("shelved", book=None, error=explain(error))
-            return
-        job.emit("shelved", book=book.id if book else None, error=None)
 
     # --- ask ---
 
@@ -384,7 +242,7 @@ class Workbench:
         """
         kept = session.adapter(adapter_id)
         if not questions:
-            raise ValueError("There are no questions yet: write some with their answers in the first step.")
+            raise ValueError(Message("ask.no_questions"))
         return self._answer(session, "score", [inputs.example_of(kept.title, "", questions)], kept)
 
     def probe(self, session: Session, adapter_id: str | None = None) -> Job:
@@ -400,37 +258,14 @@ class Workbench:
             JobRefused: As in [`ask`].
         """
         kept = session.adapter(adapter_id)
-        examples = [inputs.example_of("", "", load_retention_questions())]
-        if question := unanswered_question(inputs.example_of(kept.title, kept.passage)):
-            examples.append(inputs.example_of(kept.title, "", [{"question": question}]))
-        return self._answer(session, "probe", examples, kept)
+        return self._answer(session, "probe", probing_examples(kept), kept)
 
-    def _answer(
-        self,
-        session: Session,
-        kind: str,
-        examples: Sequence[Mapping],
-        kept: KeptAdapter,
-    ) -> Job:
-        questions = [item for example in examples for item in example["questions"]]
-
-        def work(job: Job) -> None:
-            if kept.id not in session.adapters:
-                raise ValueError(f"The adapter “{kept.name}” has been deleted: choose another one under Adapters.")
-            job.emit("asked", questions=questions, adapter=kept.name)
-            base, adapted = self.run(device.answer, job, examples, kept.file)
-            verdicts = recited = None
-            if kind != "ask" and not job.stop.is_set():
-                verdicts = [_graded(questions, answers) for answers in (base, adapted)]
-                about = inputs.example_of(kept.title, kept.passage)
-                recited = [mean(self.lm.domain.recited(about, answers)) for answers in (base, adapted)]
-            if kind == "ask" and not job.stop.is_set():
-                session.asked = [*session.asked, (questions[0]["question"], base[0], adapted[0])][-_LONGEST_HISTORY:]
-            best_of = 1 if kept.own_questions else kept.best_of  # by questions of the visitor
-            job.emit("answered", base=base, adapted=adapted, verdicts=verdicts, recited=recited, best_of=best_of)
-
-        key = [list(examples), kept.id]
-        return self.submit(session, kind, key, work, 3 + device.LONGEST_ANSWER / WRITTEN_PER_SECOND, "answer")
+    def _answer(self, session: Session, kind: str, examples: Sequence[Mapping], kept: KeptAdapter) -> Job:
+        work = partial(
+            ask_both, session=session, kind=kind, examples=examples, kept=kept, run=self.run, domain=self.lm.domain
+        )
+        seconds = 3 + device_work.LONGEST_ANSWER / WRITTEN_PER_SECOND
+        return self.submit(session, kind, [list(examples), kept.id], work, seconds, "answer")
 
     # --- jobs ---
 
@@ -458,7 +293,7 @@ class Workbench:
             session ([`Session`]):
                 The session.
             kind (`str`), work (`Callable[[Job], None]`):
-                As in [`Jobs.submit`].
+                As in [`JobQueue.submit`].
             key (`object`):
                 What it works on, in plain data.
             seconds (`float`):
@@ -467,16 +302,14 @@ class Workbench:
                 `"write"`, `"learn"` or `"answer"`: of what its time corrects the estimates.
 
         Raises:
-            JobRefused: As in [`Jobs.submit`].
+            JobRefused: As in [`JobQueue.submit`].
         """
 
         def timed(job: Job) -> None:
             start = time.monotonic()
             work(job)
             if not job.stop.is_set():
-                with self._pace_lock:
-                    # Only half of the difference, so that one slow job does not spoil all estimates.
-                    self._pace[pace] = (self._pace[pace] + (time.monotonic() - start) / seconds) / 2
+                self._pace.correct(pace, seconds, time.monotonic() - start)
 
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         job = self.jobs.submit(
@@ -485,7 +318,7 @@ class Workbench:
             digest,
             session.folder / "jobs",
             timed,
-            seconds=seconds * self._pace[pace],
+            seconds=self._pace.seconds(pace, seconds),
             num_tokens=num_tokens,
         )
         session.shown[kind] = job.id
@@ -517,18 +350,3 @@ class Workbench:
         while True:
             time.sleep(seconds)
             self.sessions.sweep()
-
-
-def _graded(questions: Sequence[Mapping], answers: Sequence[str]) -> list[bool | None]:
-    """The verdict on each answer; `None` where the right answer is not known."""
-    known = [place for place, item in enumerate(questions) if "answer" in item]
-    columns = ([questions[place]["question"] for place in known], [questions[place]["answer"] for place in known])
-    verdicts = dict(zip(known, LexicalGrader().grade(*columns, [answers[place] for place in known]), strict=True))
-    return [verdicts.get(place) for place in range(len(questions))]
-
-
-def _shown(example: TrainingExample) -> str:
-    """A training example as a text: what is asked, without the template of a chat, and what is answered."""
-    if isinstance(example.prompt, str):
-        return example.prompt + example.completion
-    return "\n".join([*(message["content"] for message in example.prompt), example.completion])

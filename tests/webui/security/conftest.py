@@ -8,6 +8,7 @@ from helpers import app_calls
 from helpers.web_page import QUICK, served_page
 from seal_hf.webui import api
 from seal_hf.webui.tabs import shared
+from seal_hf.webui.work.limits import SHARED
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +27,14 @@ def serve(lm, tmp_path_factory):
 def app(serve):
     """The default app: `url` (ends with "/"), `workbench`, `page`."""
     return serve()
+
+
+@pytest.fixture(scope="module")
+def public(serve, tmp_path_factory):
+    """The app as others reach it, with a script of training runs that only waits."""
+    script = tmp_path_factory.mktemp("script") / "wait.py"
+    script.write_text("import time\nprint('/home/ann/secret/place.txt is missing', flush=True)\ntime.sleep(60)")
+    return serve(limits=SHARED, script=script, may_push=False)
 
 
 @pytest.fixture(scope="session")

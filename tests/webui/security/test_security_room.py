@@ -13,7 +13,7 @@ from helpers.hub_server import Repo
 from helpers.web_page import QUESTIONS, QUICK, finish
 from seal_hf.adapters import adapter as adapter_module
 from seal_hf.hub.errors import HubError
-from seal_hf.webui.work import device, quota, sharing
+from seal_hf.webui.work import device_work, loaded_adapters, quota, sharing
 from seal_hf.webui.work.errors import explain
 from seal_hf.webui.work.jobs import FAILED, JobRefused
 from seal_hf.webui.work.limits import SHARED
@@ -54,15 +54,15 @@ def test_adapters_that_are_loaded_at_once_fit_together(bench, archive, monkeypat
 
 
 def test_adapters_that_stay_in_memory_have_a_limit_of_bytes(lm, with_adapters, monkeypatch):
-    monkeypatch.setattr(device, "_adapters", type(device._adapters)())
+    monkeypatch.setattr(loaded_adapters, "_adapters", type(loaded_adapters._adapters)())
     files = [kept.file for kept in with_adapters.adapters.values()]
-    monkeypatch.setattr(device, "_LOADED_BYTES", files[0].stat().st_size + 1)
+    monkeypatch.setattr(loaded_adapters, "_LOADED_BYTES", files[0].stat().st_size + 1)
     for file in files:
-        assert device._adapter(lm, file) is device._adapter(lm, file)
-    assert [file for file, _ in device._adapters] == files[1:]
+        assert loaded_adapters.loaded_adapter(lm, file) is loaded_adapters.loaded_adapter(lm, file)
+    assert [file for file, _ in loaded_adapters._adapters] == files[1:]
     monkeypatch.setattr(quota, "free_memory", lambda device: quota.SPARE_MEMORY)
     with pytest.raises(JobRefused, match="no memory"):
-        device._adapter(lm, files[0])
+        loaded_adapters.loaded_adapter(lm, files[0])
 
 
 def test_a_copy_for_a_push_has_room_or_is_not_made(bench, with_adapters, monkeypatch):
@@ -146,7 +146,7 @@ def test_a_full_disk_shows_no_path(bench, with_adapters, monkeypatch, caplog):
     def full(*arguments, **options):
         raise OSError(errno.ENOSPC, "/srv/private/adapters/a could not be written (No space left on device)")
 
-    monkeypatch.setattr(device, "save_zip", full)
+    monkeypatch.setattr(device_work, "save_zip", full)
     with caplog.at_level(logging.ERROR):
         log, _ = finish(bench, bench.adapt(with_adapters, [0], QUICK, QUESTIONS))
     assert log.state == FAILED

@@ -7,9 +7,10 @@ import pytest
 
 from helpers.web_page import PASSAGE, QUICK
 from seal_hf.webui.visitors import visitor_of
-from seal_hf.webui.work.jobs import JobRefused, Jobs
+from seal_hf.webui.work.job_queue import JobQueue
+from seal_hf.webui.work.jobs import JobRefused
 from seal_hf.webui.work.limits import SHARED
-from seal_hf.webui.work.sessions import Draft, KeptAdapter
+from seal_hf.webui.work.session_items import Draft, KeptAdapter
 from seal_hf.webui.work.workbench import Workbench
 
 
@@ -37,7 +38,7 @@ def test_a_visitor_has_so_many_sessions_and_others_keep_theirs(serve, called, re
 
 def test_jobs_and_time_of_all_sessions_of_a_visitor_count_together(tmp_path):
     limits = replace(SHARED, visitor_jobs=2, hour_tokens=100)
-    jobs, gate = Jobs(str, limits=limits, visitor_of=lambda owner: owner[0]), threading.Event()
+    jobs, gate = JobQueue(str, limits=limits, visitor_of=lambda owner: owner[0]), threading.Event()
 
     def submit(owner, kind="ask", **options):
         return jobs.submit(owner, kind, "", tmp_path, lambda job: gate.wait(30), seconds=1, **options)
