@@ -12,14 +12,18 @@ import pytest
 from gradio.context import LocalContext
 
 from helpers.folders import ROOT
-from helpers.web_page import QUESTIONS, end_of, served_page
+from helpers.web_page import end_of
 from seal_hf.webui import languages
 from seal_hf.webui.languages import LANGUAGES, Message, as_data, language_of, of_data, say, told
+from seal_hf.webui.page import build_page
 from seal_hf.webui.tabs.shared import ended_text, table_of, waiting_text
 from seal_hf.webui.work import inputs
 from seal_hf.webui.work.errors import explain
-from seal_hf.webui.work.jobs import FAILED, STOPPED, JobLog, JobRefused, Jobs
-from seal_hf.webui.work.limits import SHARED, minutes
+from seal_hf.webui.work.job_queue import JobQueue
+from seal_hf.webui.work.jobs import FAILED, STOPPED, JobLog, JobRefused
+from seal_hf.webui.work.limits import OWN_MACHINE, SHARED, ZERO_GPU, minutes
+from seal_hf.webui.work.training_runs import TrainingRuns
+from seal_hf.webui.work.workbench import Workbench
 
 
 WEBUI = ROOT / "seal_hf" / "webui"
@@ -158,7 +162,7 @@ def test_an_error_is_english_for_programs_and_of_the_visitors_language_on_the_pa
 
 
 def test_one_jobs_end_is_read_in_each_visitors_language(tmp_path, gate):
-    jobs = Jobs(explain)
+    jobs = JobQueue(explain)
     workbench = SimpleNamespace(jobs=jobs)
 
     def work(job):
@@ -192,15 +196,10 @@ def test_the_reason_of_a_stop_is_said_in_each_language(submit, jobs, gate):
     log, _ = end_of(jobs, job)
     assert (log.state, log.error) == (STOPPED, "A job is ended after 10 minutes here.")
     with visited_in("de"):
-        assert ended_text(JobLogOf(job), "", say("job.stopped")) == (
-            "Gestoppt. Ein Auftrag wird hier nach 10 Minuten beendet."
-        )
-
-
-def JobLogOf(job):
-    log = JobLog(job)
-    log.read()
-    return log
+        again = JobLog(job)
+        again.read()
+        stopped = ended_text(again, "", say("job.stopped"))
+    assert stopped == "Gestoppt. Ein Auftrag wird hier nach 10 Minuten beendet."
 
 
 def shown_texts(config):
@@ -215,15 +214,17 @@ def shown_texts(config):
         if component["type"] in ("button", "markdown", "uploadbutton", "downloadbutton", "html"):
             texts.append(props.get("value"))
         yield from (
-            (component["type"], props.get("elem_id"), str(text)) for text in texts if text not in (None, "", True)
+            (component["type"], props.get("elem_id"), str(text))
+            for text in texts
+            if text not in (None, "", True, False)
         )
 
 
-@pytest.mark.parametrize("limits", [None, SHARED])
+@pytest.mark.parametrize("limits", [OWN_MACHINE, SHARED, ZERO_GPU], ids=["own", "shared", "ZeroGPU"])
 def test_every_text_that_is_laid_out_is_of_the_files(lm, tmp_path, limits):
-    options = {} if limits is None else {"limits": limits, "may_push": False}
-    with served_page(tmp_path, lm, **options) as app:
-        config = app.page.get_config_file()
+    bench = Workbench(lm, tmp_path / "sessions", limits=limits)
+    runs = TrainingRuns(bench.jobs, tmp_path / "runs", None, lm.base_model_id, limits=limits)
+    config = build_page(bench, runs, may_push=limits is OWN_MACHINE, on_space=False).get_config_file()
     translations = languages.i18n().translations
     names, literal = [], []
     for kind, elem_id, text in shown_texts(config):
@@ -236,4 +237,4 @@ def test_every_text_that_is_laid_out_is_of_the_files(lm, tmp_path, limits):
         assert set(names) <= texts.keys(), language
     assert translations["de"]["teach.write"] == "Self-Edits schreiben"
     assert translations["de"]["common.self_edit?number=3"] == "Self-Edit 3"
-    assert QUESTIONS and config["title"] == "Teach a language model a passage"
+    assert config["title"] == "Teach a language model a passage"
