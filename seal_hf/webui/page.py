@@ -141,7 +141,7 @@ def build_page(workbench: Workbench, runs: TrainingRuns, *, may_push: bool, on_s
             api_visibility="private",
             show_progress="hidden",
         )
-        page.load(None, js=_SHOW_TITLE, api_visibility="private")
+        loaded.then(None, js=_SHOW_TITLE, api_visibility="private")
         for attach in (
             attach_teach,
             attach_ask,

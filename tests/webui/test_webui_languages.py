@@ -32,7 +32,7 @@ ENGLISH = LANGUAGES["en"]
 # What a page shows of its widgets.
 SHOWN = ("label", "info", "placeholder", "title", "x_title", "y_title", "color_title", "caption", "submit_btn")
 # Widgets whose contents are no texts of the page, by their ids: passages, names of tasks, commands, and what the server fills in.
-CONTENTS = r"example-\d|arc-(name|json|task|editor)|train-(command|yaml)"
+CONTENTS = r"example-\d|only|arc-(name|json|task|editor)|train-(command|yaml)"
 
 
 @contextmanager
@@ -206,7 +206,8 @@ def shown_texts(config):
     """Each text that the widgets of a page show when it is laid out, with the widget's id."""
     for component in config["components"]:
         props = component["props"]
-        if re.fullmatch(CONTENTS, str(props.get("elem_id"))):
+        is_of_api = component["type"] == "api" or (component["type"], props.get("value")) == ("button", "Run")
+        if is_of_api or re.fullmatch(CONTENTS, str(props.get("elem_id"))):
             continue
         texts = [props.get(name) for name in SHOWN]
         texts += [name for name, _ in props.get("choices") or ()]

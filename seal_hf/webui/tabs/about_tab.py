@@ -24,14 +24,14 @@ def facts(workbench: Workbench) -> list[list[str]]:
     model = unwrap(lm.model)
     device = next(model.parameters()).device
     memory = psutil.virtual_memory()
-    base, longest = base_facts(lm.model), context_length(model)
+    how, longest = base_facts(lm.model)["quantization"], context_length(model)
     is_gpu = device.type == "cuda"
     name = torch.cuda.get_device_name(device) if is_gpu else say("about.threads", count=torch.get_num_threads())
     lines = [
         [say("about.model"), lm.base_model_id],
         [say("about.parameters"), say("about.millions", number=model.num_parameters() / 1e6)],
         [say("about.data_type"), str(model.dtype).removeprefix("torch.")],
-        [say("about.quantization"), str(base.get("quantization") or say("about.no_quantization"))],
+        [say("about.quantization"), say("about.no_quantization") if how == "none" else how],
         [say("about.context"), say("about.tokens", number=longest) if longest else say("about.not_stated")],
         [say("about.device"), name],
         [say("about.memory"), _free(memory.available, memory.total)],
