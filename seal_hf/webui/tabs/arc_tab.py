@@ -205,8 +205,13 @@ def build_arc_tab(workbench: Workbench, session: gr.BrowserState) -> Callable[[g
             found = preview_html(arc.preview(arc_inputs.read_task(text), new_text, read_settings(values)))
         except ValueError:  # said where the task is
             return ""
-        if current.puzzle is not None and index < len(current.puzzle.previews):
-            current.puzzle.texts[index], current.puzzle.previews[index] = new_text, found
+        puzzle = current.puzzle
+        if puzzle is not None and index < len(puzzle.texts):
+            puzzle.texts[index] = new_text
+            if puzzle.previews and puzzle.language == language():
+                puzzle.previews[index] = found
+            else:  # they are made anew when they are shown
+                puzzle.previews = []
         return found
 
     def on_restore(session_id: str) -> dict:
