@@ -46,4 +46,4 @@ def test_a_page_is_in_the_language_of_its_browser(visit, locale, texts):
     expect(page.locator("#write-status")).to_contain_text(texts["status"], timeout=TIMEOUT)
     page.get_by_role("tab", name="ARC").click()
     expect(page.locator("#arc-task")).to_contain_text(texts["demonstration"], timeout=TIMEOUT)
-    assert "__i18n__" not in page.content()
+    assert "__i18n__" not in page.locator("body").inner_text()
