@@ -5,6 +5,7 @@ from functools import partial
 import gradio as gr
 
 from .api import build_api
+from .languages import Message, laid_out
 from .shelf_api import build_shelf_api
 from .tabs.about_tab import build_about_tab
 from .tabs.adapters_tab import build_adapters_tab
@@ -22,13 +23,9 @@ from .work.training_runs import TrainingRuns
 from .work.workbench import Workbench
 
 
-TITLE = "Teach a language model a passage"
-_INTRODUCTION = """# {title}
-
-The model writes its own finetuning data about your text (*self-edits*), trains a small adapter on each, keeps the adapter
-that has learned most, and then answers **without seeing the text**. This is
-[SEAL](https://huggingface.co/papers/2506.10943) with {model}.
-"""
+TITLE = Message("page.title")
+# Gradio does not translate the title of the browser's window.
+_SHOW_TITLE = "() => {document.title = document.querySelector('#introduction h1').textContent}"
 
 THEME = gr.themes.Base(
     primary_hue=gr.themes.colors.teal,
@@ -111,22 +108,23 @@ def build_page(workbench: Workbench, runs: TrainingRuns, *, may_push: bool, on_s
         # event, since the server forgets the state of a page after an hour, even while the page is in use.
         # Gradio sends this key to every browser.
         session = gr.BrowserState("", storage_key="seal-session", secret=runs.page_secret("browser"))
-        gr.Markdown(_INTRODUCTION.format(title=TITLE, model=workbench.lm.base_model_id), elem_id="introduction")
+        introduction = laid_out("page.introduction", title=TITLE, model=workbench.lm.base_model_id)
+        gr.Markdown(introduction, elem_id="introduction")
         writer = WriterLines(workbench.sessions, session)
         with gr.Tabs() as tabs:
-            with gr.Tab("Teach", id="teach"):
+            with gr.Tab(laid_out("tab.teach"), id="teach"):
                 attach_teach, panel, learned = build_teach_tab(workbench, session, tabs, writer)
-            with gr.Tab("Ask", id="ask") as ask_tab:
+            with gr.Tab(laid_out("tab.ask"), id="ask") as ask_tab:
                 attach_ask = build_ask_tab(workbench, session, panel.questions, questions_from_table)
-            with gr.Tab("Shelf", id="shelf") as shelf_tab:
+            with gr.Tab(laid_out("tab.shelf"), id="shelf") as shelf_tab:
                 attach_shelf, taken = build_shelf_tab(workbench, session, tabs)
-            with gr.Tab("Adapters", id="adapters") as adapters_tab:
+            with gr.Tab(laid_out("tab.adapters"), id="adapters") as adapters_tab:
                 attach_adapters = build_adapters_tab(workbench, session, may_push=may_push, on_space=on_space)
-            with gr.Tab("ARC", id="arc"):
+            with gr.Tab(laid_out("tab.arc"), id="arc"):
                 attach_arc = build_arc_tab(workbench, session)
-            with gr.Tab("Train", id="train"):
+            with gr.Tab(laid_out("tab.train"), id="train"):
                 attach_train = build_train_tab(runs, workbench.sessions, session, writer)
-            with gr.Tab("About", id="about") as about_tab:
+            with gr.Tab(laid_out("tab.about"), id="about") as about_tab:
                 attach_about = build_about_tab(workbench)
         if on_space:
             gr.DuplicateButton()
@@ -143,6 +141,7 @@ def build_page(workbench: Workbench, runs: TrainingRuns, *, may_push: bool, on_s
             api_visibility="private",
             show_progress="hidden",
         )
+        loaded.then(None, js=_SHOW_TITLE, api_visibility="private")
         for attach in (
             attach_teach,
             attach_ask,

@@ -9,6 +9,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .body_limit import SmallRequests
+from .languages import i18n
 from .page import CSS, THEME
 from .work.origins import is_foreign
 
@@ -92,6 +93,7 @@ def launch(
         show_error=False,
         theme=THEME,
         css=CSS,
+        i18n=i18n(),
         app_kwargs={
             "middleware": [Middleware(OwnPagesOnly, on_space=on_space), Middleware(SmallRequests), *middleware]
         },

@@ -7,18 +7,13 @@ from pathlib import Path
 import gradio as gr
 
 from ...hub.errors import RepositoryExists
+from ..languages import laid_out, say
 from ..work import sharing
 from ..work.errors import explain
 from ..work.session_items import KeptAdapter
 from ..work.sessions import Session
 from ..work.workbench import Workbench
-from .shared import duration, escape, percent, read_only_table
-
-
-_EMPTY = (
-    "There is no adapter yet. Adapters that you train under **Teach** are listed here. You can also load one from a zip file "
-    "or from the Hub."
-)
+from .shared import duration, escape, percent, read_only_table, table_of, warning
 
 
 def build_adapters_tab(
@@ -41,39 +36,47 @@ def build_adapters_tab(
     Returns:
         `Callable`: Called with an event, it makes the tab show the state after it.
     """
-    gr.Markdown("### 5 · Adapters", elem_classes="step")
-    status = gr.Markdown(_EMPTY, elem_id="adapters-status", elem_classes="status")
-    table = read_only_table(["Adapter", "Passage", "Details"], [34, 33, 33], elem_id="adapters", visible=False)
+    gr.Markdown(laid_out("adapters.heading"), elem_classes="step")
+    status = gr.Markdown(laid_out("adapters.empty"), elem_id="adapters-status", elem_classes="status")
+    table = read_only_table([34, 33, 33], elem_id="adapters", visible=False)
     with gr.Column(visible=False) as actions:
         with gr.Row():
-            chosen = gr.Dropdown([], label="Adapter", elem_id="adapter", min_width=260, scale=3)
-            download = gr.DownloadButton("Download as zip", elem_id="download", min_width=140)
-            delete = gr.Button("Delete", variant="stop", elem_id="delete", min_width=100)
-        with gr.Accordion("Push it to the Hub", open=False, elem_id="push-panel"):
+            chosen = gr.Dropdown([], label=laid_out("common.adapter"), elem_id="adapter", min_width=260, scale=3)
+            download = gr.DownloadButton(laid_out("adapters.download"), elem_id="download", min_width=140)
+            delete = gr.Button(laid_out("adapters.delete"), variant="stop", elem_id="delete", min_width=100)
+        with gr.Accordion(laid_out("adapters.push_panel"), open=False, elem_id="push-panel"):
             if on_space:
                 gr.LoginButton()
             if may_push:
                 # Not in a `gr.Row`, which a phone would cut off.
-                name = gr.Textbox("seal-adapter", label="Name, in your account")
-                private = gr.Checkbox(True, label="Private")
-                publish = gr.Checkbox(False, label="Show the passage in the model card")
+                name = gr.Textbox("seal-adapter", label=laid_out("adapters.name"))
+                private = gr.Checkbox(True, label=laid_out("adapters.private"))
+                publish = gr.Checkbox(False, label=laid_out("adapters.publish"))
                 overwrite = gr.Textbox(visible=False, elem_id="overwrite")
-                push_button = gr.Button("Push", elem_id="push")
+                push_button = gr.Button(laid_out("adapters.push"), elem_id="push")
             else:
-                gr.Markdown(
-                    "Pushing is off, since others may reach this page. Download the adapter, or start the app on 127.0.0.1."
-                )
-    with gr.Accordion("Load an adapter", open=False, elem_id="load-panel"):
+                gr.Markdown(laid_out("adapters.push_is_off"))
+    with gr.Accordion(laid_out("adapters.load_panel"), open=False, elem_id="load-panel"):
         with gr.Row():
-            upload = gr.UploadButton("From a zip file", file_types=[".zip"], elem_id="upload", min_width=160)
+            upload = gr.UploadButton(laid_out("adapters.upload"), file_types=[".zip"], elem_id="upload", min_width=160)
             repo_id = gr.Textbox(
-                label="From the Hub", placeholder="user/name", submit_btn="Load", elem_id="repo-id", min_width=260
+                label=laid_out("adapters.from_hub"),
+                placeholder=laid_out("adapters.hub_id"),
+                submit_btn=True,
+                elem_id="repo-id",
+                min_width=260,
             )
 
     def show(current: Session) -> dict:
         kept, asked = list(current.adapters.values()), current.adapters.get(current.chosen or "")
         return {
-            table: gr.update(value=[table_line(adapter, current.chosen) for adapter in kept], visible=bool(kept)),
+            table: gr.update(
+                value=table_of(
+                    ("common.adapter", "common.passage", "common.details"),
+                    [table_line(adapter, current.chosen) for adapter in kept],
+                ),
+                visible=bool(kept),
+            ),
             actions: gr.update(visible=bool(kept)),
             chosen: gr.update(choices=[(adapter.name, adapter.id) for adapter in kept], value=current.chosen),
             download: gr.update(value=str(asked.file) if asked else None),
@@ -82,8 +85,9 @@ def build_adapters_tab(
     def on_show(session_id: str) -> dict:
         current = workbench.sessions.open(session_id)
         count = len(current.adapters)
-        text = f"{count} adapter{'s' * (count > 1)}. Ask uses the chosen one (●)." if count else _EMPTY
-        return {status: text, **show(current)}
+        text = say("adapters.count", count=count) if count else say("adapters.empty")
+        # Gradio does not translate this button.
+        return {status: text, **show(current), repo_id: gr.update(submit_btn=say("adapters.load"))}
 
     def on_choose(session_id: str, adapter_id: str) -> dict:
         current = workbench.sessions.open(session_id)
@@ -96,8 +100,8 @@ def build_adapters_tab(
         try:
             gone = current.delete(adapter_id)
         except ValueError as error:  # pressed twice
-            return {status: f"⚠️ {escape(str(error))}", **show(current)}
-        return {status: f"Deleted {escape(gone.name)}.", **show(current)}
+            return {status: warning(error), **show(current)}
+        return {status: say("adapters.deleted", name=escape(gone.name)), **show(current)}
 
     def on_load(
         session_id: str, source: str | Path, headers: Mapping[str, str], visitors_token: str | None = None
@@ -107,8 +111,8 @@ def build_adapters_tab(
             token = sharing.load_token(on_space, may_push, visitors_token, headers)
             kept = sharing.load_adapter(workbench.lm, current, source, token)
         except (ValueError, OSError) as error:
-            return {status: f"⚠️ {escape(explain(error))}"}
-        return {status: f"Loaded {escape(kept.name)}. Ask uses it now.", **show(current)}
+            return {status: warning(explain(error))}
+        return {status: say("adapters.loaded", name=escape(kept.name)), **show(current)}
 
     def on_upload(session_id: str, file: str) -> dict:
         return on_load(session_id, Path(file), {})
@@ -133,12 +137,12 @@ def build_adapters_tab(
                 overwrite=may_overwrite,
             )
         except RepositoryExists as error:
-            label = f"To replace the files of {error.repo_id}, type its full name and push again"
-            found = f"⚠️ {escape(error.repo_id)} exists already. Give another name, or type its full name below to replace its files."
+            label = say("adapters.overwrite", name=error.repo_id)
+            found = f"⚠️ {say('adapters.exists', name=escape(error.repo_id))}"
             return {status: found, overwrite: gr.update(label=label, placeholder=error.repo_id, visible=True)}
         except (ValueError, OSError) as error:
-            return {status: f"⚠️ {escape(explain(error))}"}
-        return {status: f"Pushed: [{url}]({url})", overwrite: gr.update(value="", visible=False)}
+            return {status: warning(explain(error))}
+        return {status: say("adapters.pushed", url=url), overwrite: gr.update(value="", visible=False)}
 
     # Gradio fills in the first arguments by their types.
 
@@ -163,7 +167,7 @@ def build_adapters_tab(
         )
 
     def attach(event: gr.events.Dependency) -> None:
-        event.then(on_show, session, shown, **shared)
+        event.then(on_show, session, [*shown, repo_id], **shared)
 
     return attach
 
@@ -173,10 +177,11 @@ def table_line(kept: KeptAdapter, chosen: str | None) -> list[str]:
     passage = kept.passage[:80].rstrip() + (" …" if len(kept.passage) > 80 else "")
     details = []
     if kept.reward is not None:
-        own = " own" if kept.own_questions else ""
-        chosen = f", which chose it as the best of {kept.best_of}" * (kept.best_of > 1)
-        details.append(f"reward {percent(kept.reward)} of {kept.num_questions}{own} questions{chosen}")
+        which = "own" if kept.own_questions else "your"
+        details.append(say(f"adapters.reward_{which}", reward=percent(kept.reward), count=kept.num_questions))
+        if kept.best_of > 1:
+            details.append(say("adapters.best_of", best_of=kept.best_of))
     if kept.seconds is not None:
-        details.append(f"learned in {duration(kept.seconds)}")
+        details.append(say("adapters.learned_in", time=duration(kept.seconds)))
     details += [f"{kept.num_bytes / 1e6:.0f} MB", datetime.fromtimestamp(kept.created).strftime("%H:%M")]
     return [f"{'● ' * (kept.id == chosen)}{kept.name}", passage or "–", ", ".join(details)]

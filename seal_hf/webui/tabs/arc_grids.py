@@ -12,6 +12,7 @@ from ...domains.arc.choices import ALL_TOKENS
 from ...domains.arc.grids import Grid, as_grid, read_grid
 from ...domains.arc.prediction import attempts, questions_of
 from ...domains.arc.tasks import demonstrations
+from ..languages import say
 from ..work.arc_inputs import has_solutions
 from ..work.arc_work import Preview
 
@@ -19,7 +20,6 @@ from ..work.arc_work import Preview
 COLOURS = (
     "#000000", "#0074d9", "#ff4136", "#2ecc40", "#ffdc00", "#aaaaaa", "#f012be", "#ff851b", "#7fdbff", "#870c25",
 )  # fmt: skip
-COLOUR_NAMES = ("black", "blue", "red", "green", "yellow", "grey", "magenta", "orange", "light blue", "maroon")
 _CELL = 10  # in units of the picture
 # Side of a cell in pixels, and the longest side of a grid.
 _LARGEST_CELL, _LARGEST_GRID = 20, 132
@@ -93,7 +93,7 @@ def grid_svg(grid: Grid, *, small: bool = False) -> str:
         + [f"M0 {y * _CELL}H{width * _CELL}" for y in range(1, height)]
     )
     return (
-        f'<svg class="arc-grid" role="img" aria-label="Grid of {height} x {width}" width="{width * side:.0f}" '
+        f'<svg class="arc-grid" role="img" aria-label="{escaped(say("arc.grid_of", height=height, width=width))}" width="{width * side:.0f}" '
         f'height="{height * side:.0f}" viewBox="0 0 {width * _CELL} {height * _CELL}" shape-rendering="crispEdges">'
         f'{"".join(cells)}<path d="{lines}" stroke="#64748b" stroke-width="{0.6 if small else 0.8}" fill="none"/></svg>'
     )
@@ -101,40 +101,47 @@ def grid_svg(grid: Grid, *, small: bool = False) -> str:
 
 def task_html(task: Mapping) -> str:
     """The demonstrations of a task, and its test inputs with their solutions."""
-    shown = [_pair(*pair, f"Demonstration {number}") for number, pair in enumerate(demonstrations(task), 1)]
+    shown = [
+        _pair(*pair, say("arc.demonstration", number=number)) for number, pair in enumerate(demonstrations(task), 1)
+    ]
     asked = [
-        _pair(as_grid(pair["input"]), as_grid(pair["output"]) if "output" in pair else None, f"Test {number}")
+        _pair(
+            as_grid(pair["input"]),
+            as_grid(pair["output"]) if "output" in pair else None,
+            say("arc.test", number=number),
+        )
         for number, pair in enumerate(task["test"], 1)
     ]
-    unsolved = (
-        "" if has_solutions(task) else "<p>There is no solution, so that it can be predicted and not graded.</p>"
-    )
+    unsolved = "" if has_solutions(task) else f"<p>{escaped(say('arc.no_solution'))}</p>"
     return f'<div class="arc"><div class="arc-row">{"".join(shown)}</div><div class="arc-row">{"".join(asked)}</div>{unsolved}</div>'
 
 
 def preview_html(preview: Preview | None) -> str:
     """What a self-edit chose, what each of its tools makes of the task, and what of it is drawn."""
     if preview is None:
-        return '<div class="arc"><p>Malformed: it trains nothing.</p></div>'
+        return f'<div class="arc"><p>{escaped(say("arc.malformed"))}</p></div>'
     training = preview.choices.training
-    loss = "all grids" if training.strategy == ALL_TOKENS else "the outputs that are asked for"
+    chosen_training = say(
+        f"arc.training_{'all' if training.strategy == ALL_TOKENS else 'outputs'}",
+        groups=", ".join(preview.choices.groups) or say("arc.no_tools"),
+        rate=training.learning_rate,
+        epochs=training.num_train_epochs,
+    )
     by_tool, chosen = preview.made.by_tool, preview.made.drawn
     num_made = len({one for made in by_tool.values() for one in made})
     tools = [
-        _box(_thumbnail(made), f"{'as it is' if name == NO_TOOL else name.replace('_', ' ')} · {len(made)}")
+        _box(_thumbnail(made), f"{say('arc.as_it_is') if name == NO_TOOL else name.replace('_', ' ')} · {len(made)}")
         for name, made in by_tool.items()
         if made
     ]
     left_out = sum(not made for made in by_tool.values())
     drawn = [_thumbnail([one]) for one in chosen[:_NUM_DRAWN]]
+    too_large = f"<p>{escaped(say('arc.too_large', number=left_out))}</p>" if left_out else ""
     return (
-        f'<div class="arc"><p>{", ".join(preview.choices.groups) or "No tools"} · rate {training.learning_rate:g} · epochs '
-        f"{training.num_train_epochs} · loss on {loss}</p>"
-        f"<details open><summary>{len(by_tool) - 1} tools make {num_made} training tasks</summary>"
-        f'<div class="arc-row arc-tools">{"".join(tools)}</div>'
-        + f"<p>{left_out} of the tools make grids that are too large.</p>"
-        * bool(left_out)
-        + f"</details><details><summary>{len(chosen)} are drawn, some of them with other colours and in another order"
+        f'<div class="arc"><p>{escaped(chosen_training)}</p><details open><summary>'
+        f"{escaped(say('arc.tools_make', num_tools=len(by_tool) - 1, num_tasks=num_made))}</summary>"
+        f'<div class="arc-row arc-tools">{"".join(tools)}</div>{too_large}</details>'
+        f"<details><summary>{escaped(say('arc.drawn', number=len(chosen)))}"
         f'</summary><div class="arc-row">{"".join(drawn)}</div></details></div>'
     )
 
@@ -157,9 +164,11 @@ def predictions_html(task: Mapping, seed: int, answers: Sequence[Sequence[str]])
     parts = []
     for test, pair in enumerate(task["test"]):
         truth = as_grid(pair["output"]) if "output" in pair else None
-        name = f"Test {test + 1}: " * (len(task["test"]) > 1)
-        parts.append(f'<div class="arc-row">{_box(grid_svg(as_grid(pair["input"])), "input")}{_truth(truth)}</div>')
-        for model, own, chosen in zip(("in context alone", "after learning"), predicted, voted, strict=True):
+        name = f"{say('arc.test', number=test + 1)}: " if len(task["test"]) > 1 else ""
+        source = _box(grid_svg(as_grid(pair["input"])), say("arc.input"))
+        parts.append(f'<div class="arc-row">{source}{_truth(truth)}</div>')
+        models = (say("arc.before_learning"), say("arc.after_learning"))
+        for model, own, chosen in zip(models, predicted, voted, strict=True):
             views = [
                 (question.view, None if grid is None else question.turned_back(grid))
                 for question, grid in zip(questions, own, strict=True)
@@ -167,20 +176,21 @@ def predictions_html(task: Mapping, seed: int, answers: Sequence[Sequence[str]])
             ]
             votes = Counter(grid for _, grid in views)
             boxes = [
-                _verdict(grid, truth, f"attempt {number}, {votes[grid]} of {len(views)} votes")
+                _verdict(grid, truth, say("arc.attempt", number=number, votes=votes[grid], all=len(views)))
                 for number, grid in enumerate(chosen[test], 1)
             ]
             shown = [_verdict(grid, truth, view.replace("_", " "), small=True) for view, grid in views]
             parts.append(
-                f"<h4>{name}{model}</h4>"
-                f'<div class="arc-row">{"".join(boxes) or _box(_NO_GRID, "no attempt")}</div>'
-                f"<details><summary>Each of the {len(views)} predictions, turned back</summary>"
+                f"<h4>{escaped(name + model)}</h4>"
+                f'<div class="arc-row">{"".join(boxes) or _box(_no_grid(), say("arc.no_attempt"))}</div>'
+                f"<details><summary>{escaped(say('arc.predictions', number=len(views)))}</summary>"
                 f'<div class="arc-row">{"".join(shown)}</div></details>'
             )
     return f'<div class="arc">{"".join(parts)}</div>'
 
 
-_NO_GRID = '<span class="arc-none">no grid</span>'
+def _no_grid() -> str:
+    return f'<span class="arc-none">{escaped(say("arc.no_grid"))}</span>'
 
 
 def _pair(source: Grid, target: Grid | None, name: str) -> str:
@@ -194,12 +204,12 @@ def _thumbnail(made: Sequence[TrainingTask]) -> str:
 
 
 def _truth(truth: Grid | None) -> str:
-    return "" if truth is None else _box(grid_svg(truth), "truth")
+    return "" if truth is None else _box(grid_svg(truth), say("arc.truth"))
 
 
 def _verdict(grid: Grid | None, truth: Grid | None, text: str, *, small: bool = False) -> str:
     is_right = None if truth is None else grid == truth
-    shown = _NO_GRID if grid is None else grid_svg(grid, small=small)
+    shown = _no_grid() if grid is None else grid_svg(grid, small=small)
     return _box(shown, f"{_MARKS[is_right]} {text}".strip(), {True: " right", False: " wrong", None: ""}[is_right])
 
 

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable
 
 import gradio as gr
 
+from ..languages import laid_out, language, say
 from ..work import arc_inputs
 from ..work.arc_work import LEARNING, MAX_SELF_EDITS, WRITING, ArcSettings, ArcWork
 from ..work.jobs import Job
@@ -12,20 +13,11 @@ from ..work.sessions import Session
 from ..work.workbench import Workbench
 from .arc_grids import predictions_html, preview_html
 from .arc_task_panel import NAMES, build_task_panel, read_settings
-from .learning_texts import loss_table, training_text
+from .learning_texts import loss_axes, loss_table, training_text
 from .shared import append, cumulative, ended_text, follow, is_waiting, opened, started, waiting_text
 
 
-_EMPTY = """
-A puzzle shows grids and what becomes of them by some rule; the rule is to be applied to another grid.
-
-1. Choose a task, draw one or paste its JSON.
-2. Press **Write self-edits**. The model does not write training data here: it chooses the tools that make them of the
-   demonstrations, and how an adapter is trained on them.
-3. Let the model learn one, and see what it predicts before and after.
-"""
-_WRITTEN = "Edit the self-edits if you like, and let the model learn one."
-_BY_HAND = "All tools, as set by hand"
+_BY_HAND = 0  # the choice of all tools in place of a self-edit, which have numbers from 1
 
 
 def build_arc_tab(workbench: Workbench, session: gr.BrowserState) -> Callable[[gr.events.Dependency], None]:
@@ -44,15 +36,17 @@ def build_arc_tab(workbench: Workbench, session: gr.BrowserState) -> Callable[[g
     arc = ArcWork(workbench)
     with gr.Row(elem_classes="columns"):
         with gr.Column(scale=5, min_width=320):
-            panel = build_task_panel()
+            panel, attach_task = build_task_panel()
             with gr.Row():
                 write = gr.Button(
-                    "Write self-edits", variant="primary", elem_id="arc-write", min_width=160, interactive=False
+                    laid_out("teach.write"), variant="primary", elem_id="arc-write", min_width=160, interactive=False
                 )
-                stop_writing = gr.Button("Stop", elem_id="arc-stop-writing", min_width=80, interactive=False)
+                stop_writing = gr.Button(
+                    laid_out("common.stop"), elem_id="arc-stop-writing", min_width=80, interactive=False
+                )
         with gr.Column(scale=7, min_width=320):
-            gr.Markdown("### 2 · Self-edits", elem_classes="step")
-            empty = gr.Markdown(_EMPTY, elem_id="arc-introduction")
+            gr.Markdown(laid_out("teach.heading"), elem_classes="step")
+            empty = gr.Markdown(laid_out("arc.empty"), elem_id="arc-introduction")
             write_status = gr.Markdown(elem_id="arc-write-status", elem_classes="status")
             cards, texts, previews = [], [], []
             with gr.Row(elem_classes="cards"):
@@ -60,7 +54,7 @@ def build_arc_tab(workbench: Workbench, session: gr.BrowserState) -> Callable[[g
                     with gr.Column(visible=False, min_width=260, elem_classes="card") as card:
                         texts.append(
                             gr.Textbox(
-                                label=f"Self-edit {number}",
+                                label=laid_out("common.self_edit", number=number),
                                 lines=9,
                                 max_lines=12,
                                 interactive=False,
@@ -71,30 +65,35 @@ def build_arc_tab(workbench: Workbench, session: gr.BrowserState) -> Callable[[g
                         )
                         previews.append(gr.HTML(elem_id=f"arc-preview-{number}"))
                     cards.append(card)
-            gr.Markdown("### 3 · Learn and predict", elem_classes="step")
-            chosen = gr.Radio([_BY_HAND], value=_BY_HAND, show_label=False, elem_id="arc-chosen")
+            gr.Markdown(laid_out("arc.learn_heading"), elem_classes="step")
+            chosen = gr.Radio(
+                [(laid_out("arc.by_hand"), _BY_HAND)], value=_BY_HAND, show_label=False, elem_id="arc-chosen"
+            )
             with gr.Row():
                 learn = gr.Button(
-                    "Learn and predict", variant="primary", elem_id="arc-learn", min_width=160, interactive=False
+                    laid_out("arc.learn"), variant="primary", elem_id="arc-learn", min_width=160, interactive=False
                 )
-                stop_learning = gr.Button("Stop", elem_id="arc-stop-learning", min_width=80, interactive=False)
+                stop_learning = gr.Button(
+                    laid_out("common.stop"), elem_id="arc-stop-learning", min_width=80, interactive=False
+                )
             if limits := workbench.limits.say():
-                gr.Markdown(limits, elem_classes="quiet")
+                gr.Markdown(laid_out(limits), elem_classes="quiet")
             learn_status = gr.Markdown(elem_id="arc-learn-status", elem_classes="status")
-            plot = gr.LinePlot(
-                x="step", y="loss", title="Training loss", height=220, visible=False,
-                x_title="optimizer step", y_title="nats per token", elem_id="arc-loss",
-            )  # fmt: skip
+            plot = gr.LinePlot(x="step", y="loss", height=220, visible=False, elem_id="arc-loss")
             predictions = gr.HTML(visible=False, elem_id="arc-predictions")
 
     def choices(count: int) -> dict:
-        labels = [f"Self-edit {number}" for number in range(1, count + 1)]
-        return {chosen: gr.update(choices=[*labels, _BY_HAND], value=labels[0] if labels else _BY_HAND)}
+        written = [(say("common.self_edit", number=number), number) for number in range(1, count + 1)]
+        return {
+            chosen: gr.update(
+                choices=[*written, (say("arc.by_hand"), _BY_HAND)], value=written[0][1] if written else _BY_HAND
+            )
+        }
 
     def show_written(current: Session) -> dict:
         puzzle = current.puzzle
-        if not puzzle.previews:
-            settings = ArcSettings(**puzzle.settings)
+        if not puzzle.previews or puzzle.language != language():
+            settings, puzzle.language = ArcSettings(**puzzle.settings), language()
             puzzle.previews = [preview_html(arc.preview(puzzle.task, text, settings)) for text in puzzle.texts]
         shown = choices(len(puzzle.texts))
         for index, (card, text, preview) in enumerate(zip(cards, texts, previews, strict=True)):
@@ -129,11 +128,11 @@ def build_arc_tab(workbench: Workbench, session: gr.BrowserState) -> Callable[[g
                 if current.puzzle is not None:
                     shown |= await asyncio.to_thread(show_written, current)
                 shown |= {write: gr.update(interactive=True), stop_writing: gr.update(interactive=False)}
-                text = ended_text(log, _WRITTEN, "Stopped.")
+                text = ended_text(log, say("arc.edit"), say("job.stopped"))
             elif is_waiting(log):
                 text = waiting_text(workbench, job)
             else:
-                text = "Writing all at once …"
+                text = say("arc.writing")
             yield {**shown, write_status: text}
 
     async def watch_learning(job: Job) -> AsyncIterator[dict]:
@@ -144,7 +143,7 @@ def build_arc_tab(workbench: Workbench, session: gr.BrowserState) -> Callable[[g
             stop_learning: gr.update(interactive=True),
             plot: gr.update(visible=False),
             predictions: gr.update(visible=False),
-            learn_status: "Starting …",
+            learn_status: say("job.starting"),
         }
         async for log, events in follow(workbench, job):
             shown, text, num_before = {}, None, len(steps)
@@ -154,16 +153,18 @@ def build_arc_tab(workbench: Workbench, session: gr.BrowserState) -> Callable[[g
                 elif event["event"] == "step":
                     steps.append(event)
                 elif event["event"] == "predicting":
-                    text = f"Trained. The model predicts under {event['count']} views, before and after …"
+                    text = say("arc.predicting", count=event["count"])
                 elif event["event"] == "predicted":
                     found = await asyncio.to_thread(predictions_html, task["task"], task["seed"], event["answers"])
                     shown[predictions] = gr.update(value=found, visible=True)
                     solved = solved_text(event["solved"])
             if len(steps) > num_before:
-                shown[plot] = gr.update(value=loss_table(steps, [""]), visible=True)
+                shown[plot] = gr.update(
+                    value=loss_table(steps, [""]), title=say("learn.loss"), visible=True, **loss_axes()
+                )
                 text = text or training_text(steps[-1])
             if log.has_ended:
-                text = ended_text(log, solved, "Stopped: nothing was predicted.")
+                text = ended_text(log, solved, say("arc.stopped"))
                 shown |= {learn: gr.update(interactive=True), stop_learning: gr.update(interactive=False)}
             elif is_waiting(log):
                 text = waiting_text(workbench, job)
@@ -183,13 +184,12 @@ def build_arc_tab(workbench: Workbench, session: gr.BrowserState) -> Callable[[g
             yield shown
 
     @cumulative
-    async def on_learn(session_id: str, choice: str | None, text: str, *values: object) -> AsyncIterator[dict]:
+    async def on_learn(session_id: str, choice: int | None, text: str, *values: object) -> AsyncIterator[dict]:
         current = await opened(workbench, session_id)
         edited, values = values[:MAX_SELF_EDITS], values[MAX_SELF_EDITS:]
 
         def start() -> Job:
-            labels = [f"Self-edit {number}" for number in range(1, MAX_SELF_EDITS + 1)]
-            own = edited[labels.index(choice)] if choice in labels else None
+            own = edited[choice - 1] if choice in range(1, MAX_SELF_EDITS + 1) else None
             return arc.learn(current, arc_inputs.read_task(text), own, read_settings(values))
 
         job = await started(start)
@@ -205,8 +205,13 @@ def build_arc_tab(workbench: Workbench, session: gr.BrowserState) -> Callable[[g
             found = preview_html(arc.preview(arc_inputs.read_task(text), new_text, read_settings(values)))
         except ValueError:  # said where the task is
             return ""
-        if current.puzzle is not None and index < len(current.puzzle.previews):
-            current.puzzle.texts[index], current.puzzle.previews[index] = new_text, found
+        puzzle = current.puzzle
+        if puzzle is not None and index < len(puzzle.texts):
+            puzzle.texts[index] = new_text
+            if puzzle.previews and puzzle.language == language():
+                puzzle.previews[index] = found
+            else:  # they are made anew when they are shown
+                puzzle.previews = []
         return found
 
     def on_restore(session_id: str) -> dict:
@@ -218,7 +223,7 @@ def build_arc_tab(workbench: Workbench, session: gr.BrowserState) -> Callable[[g
             panel.text: arc_inputs.write_task(current.puzzle.task),
             **{widget: current.puzzle.settings[name] for widget, name in widgets},
             empty: gr.update(visible=False),
-            write_status: _WRITTEN,
+            write_status: say("arc.edit"),
             **show_written(current),
         }
 
@@ -261,7 +266,7 @@ def build_arc_tab(workbench: Workbench, session: gr.BrowserState) -> Callable[[g
         )
 
     def attach(loaded: gr.events.Dependency) -> None:
-        restored = loaded.then(
+        restored = attach_task(loaded).then(
             on_restore,
             session,
             [*panel.inputs, *outputs],
@@ -276,6 +281,6 @@ def build_arc_tab(workbench: Workbench, session: gr.BrowserState) -> Callable[[g
 def solved_text(solved: list[bool] | None) -> str:
     """Whether the base model and the adapted one have solved a task, in a sentence; `None` where nobody knows."""
     if solved is None:
-        return "Predicted. There is no solution to compare with."
-    before, after = ("**solved**" if one else "**not solved**" for one in solved)
-    return f"With the demonstrations in context alone the task is {before}, after learning it is {after}."
+        return say("arc.predicted")
+    before, after = (say("arc.solved") if one else say("arc.not_solved") for one in solved)
+    return say("arc.result", before=before, after=after)

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Callable
 
 import gradio as gr
 
+from ..languages import laid_out, say
 from ..work.jobs import DONE, Job
 from ..work.sessions import Session
 from ..work.workbench import Workbench
@@ -20,11 +21,9 @@ from .shared import (
     percent,
     read_only_table,
     started,
+    table_of,
     waiting_text,
 )
-
-
-_EMPTY = "Learn a passage under **Teach** first, or load an adapter under **Adapters**. Then ask."
 
 
 def build_ask_tab(
@@ -46,41 +45,35 @@ def build_ask_tab(
     Returns:
         `Callable`: Called with an event, it makes the tab show the state after it.
     """
-    gr.Markdown("### 4 · Ask", elem_classes="step")
-    status = gr.Markdown(_EMPTY, elem_id="ask-status", elem_classes="status")
+    gr.Markdown(laid_out("ask.heading"), elem_classes="step")
+    status = gr.Markdown(laid_out("ask.empty"), elem_id="ask-status", elem_classes="status")
     with gr.Row(equal_height=True):
         question = gr.Textbox(
-            label="Question",
-            placeholder="Ask about the passage; neither model sees it",
+            label=laid_out("common.question"),
+            placeholder=laid_out("ask.hint"),
             elem_id="question",
             scale=8,
             min_width=220,
         )
-        ask = gr.Button("Ask", variant="primary", elem_id="ask", min_width=90)
+        ask = gr.Button(laid_out("common.ask"), variant="primary", elem_id="ask", min_width=90)
     with gr.Row():
-        base = gr.Textbox(label="Base model", lines=3, interactive=False, min_width=280, elem_id="base")
-        adapted = gr.Textbox(label="After learning", lines=3, interactive=False, min_width=280, elem_id="adapted")
+        shape = {"lines": 3, "interactive": False, "min_width": 280}
+        base = gr.Textbox(label=laid_out("common.base_model"), elem_id="base", **shape)
+        adapted = gr.Textbox(label=laid_out("common.adapted"), elem_id="adapted", **shape)
     with gr.Row():
-        score = gr.Button("Score my questions", size="sm", elem_id="score", min_width=150)
-        probe = gr.Button("Does it still know the rest?", size="sm", elem_id="probe", min_width=190)
-        stop = gr.Button("Stop", size="sm", elem_id="stop-asking", min_width=80)
-    table = read_only_table(
-        ["Question → right answer", "Base model", "After learning"],
-        [34, 33, 33],
-        elem_id="scores",
-        visible=False,
-    )
-    history = read_only_table(
-        ["Question", "Base model", "After learning"],
-        [24, 38, 38],
-        elem_id="history",
-        label="Asked before",
-        visible=False,
-    )
+        score = gr.Button(laid_out("ask.score"), size="sm", elem_id="score", min_width=150)
+        probe = gr.Button(laid_out("ask.probe"), size="sm", elem_id="probe", min_width=190)
+        stop = gr.Button(laid_out("common.stop"), size="sm", elem_id="stop-asking", min_width=80)
+    table = read_only_table([34, 33, 33], elem_id="scores", visible=False)
+    history = read_only_table([24, 38, 38], elem_id="history", label=laid_out("ask.history"), visible=False)
+
+    def show_history(current: Session) -> dict:
+        headers = ("common.question", "common.base_model", "common.adapted")
+        return gr.update(value=table_of(headers, current.asked[::-1]), visible=len(current.asked) > 0)
 
     async def watch_question(current: Session, job: Job) -> AsyncIterator[dict]:
         texts, asked, ended = ["", ""], "", {}
-        yield {base: "", adapted: "", status: "Starting …"}
+        yield {base: "", adapted: "", status: say("job.starting")}
         async for log, events in follow(workbench, job):
             for event in events:
                 if event["event"] == "asked":
@@ -91,14 +84,14 @@ def build_ask_tab(
                     texts = [event["base"][0], event["adapted"][0]]
             if log.has_ended:
                 if log.state == DONE:
-                    ended = {history: gr.update(value=current.asked[::-1], visible=len(current.asked) > 0)}
-                text = ended_text(log, f"“{escape(asked)}” – answered without the passage.", "Stopped.")
+                    ended = {history: show_history(current)}
+                text = ended_text(log, say("ask.answered", question=escape(asked)), say("job.stopped"))
             else:
-                text = waiting_text(workbench, job) if is_waiting(log) else "Answering …"
+                text = waiting_text(workbench, job) if is_waiting(log) else say("common.answering")
             yield {base: texts[0], adapted: texts[1], status: text, **ended}
 
     async def watch_table(job: Job) -> AsyncIterator[dict]:
-        asked, texts, answered, text = [], [], {}, "Starting …"
+        asked, texts, answered, text = [], [], {}, say("job.starting")
         yield {table: gr.update(visible=False), status: text}
         async for log, events in follow(workbench, job):
             for event in events:
@@ -112,13 +105,14 @@ def build_ask_tab(
             verdicts = answered.get("verdicts")
             if log.has_ended:
                 found = (verdicts, answered["recited"], answered["best_of"]) if verdicts else None
-                text = ended_text(log, accuracy_text(job.kind, *found) if found else "", "Stopped.")
+                text = ended_text(log, accuracy_text(job.kind, *found) if found else "", say("job.stopped"))
             elif is_waiting(log):
                 text = waiting_text(workbench, job)
             else:
-                text = f"Both models answer {len(asked)} questions …"
+                text = say("ask.answering", count=len(asked))
             shown = answers_table(asked, [texts[: len(asked)], texts[len(asked) :]], verdicts)
-            yield {table: gr.update(value=shown, visible=bool(shown)), status: text}
+            headers = ("common.question_and_answer", "common.base_model", "common.adapted")
+            yield {table: gr.update(value=table_of(headers, shown), visible=bool(shown)), status: text}
 
     async def watch_started(
         start: Callable[[], Job], watch: Callable[[Job], AsyncIterator[dict]]
@@ -159,9 +153,9 @@ def build_ask_tab(
         current = await opened(workbench, session_id)
         kept = current.adapters.get(current.chosen or "")
         yield {
-            status: f"Ask the base model and **{escape(kept.name)}**." if kept else _EMPTY,
-            adapted: gr.update(label=f"After learning: {kept.name}" if kept else "After learning"),
-            history: gr.update(value=current.asked[::-1], visible=len(current.asked) > 0),
+            status: say("ask.ask_both", adapter=escape(kept.name)) if kept else say("ask.empty"),
+            adapted: gr.update(label=say("ask.adapted", adapter=kept.name) if kept else say("common.adapted")),
+            history: show_history(current),
         }
         for job in workbench.jobs.active(current.id):
             if job.kind in ("ask", "score", "probe"):
@@ -184,13 +178,17 @@ def accuracy_text(kind: str, verdicts: list[list[bool]], recited: list[float], b
     """The accuracy of both models, how much they recite, and whether the adapter may have been chosen by these questions."""
     (base, adapted) = (sum(map(bool, one)) for one in verdicts)
     count = sum(verdict is not None for verdict in verdicts[0])
-    counts = f"base model {base} of {count} ({percent(base / count)}), after learning {adapted} ({percent(adapted / count)})"
+    counts = {
+        "base": base,
+        "adapted": adapted,
+        "all": count,
+        "base_share": percent(base / count),
+        "adapted_share": percent(adapted / count),
+    }
     if kind == "probe":
-        return (
-            f"Questions that have nothing to do with the passage: {counts}. An answer that is right only before learning shows lost "
-            "knowledge. The last question, where it has no mark, is about the topic, but the passage does not answer it: a name "
-            "is made up."
-        )
-    shares = f"{RECITED}: base model {percent(recited[0])}, after learning {percent(recited[1])}."
-    chosen = f" If they chose this adapter as the best of {best_of}, its share tends to be too high by chance."
-    return f"Your questions: {counts}. {shares}{chosen * (best_of > 1)}"
+        return say("ask.probed", **counts)
+    shares = {"base": percent(recited[0]), "adapted": percent(recited[1])}
+    sentences = [say("ask.scored", **counts), say("ask.recited", means=RECITED, **shares)]
+    if best_of > 1:
+        sentences.append(say("ask.chosen_by_them", best_of=best_of))
+    return " ".join(sentences)

@@ -6,6 +6,7 @@ from functools import partial
 
 import gradio as gr
 
+from ..languages import Message, laid_out, say, told
 from ..work import inputs
 from ..work.adaptation import NUM_OWN_QUESTIONS
 from ..work.jobs import Job
@@ -14,6 +15,7 @@ from ..work.workbench import Workbench
 from .learning_texts import (
     answers_headers,
     learned_text,
+    loss_axes,
     loss_table,
     loss_title,
     rewards_table,
@@ -36,10 +38,14 @@ from .shared import (
     percent,
     read_only_table,
     started,
+    table_of,
     waiting_text,
 )
 
 
+# Columns of the tables.
+_WATCHED = ("", "learn.watched_answer", "learn.likely")
+_REWARDS = ("common.self_edit_column", "learn.right", "common.reward", "common.recited", "")
 # What the buttons do.
 _TOGETHER, _EACH, _ONE = "together", "each", "one"
 
@@ -98,39 +104,34 @@ def build_learning_panel(
             What the cards of all self-edits hold (see [`read_drafts`]).
     """
     with gr.Column(visible=False, elem_id="learning") as learning:
-        gr.Markdown("### 3 · Learn", elem_classes="step")
+        gr.Markdown(laid_out("learn.heading"), elem_classes="step")
         watched = gr.Textbox(
-            label="Question to watch (optional)",
-            placeholder="Asked again and again while it learns, without the passage",
+            label=laid_out("learn.watched"),
+            placeholder=laid_out("learn.watched_hint"),
             max_lines=1,
             elem_id="watched",
         )
-        stops_early = gr.Checkbox(True, label="Stop when its answer stays", container=False, elem_id="stops-early")
+        stops_early = gr.Checkbox(True, label=laid_out("learn.stops_early"), container=False, elem_id="stops-early")
         with gr.Row():
             learn_together = gr.Button(
-                "Learn from all together", variant="primary", elem_id="learn-together", min_width=200, size="md"
+                laid_out("learn.together"), variant="primary", elem_id="learn-together", min_width=200, size="md"
             )
-            learn_all = gr.Button("Try each, keep the best", elem_id="learn-all", min_width=190, size="md")
+            learn_all = gr.Button(laid_out("learn.each"), elem_id="learn-all", min_width=190, size="md")
             only = gr.Dropdown([1], value=1, show_label=False, container=False, min_width=64, scale=0, elem_id="only")
-            learn_one = gr.Button("Learn only this one", elem_id="learn-one", min_width=150, size="md")
-            stop_learning = gr.Button("Stop", elem_id="stop-learning", min_width=80, interactive=False, size="md")
+            learn_one = gr.Button(laid_out("learn.only"), elem_id="learn-one", min_width=150, size="md")
+            stop_learning = gr.Button(
+                laid_out("common.stop"), elem_id="stop-learning", min_width=80, interactive=False, size="md"
+            )
         if limits := workbench.limits.say():
-            gr.Markdown(limits, elem_id="limits", elem_classes="quiet")
+            gr.Markdown(laid_out(limits), elem_id="limits", elem_classes="quiet")
         learn_status = gr.Markdown(elem_id="learn-status", elem_classes="status")
-        watching = read_only_table(
-            ["", "Answer to the watched question", "Likely"], [20, 62, 18], elem_id="watching", visible=False
-        )
-        plot = gr.LinePlot(
-            x="step", y="loss", color="self-edit", title="Training loss", height=240, visible=False,
-            x_title="optimizer step", y_title="nats per token", elem_id="loss",
-        )  # fmt: skip
-        rewards = read_only_table(
-            ["Self-edit", "Right", "Reward", "Recited", ""], [24, 21, 20, 20, 15], elem_id="rewards", visible=False
-        )
-        ask_next = gr.Button("Ask it something →", visible=False, elem_id="ask-next")
-        with gr.Accordion("The graded answers", open=False, visible=False) as answers_panel:
+        watching = read_only_table([20, 62, 18], elem_id="watching", visible=False)
+        plot = gr.LinePlot(x="step", y="loss", color="self-edit", height=240, visible=False, elem_id="loss")
+        rewards = read_only_table([24, 21, 20, 20, 15], elem_id="rewards", visible=False)
+        ask_next = gr.Button(laid_out("learn.ask_next"), visible=False, elem_id="ask-next")
+        with gr.Accordion(laid_out("learn.graded"), open=False, visible=False) as answers_panel:
             answers_note = gr.Markdown(elem_classes="quiet")
-            answers = read_only_table(answers_headers([]), [34, 33, 33], elem_id="graded")
+            answers = read_only_table([34, 33, 33], elem_id="graded")
 
     def reset() -> dict:
         return {
@@ -167,9 +168,9 @@ def build_learning_panel(
                 elif event["event"] == "step":
                     steps.append(event)
                 elif event["event"] == "asking_itself":
-                    text = f"Trained. The model writes up to {NUM_OWN_QUESTIONS} questions …"
+                    text = say("learn.asking_itself", most=NUM_OWN_QUESTIONS)
                 elif event["event"] == "questions":
-                    text = f"Trained. All models answer {len(event['questions'])} questions without the passage …"
+                    text = say("learn.answering", count=len(event["questions"]))
                 elif event["event"] == "learned":
                     learned_event = event
                     shown |= show_rewards(event, names)
@@ -178,11 +179,14 @@ def build_learning_panel(
                 elif event["event"] == "shelved":
                     shelved = event
             if len(seen) > num_seen:
-                shown[watching] = gr.update(value=watched_table(seen, names), visible=True)
+                shown[watching] = gr.update(value=table_of(_WATCHED, watched_table(seen, names)), visible=True)
             if steps and (len(steps), len(seen)) != (num_before, num_seen):
                 # Gradio draws a new line of the plot only where something else than its value changes, too.
                 shown[plot] = gr.update(
-                    value=loss_table(steps, names, seen), title=loss_title(names, seen), visible=True
+                    value=loss_table(steps, names, seen),
+                    title=loss_title(names, seen),
+                    visible=True,
+                    **loss_axes(),
                 )
             if len(steps) > num_before:
                 text = text or training_text(steps[-1])
@@ -205,19 +209,15 @@ def build_learning_panel(
         if "verdicts" not in event:
             return {}
         count = len(event["questions"])
-        origin = (
-            "The model wrote these questions itself, and answered them with the passage in view."
-            if event["own"]
-            else "Your questions."
-        )
+        origin = say("learn.own_questions") if event["own"] else say("learn.your_questions")
         base, best = 0, event["best"] + 1
         table = answers_table(
             event["questions"], *([event[key][base], event[key][best]] for key in ("answers", "verdicts"))
         )
         return {
-            rewards: gr.update(value=rewards_table(event, names), visible=True),
+            rewards: gr.update(value=table_of(_REWARDS, rewards_table(event, names)), visible=True),
             answers_panel: gr.update(visible=True),
-            answers_note: f"{origin} There are {count}, so one answer is {percent(1 / count)} of a reward. {RECITED}.",
+            answers_note: f"{origin} {say('learn.share_of_one', number=count, share=percent(1 / count))} {told(RECITED)}.",
             answers: {"headers": answers_headers(names), "data": table},
         }
 
@@ -233,10 +233,7 @@ def build_learning_panel(
                 len(passage) > inputs.LONGEST_PASSAGE or inputs.clean(passage) != inputs.passage_of(current.example)
             )
             if is_other:
-                raise ValueError(
-                    "The passage in the first step is not the one that these self-edits are about: write new self-edits, or "
-                    "restore their passage."
-                )
+                raise ValueError(Message("learn.other_passage"))
             drafts = read_drafts(current, edited)
             chosen = [number - 1] if how == _ONE else [index for index, draft in enumerate(drafts) if draft.use]
             questions = inputs.questions_from_table(pairs)

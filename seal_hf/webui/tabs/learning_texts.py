@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from ..languages import of_data, say, told
 from ..work.sessions import Session
 from .shared import MARKS, duration, escape, percent
 
@@ -22,16 +23,25 @@ def loss_table(steps: list[dict], names: list[str], seen: Sequence[dict] = ()) -
     highest = max(line["loss"] for line in lines)
     for adapter, name in enumerate(names):
         if (step := first_right(seen, adapter)) is not None:
-            label = f"{name} answers right"
+            label = say("learn.answers_right", name=name)
             lines += [{"step": step, "loss": height, "self-edit": label} for height in (0.0, highest)]
     return pd.DataFrame(lines)
 
 
-def loss_title(names: list[str], seen: Sequence[dict]) -> str:
+def loss_title(names: Sequence[str], seen: Sequence[dict]) -> str:
     """The title of the plot, with the steps since which the watched question has been answered right."""
     since = {name: first_right(seen, adapter) for adapter, name in enumerate(names)}
-    told = [f"{name} since step {step}" for name, step in since.items() if step is not None]
-    return f"Training loss. The watched question is answered right: {', '.join(told)}" if told else "Training loss"
+    right = [say("learn.right_since", name=name, step=step) for name, step in since.items() if step is not None]
+    return say("learn.loss_and_right", since=", ".join(right)) if right else say("learn.loss")
+
+
+def loss_axes() -> dict[str, str]:
+    """What the axes and colours of the plot are, as `gr.LinePlot` takes it."""
+    return {
+        "x_title": say("learn.step_axis"),
+        "y_title": say("learn.loss_axis"),
+        "color_title": say("common.self_edit_column"),
+    }
 
 
 def first_right(seen: Sequence[dict], adapter: int) -> int | None:
@@ -47,9 +57,10 @@ def first_right(seen: Sequence[dict], adapter: int) -> int | None:
 def watched_table(seen: list[dict], names: list[str]) -> list[list[str]]:
     """What the base model and each adapter answer to the watched question, and how likely they find the right answer."""
     latest = {adapter: event for event in seen[1:] for adapter in event["answers"]}
-    lines = [("Base model", seen[0], "0")]
+    lines = [(say("common.base_model"), seen[0], "0")]
     lines += [
-        (f"Self-edit {names[int(adapter)]}, step {event['step']}", event, adapter) for adapter, event in latest.items()
+        (say("learn.at_step", name=names[int(adapter)], step=event["step"]), event, adapter)
+        for adapter, event in latest.items()
     ]
     return [
         [
@@ -65,29 +76,34 @@ def rewards_table(event: dict, names: Sequence[str]) -> list[list[str]]:
     """The rewards of the base model and of each adapter. Only of several one is the best."""
     right = [sum(map(bool, one)) for one in event["verdicts"]]
     count = len(event["questions"])
+    best = event["best"] + 1 if len(names) > 1 else None
     return [
         [
-            f"{name}, together" if " + " in name else name,
-            f"{right[index]} of {count}",
+            say("learn.together_of", names=name) if " + " in name else name,
+            say("common.part", part=right[index], all=count),
             percent(right[index] / count),
             percent(event["recited"][index]),
-            "best" * (len(names) > 1 and index == event["best"] + 1),
+            say("learn.best") if index == best else "",
         ]
-        for index, name in enumerate(["Base model", *names])
+        for index, name in enumerate([say("common.base_model"), *names])
     ]
 
 
 def answers_headers(names: Sequence[str]) -> list[str]:
     """The columns of the graded answers: those of the base model and of the adapter of these names that is asked."""
-    return ["Question → right answer", "Base model", "Best adapter" if len(names) > 1 else "Adapter"]
+    adapter = say("learn.best_adapter") if len(names) > 1 else say("common.adapter")
+    return [say("common.question_and_answer"), say("common.base_model"), adapter]
 
 
 def training_text(step: dict) -> str:
     """The progress of the training, in a sentence."""
     left = step["seconds"] / step["step"] * (step["num_steps"] - step["step"])
-    return (
-        f"Step {step['step']} of {step['num_steps']} · {step['num_tokens'] / max(step['seconds'], 1e-3):,.0f} tokens/s · "
-        f"about {duration(left)} left"
+    return say(
+        "learn.progress",
+        step=step["step"],
+        num_steps=step["num_steps"],
+        speed=step["num_tokens"] / max(step["seconds"], 1e-3),
+        left=duration(left),
     )
 
 
@@ -96,36 +112,36 @@ def settled_text(event: dict | None) -> str:
     if event is None:
         return ""
     saved = event["num_steps"] - event["step"]
-    return (
-        f"Ended after step {event['step']} of {event['num_steps']}, since the watched answer stays: {saved} step{'s' * (saved > 1)} "
-        "saved. "
-    )
+    return say("learn.settled", count=saved, step=event["step"], num_steps=event["num_steps"]) + " "
 
 
 def learned_text(current: Session, event: dict | None) -> str:
     """The result of the training, in a sentence."""
     kept = current.adapters.get(event["adapters"][event["best"]]) if event else None
     if kept is None:  # it has been deleted
-        return "Learned."
+        return say("learn.learned")
     if kept.reward is None:
-        return "Learned. There was no question to score it with. **Ask it something** under Ask."
-    origin = "the model's own questions" if kept.own_questions else "your questions"
-    best = "best " * (kept.best_of > 1)
-    chosen = (
-        f"It was chosen as the best of {kept.best_of} by these very questions, so its share tends to be too high by chance: ask others, too. "
-    ) * (kept.best_of > 1)
-    return (
-        f"Learned in {duration(kept.seconds)}. Without the passage, the {best}adapter answers **{percent(kept.reward)}** of "
-        f"{origin} right, the base model {percent(kept.base_reward)}. {chosen}One text for all of them, what it says to “Tell me about” "
-        f"the topic, would be right for {percent(kept.recitation)}. **Ask it something** under Ask."
-    )
+        return say("learn.learned_without_score")
+    is_best = kept.best_of > 1
+    sentences = [
+        say("learn.learned_in", time=duration(kept.seconds)),
+        say(
+            f"learn.result_{'best' if is_best else 'only'}_{'own' if kept.own_questions else 'yours'}",
+            reward=percent(kept.reward),
+            base=percent(kept.base_reward),
+        ),
+        *([say("learn.chosen_by_these", best_of=kept.best_of)] if is_best else ()),
+        say("learn.one_text", share=percent(kept.recitation)),
+        say("learn.ask_it"),
+    ]
+    return " ".join(sentences)
 
 
 def stopped_text(steps: list[dict]) -> str:
     """What is left when the training was stopped, in a sentence."""
     if not steps:
-        return "Stopped before the first step: nothing was learned."
-    return f"Stopped after step {steps[-1]['step']}. The adapters are kept as they were then, without a reward."
+        return say("learn.stopped_at_once")
+    return say("learn.stopped_after", step=steps[-1]["step"])
 
 
 def shelved_text(event: dict | None) -> str:
@@ -133,9 +149,5 @@ def shelved_text(event: dict | None) -> str:
     if event is None:
         return ""
     if event["error"]:
-        return f" It is not on the shelf: {escape(event['error'])}"
-    return (
-        " It is a book on the **Shelf**."
-        if event["book"]
-        else " The book of this passage on the **Shelf** stays as it was."
-    )
+        return f" {say('learn.not_shelved', error=escape(told(of_data(event['error']))))}"
+    return f" {say('learn.shelved') if event['book'] else say('learn.other_book_stays')}"

@@ -1,37 +1,22 @@
 """Step 1: the passage, questions about it, and the settings."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import gradio as gr
+from gradio.i18n import I18nData
 
-from ...domains import PROMPT_STYLES, load_demo_passages
+from ...domains import PROMPT_STYLES, TRAINING_FORMATS, load_demo_passages
 from ...domains.files import TEXT_FILE_TYPES
+from ..languages import laid_out, say
 from ..work import inputs
 from ..work.errors import explain
 from ..work.settings import GPU_PRESET, MAX_SELF_EDITS, PAPER, PRESETS, RANGES, Settings, preset_for
 from ..work.workbench import Workbench
-from .shared import escape
+from .shared import table_of, warning
 
 
-STYLES = {
-    "rewrite": "Rewrite it several times",
-    "implications": "List what follows from it",
-    "implications-long": "List what follows, at length",
-    "implications-very-long": "List what follows, at great length",
-    "self-qa": "Questions with answers",
-    "questions": "Questions that it answers from the passage",
-    "questions-by-sentence": "Questions about each sentence that it answers",
-    "questions-by-fact": "Facts with their questions",
-    "questions-and-rewrite": "Questions that it answers, and a rewrite",
-    "instruction": "By an instruction that it writes first",
-    "none": "No instruction",
-}
-_FORMATS = {
-    "prompt_completion": "In the form in which one asks",
-    "language_modeling": "As raw text behind the title",
-}
 # In the order of the page.
 _ADVANCED = (
     "temperature", "top_p", "max_completion_length", "seed",
@@ -71,25 +56,33 @@ def build_passage_panel(workbench: Workbench) -> PassagePanel:
     preset = preset_for(workbench.lm, workbench.limits)
     chosen = PRESETS[preset]
 
-    gr.Markdown("### 1 · Passage", elem_classes="step")
+    gr.Markdown(laid_out("passage.heading"), elem_classes="step")
     with gr.Row(elem_classes="examples"):
         example_buttons = [
             gr.Button(inputs.title_of(example), size="sm", min_width=100, elem_id=f"example-{index}")
             for index, example in enumerate(examples)
         ]
-    title = gr.Textbox(label="Title", placeholder="What it is about", max_length=inputs.LONGEST_TITLE, elem_id="title")
-    passage = gr.Textbox(
-        label="Text", lines=9, max_lines=16, placeholder="Paste a text to learn, in any language", elem_id="passage"
+    title = gr.Textbox(
+        label=laid_out("passage.title"),
+        placeholder=laid_out("passage.title_hint"),
+        max_length=inputs.LONGEST_TITLE,
+        elem_id="title",
     )
-    count = gr.Markdown(_count_text(workbench, "", "", chosen), elem_id="token-count", elem_classes="quiet")
-    with gr.Accordion("Questions with answers (optional)", open=False, elem_id="questions-panel"):
-        gr.Markdown(
-            "The reward of a self-edit is the share of these questions that the adapted model answers right. If there are "
-            "none, the model writes some itself. Several right answers are parted by “|”.",
-            elem_classes="quiet",
-        )
+    passage = gr.Textbox(
+        label=laid_out("passage.text"),
+        lines=9,
+        max_lines=16,
+        placeholder=laid_out("passage.text_hint"),
+        elem_id="passage",
+    )
+    most = inputs.max_tokens(workbench.lm, "", chosen)
+    count = gr.Markdown(
+        laid_out("passage.tokens", mark="", count=0, most=most), elem_id="token-count", elem_classes="quiet"
+    )
+    with gr.Accordion(laid_out("passage.questions"), open=False, elem_id="questions-panel"):
+        gr.Markdown(laid_out("passage.questions_hint"), elem_classes="quiet")
         questions = gr.Dataframe(
-            headers=["Question", "Answer"],
+            headers=["", ""],
             datatype="str",
             type="array",
             column_count=2,
@@ -99,30 +92,35 @@ def build_passage_panel(workbench: Workbench) -> PassagePanel:
             show_label=False,
             elem_id="questions",
         )
-        upload = gr.UploadButton("Load from a file", size="sm", file_types=list(TEXT_FILE_TYPES))
+        upload = gr.UploadButton(laid_out("passage.upload"), size="sm", file_types=list(TEXT_FILE_TYPES))
         upload_status = gr.Markdown(elem_classes="quiet")
     with gr.Row():
         num_generations = gr.Slider(
-            1, MAX_SELF_EDITS, value=chosen.num_generations, step=1, label="Self-edits", min_width=140,
-            elem_id="number",
+            1, MAX_SELF_EDITS, value=chosen.num_generations, step=1, min_width=140,
+            label=laid_out(RANGES["num_generations"][0]), elem_id="number",
         )  # fmt: skip
         prompt_style = gr.Dropdown(
-            [(STYLES[style], style) for style in PROMPT_STYLES],
+            style_choices(),
             value=chosen.prompt_style,
-            label="The model is asked to",
+            label=laid_out("passage.style"),
             min_width=200,
         )
-    with gr.Accordion("Advanced settings", open=False, elem_id="advanced"):
+    with gr.Accordion(laid_out("common.advanced"), open=False, elem_id="advanced"):
         offered = [name for name in PRESETS if name != GPU_PRESET or workbench.limits.is_zero_gpu]
-        presets = gr.Radio(offered, value=preset, label="Preset", elem_id="preset")
+        presets = gr.Radio(
+            [(laid_out(name), name) for name in offered],
+            value=preset,
+            label=laid_out("passage.preset"),
+            elem_id="preset",
+        )
         with gr.Row():
             advanced = [
                 gr.Number(
                     value=getattr(chosen, name),
-                    label=RANGES[name][0],
-                    info=f"Paper: {getattr(PAPER, name)}"
-                    if name != "seed"
-                    else "The same seed gives the same self-edits",
+                    label=laid_out(RANGES[name][0]),
+                    info=laid_out("passage.seed_info")
+                    if name == "seed"
+                    else laid_out("passage.paper_info", value=getattr(PAPER, name)),
                     minimum=RANGES[name][1],
                     maximum=RANGES[name][2],
                     precision=0 if isinstance(RANGES[name][1], int) else None,
@@ -132,22 +130,22 @@ def build_passage_panel(workbench: Workbench) -> PassagePanel:
                 for name in _ADVANCED
             ]
         target_modules = gr.Dropdown(
-            [("The model's default", ""), ("All linear layers", "all-linear")],
+            [(laid_out("passage.modules_default"), ""), (laid_out("passage.modules_linear"), "all-linear")],
             value=chosen.target_modules,
-            label="Adapted modules",
-            info="Paper: the model's default",
+            label=laid_out("passage.modules"),
+            info=laid_out("passage.modules_info"),
         )
         training_format = gr.Dropdown(
-            [(label, name) for name, label in _FORMATS.items()],
+            [(laid_out(f"format.{name}"), name) for name in TRAINING_FORMATS],
             value=chosen.training_format,
-            label="What is written is learned",
-            info="Paper: as raw text",
+            label=laid_out("passage.format"),
+            info=laid_out("passage.format_info"),
         )
     settings = [num_generations, prompt_style, *advanced, target_modules, training_format]
 
-    def fill(index: int) -> tuple[str, str, list[list[str]]]:
+    def fill(index: int) -> tuple[str, str, dict]:
         example = examples[index]
-        return inputs.title_of(example), inputs.passage_of(example), inputs.table_of(example["questions"])
+        return inputs.title_of(example), inputs.passage_of(example), questions_table(example["questions"])
 
     for index, button in enumerate(example_buttons):
         button.click(
@@ -177,20 +175,37 @@ def build_passage_panel(workbench: Workbench) -> PassagePanel:
     return PassagePanel(title, passage, questions, settings)
 
 
+def style_choices() -> list[tuple[I18nData, str]]:
+    """The prompt styles, each after its label."""
+    return [(laid_out(f"style.{style}"), style) for style in PROMPT_STYLES]
+
+
+def questions_table(questions: Sequence[Mapping]) -> dict:
+    """Questions as the value of the page's table; a line to fill in where there are none."""
+    return pairs_table(inputs.table_of(questions))
+
+
+def pairs_table(pairs: Sequence[Sequence[str]]) -> dict:
+    """Questions with their answers as the value of a table; a line to fill in where there are none."""
+    return table_of(("common.question", "common.answer"), pairs or [["", ""]])
+
+
 def _count_text(workbench: Workbench, title: str, passage: str, settings: Settings) -> str:
     if len(title or "") > 4 * inputs.LONGEST_TITLE:
-        return f"⚠️ The title has {len(title):,} characters: shorten it to {inputs.LONGEST_TITLE}."
+        return f"⚠️ {say('inputs.long_title', count=len(title), most=inputs.LONGEST_TITLE)}"
     most = inputs.max_tokens(workbench.lm, inputs.clean(title), settings)
     if len(passage or "") > inputs.LONGEST_PASSAGE:
-        return f"⚠️ {len(passage):,} characters: shorten it to {most:,} tokens, a few pages."
+        return f"⚠️ {say('passage.long_text', count=len(passage), most=most)}"
     num_tokens = inputs.count_tokens(workbench.lm, inputs.clean(passage))
-    return f"{'⚠️ ' * (num_tokens > most)}{num_tokens:,} of {most:,} tokens"
+    return say("passage.tokens", mark="⚠️ " * (num_tokens > most), count=num_tokens, most=most)
 
 
 def _read_upload(file: str) -> tuple[object, str]:
     try:
         found, num_unanswerable = inputs.questions_from_file(Path(file))
     except (ValueError, OSError) as error:
-        return gr.skip(), f"⚠️ {escape(explain(error))}"
-    left_out = f" {num_unanswerable} others have no answer and are left out." * (num_unanswerable > 0)
-    return inputs.table_of(found), f"{len(found)} questions.{left_out}"
+        return gr.skip(), warning(explain(error))
+    loaded = say("passage.loaded", count=len(found))
+    if num_unanswerable:
+        loaded += f" {say('passage.left_out', count=num_unanswerable)}"
+    return questions_table(found), loaded

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 
 import gradio as gr
 
+from ..languages import laid_out, say
 from ..work import inputs
 from ..work.session_items import Draft
 from ..work.sessions import Session
 from ..work.settings import MAX_SELF_EDITS
+from .passage_panel import pairs_table
 from .shared import escape
 
 
@@ -50,7 +52,7 @@ class SelfEditCard:
         has_pairs = draft.pairs is not None
         return {
             self.column: gr.update(visible=True),
-            self.pairs: gr.update(value=draft.pairs or [["", ""]], visible=has_pairs),
+            self.pairs: gr.update(value=pairs_table(draft.pairs or ()), visible=has_pairs),
             self.text: gr.update(value=draft.text, visible=bool(draft.text) or not has_pairs, interactive=True),
             self.use: draft.use,
             self.preview: preview,
@@ -64,7 +66,7 @@ def build_cards() -> list[SelfEditCard]:
         for number in range(1, MAX_SELF_EDITS + 1):
             with gr.Column(visible=False, min_width=260, elem_classes="card") as column:
                 pairs = gr.Dataframe(
-                    headers=["Question", "Answer"],
+                    headers=["", ""],
                     datatype="str",
                     type="array",
                     column_count=2,
@@ -72,22 +74,22 @@ def build_cards() -> list[SelfEditCard]:
                     wrap=True,
                     interactive=True,
                     visible=False,
-                    label=f"Self-edit {number}: what it asks, and what it has found",
+                    label=laid_out("teach.pairs_of", number=number),
                     max_height=280,
                     buttons=[],
                     elem_id=f"pairs-{number}",
                     elem_classes="table",
                 )
                 text = gr.Textbox(
-                    label=f"Self-edit {number}",
+                    label=laid_out("common.self_edit", number=number),
                     lines=7,
                     max_lines=7,
                     interactive=False,
                     elem_id=f"self-edit-{number}",
                     autoscroll=True,
                 )
-                use = gr.Checkbox(True, label="Use it", container=False, elem_id=f"use-{number}")
-                with gr.Accordion("Training texts", open=False):
+                use = gr.Checkbox(True, label=laid_out("teach.use"), container=False, elem_id=f"use-{number}")
+                with gr.Accordion(laid_out("teach.training_texts"), open=False):
                     preview = gr.Textbox(show_label=False, lines=4, max_lines=12, interactive=False, container=False)
             cards.append(SelfEditCard(column, pairs, text, use, preview))
     return cards
@@ -130,21 +132,21 @@ def coverage_text(current: Session) -> str:
     missing, count = _left_out(current)
     if not count:
         return ""
-    text = f"The answers hold {count - len(missing)} of the passage's {count} names and numbers."
-    if missing:
-        more = f" and {len(missing) - SHOWN_FACTS} more" * (len(missing) > SHOWN_FACTS)
-        text += f" Nothing asks for these{more}. Choose one, and the model writes a question about it:"
-    return text
+    held = say("teach.coverage", held=count - len(missing), all=count)
+    if not missing:
+        return held
+    more = len(missing) - SHOWN_FACTS
+    return f"{held} {say('teach.left_out_more', more=more) if more > 0 else say('teach.left_out')}"
 
 
 def added_text(event: dict) -> str:
     """What came of asking for a question about a name or number, in a sentence."""
     fact, place = escape(event["fact"]), event["place"]
     if event["pair"] is None:
-        return f"The model found no question about {fact} whose answer the passage bears out: write one yourself."
+        return say("teach.no_question", fact=fact)
     if place is None:
-        return f"There is a question about {fact}, but these self-edits are no longer there."
-    return f"A question about {fact} is in self-edit {place + 1}."
+        return say("teach.question_too_late", fact=fact)
+    return say("teach.question_added", fact=fact, number=place + 1)
 
 
 def _left_out(current: Session) -> tuple[list[str], int]:

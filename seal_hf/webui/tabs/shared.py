@@ -5,8 +5,10 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from functools import wraps
 
 import gradio as gr
+from gradio.i18n import I18nData
 
 from ...grading import show_gold_answers
+from ..languages import Message, say, told
 from ..work.jobs import DONE, FAILED, QUEUED, STOPPED, Job, JobLog, JobRefused
 from ..work.sessions import Session
 from ..work.workbench import Workbench
@@ -15,9 +17,7 @@ from ..work.workbench import Workbench
 _REFRESH = 0.25  # seconds between two updates of the page
 _FIRST = 0.03  # the same until there is something to show
 MARKS = {True: "✓ ", False: "✗ ", None: ""}  # before an answer, by its verdict
-RECITED = (
-    "Recited: the share of answers that are given to two or more questions or copy 12 words of the passage in a row"
-)
+RECITED = Message("common.recited_means")
 
 
 async def follow(
@@ -66,7 +66,7 @@ async def opened(workbench: Workbench, session_id: str) -> Session:
     try:
         return await asyncio.to_thread(workbench.sessions.open, session_id)
     except JobRefused as error:
-        raise gr.Error(str(error), print_exception=False) from error
+        raise gr.Error(told(error), print_exception=False) from error
 
 
 async def started(start: Callable[[], Job]) -> Job | str:
@@ -77,7 +77,7 @@ async def started(start: Callable[[], Job]) -> Job | str:
     try:
         return await asyncio.to_thread(start)
     except ValueError as error:
-        return f"⚠️ {escape(str(error))}"
+        return warning(error)
 
 
 def cumulative(handler: Callable[..., AsyncIterator[dict]]) -> Callable[..., AsyncIterator[dict]]:
@@ -101,14 +101,19 @@ def waiting_text(workbench: Workbench, job: Job) -> str:
     """Where a job is in the queue."""
     before, seconds = workbench.jobs.queue_position(job)
     if not before:
-        return "Starting …"
-    return f"Waiting for {before} other{'s' * (before > 1)} on this device, about {duration(seconds)}."
+        return say("job.starting")
+    return say("job.waiting", count=before, time=duration(seconds))
 
 
 def ended_text(log: JobLog, done: str, stopped: str) -> str:
     """How a job has ended, in a sentence: `done`, `stopped`, or its error."""
-    error = escape(log.error or "")
+    error = escape(told(log.error or ""))
     return {DONE: done, STOPPED: f"{stopped} {error}".rstrip(), FAILED: f"⚠️ {error}"}.get(log.state, "")
+
+
+def warning(error: str | BaseException) -> str:
+    """An error, or the text of one, as Markdown in the visitor's language."""
+    return f"⚠️ {escape(told(error))}"
 
 
 def is_waiting(log: JobLog) -> bool:
@@ -163,22 +168,33 @@ def answers_table(
     return [list(line) for line in zip(asked, *cells, strict=True)]
 
 
-def read_only_table(
-    headers: Sequence[str], widths: Sequence[int], *, elem_id: str | None = None, label: str | None = None, **options
-) -> gr.Dataframe:
+def table_of(headers: Sequence[str], lines: Sequence[Sequence[str]]) -> dict:
     """
-    A table of texts that is no wider than the page.
+    The value of a table, with its columns in the visitor's language, which Gradio does not translate.
 
     Args:
         headers (`Sequence[str]`):
-            The columns.
+            The keys of the columns' names; empty for one without a name.
+        lines (`Sequence[Sequence[str]]`):
+            The cells.
+    """
+    return {"headers": [key and say(key) for key in headers], "data": [list(line) for line in lines]}
+
+
+def read_only_table(
+    widths: Sequence[int], *, elem_id: str | None = None, label: str | I18nData | None = None, **options
+) -> gr.Dataframe:
+    """
+    A table of texts that is no wider than the page. Its values have its columns (see [`table_of`]).
+
+    Args:
         widths (`Sequence[int]`):
             Width of each column, in percent.
         elem_id, label, options:
             As in `gr.Dataframe`.
     """
     return gr.Dataframe(
-        headers=list(headers),
+        headers=[""] * len(widths),
         datatype="str",
         column_widths=[f"{width}%" for width in widths],
         wrap=True,

@@ -6,6 +6,7 @@ from datetime import datetime
 
 import gradio as gr
 
+from ..languages import Message, laid_out, say
 from ..work.errors import explain
 from ..work.jobs import DONE, Job
 from ..work.sessions import Session
@@ -23,14 +24,12 @@ from .shared import (
     percent,
     read_only_table,
     started,
+    table_of,
     waiting_text,
+    warning,
 )
 
 
-_EMPTY = "The shelf is empty. Every passage that you teach under **Teach** becomes a book here."
-_KEPT = "Books stay on this machine until you forget them; the command `seal` has the same shelf."
-_OF_SESSION = "Books go with your session, an hour after you last used the page. Download what you want to keep under **Adapters**."
-_CHOICES = [("Everything on the shelf", EVERYTHING), ("The base model", BASE)]
 _LONGEST_TITLE = 80  # characters of a title in a list
 
 
@@ -52,41 +51,49 @@ def build_shelf_tab(
         `tuple`: A function, which makes the tab show the state after the event that it is called with; and the event after which
         there may be new adapters.
     """
-    gr.Markdown("### Shelf", elem_classes="step")
-    status = gr.Markdown(_EMPTY, elem_id="shelf-status", elem_classes="status")
+    gr.Markdown(laid_out("shelf.heading"), elem_classes="step")
+    status = gr.Markdown(laid_out("shelf.empty"), elem_id="shelf-status", elem_classes="status")
     with gr.Row(equal_height=True):
         question = gr.Textbox(
-            label="Question",
-            placeholder="The book that it is about answers, without its text in view",
+            label=laid_out("common.question"),
+            placeholder=laid_out("shelf.hint"),
             elem_id="shelf-question",
             scale=6,
             min_width=220,
         )
-        who = gr.Dropdown(_CHOICES, value=EVERYTHING, label="Ask", elem_id="shelf-who", scale=3, min_width=180)
-        ask = gr.Button("Ask", variant="primary", elem_id="shelf-ask", min_width=90, scale=1)
-        stop = gr.Button("Stop", elem_id="stop-shelf", min_width=80, scale=1, interactive=False)
-    answer = gr.Textbox(label="Answer", lines=2, interactive=False, elem_id="shelf-answer")
+        always = [(laid_out("shelf.everything"), EVERYTHING), (laid_out("shelf.base"), BASE)]
+        who = gr.Dropdown(
+            always, value=EVERYTHING, label=laid_out("shelf.who"), elem_id="shelf-who", scale=3, min_width=180
+        )
+        ask = gr.Button(laid_out("common.ask"), variant="primary", elem_id="shelf-ask", min_width=90, scale=1)
+        stop = gr.Button(laid_out("common.stop"), elem_id="stop-shelf", min_width=80, scale=1, interactive=False)
+    answer = gr.Textbox(label=laid_out("common.answer"), lines=2, interactive=False, elem_id="shelf-answer")
     answered_by = gr.Markdown(elem_id="answered-by", elem_classes="status")
-    books = read_only_table(["Book", "Known", "Details"], [40, 24, 36], elem_id="books", max_height=360, visible=False)
+    books = read_only_table([40, 24, 36], elem_id="books", max_height=360, visible=False)
     with gr.Column(visible=False) as actions:
-        picked = gr.Dropdown([], label="Books to forget, merge or take along", multiselect=True, elem_id="picked")
+        picked = gr.Dropdown([], label=laid_out("shelf.picked"), multiselect=True, elem_id="picked")
         with gr.Row():
-            take = gr.Button("Take to Adapters", size="sm", elem_id="take-book", min_width=140)
-            merge = gr.Button("Merge two into one", size="sm", elem_id="merge-books", min_width=150)
-            forget = gr.Button("Forget", size="sm", variant="stop", elem_id="forget-books", min_width=90)
+            take = gr.Button(laid_out("shelf.take"), size="sm", elem_id="take-book", min_width=140)
+            merge = gr.Button(laid_out("shelf.merge"), size="sm", elem_id="merge-books", min_width=150)
+            forget = gr.Button(
+                laid_out("shelf.forget"), size="sm", variant="stop", elem_id="forget-books", min_width=90
+            )
 
     def show(current: Session, asked: object = EVERYTHING, text: str = "") -> dict:
         found = workbench.shelves.books(current)
-        kept = _KEPT if workbench.shelves.is_kept(current) else _OF_SESSION
-        count = f"{len(found)} book{'s' * (len(found) > 1)}. {kept}"
+        kept = say("shelf.kept") if workbench.shelves.is_kept(current) else say("shelf.of_session")
+        count = say("shelf.count", count=len(found)) if found else say("shelf.empty")
         named = [(_label(one), one.book.id) for one in found]
         choices = [
-            *_CHOICES,
+            *always,
             *((label, book_id) for (label, book_id), one in zip(named, found, strict=True) if not one.fault),
         ]
         return {
-            status: text or (count if found else f"{_EMPTY} {kept}"),
-            books: gr.update(value=[table_line(one) for one in found], visible=bool(found)),
+            status: text or f"{count} {kept}",
+            books: gr.update(
+                value=table_of(("shelf.book", "shelf.known", "common.details"), [table_line(one) for one in found]),
+                visible=bool(found),
+            ),
             actions: gr.update(visible=bool(found)),
             who: gr.update(choices=choices, value=asked if asked in [one for _, one in choices] else EVERYTHING),
             picked: gr.update(choices=named, value=[]),
@@ -104,9 +111,9 @@ def build_shelf_tab(
                     texts = [event["answer"]]
             by = answered_text(told) if told else ""
             if log.has_ended:
-                text = by if log.state == DONE else ended_text(log, "", "Stopped.")
+                text = by if log.state == DONE else ended_text(log, "", say("job.stopped"))
             else:
-                text = waiting_text(workbench, job) if is_waiting(log) else by or "Answering …"
+                text = waiting_text(workbench, job) if is_waiting(log) else by or say("common.answering")
             yield {answer: texts[0], answered_by: text, stop: gr.update(interactive=not log.has_ended)}
 
     @cumulative
@@ -116,7 +123,7 @@ def build_shelf_tab(
         if isinstance(job, str):
             yield {answer: "", answered_by: job}
             return
-        yield {answer: "", answered_by: "Starting …"}
+        yield {answer: "", answered_by: say("job.starting")}
         async for shown in watch(job):
             yield shown
 
@@ -138,24 +145,24 @@ def build_shelf_tab(
         try:
             text = work(current)
         except (ValueError, OSError) as error:
-            text = f"⚠️ {escape(explain(error))}"
+            text = warning(explain(error))
         return show(current, asked, text)
 
     def on_forget(session_id: str, asked: str, chosen: list[str]) -> dict:
         def work(current: Session) -> str:
             if not chosen:
-                raise ValueError("No book is chosen: choose those to forget.")
+                raise ValueError(Message("shelf.none_chosen"))
             gone = [workbench.shelves.forget(current, book_id).title for book_id in chosen]
-            return f"Forgot {', '.join(map(escape, gone))}."
+            return say("shelf.forgot", titles=", ".join(map(escape, gone)))
 
         return change(session_id, asked, work)
 
     def on_merge(session_id: str, asked: str, chosen: list[str]) -> dict:
         def work(current: Session) -> str:
             if len(chosen) != 2:
-                raise ValueError(f"{len(chosen)} books are chosen: choose two to merge.")
+                raise ValueError(Message("shelf.choose_two", count=len(chosen)))
             book = workbench.shelves.merge(current, *chosen)
-            return f"Merged into {escape(book.title)}, with {len(book.passages)} passages."
+            return say("shelf.merged", title=escape(book.title), count=len(book.passages))
 
         return change(session_id, asked, work)
 
@@ -165,10 +172,10 @@ def build_shelf_tab(
         def work(current: Session) -> str:
             nonlocal is_taken
             if len(chosen) != 1:
-                raise ValueError(f"{len(chosen)} books are chosen: choose one to take to Adapters.")
+                raise ValueError(Message("shelf.choose_one", count=len(chosen)))
             taken = workbench.shelves.take(current, chosen[0])
             is_taken = True
-            return f"{len(taken)} adapter{'s' * (len(taken) > 1)} under **Adapters**: download or push there."
+            return say("shelf.taken", count=len(taken))
 
         return {**change(session_id, asked, work), tabs: gr.Tabs(selected="adapters") if is_taken else gr.skip()}
 
@@ -195,16 +202,17 @@ def build_shelf_tab(
 
 def answered_text(told: dict) -> str:
     """Who answered a question, and why, in a sentence; `told` is as [`described_choice`] gives it."""
-    score = f"fits with {told['score']:.2f}, {told['threshold']} is needed" if told["score"] is not None else ""
+    score = {name: told[name] for name in ("score", "threshold")}
     if told["book"] is None:
         if told["is_chosen"]:
-            return "Answered by: **the base model**, as chosen."
+            return say("shelf.by_chosen_base")
         if told["nearest"] is None:
-            return "Answered by: **the base model**, since no book can be asked."
-        return f"Answered by: **the base model**. No book fits; {escape(told['nearest'])} {score}."
-    number = f", passage {told['passage']} of {told['num_passages']}" if told["num_passages"] > 1 else ""
-    how = "as chosen" if told["is_chosen"] else f"which {score}"
-    return f"Answered by: **{escape(told['title'])}**{number}, {how}."
+            return say("shelf.by_base_alone")
+        return say("shelf.by_base", nearest=escape(told["nearest"]), **score)
+    book = f"**{escape(told['title'])}**"
+    if told["num_passages"] > 1:
+        book += say("shelf.passage_of", number=told["passage"], all=told["num_passages"])
+    return say("shelf.by_chosen", book=book) if told["is_chosen"] else say("shelf.by_book", book=book, **score)
 
 
 def table_line(one: ShelvedBook) -> list[str]:
@@ -213,13 +221,14 @@ def table_line(one: ShelvedBook) -> list[str]:
     num_asked, num_right = (
         sum(getattr(passage, name) for passage in book.passages) for name in ("num_asked", "num_right")
     )
-    right = f"{num_right} of {num_asked} questions, " if num_asked else ""
-    num_passages = f" · {len(book.passages)} passages" if len(book.passages) > 1 else ""
-    when = datetime.fromisoformat(book.created).astimezone().strftime("%Y-%m-%d %H:%M")
-    details = f"{right}{when}, {one.num_bytes / 1e6:,.1f} MB"
+    num_passages = f" · {say('shelf.passages', count=len(book.passages))}" if len(book.passages) > 1 else ""
     if one.fault:
-        return [f"⊘ {book.title}{num_passages}", percent(book.recall), f"Not asked: {one.fault}"]
-    return [f"{book.title}{num_passages}", percent(book.recall), details]
+        return [f"⊘ {book.title}{num_passages}", percent(book.recall), say("shelf.not_asked", fault=one.fault)]
+    when = datetime.fromisoformat(book.created).astimezone().strftime("%Y-%m-%d %H:%M")
+    details = [when, say("size.megabytes", size=one.num_bytes / 1e6)]
+    if num_asked:
+        details.insert(0, say("shelf.right", right=num_right, count=num_asked))
+    return [f"{book.title}{num_passages}", percent(book.recall), ", ".join(details)]
 
 
 def _label(one: ShelvedBook) -> str:

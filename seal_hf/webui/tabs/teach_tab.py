@@ -7,6 +7,7 @@ from itertools import zip_longest
 
 import gradio as gr
 
+from ..languages import laid_out, say, told
 from ..work import inputs
 from ..work.added_questions import ADDING, add_question
 from ..work.jobs import Job
@@ -14,20 +15,10 @@ from ..work.session_items import Draft
 from ..work.sessions import Session
 from ..work.workbench import Workbench
 from .learning_panel import build_learning_panel
-from .passage_panel import NAMES, PassagePanel, build_passage_panel, read_settings
+from .passage_panel import NAMES, PassagePanel, build_passage_panel, pairs_table, questions_table, read_settings
 from .self_edit_cards import added_text, build_cards, build_coverage, read_drafts, show_coverage
 from .shared import append, cumulative, ended_text, escape, follow, is_waiting, opened, started, waiting_text
 from .writer_lines import WriterLines
-
-
-_EMPTY = """
-1. Paste a passage, or take one of the examples.
-2. Press **Write self-edits**. The model writes its own training data, several candidates at once. They appear here.
-3. Read and edit the candidates, and let the model learn them. The best is the one whose adapter answers most
-   questions right.
-4. Ask the base model and the adapted model the same questions.
-"""
-_EDIT = "Edit the self-edits if you like, and let the model learn them."
 
 
 def build_teach_tab(
@@ -56,13 +47,15 @@ def build_teach_tab(
             with gr.Row():
                 # The button is enabled when the page has its session.
                 write = gr.Button(
-                    "Write self-edits", variant="primary", elem_id="write", min_width=160, interactive=False
+                    laid_out("teach.write"), variant="primary", elem_id="write", min_width=160, interactive=False
                 )
-                stop_writing = gr.Button("Stop", elem_id="stop-writing", min_width=80, interactive=False)
+                stop_writing = gr.Button(
+                    laid_out("common.stop"), elem_id="stop-writing", min_width=80, interactive=False
+                )
         with gr.Column(scale=7, min_width=320):
-            gr.Markdown("### 2 · Self-edits", elem_classes="step")
+            gr.Markdown(laid_out("teach.heading"), elem_classes="step")
             writer.add("writer")
-            empty = gr.Markdown(_EMPTY, elem_id="empty")
+            empty = gr.Markdown(laid_out("teach.empty"), elem_id="empty")
             write_status = gr.Markdown(elem_id="write-status", elem_classes="status")
             cards = build_cards()
             coverage, left_out = build_coverage()
@@ -105,7 +98,7 @@ def build_teach_tab(
                 elif event["event"] == "text":
                     append(written, event["new"])
                 elif event["event"] == "answering":
-                    text = f"Written. The model answers the {event['count']} questions, with the passage in view …"
+                    text = say("teach.answering", count=event["count"])
             shown |= {
                 card.text: gr.update(value=new, interactive=False) for card, new in zip(cards, written, strict=False)
             }
@@ -114,7 +107,8 @@ def build_teach_tab(
                     shown |= show_drafts(current.drafts, current)
                     shown[learning.watched] = watched or question_to_watch(current)
                 written_text = text_of_written(current)
-                ended = ended_text(log, written_text, f"Stopped. {written_text}" if current.drafts else "Stopped.")
+                stopped = say("job.stopped")
+                ended = ended_text(log, written_text, f"{stopped} {written_text}" if current.drafts else stopped)
                 yield {
                     **shown,
                     write_status: ended,
@@ -125,7 +119,7 @@ def build_teach_tab(
                 yield {**shown, write_status: waiting_text(workbench, job)}
             else:
                 num_words = sum(len(text.split()) for text in written)
-                yield {**shown, write_status: text or f"Writing all at once … {num_words} words"}
+                yield {**shown, write_status: text or say("teach.writing", count=num_words)}
 
     @cumulative
     async def on_write(
@@ -146,12 +140,11 @@ def build_teach_tab(
     def on_restore(session_id: str) -> dict:
         current = workbench.sessions.open(session_id)
         if current.passage is None:
-            return {write_status: ""}
-        pairs = inputs.table_of(current.passage["questions"])
+            return {write_status: "", panel.questions: questions_table(())}
         shown = {
             panel.title: inputs.title_of(current.passage),
             panel.passage: inputs.passage_of(current.passage),
-            **({panel.questions: pairs} if pairs else {}),
+            panel.questions: questions_table(current.passage["questions"]),
             empty: gr.update(visible=False),
         }
         if current.drafts:
@@ -211,10 +204,10 @@ def build_teach_tab(
                 elif event["event"] == "added":
                     yield {added: event}
             if log.has_ended:
-                text = ended_text(log, "", "Stopped.")
+                text = ended_text(log, "", say("job.stopped"))
                 yield {**show_coverage(coverage, left_out, current, text), stop_writing: gr.update(interactive=False)}
             else:
-                text = waiting_text(workbench, job) if is_waiting(log) else f"The model asks about {fact} …"
+                text = waiting_text(workbench, job) if is_waiting(log) else say("teach.asking", fact=fact)
                 yield {
                     coverage: text,
                     left_out: gr.update(visible=False),
@@ -244,7 +237,7 @@ def build_teach_tab(
             draft, card = drafts[place], cards[place]
             rows = [row for row in draft.pairs if any(row)]
             draft.pairs = rows if pair in rows else [*rows, pair]
-            shown = {card.pairs: draft.pairs, card.preview: keep(place, draft, current)}
+            shown = {card.pairs: pairs_table(draft.pairs), card.preview: keep(place, draft, current)}
         return {**shown, added: None, **show_coverage(coverage, left_out, current, added_text(event))}
 
     for index, card in enumerate(cards):
@@ -293,7 +286,8 @@ def build_teach_tab(
 
 def text_of_written(current: Session) -> str:
     """What to do with self-edits that are written, in a sentence or two."""
-    return f"Written by {current.written_by}. {_EDIT}" if current.written_by else _EDIT
+    edit = say("teach.edit")
+    return f"{say('teach.written_by', writer=told(current.written_by))} {edit}" if current.written_by else edit
 
 
 def question_to_watch(current: Session) -> str:

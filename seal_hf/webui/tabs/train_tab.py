@@ -7,6 +7,7 @@ from pathlib import Path
 import gradio as gr
 
 from ...domains.files import TEXT_FILE_TYPES
+from ..languages import laid_out, say, told
 from ..work.errors import explain
 from ..work.jobs import DONE, FAILED, RUNNING, STOPPED, JobRefused
 from ..work.policies import use_policy
@@ -14,10 +15,9 @@ from ..work.sessions import Session, Sessions
 from ..work.settings import TRAINING_RANGES, TrainingSettings, as_number
 from ..work.training_records import TrainingSnapshot, self_edits_of
 from ..work.training_runs import TrainingRuns
-from .passage_panel import STYLES
-from .shared import escape, read_only_table
+from .passage_panel import style_choices
+from .shared import escape, read_only_table, table_of, warning
 from .train_tables import (
-    COLORS,
     accuracy_colors,
     accuracy_points,
     any_reward,
@@ -25,6 +25,7 @@ from .train_tables import (
     edits_table,
     held_out_label,
     held_out_table,
+    reward_colors,
     reward_points,
     rounds_table,
 )
@@ -33,11 +34,10 @@ from .writer_lines import WriterLines
 
 _MOST_EDITS = 40  # rows of the table of self-edits; the run's files have all of them
 _REFRESH = 1.0  # seconds between two updates of the page
-_EMPTY = (
-    "The model learns to **write better self-edits**. Each round has passages that no earlier one had. For each of them the "
-    "model writes several self-edits, learns each one, scores it with the passage's questions, and is then trained on the "
-    "best. Press **Start**: with the demo passages a run takes some minutes."
-)
+# Columns of the tables.
+_MEANS = ("train.round", "train.scored", "train.mean", "train.best", "train.kept_column")
+_HELD_OUT = ("train.answered_by_column", "train.accuracy", "common.recited")
+_EDITS = ("common.self_edit_column", "train.trains_on")
 _SHOWN = ("num_train_passages", "num_eval_passages", "num_rounds", "num_generations")
 _FOLDED = (
     "temperature",
@@ -48,7 +48,6 @@ _FOLDED = (
     "num_train_epochs",
     "seed",
 )
-_NO_SESSION = "⚠️ The page's session has ended: load the page again."
 _COMMAND = "accelerate launch -m trainers.knowledge --config config.yaml --resume_from_checkpoint true"
 
 
@@ -74,71 +73,71 @@ def build_train_tab(
     defaults = TrainingSettings()
     with gr.Row(elem_classes="columns"):
         with gr.Column(scale=4, min_width=320):
-            gr.Markdown("### 6 · Train the model to write", elem_classes="step")
+            gr.Markdown(laid_out("train.heading"), elem_classes="step")
             if limits := runs.limits.say_of_runs():
-                gr.Markdown(limits, elem_id="train-limits", elem_classes="quiet")
+                gr.Markdown(laid_out(limits), elem_id="train-limits", elem_classes="quiet")
             upload = gr.File(
-                label="Your passages (JSON, JSONL, CSV) or the demo's",
+                label=laid_out("train.file"),
                 file_types=list(TEXT_FILE_TYPES), height=150, elem_id="train-file",
             )  # fmt: skip
             with gr.Row():
                 numbers = {name: _number(name, defaults) for name in _SHOWN}
             style = gr.Dropdown(
-                [(label, name) for name, label in STYLES.items()],
+                style_choices(),
                 value=defaults.prompt_style,
-                label="The model is asked to",
+                label=laid_out("passage.style"),
             )
-            with gr.Accordion("Advanced settings", open=False), gr.Row():
+            with gr.Accordion(laid_out("common.advanced"), open=False), gr.Row():
                 numbers |= {name: _number(name, defaults) for name in _FOLDED}
             with gr.Row():
-                start = gr.Button("Start", variant="primary", elem_id="train-start", min_width=90)
-                stop = gr.Button("Stop", interactive=False, elem_id="train-stop", min_width=80)
-                resume = gr.Button("Resume", interactive=False, elem_id="train-resume", min_width=90)
-            with gr.Accordion("The same run on another machine", open=False, elem_id="train-command"):
+                start = gr.Button(laid_out("train.start"), variant="primary", elem_id="train-start", min_width=90)
+                stop = gr.Button(laid_out("common.stop"), interactive=False, elem_id="train-stop", min_width=80)
+                resume = gr.Button(laid_out("train.resume"), interactive=False, elem_id="train-resume", min_width=90)
+            with gr.Accordion(laid_out("train.elsewhere"), open=False, elem_id="train-command"):
                 # No line numbers: they are misplaced, since the box is laid out while it is folded.
                 code = {"interactive": False, "wrap_lines": True, "show_line_numbers": False}
-                gr.Code(_COMMAND, language="shell", label="Command, in a clone of the project", lines=3, **code)
+                gr.Code(_COMMAND, language="shell", label=laid_out("train.command"), lines=3, **code)
                 config = gr.Code(
                     runs.yaml(defaults), language="yaml", label="config.yaml", elem_id="train-yaml", **code
                 )
         with gr.Column(scale=7, min_width=320):
-            gr.Markdown("### The run", elem_classes="step")
-            status = gr.Markdown(_EMPTY, elem_id="train-status", elem_classes="status")
+            gr.Markdown(laid_out("train.run"), elem_classes="step")
+            status = gr.Markdown(laid_out("train.empty"), elem_id="train-status", elem_classes="status")
             plot = gr.ScatterPlot(
-                x="number", y="reward", color="self-edit", color_map=COLORS, height=260, y_lim=[-0.05, 1.05],
-                title="Reward of every self-edit", x_title="self-edit",
-                y_title="share of right answers", visible=False, elem_id="train-plot",
+                x="number", y="reward", color="self-edit", height=260, y_lim=[-0.05, 1.05],
+                visible=False, elem_id="train-plot",
             )  # fmt: skip
             means = read_only_table(
-                ["Round", "Scored", "Mean", "Best", "Kept"], [24, 24, 18, 17, 17],
-                label="Rewards by round, each on passages of its own. Best: since a self-edit is learned once here, the same "
-                "answers choose and score it, so it is partly luck",
-                elem_id="train-rounds", visible=False,
-            )  # fmt: skip
+                [24, 24, 18, 17, 17], label=laid_out("train.rewards"), elem_id="train-rounds", visible=False
+            )
             accuracies = gr.LinePlot(
                 x="round", y="accuracy", color="answered by", height=280, y_lim=[-0.03, 1.03], visible=False,
-                x_title="rounds of training", y_title="share of right answers", elem_id="train-accuracies",
+                elem_id="train-accuracies",
             )  # fmt: skip
             held_out = read_only_table(
-                ["Answered by", "Accuracy [95 %]", "Recited"], [44, 38, 18],
-                label="Held-out passages", elem_id="train-held-out", visible=False,
-            )  # fmt: skip
+                [44, 38, 18], label=laid_out("train.held_out"), elem_id="train-held-out", visible=False
+            )
             with gr.Row(visible=False, elem_id="train-policies") as policies:
-                which = gr.Dropdown(_rounds(0), value=0, label="Round", min_width=140, scale=1, elem_id="train-round")
+                which = gr.Dropdown(
+                    [(laid_out("train.newest"), 0)], value=0, label=laid_out("train.round"), min_width=140, scale=1,
+                    elem_id="train-round",
+                )  # fmt: skip
                 use = gr.Button(
-                    "Use this policy", interactive=False, min_width=150, scale=1, size="md", elem_id="train-use"
+                    laid_out("train.use"), interactive=False, min_width=150, scale=1, size="md", elem_id="train-use"
                 )
             use_status = gr.Markdown(elem_id="train-use-status", elem_classes="status", visible=False)
             writer.add("train-writer")
             # Few columns, so that words are not broken on a phone.
             edits = read_only_table(
-                ["Self-edit", "What it trains on"], [33, 67],
-                elem_id="train-edits", visible=False, max_height=700, label="Self-edits",
-            )  # fmt: skip
-            with gr.Accordion("Log", open=False):
+                [33, 67], elem_id="train-edits", visible=False, max_height=700, label=laid_out("train.self_edits")
+            )
+            with gr.Accordion(laid_out("train.log"), open=False):
                 log = gr.Textbox(show_label=False, lines=10, max_lines=10, interactive=False, elem_id="train-log")
 
     settings = [style, *numbers.values()]
+
+    def no_session() -> str:
+        return f"⚠️ {say('train.no_session')}"
 
     def session_of(session_id: str) -> Session | None:
         # Only an id that a page has was given out. One that anybody can guess, such as an empty one, has no run.
@@ -175,18 +174,30 @@ def build_train_tab(
             stop: gr.update(interactive=running),
             resume: gr.update(interactive=snapshot.state in (STOPPED, FAILED)),
             plot: gr.update(
-                value=reward_points(snapshot.candidates), x_lim=[0, len(snapshot.candidates) + 1], visible=scored
+                value=reward_points(snapshot.candidates),
+                color_map=reward_colors(),
+                title=say("train.rewards_plot"),
+                x_title=say("train.self_edit_axis"),
+                y_title=say("train.share_axis"),
+                color_title=say("common.self_edit_column"),
+                x_lim=[0, len(snapshot.candidates) + 1],
+                visible=scored,
             ),
-            means: gr.update(value=rounds_table(snapshot.candidates), visible=scored),
+            means: gr.update(value=table_of(_MEANS, rounds_table(snapshot.candidates)), visible=scored),
             accuracies: gr.update(
                 value=accuracy_points(found),
                 color_map=accuracy_colors(found),
                 # Gradio draws a new line only where something else than the value changes, too.
-                title=f"Held-out passages, {len(found) - 1} round{'s' * (len(found) != 2)}",
+                title=say("train.held_out_after", count=len(found) - 1),
+                x_title=say("train.rounds_axis"),
+                y_title=say("train.share_axis"),
+                color_title=say("train.answered_by"),
                 x_lim=[0, max(1, len(found) - 1)],
                 visible=bool(found),
             ),
-            held_out: gr.update(value=held_out_table(found), label=held_out_label(found), visible=bool(found)),
+            held_out: gr.update(
+                value=table_of(_HELD_OUT, held_out_table(found)), label=held_out_label(found), visible=bool(found)
+            ),
             log: snapshot.log,
         }
 
@@ -198,7 +209,7 @@ def build_train_tab(
             which: gr.update(choices=_rounds(num_rounds), value=number),
             use: gr.update(interactive=number in snapshot.policies if number else bool(snapshot.policies)),
             edits: gr.update(
-                value=edits_table(found),
+                value=table_of(_EDITS, edits_table(found)),
                 label=edits_label(found, snapshot.candidates),
                 visible=bool(snapshot.candidates),
             ),
@@ -214,44 +225,44 @@ def build_train_tab(
 
     def on_use(session_id: str, number: int) -> dict:
         if (current := session_of(session_id)) is None:
-            return {use_status: gr.update(value=_NO_SESSION, visible=True)}
+            return {use_status: gr.update(value=no_session(), visible=True)}
         try:
             use_policy(runs, current, number)
         except (ValueError, OSError) as error:
-            return {use_status: gr.update(value=f"⚠️ {escape(explain(error))}", visible=True)}
+            return {use_status: gr.update(value=warning(explain(error)), visible=True)}
         return {use_status: gr.update(visible=False)}
 
     async def on_start(session_id: str, file: str | None, *values: object) -> AsyncIterator[dict]:
         if (current := session_of(session_id)) is None:
-            yield {status: _NO_SESSION}
+            yield {status: no_session()}
             return
         current.shown_round = 0
-        yield {start: gr.update(interactive=False), status: "Starting …"}
+        yield {start: gr.update(interactive=False), status: say("job.starting")}
         try:
             await asyncio.to_thread(runs.start, current.id, read(values), Path(file) if file else None)
         except (ValueError, OSError) as error:
-            yield {start: gr.update(interactive=True), status: f"⚠️ {escape(explain(error))}"}
+            yield {start: gr.update(interactive=True), status: warning(explain(error))}
             return
         async for shown in watch(session_id):
             yield shown
 
     async def on_resume(session_id: str) -> AsyncIterator[dict]:
         if (current := session_of(session_id)) is None:
-            yield {status: _NO_SESSION}
+            yield {status: no_session()}
             return
         try:
             await asyncio.to_thread(runs.resume, current.id)
         except (JobRefused, OSError) as error:
-            yield {status: f"⚠️ {escape(explain(error))}"}
+            yield {status: warning(explain(error))}
             return
         async for shown in watch(session_id):
             yield shown
 
     def on_stop(session_id: str) -> dict:
         if (current := session_of(session_id)) is None:
-            return {status: _NO_SESSION}
+            return {status: no_session()}
         runs.stop(current.id)
-        return {stop: gr.update(interactive=False), status: "Stopping …"}
+        return {stop: gr.update(interactive=False), status: say("train.stopping")}
 
     def restore(session_id: str) -> list[object]:
         current = session_of(session_id)
@@ -262,7 +273,7 @@ def build_train_tab(
         try:
             return runs.yaml(read(values), Path(file).name if file else "demo")
         except ValueError as error:
-            return f"# {error}"
+            return f"# {told(error)}"
 
     shared = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
     of_round = [policies, which, use, edits]
@@ -294,7 +305,7 @@ def _number(name: str, defaults: TrainingSettings) -> gr.Number:
     label, least, most = TRAINING_RANGES[name]
     return gr.Number(
         value=getattr(defaults, name),
-        label=label,
+        label=laid_out(label),
         minimum=least,
         maximum=most,
         precision=0 if isinstance(least, int) else None,
@@ -314,16 +325,22 @@ def status_text(snapshot: TrainingSnapshot, *, shows_folder: bool = True) -> str
             Whether the visitor may know where the run is on this machine.
     """
     if snapshot.state == FAILED:
-        return f"⚠️ {escape(snapshot.error or '')} The results so far are on disk, and **Resume** continues from them."
+        return f"{warning(snapshot.error or '')} {say('train.resume_failed')}"
+    phase = told(snapshot.phase)
     if snapshot.state == STOPPED:
-        return f"Stopped. {snapshot.phase}. {escape(snapshot.error) + ' ' if snapshot.error else ''}**Resume** continues from there."
+        why = [escape(told(snapshot.error))] if snapshot.error else []
+        return " ".join([say("job.stopped"), f"{phase}.", *why, say("train.resume_stopped")])
     if snapshot.state == DONE and not shows_folder:
-        return f"{snapshot.phase}."
+        return f"{phase}."
     if snapshot.state == DONE:
-        return f"{snapshot.phase}. The policy adapter, the journal and the plot are in `{snapshot.folder / 'run'}`."
-    return f"{snapshot.phase}{' (paused while a visitor uses the device)' * snapshot.is_paused} …"
+        return f"{phase}. {say('train.files', folder=snapshot.folder / 'run')}"
+    paused = f" ({say('train.paused')})" if snapshot.is_paused else ""
+    return f"{phase}{paused} …"
 
 
 def _rounds(number: int) -> list[tuple[str, int]]:
     """The choices of a round, when there are so many."""
-    return [("Newest round", 0), *((f"Round {one}", one) for one in range(1, number + 1))]
+    return [
+        (say("train.newest"), 0),
+        *((say("train.round_number", number=one), one) for one in range(1, number + 1)),
+    ]

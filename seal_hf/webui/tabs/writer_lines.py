@@ -4,9 +4,10 @@ from collections.abc import Callable
 
 import gradio as gr
 
+from ...domains import PROMPT_STYLES
+from ..languages import laid_out, say, told
 from ..work.policies import use_base_model
 from ..work.sessions import Session, Sessions
-from .passage_panel import STYLES
 from .shared import escape
 
 
@@ -29,9 +30,9 @@ class WriterLines:
     def add(self, name: str) -> None:
         """Lay out one line where this is called. `name` is its id on the page, and `name`-base that of its button."""
         with gr.Row(elem_classes="writer"):
-            text = gr.Markdown(writer_text(None), elem_id=name, elem_classes="quiet")
+            text = gr.Markdown(laid_out("writer.base"), elem_id=name, elem_classes="quiet")
             back = gr.Button(
-                "Use the base model", size="sm", visible=False, min_width=150, scale=0, elem_id=f"{name}-base"
+                laid_out("writer.use_base"), size="sm", visible=False, min_width=150, scale=0, elem_id=f"{name}-base"
             )
         self._widgets += [text, back]
         self.changed_by(back.click(self._use_base_model, self._session, api_visibility="private", queue=False))
@@ -75,6 +76,7 @@ def writer_text(session: Session | None) -> str:
     """Who writes the session's self-edits, in a sentence."""
     policy = session.writer if session is not None else None
     if policy is None:
-        return "Self-edits are written by: **base model**"
-    style = STYLES.get(policy.prompt_style, policy.prompt_style)
-    return f"Self-edits are written by: **{policy.name}**, trained to write “{escape(style)}”. The base model learns and answers."
+        return say("writer.base")
+    # A run may be of a version that had other styles.
+    style = say(f"style.{policy.prompt_style}") if policy.prompt_style in PROMPT_STYLES else policy.prompt_style
+    return say("writer.policy", policy=told(policy.name), style=escape(style))

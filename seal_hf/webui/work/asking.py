@@ -6,6 +6,7 @@ from ...domains import Domain
 from ...domains.knowledge.passages import load_retention_questions, unanswered_question
 from ...grading import LexicalGrader
 from ...rollout.rewards import mean
+from ..languages import Message
 from . import device_work, inputs
 from .jobs import Job
 from .session_items import KeptAdapter
@@ -48,7 +49,7 @@ def ask_both(
         ValueError: The adapter was deleted while the job waited.
     """
     if kept.id not in session.adapters:
-        raise ValueError(f"The adapter “{kept.name}” has been deleted: choose another one under Adapters.")
+        raise ValueError(Message("ask.deleted", adapter=kept.name))
     questions = [item for example in examples for item in example["questions"]]
     job.emit("asked", questions=questions, adapter=kept.name)
     base, adapted = run(device_work.answer, job, examples, kept.file)

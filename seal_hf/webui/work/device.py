@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 
 from ...self_adapting_lm import SelfAdaptingLM
+from ..languages import Message
 from . import loaded_adapters
 from .errors import explain
 from .jobs import Job, stop_after
@@ -93,9 +94,7 @@ def _work_on_gpu(
     takes longer than was reserved, so that the job is stopped before.
     """
     reserved = _reserved(seconds)
-    reason = (
-        f"The {reserved} seconds of GPU time were almost over: try again, with shorter self-edits or fewer epochs."
-    )
+    reason = Message("job.gpu_time", seconds=reserved)
     timer = stop_after(reserved - GPU_SPARE_SECONDS, job, reason)
     try:
         return _work(model, work, job, *arguments), None

@@ -15,6 +15,7 @@ from ...rollout.rewards import Asked, ask_and_grade, mean
 from ...rollout.watching import AnswerStays, QuestionWatch
 from ...self_adapting_lm import SelfAdaptingLM
 from ...self_edit import SelfEdit, joined_self_edits
+from ..languages import Message
 from .adapter_zip import save_zip
 from .inputs import clean, has_words, passage_of
 from .jobs import Job
@@ -185,10 +186,7 @@ def learn(
         trained = [joined_self_edits([edit for edit in trained if edit.examples] or trained)]
     for edit, one in zip(self_edits, trained, strict=not together):
         if not one.examples:
-            raise ValueError(
-                f"None of the questions of a self-edit (“{edit.calls[0]}”) can be answered from the passage: change them, or do "
-                "not use it."
-            )
+            raise ValueError(Message("learn.none_answerable", question=edit.calls[0]))
     if watch is not None and stops_early:
         stays = AnswerStays(len(trained), stop=job.stop)
     adapters = lm.adapt(trained, seed=settings.seed, on_step=on_step, stop=stays or job.stop)

@@ -7,6 +7,7 @@ import re
 import torch
 
 from ...hub.errors import HubError
+from ..languages import Message, message_of
 
 
 logger = logging.getLogger(__name__)
@@ -16,24 +17,24 @@ _FOLDERS = re.compile(r"(?<![\w:/.])/(?:[^\s/:'\"]+/)+")
 
 
 def explain(error: BaseException) -> str:
-    """An error as one sentence for the visitor, which names no file of this machine; one that is unexpected goes to the log."""
+    """
+    An error as one sentence for the visitor, which names no file of this machine; one that is unexpected goes to the log. What the
+    app itself says is a [`Message`], what the library says is English.
+    """
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
-        return (
-            "The device is out of memory. Nothing of yours is lost: use fewer self-edits, a shorter passage or a lower "
-            "LoRA rank, and try again."
-        )
+        return Message("errors.memory")
     if isinstance(error, ValueError | HubError):
-        return str(error)
+        return message_of(error)
     logger.error("Failed", exc_info=error)
     if not isinstance(error, OSError):
-        return "Something went wrong on our side: try again. If it fails again, look at the app's log."
+        return Message("errors.unexpected")
     if error.errno in _FULL:
-        return "The app's disk is full: delete some adapters under Adapters or books under Shelf, or try again later."
+        return Message("errors.disk")
     if error.errno is not None:
-        return "The app could not read or write a file: try again. If it fails again, look at the app's log."
+        return Message("errors.file")
     return without_folders(str(error))
 
 
 def without_folders(text: str) -> str:
-    """A text in which no file's name tells where on this machine it is. Web addresses stay."""
-    return _FOLDERS.sub("", text)
+    """A text in which no file's name tells where on this machine it is. Web addresses stay, and so does what the app itself says."""
+    return text if isinstance(text, Message) else _FOLDERS.sub("", text)

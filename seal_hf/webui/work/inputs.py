@@ -22,6 +22,7 @@ from ...grading import gold_answers, show_gold_answers
 from ...models.control_tokens import encode_text
 from ...models.encoding import encode_prompt
 from ...self_adapting_lm import SelfAdaptingLM
+from ..languages import Message
 from .session_items import Draft
 from .settings import Settings
 
@@ -96,7 +97,7 @@ def check_length(name: str, text: object, longest: int) -> None:
     """
     num_characters = len(text) if isinstance(text, str) else 0
     if num_characters > longest:
-        raise ValueError(f"{name} has {num_characters:,} characters: shorten it to {longest:,} at most.")
+        raise ValueError(Message("inputs.too_long", name=name, count=num_characters, most=longest))
 
 
 def has_words(text: str) -> bool:
@@ -125,20 +126,18 @@ def checked_example(
     Raises:
         ValueError: The passage has no words, or passage or title are too long.
     """
-    check_length("The title", title, 4 * LONGEST_TITLE)
-    check_length("The passage", passage, LONGEST_PASSAGE)
+    check_length(Message("inputs.the_title"), title, 4 * LONGEST_TITLE)
+    check_length(Message("inputs.the_passage"), passage, LONGEST_PASSAGE)
     title, text = " ".join(clean(title).split()), clean(passage)
     if not text:
-        raise ValueError("There is no passage yet: paste a text to learn, or take an example.")
+        raise ValueError(Message("inputs.no_passage"))
     if not has_words(text):
-        raise ValueError("The passage has no words: paste a text of whole sentences.")
+        raise ValueError(Message("inputs.no_words"))
     if len(title) > LONGEST_TITLE:
-        raise ValueError(f"The title has {len(title)} characters: shorten it to {LONGEST_TITLE}.")
+        raise ValueError(Message("inputs.long_title", count=len(title), most=LONGEST_TITLE))
     num_tokens, most = count_tokens(lm, text), max_tokens(lm, title, settings)
     if num_tokens > most:
-        raise ValueError(
-            f"The passage has {num_tokens:,} tokens, but this model can learn at most {most:,} at a time: shorten it."
-        )
+        raise ValueError(Message("inputs.long_passage", count=num_tokens, most=most))
     return example_of(title, text, questions)
 
 
@@ -155,11 +154,9 @@ def questions_from_items(items: Sequence[object]) -> list[dict]:
     _check_count(items)
     for number, item in enumerate(items, 1):
         if fault := fault_of(item):
-            raise ValueError(f"Entry {number} has {fault}.")
+            raise ValueError(Message("inputs.entry_fault", number=number, fault=fault))
         if (read := read_question(f"Entry {number}", item)) is None:
-            raise ValueError(
-                f"Entry {number} has a question without an answer: add the answer, or remove the question."
-            )
+            raise ValueError(Message("inputs.entry_without_answer", number=number))
         pairs.append((read["question"], read["answer"]))
     return _checked_questions(pairs)
 
@@ -174,9 +171,9 @@ def questions_from_table(rows: Sequence[Sequence[object]]) -> list[dict]:
     _check_count(rows)
     for number, row in enumerate(rows, 1):
         for cell in row[:2]:
-            check_length(f"Question {number} or its answer", cell, _LONGEST_CELL)
+            check_length(Message("inputs.question_or_answer", number=number), cell, _LONGEST_CELL)
         if fault := fault_of(list(row[:2])):
-            raise ValueError(f"Question {number} has {fault}.")
+            raise ValueError(Message("inputs.question_fault", number=number, fault=fault))
     cells = ([clean(cell) for cell in (*row[:2], "", "")[:2]] for row in rows)
     parted = ((question, [part.strip() for part in answer.split("|")]) for question, answer in cells)
     return _checked_questions([(question, [part for part in answer if part] or "") for question, answer in parted])
@@ -184,7 +181,7 @@ def questions_from_table(rows: Sequence[Sequence[object]]) -> list[dict]:
 
 def _check_count(entries: Sequence[object]) -> None:
     if len(entries) > MOST_ENTRIES:
-        raise ValueError(f"There are {len(entries):,} questions: keep {MAX_QUESTIONS} at most.")
+        raise ValueError(Message("inputs.many_questions", count=len(entries), most=MAX_QUESTIONS))
 
 
 def table_of(questions: Sequence[Mapping]) -> list[list[str]]:
@@ -197,28 +194,30 @@ def _checked_questions(pairs: Sequence[tuple[object, object]]) -> list[dict]:
     questions = []
     for number, (question, answer) in enumerate(pairs, 1):
         for text in (question, *(answer if isinstance(answer, list) else [answer])):
-            check_length(f"Question {number} or its answer", text, _LONGEST_CELL)
+            check_length(Message("inputs.question_or_answer", number=number), text, _LONGEST_CELL)
         if isinstance(answer, list) and len(answer) > MAX_ANSWERS:
-            raise ValueError(f"Question {number} has {len(answer):,} answers: keep {MAX_ANSWERS} answers at most.")
+            raise ValueError(Message("inputs.many_answers", number=number, count=len(answer), most=MAX_ANSWERS))
         question = clean(question) if isinstance(question, str) else ""
         if not question and answer in (None, "", []):
             continue
         if not has_words(question):
-            raise ValueError(f"Answer {number} has no question: write one, or remove the answer.")
+            raise ValueError(Message("inputs.no_question_to", number=number))
         golds = [clean(gold) for gold in gold_answers(answer) or ()]
         if not golds or not all(map(has_words, golds)):
-            raise ValueError(
-                f"Question {number} has no answer: write the right one as a text, or several as a list of texts, or remove "
-                "the question."
-            )
+            raise ValueError(Message("inputs.no_answer_to", number=number))
         if len(question) > 4 * LONGEST_ANSWER or max(map(len, golds)) > LONGEST_ANSWER or len(golds) > MAX_ANSWERS:
             raise ValueError(
-                f"Question {number} or its answer is too long: keep the question below {4 * LONGEST_ANSWER} characters, "
-                f"the answer below {LONGEST_ANSWER}, and {MAX_ANSWERS} answers at most."
+                Message(
+                    "inputs.long_question_or_answer",
+                    number=number,
+                    most_of_question=4 * LONGEST_ANSWER,
+                    most_of_answer=LONGEST_ANSWER,
+                    most_answers=MAX_ANSWERS,
+                )
             )
         questions.append({"question": question, "answer": golds if len(golds) > 1 else golds[0]})
     if len(questions) > MAX_QUESTIONS:
-        raise ValueError(f"There are {len(questions)} questions: keep {MAX_QUESTIONS} at most.")
+        raise ValueError(Message("inputs.many_questions", count=len(questions), most=MAX_QUESTIONS))
     return questions
 
 
@@ -229,7 +228,7 @@ def check_file_size(file: Path) -> None:
     """
     if file.stat().st_size > MAX_FILE_SIZE:
         raise ValueError(
-            f"{file.name} has {file.stat().st_size / 1e6:,.0f} MB: keep it below {MAX_FILE_SIZE / 1e6:.0f} MB."
+            Message("inputs.large_file", name=file.name, size=file.stat().st_size / 1e6, most=MAX_FILE_SIZE / 1e6)
         )
 
 
@@ -254,8 +253,11 @@ def questions_from_file(file: Path) -> tuple[list[dict], int]:
         found, num_unanswerable = load_questions(file)
     _check_count(found)
     if not (questions := _checked_questions([(item["question"], item["answer"]) for item in found])):
-        others = f", and {num_unanswerable} without an answer" * (num_unanswerable > 0)
-        raise ValueError(f"{file.name} has no questions with answers{others}: write a list of {QUESTION_FORM}.")
+        if num_unanswerable:
+            raise ValueError(
+                Message("inputs.unanswered_file", name=file.name, count=num_unanswerable, form=QUESTION_FORM)
+            )
+        raise ValueError(Message("inputs.empty_file", name=file.name, form=QUESTION_FORM))
     return questions, num_unanswerable
 
 
@@ -266,12 +268,12 @@ def checked_question(lm: SelfAdaptingLM, question: object) -> str:
     Raises:
         ValueError: The question has no words, or is too long.
     """
-    check_length("The question", question, LONGEST_TYPED_QUESTION)
+    check_length(Message("inputs.the_question"), question, LONGEST_TYPED_QUESTION)
     question = " ".join(clean(question).split())
     if not has_words(question):
-        raise ValueError("There is no question yet: type one.")
+        raise ValueError(Message("inputs.no_question"))
     if (num_tokens := count_tokens(lm, question)) > LONGEST_QUESTION:
-        raise ValueError(f"The question has {num_tokens} tokens: shorten it to {LONGEST_QUESTION}.")
+        raise ValueError(Message("inputs.long_question", count=num_tokens, most=LONGEST_QUESTION))
     return question
 
 
@@ -298,7 +300,5 @@ def checked_repo_name(name: object) -> str:
     except HFValidationError:
         name = ""
     if not name or "/" in name:
-        raise ValueError(
-            "Give a name of letters, digits, '-', '_' and '.', such as lighthouse-adapter, without the account."
-        )
+        raise ValueError(Message("inputs.repo_name"))
     return name

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from ..languages import Message, as_data
 from .jobs import DONE, ENDED, FAILED, QUEUED, RUNNING, STOPPED, Job, JobRefused, stop_after
 from .limits import HOUR, MAX_FOLLOWERS, MAX_JOBS, OWN_MACHINE, Limits, Usage, minutes
 
@@ -120,9 +121,7 @@ class JobQueue:
                 if entry.job.kind == kind:
                     if entry.job.key == key:
                         return entry.job
-                    raise JobRefused(
-                        "The same with other input is still under way: wait until it has ended, or press Stop."
-                    )
+                    raise JobRefused(Message("job.same"))
             visitor = self._visitor_of(owner)
             self._require_room(visitor, active)
             self._require_time(visitor, num_tokens)
@@ -146,28 +145,22 @@ class JobQueue:
             entry for entry in self._entries.values() if entry.visitor == visitor and entry.state not in ENDED
         ]
         if len(active) >= MAX_JOBS or len(of_visitor) >= self._limits.visitor_jobs:
-            raise JobRefused(
-                f"{max(len(active), len(of_visitor))} of your jobs are under way: wait until one has ended, or press Stop."
-            )
+            raise JobRefused(Message("job.many", count=max(len(active), len(of_visitor))))
         num_waiting = len(self._waiting)
         # The second half of the places is for those who have none.
         has_one = any(entry.state == QUEUED for entry in of_visitor)
         if num_waiting >= self._max_waiting or (has_one and 2 * num_waiting >= self._max_waiting):
-            raise JobRefused(f"{num_waiting} others are waiting already: try again in a few minutes.")
+            raise JobRefused(Message("job.many_waiting", count=num_waiting))
 
     def _require_time(self, visitor: str, num_tokens: int) -> None:
         """Refuse the job of a visitor who has had enough in this hour."""
         if self._usage.total(visitor) >= self._limits.hour_seconds:
-            raise JobRefused(
-                f"Your jobs have had the device for {minutes(self._limits.hour_seconds)}, which is what a visitor has in an hour: "
-                f"try again in {minutes(self._usage.next_free(visitor))}."
-            )
+            wait = minutes(self._usage.next_free(visitor))
+            raise JobRefused(Message("job.hour_seconds", most=minutes(self._limits.hour_seconds), wait=wait))
         used = self._tokens.total(visitor)
         if num_tokens and used + num_tokens > self._limits.hour_tokens:
-            raise JobRefused(
-                f"This training has {num_tokens:,} tokens and your others of this hour {used:,.0f}, and {self._limits.hour_tokens:,.0f} "
-                f"is what a visitor has in an hour: choose fewer or shorter self-edits, or try again in {minutes(self._tokens.next_free(visitor))}."
-            )
+            wait, most = minutes(self._tokens.next_free(visitor)), self._limits.hour_tokens
+            raise JobRefused(Message("job.hour_tokens", num_tokens=num_tokens, used=used, most=most, wait=wait))
 
     def _forget_old(self, owner: str) -> None:
         """Remove the owner's oldest ended jobs, so that a session's logs do not add up."""
@@ -190,7 +183,7 @@ class JobQueue:
             return
         with self._changed:
             if entry.num_followers >= MAX_FOLLOWERS:
-                raise JobRefused(f"{MAX_FOLLOWERS} pages follow this job already: close some of them.")
+                raise JobRefused(Message("job.many_pages", count=MAX_FOLLOWERS))
             entry.num_followers += 1
         try:
             yield
@@ -269,7 +262,7 @@ class JobQueue:
         """Inside the block, `work` is paused whenever a job runs."""
         with self._changed:
             if self._background is not None:
-                raise JobRefused("Another training run is under way: try again when it has ended.")
+                raise JobRefused(Message("job.other_run"))
             self._background = work
             if self._running:
                 work.pause()
@@ -311,14 +304,14 @@ class JobQueue:
     def _timer(self, job: Job) -> threading.Timer | None:
         """Stops a job that takes too long."""
         seconds = self._limits.job_seconds
-        return (
-            None if seconds == math.inf else stop_after(seconds, job, f"A job is ended after {minutes(seconds)} here.")
-        )
+        if seconds == math.inf:
+            return None
+        return stop_after(seconds, job, Message("job.overdue", time=minutes(seconds)))
 
     def _end(self, entry: _Entry, state: str, error: str | None = None) -> None:
         entry.state = state
         try:
-            entry.job.emit("state", state=state, **({"error": error} if error else {}))
+            entry.job.emit("state", state=state, **({"error": as_data(error)} if error else {}))
         except OSError:  # disk full, or no folder; pages would follow a log without an end for ever
             logger.warning("The end of a job could not be written", exc_info=True)
             shutil.rmtree(entry.job.folder, ignore_errors=True)

@@ -12,6 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..languages import as_data, of_data
+
 
 QUEUED, RUNNING, DONE, STOPPED, FAILED = "queued", "running", "done", "stopped", "failed"
 ENDED = (DONE, STOPPED, FAILED)
@@ -32,7 +34,7 @@ class StopFile:
     def set(self, reason: str = "") -> None:
         """`reason` is for the page, where it is not its visitor who stops the work. The first call counts."""
         with suppress(FileExistsError), self.path.open("x", encoding="utf-8") as file:
-            file.write(reason)
+            file.write(json.dumps(as_data(reason)))
 
     def is_set(self) -> bool:
         return self.path.exists()
@@ -40,7 +42,8 @@ class StopFile:
     @property
     def reason(self) -> str:
         """Why it was set; empty where its visitor did it."""
-        return self.path.read_text(encoding="utf-8")
+        text = self.path.read_text(encoding="utf-8")  # nothing yet, where it is just being written
+        return of_data(json.loads(text)) if text else ""
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ class JobLog:
         state (`str`):
             `"queued"`, `"running"`, `"done"`, `"stopped"` or `"failed"`, according to the events read so far.
         error (`str`, *optional*):
-            Why the job failed or was ended, in a sentence.
+            Why the job failed or was ended, in a sentence; a [`Message`] where the app itself says it.
     """
 
     def __init__(self, job: Job):
@@ -120,7 +123,7 @@ class JobLog:
         events = [json.loads(line) for line in complete.splitlines()]
         for event in events:
             if event["event"] == "state":
-                self.state, self.error = event["state"], event.get("error")
+                self.state, self.error = event["state"], of_data(event.get("error"))
         return events
 
 

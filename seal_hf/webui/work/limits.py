@@ -5,6 +5,8 @@ import threading
 import time
 from dataclasses import dataclass, replace
 
+from ..languages import Message
+
 
 HOUR = 3600.0
 MAX_JOBS = 3  # of one session that have not ended
@@ -69,9 +71,7 @@ class Limits:
             ValueError: A training has more steps than one job may have. `remedy` says what to do.
         """
         if num_steps > self.job_steps:
-            raise ValueError(
-                f"This training has {num_steps:,} steps, and {self.job_steps:,.0f} is the limit here: {remedy}."
-            )
+            raise ValueError(Message("limits.steps", num_steps=num_steps, most=self.job_steps, remedy=remedy))
 
     def check_tokens(self, num_tokens: int, remedy: str) -> None:
         """
@@ -79,38 +79,43 @@ class Limits:
             ValueError: A training has more tokens than one job may have. `remedy` says what to do.
         """
         if num_tokens > self.job_tokens:
-            raise ValueError(
-                f"This training has {num_tokens:,} tokens in all epochs, and {self.job_tokens:,.0f} is the limit here: {remedy}."
-            )
+            raise ValueError(Message("limits.tokens", num_tokens=num_tokens, most=self.job_tokens, remedy=remedy))
 
     def say(self) -> str:
         """The limits of jobs for the page, in a sentence; empty where there are none."""
         if not self.is_shared:
             return ""
         if self.is_zero_gpu:
-            return (
-                f"Each job gets a GPU for {self.gpu_seconds:,.0f} seconds at most (ZeroGPU). A training may have {self.job_steps:,.0f} steps "
-                f"and {self.job_tokens:,.0f} tokens; if it takes longer than {self.gpu_seconds - GPU_SPARE_SECONDS:,.0f} seconds all the same, "
-                f"it is stopped and what it has learned is kept. The seconds count for your own daily quota: [2 minutes without an "
-                f"account, 5 minutes with a free one]({_QUOTAS}). A job that asks for more than you have left is refused. What runs ends "
-                f"{minutes(self.unattended_seconds)} after its page is closed."
+            return Message(
+                "limits.zero_gpu",
+                seconds=self.gpu_seconds,
+                num_steps=self.job_steps,
+                num_tokens=self.job_tokens,
+                most_seconds=self.gpu_seconds - GPU_SPARE_SECONDS,
+                quotas=_QUOTAS,
+                unattended=minutes(self.unattended_seconds),
             )
-        return (
-            f"Others use this device too: a job is ended after {minutes(self.job_seconds)}, a training may have "
-            f"{self.job_steps:,.0f} steps and {self.job_tokens:,.0f} tokens, and a visitor's jobs may run "
-            f"{minutes(self.hour_seconds)} in an hour, with {self.hour_tokens:,.0f} tokens of trainings. People behind one address "
-            f"count as one visitor, who may have {self.visitor_sessions:,.0f} pages. What runs ends {minutes(self.unattended_seconds)} after its page is closed."
+        return Message(
+            "limits.jobs",
+            time=minutes(self.job_seconds),
+            num_steps=self.job_steps,
+            num_tokens=self.job_tokens,
+            hour=minutes(self.hour_seconds),
+            hour_tokens=self.hour_tokens,
+            num_pages=self.visitor_sessions,
+            unattended=minutes(self.unattended_seconds),
         )
 
     def say_of_runs(self) -> str:
         """The limits of training runs for the page, in a sentence; empty where there are none."""
         if not self.is_shared:
             return ""
-        return (
-            f"Others use this device too: a visitor's runs may take {minutes(self.run_seconds)} in "
-            f"{minutes(4 * self.run_seconds)}, and self-edits, with those of the evaluations, times epochs of the inner loop may be "
-            f"{self.run_lessons:,.0f}. A run ends {minutes(self.unattended_seconds)} after its page is closed, and a new one "
-            "replaces the one before."
+        return Message(
+            "limits.runs",
+            time=minutes(self.run_seconds),
+            window=minutes(4 * self.run_seconds),
+            most=self.run_lessons,
+            unattended=minutes(self.unattended_seconds),
         )
 
 
@@ -187,7 +192,8 @@ class Usage:
         self._uses = {visitor: uses for visitor, uses in recent.items() if uses}
 
 
-def minutes(seconds: float) -> str:
+def minutes(seconds: float) -> Message:
     """A time for people: `"1 minute"`, `"10 minutes"`, `"2 hours"`."""
-    count, unit = (round(seconds / HOUR), "hour") if seconds >= 2 * HOUR else (math.ceil(seconds / 60), "minute")
-    return f"{max(1, count)} {unit}{'s' * (count > 1)}"
+    if seconds >= 2 * HOUR:
+        return Message("time.hours", count=round(seconds / HOUR))
+    return Message("time.minutes", count=max(1, math.ceil(seconds / 60)))

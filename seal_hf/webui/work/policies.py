@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ...adapters.sources import CONFIG_NAME, WEIGHTS_NAME
 from ...records.run_folder import link_tree
+from ..languages import Message
 from . import quota
 from .jobs import JobRefused
 from .session_items import Policy
@@ -71,25 +72,16 @@ def trained_policy(runs: TrainingRuns, owner: str, round_number: int = 0) -> Pol
     folders = runs.folders.runs(owner)
     rounds = policy_rounds(folders[-1] / "run") if folders else []
     if not rounds:
-        raise JobRefused(
-            "There is no policy yet: start a training run, which has one as soon as its first round has ended."
-        )
+        raise JobRefused(Message("runs.no_policy"))
     number = round_number or rounds[-1]
     if number not in rounds:
-        raise JobRefused(
-            f"There is no policy after round {number}: choose one of round {', '.join(map(str, rounds))}."
-        )
+        raise JobRefused(Message("runs.no_policy_after", round=number, rounds=", ".join(map(str, rounds))))
     config = read_config(folders[-1])
     if (model := config["model_name_or_path"]) != runs.model_name_or_path:
-        raise JobRefused(
-            f"The run has trained a policy of {_shown(model)}, but this app has {_shown(runs.model_name_or_path)}: "
-            "start it with that model, or train a policy of this one."
-        )
+        own = _shown(runs.model_name_or_path)
+        raise JobRefused(Message("runs.other_model", trained=_shown(model), model=own))
     if (student := config.get("student", "policy")) != "base":
-        raise JobRefused(
-            f"In this run the policy has learned and answered, too (student: {student}), but here the base model does, which all "
-            "share: train a policy with student: base, or use this one in a program, with SelfAdaptingLM.from_pretrained(policy=...)."
-        )
+        raise JobRefused(Message("runs.other_student", student=student))
     folder = folders[-1] / "run" / "policy" / f"round_{number - 1:03d}"
     return Policy(run_number(folders[-1]), number, str(config["prompt_style"]), folder)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from ...models.memory import free_memory
+from ..languages import Message
 from .jobs import JobRefused
 
 
@@ -51,10 +52,10 @@ def require(folder: Path, num_bytes: int) -> None:
     """
     for free, remedy in _limits(folder):
         if num_bytes > free:
-            raise JobRefused(f"There is no room for {_size(num_bytes)}, since {remedy}.")
+            raise JobRefused(Message("quota.no_room", size=_size(num_bytes), remedy=remedy))
 
 
-def _limits(folder: Path) -> list[tuple[int, str]]:
+def _limits(folder: Path) -> list[tuple[int, Message]]:
     """What each limit leaves, and what to do where that is too little."""
     root = folder.parent
     reserved = sum(count for other, count in list(_reserved.items()) if other.parent == root)
@@ -64,10 +65,10 @@ def _limits(folder: Path) -> list[tuple[int, str]]:
     total = TOTAL_BYTES - used_bytes(root) - sum(count for _, count in elsewhere) - reserved
     disk = shutil.disk_usage(root).free - SPARE_BYTES - reserved
     return [
-        (session, f"{_size(SESSION_BYTES)} is the limit of a visitor: delete some adapters under Adapters or books under Shelf, or use a lower rank"),
-        (total, f"the adapters of all visitors may have {_size(TOTAL_BYTES)}: try again later"),
-        (disk, "the app's disk is almost full: try again later"),
-    ]  # fmt: skip
+        (session, Message("quota.of_session", size=_size(SESSION_BYTES))),
+        (total, Message("quota.of_all", size=_size(TOTAL_BYTES))),
+        (disk, Message("quota.of_disk")),
+    ]
 
 
 @contextmanager
@@ -117,9 +118,7 @@ def memory(num_bytes: int) -> Iterator[None]:
     """
     with _lock:
         if not has_memory(num_bytes):
-            raise JobRefused(
-                f"The app has no memory for an adapter of {_size(num_bytes)} now: try again in a minute, or use a lower rank."
-            )
+            raise JobRefused(Message("quota.no_memory", size=_size(num_bytes)))
         _loading.append(num_bytes)
     try:
         yield
@@ -128,5 +127,7 @@ def memory(num_bytes: int) -> Iterator[None]:
             _loading.remove(num_bytes)
 
 
-def _size(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.1f} MB"
+def _size(num_bytes: int) -> Message:
+    if num_bytes >= 1e9:
+        return Message("size.gigabytes", size=num_bytes / 1e9)
+    return Message("size.megabytes", size=num_bytes / 1e6)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from ...self_adapting_lm import SelfAdaptingLM
 from ...self_edit import SelfEdit, TrainingExample
+from ..languages import Message
 from .inputs import LONGEST_PASSAGE, LONGEST_TYPED_QUESTION, MOST_ENTRIES, check_length, clean, has_words
 from .session_items import Draft
 
@@ -21,12 +22,12 @@ def checked_self_edits(
         ValueError: None is chosen, or one is empty or far too long.
     """
     if not chosen:
-        raise ValueError("No self-edit is chosen: tick “Use it” on at least one.")
+        raise ValueError(Message("inputs.none_chosen"))
     self_edits = []
     for number in chosen:
         if not 0 <= number < len(drafts):
-            raise ValueError(f"There is no self-edit {number + 1}: choose from 1 to {len(drafts)}.")
-        draft, name = drafts[number], f"Self-edit {number + 1}"
+            raise ValueError(Message("inputs.no_self_edit", number=number + 1, most=len(drafts)))
+        draft, name = drafts[number], Message("common.self_edit", number=number + 1)
         check_length(name, draft.text, LONGEST_PASSAGE)
         text = clean(draft.text)
         if draft.pairs is None:
@@ -35,7 +36,7 @@ def checked_self_edits(
             statements = lm.domain.statements(text) if has_words(text) else []
             self_edit = lm.domain.self_edit_of(_checked_pairs(name, draft.pairs), example, statements)
         if self_edit is None:
-            raise ValueError(f"{name} is empty: write a text, or do not use it.")
+            raise ValueError(Message("inputs.empty_self_edit", name=name))
         self_edits.append(self_edit)
     return self_edits
 
@@ -43,21 +44,21 @@ def checked_self_edits(
 def _checked_pairs(name: str, rows: Sequence[Sequence[object]]) -> list[tuple[str, str]]:
     """The questions with their answers of a self-edit, without rows that are empty."""
     if len(rows) > MOST_ENTRIES:
-        raise ValueError(f"{name} has {len(rows):,} questions: keep {MAX_PAIRS} at most.")
+        raise ValueError(Message("inputs.many_pairs", name=name, count=len(rows), most=MAX_PAIRS))
     pairs = []
     for number, row in enumerate(rows, 1):
         for cell in row[:2]:
-            check_length(f"{name}, question {number} or its answer", cell, LONGEST_TYPED_QUESTION)
+            check_length(Message("inputs.pair", name=name, number=number), cell, LONGEST_TYPED_QUESTION)
         question, answer = ([*map(clean, row[:2]), "", ""])[:2]
         if not question and not answer:
             continue
         if not has_words(question):
-            raise ValueError(f"{name}, answer {number} has no question: write one, or remove the row.")
+            raise ValueError(Message("inputs.pair_without_question", name=name, number=number))
         if not has_words(answer):
-            raise ValueError(f"{name}, question {number} has no answer: write one, or remove the row.")
+            raise ValueError(Message("inputs.pair_without_answer", name=name, number=number))
         pairs.append((" ".join(question.split()), " ".join(answer.split())))
     if len(pairs) > MAX_PAIRS:
-        raise ValueError(f"{name} has {len(pairs)} questions: keep {MAX_PAIRS} at most.")
+        raise ValueError(Message("inputs.many_pairs", name=name, count=len(pairs), most=MAX_PAIRS))
     return pairs
 
 

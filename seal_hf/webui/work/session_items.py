@@ -4,6 +4,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..languages import Message
+
 
 @dataclass
 class Draft:
@@ -41,12 +43,15 @@ class Puzzle:
             The settings with which they were written.
         previews (`list[str]`, *optional*):
             What the page shows of the tools of each. Defaults to nothing, until it is made.
+        language (`str`, *optional*, defaults to `""`):
+            The language of `previews`.
     """
 
     task: dict
     texts: list[str]
     settings: dict
     previews: list[str] = field(default_factory=list)
+    language: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,9 +74,9 @@ class Policy:
     folder: Path
 
     @property
-    def name(self) -> str:
+    def name(self) -> Message:
         """What the page calls it."""
-        return f"the policy of run {self.run}, round {self.round}"
+        return Message("policy.name", run=self.run, round=self.round)
 
 
 @dataclass

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..languages import Message
 from .jobs import JobRefused
 from .session_items import Draft, KeptAdapter, Policy, Puzzle
 
@@ -98,9 +99,7 @@ class Session:
             JobRefused: There would be too many adapters.
         """
         if len(self.adapters) + num_adapters > MAX_ADAPTERS:
-            raise JobRefused(
-                f"There are {len(self.adapters)} adapters, and {MAX_ADAPTERS} is the limit: delete some under Adapters."
-            )
+            raise JobRefused(Message("session.many_adapters", count=len(self.adapters), most=MAX_ADAPTERS))
 
     def adapter(self, adapter_id: str | None = None) -> KeptAdapter:
         """
@@ -111,7 +110,7 @@ class Session:
         """
         kept = self.adapters.get(adapter_id or self.chosen or "")
         if kept is None:
-            raise JobRefused("There is no adapter yet: learn a passage first, or load one under Adapters.")
+            raise JobRefused(Message("session.no_adapter"))
         return kept
 
     def new_file(self, name: str) -> tuple[str, Path]:
@@ -258,14 +257,13 @@ class Sessions:
         gone = self._idle(
             own,
             len(own) - self._max_of_visitor + 1,
-            f"{len(own)} sessions with adapters or work under way are open from your address, and {self._max_of_visitor:,.0f} "
-            "is the limit: go on in one of them, or try again in some minutes.",
+            Message("session.many_of_visitor", count=len(own), most=self._max_of_visitor),
         )
         others = [session for session in self._sessions.values() if session not in gone]
         gone += self._idle(
             others,
             len(others) - self._max_sessions + 1,
-            f"All {self._max_sessions} places are taken by visitors with adapters or work under way: try again in some minutes.",
+            Message("session.no_place", most=self._max_sessions),
         )
         for session in gone:
             del self._sessions[session.id]

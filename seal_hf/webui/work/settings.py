@@ -8,6 +8,7 @@ from peft import LoraConfig
 from ...domains import PROMPT_STYLES, TRAINING_FORMATS, KnowledgeDomain
 from ...inner_loop.update import InnerLoopConfig
 from ...self_adapting_lm import SelfAdaptingLM
+from ..languages import Message
 from .limits import Limits
 
 
@@ -30,9 +31,9 @@ def check_range(label: str, value: object, least: float, most: float) -> None:
         ValueError: `value` is not a number, or out of its range.
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
-        raise ValueError(f"{label}: {value} is out of range; choose from {least} to {most}.")
+        raise ValueError(Message("settings.out_of_range", label=label, value=value, least=least, most=most))
     if isinstance(least, int) and not isinstance(value, int):
-        raise ValueError(f"{label}: {value} is not a whole number; choose from {least} to {most}.")
+        raise ValueError(Message("settings.not_whole", label=label, value=value, least=least, most=most))
 
 
 def check_prompt_style(name: str) -> None:
@@ -41,7 +42,7 @@ def check_prompt_style(name: str) -> None:
         ValueError: There is no such prompt style.
     """
     if name not in PROMPT_STYLES:
-        raise ValueError(f"There is no prompt style {name!r}: choose {', '.join(PROMPT_STYLES)}.")
+        raise ValueError(Message("settings.no_style", name=repr(name), names=", ".join(PROMPT_STYLES)))
 
 
 def check_training_format(name: str) -> None:
@@ -50,7 +51,7 @@ def check_training_format(name: str) -> None:
         ValueError: There is no such training format.
     """
     if name not in TRAINING_FORMATS:
-        raise ValueError(f"There is no training format {name!r}: choose {', '.join(TRAINING_FORMATS)}.")
+        raise ValueError(Message("settings.no_format", name=repr(name), names=", ".join(TRAINING_FORMATS)))
 
 
 def as_number(value: object) -> object:
@@ -102,7 +103,7 @@ class Settings:
         for name, (label, least, most) in RANGES.items():
             check_range(label, getattr(self, name), least, most)
         if not isinstance(self.target_modules, str) or len(self.target_modules) > _LONGEST_MODULES:
-            raise ValueError(f"Give the names of modules in {_LONGEST_MODULES} characters at most, or “all-linear”.")
+            raise ValueError(Message("settings.modules", most=_LONGEST_MODULES))
 
     @classmethod
     def of(cls, **values: object) -> "Settings":
@@ -132,16 +133,16 @@ class Settings:
 
 # Label on the page, smallest and largest value.
 RANGES = {
-    "num_generations": ("Self-edits", 1, MAX_SELF_EDITS),
-    "temperature": ("Temperature", 0.05, 2.0),
-    "top_p": ("Top p", 0.05, 1.0),
-    "max_completion_length": ("Longest self-edit (tokens)", 16, 1024),
-    "seed": ("Seed", 0, 2**31 - 1),
-    "learning_rate": ("Learning rate", 1e-6, 1e-1),
-    "num_train_epochs": ("Epochs", 1, 50),
-    "batch_size": ("Batch size", 1, 16),
-    "lora_r": ("LoRA rank", 1, 128),
-    "lora_alpha": ("LoRA alpha", 1, 256),
+    "num_generations": (Message("settings.self_edits"), 1, MAX_SELF_EDITS),
+    "temperature": (Message("settings.temperature"), 0.05, 2.0),
+    "top_p": (Message("settings.top_p"), 0.05, 1.0),
+    "max_completion_length": (Message("settings.longest"), 16, 1024),
+    "seed": (Message("settings.seed"), 0, 2**31 - 1),
+    "learning_rate": (Message("settings.learning_rate"), 1e-6, 1e-1),
+    "num_train_epochs": (Message("settings.epochs"), 1, 50),
+    "batch_size": (Message("settings.batch_size"), 1, 16),
+    "lora_r": (Message("settings.lora_r"), 1, 128),
+    "lora_alpha": (Message("settings.lora_alpha"), 1, 256),
 }
 
 PAPER = Settings()
@@ -168,8 +169,13 @@ TINY_MODEL = Settings(
 # For a GPU that one has for a minute: the questions of a small model's preset take few full steps, where the paper's batches of one
 # line take hundreds; shorter texts are written sooner.
 ONE_MINUTE = replace(SMALL_MODEL, max_completion_length=200)
-GPU_PRESET = "One minute of a GPU"
-PRESETS = {"Tiny model": TINY_MODEL, "Small model": SMALL_MODEL, "Paper": PAPER, GPU_PRESET: ONE_MINUTE}
+GPU_PRESET = Message("preset.one_minute")
+PRESETS = {
+    Message("preset.tiny"): TINY_MODEL,
+    Message("preset.small"): SMALL_MODEL,
+    Message("preset.paper"): PAPER,
+    GPU_PRESET: ONE_MINUTE,
+}
 _TINY, _SMALL = 300_000_000, 1_000_000_000  # parameters
 
 
@@ -280,15 +286,15 @@ class TrainingSettings:
 
 
 TRAINING_RANGES = {
-    "num_train_passages": ("Passages to learn from, all rounds", 1, 200),
-    "num_eval_passages": ("Passages to evaluate on", 0, 200),
-    "num_rounds": ("Rounds", 1, 10),
-    "num_generations": ("Self-edits per passage", 2, MAX_SELF_EDITS),
-    "temperature": ("Temperature", 0.05, 2.0),
-    "max_completion_length": ("Longest self-edit (tokens)", 16, 1024),
-    "inner_num_train_epochs": ("Epochs of the inner loop", 1, 50),
-    "inner_batch_size": ("Batch size of the inner loop", 1, 16),
-    "inner_learning_rate": ("Learning rate of the inner loop", 1e-6, 1e-1),
-    "num_train_epochs": ("Epochs of the outer SFT", 1, 20),
-    "seed": ("Seed", 0, 2**31 - 1),
+    "num_train_passages": (Message("settings.train_passages"), 1, 200),
+    "num_eval_passages": (Message("settings.eval_passages"), 0, 200),
+    "num_rounds": (Message("settings.rounds"), 1, 10),
+    "num_generations": (Message("settings.self_edits_each"), 2, MAX_SELF_EDITS),
+    "temperature": (Message("settings.temperature"), 0.05, 2.0),
+    "max_completion_length": (Message("settings.longest"), 16, 1024),
+    "inner_num_train_epochs": (Message("settings.inner_epochs"), 1, 50),
+    "inner_batch_size": (Message("settings.inner_batch_size"), 1, 16),
+    "inner_learning_rate": (Message("settings.inner_learning_rate"), 1e-6, 1e-1),
+    "num_train_epochs": (Message("settings.outer_epochs"), 1, 20),
+    "seed": (Message("settings.seed"), 0, 2**31 - 1),
 }

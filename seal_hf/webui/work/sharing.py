@@ -15,6 +15,7 @@ from ...hub.errors import HubError, RepositoryExists
 from ...hub.model_card import AdapterCard
 from ...hub.transfer import is_hub_id, with_namespace
 from ...self_adapting_lm import SelfAdaptingLM, topic_of
+from ..languages import Message
 from . import quota
 from .adapter_zip import save_zip
 from .inputs import checked_repo_name, clean
@@ -71,7 +72,7 @@ def _loaded(
     if isinstance(source, str):
         source = clean(source)
         if not is_hub_id(source):
-            raise ValueError(f"“{source[:100]}” is not the id of a repository on the Hub: give one such as user/name.")
+            raise ValueError(Message("sharing.no_hub_id", name=source[:100]))
     # A folder and its zip file, while it is packed, and what is fetched.
     num_copies = 3 if isinstance(source, str) else 2
 
@@ -94,7 +95,7 @@ def _loaded(
     except Exception as error:  # a file from a stranger may break a reader in any way
         logger.warning("An adapter could not be read", exc_info=True)
         name = source.name if isinstance(source, Path) else source
-        raise ValueError(f"{name} cannot be read as a LoRA adapter: save it again with PEFT.") from error
+        raise ValueError(Message("sharing.unreadable", name=name)) from error
 
 
 def push(
@@ -156,10 +157,8 @@ def push(
         raise
     except HubError as error:
         cause = str(error).partition(";")[0]
-        remedy = "sign in again, or try another name" if error.is_refusal else "try again later"
-        raise HubError(
-            f"{cause}; {remedy}. The adapter can still be downloaded here.", is_refusal=error.is_refusal
-        ) from error
+        said = Message("sharing.refused", cause=cause) if error.is_refusal else Message("sharing.failed", cause=cause)
+        raise HubError(said, is_refusal=error.is_refusal) from error
 
 
 def _card(kept: KeptAdapter, publish_passage: bool) -> AdapterCard:
@@ -223,14 +222,12 @@ def push_token(on_space: bool, visitors_token: str | None, headers: Mapping[str,
     """
     if on_space:
         if is_foreign(headers, on_space):
-            raise ValueError("Only the Space's own page can push: open the Space itself.")
+            raise ValueError(Message("sharing.foreign_page"))
         if not visitors_token:
-            raise ValueError("You are not signed in: use the button “Sign in with Hugging Face” first.")
+            raise ValueError(Message("sharing.not_signed_in"))
         return visitors_token
     if not is_local(headers):
-        raise ValueError(
-            "Only the app's own page at 127.0.0.1 or localhost, and no proxy, can push with this machine's token: open it there."
-        )
+        raise ValueError(Message("sharing.not_local"))
     if not (token := get_token()):
-        raise ValueError("There is no access token: log in with `hf auth login`, or set HF_TOKEN.")
+        raise ValueError(Message("sharing.no_token"))
     return token

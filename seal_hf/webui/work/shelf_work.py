@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from ..languages import Message, message_of
 from . import device_work, inputs
 from .errors import without_folders
 from .jobs import Job, JobRefused
@@ -42,12 +43,12 @@ def ask_shelf(workbench: Workbench, session: Session, question: object, who: str
 
     def work(job: Job) -> None:
         if folder is not None and not folder.is_dir():
-            raise JobRefused("The book was forgotten or merged meanwhile: ask again.")
+            raise JobRefused(Message("shelf.gone_meanwhile"))
         job.emit("asked", question=question, choice=described_choice(choice))
         try:
             (answer,) = workbench.run(device_work.answer_with, job, example, folder)
         except ValueError as error:
-            raise ValueError(without_folders(str(error))) from error
+            raise ValueError(without_folders(message_of(error))) from error
         job.emit("answered", answer=answer)
 
     key = [question, who, str(folder)]

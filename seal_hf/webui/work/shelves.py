@@ -18,6 +18,7 @@ from ...shelf import Book, LearnedPassage, Route, Shelf
 from ...shelf.asking import OTHER_BASE, base_difference, base_of
 from ...shelf.learning import name_to_load
 from ...shelf.routing import Router
+from ..languages import Message
 from . import inputs, quota
 from .adapter_zip import pack
 from .jobs import JobRefused
@@ -27,7 +28,6 @@ from .sessions import Session
 
 # Who is asked, beside the ids of books, none of which has such a sign.
 EVERYTHING, BASE = "*everything", "*base"
-_GONE = "This book is no longer on the shelf: it was forgotten or merged, perhaps on another page. Choose another one."
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Shelves:
         for book in self.of(session).books():
             if book.id == book_id:
                 return book
-        raise JobRefused(_GONE)
+        raise JobRefused(Message("shelf.gone"))
 
     def choose(self, session: Session, question: str, who: str = EVERYTHING) -> Choice:
         """
@@ -216,11 +216,9 @@ class Shelves:
         """
         books = [self.book(session, one) for one in (book_id, other_id)]
         if books[0].id == books[1].id:
-            raise JobRefused("These two are one book: choose two.")
+            raise JobRefused(Message("shelf.one_book"))
         if (books[0].base_model_id, books[0].base) != (books[1].base_model_id, books[1].base):
-            raise JobRefused(
-                f"“{books[0].title}” and “{books[1].title}” were learned on different base models: teach one of them again."
-            )
+            raise JobRefused(Message("shelf.two_bases", title=books[0].title, other=books[1].title))
         with self._room(session, sum(book.num_bytes for book in books)):
             return self.of(session).merge(books[0].id, books[1].id)
 
@@ -269,11 +267,10 @@ class Shelves:
         difference = base_difference(book, self._lm.base_model_id, self._base)
         if difference is None:
             return None
+        about = {"title": book.title, "book_model": book.base_model_id}
         if difference == OTHER_BASE:
-            how = f"was learned on {book.base_model_id}, and this app runs {self._lm.base_model_id}"
-        else:
-            how = f"was learned on {book.base_model_id} before that model changed"
-        return f"“{book.title}” {how}: teach the passage again, or start the app with that model."
+            return Message("shelf.other_base", model=self._lm.base_model_id, **about)
+        return Message("shelf.changed_base", **about)
 
     @contextmanager
     def _room(self, session: Session, num_bytes: int) -> Iterator[None]:

@@ -9,6 +9,7 @@ from ...adapters.sources import WEIGHTS_NAME
 from ...domains.base import SELF_EDITS
 from ...records.journal import Journal
 from ...records.report import evaluations
+from ..languages import Message
 from . import inputs
 from .errors import without_folders
 from .jobs import DONE, FAILED, RUNNING, STOPPED
@@ -57,7 +58,7 @@ def _read(folder: Path, run: TrainingProcess | None, limits: Limits) -> Training
     names = [inputs.name_of(example) for example in inputs.training_passages(*dataset_of(config))]
     error = _failure(run.process.returncode, _decode(log[run.log_start :])) if state == FAILED else None
     if state == STOPPED and run is not None and run.is_overdue:
-        error = f"A visitor's runs are ended after {minutes(limits.run_seconds)} here."
+        error = Message("runs.overdue", time=minutes(limits.run_seconds))
     last_lines = "\n".join(_decode(log).splitlines()[-_LOG_LINES:])
     if limits.is_shared:
         error, last_lines = error and without_folders(error), without_folders(last_lines)
@@ -85,7 +86,7 @@ def _state(run: TrainingProcess | None, output_dir: Path) -> str:
     return STOPPED if run.is_stopped else FAILED
 
 
-def _phase(config: Mapping[str, object], output_dir: Path, num_evaluations: int) -> str:
+def _phase(config: Mapping[str, object], output_dir: Path, num_evaluations: int) -> Message:
     """
     What a run is doing, by the files that it has written.
 
@@ -101,23 +102,27 @@ def _phase(config: Mapping[str, object], output_dir: Path, num_evaluations: int)
     training, evaluation = Journal(output_dir), Journal(output_dir / "evaluation")
     for round_index in range(num_rounds + 1):
         if evaluates and num_evaluations <= round_index:
-            when = f"after round {round_index}" if round_index else "before the first round"
-            return f"Evaluating {when}: {_progress(evaluation, round_index)}"
+            progress = _progress(evaluation, round_index)
+            if not round_index:
+                return Message("runs.evaluating_first", progress=progress)
+            return Message("runs.evaluating", round=round_index, progress=progress)
         if round_index == num_rounds:
             break
         if training.scored(round_index) is None:
-            return f"Round {round_index + 1} of {num_rounds}: {_progress(training, round_index)}"
+            progress = _progress(training, round_index)
+            return Message("runs.round", round=round_index + 1, num_rounds=num_rounds, progress=progress)
         if not (output_dir / "policy" / f"round_{round_index:03d}").is_dir():
-            return f"Round {round_index + 1} of {num_rounds}: learning to write like the kept self-edits"
-    return f"All {num_rounds} rounds are done" if num_rounds > 1 else "The round is done"
+            learning = Message("runs.learning")
+            return Message("runs.round", round=round_index + 1, num_rounds=num_rounds, progress=learning)
+    return Message("runs.done", count=num_rounds)
 
 
-def _progress(journal: Journal, round_index: int) -> str:
+def _progress(journal: Journal, round_index: int) -> Message:
     proposals = journal.proposals(round_index)
     if proposals is None:
-        return "writing self-edits"
+        return Message("runs.writing")
     count = sum(proposal.condition == SELF_EDITS for proposal in proposals)
-    return f"{len(results_of(journal, round_index))} of {count} self-edits trained and scored"
+    return Message("runs.scored", number=len(results_of(journal, round_index)), all=count)
 
 
 def _failure(code: int, log: str) -> str:
@@ -126,15 +131,10 @@ def _failure(code: int, log: str) -> str:
     if said := next((line for line in reversed(lines) if line.startswith("error: ")), None):
         return said.removeprefix("error: ")
     if code == -signal.SIGKILL:
-        return (
-            "The run was killed (SIGKILL), most likely because memory ran out: close other programs, or start one with "
-            "fewer self-edits per passage."
-        )
+        return Message("runs.killed")
     if code < 0:
-        return (
-            f"The run was ended by {signal.strsignal(-code) or f'signal {-code}'}: look at the last lines of the log."
-        )
-    return lines[-1] if lines else "The run ended without any output."
+        return Message("runs.ended_by", signal=signal.strsignal(-code) or f"signal {-code}")
+    return lines[-1] if lines else Message("runs.no_output")
 
 
 def _decode(log: bytes) -> str:

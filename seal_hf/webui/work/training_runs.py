@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from ..languages import Message
 from . import inputs, quota
 from .job_queue import JobQueue
 from .jobs import JobRefused
@@ -144,14 +145,10 @@ class TrainingRuns:
                 return
             num_passages = inputs.count_passages(dataset_file)
             if settings.num_train_passages > num_passages:
-                raise ValueError(
-                    f"There are {num_passages} passages, but {settings.num_train_passages} are to be learned from: "
-                    "lower the number or give more."
-                )
+                raise ValueError(Message("runs.few_passages", count=num_passages, wanted=settings.num_train_passages))
             if settings.num_rounds > settings.num_train_passages:
                 raise ValueError(
-                    f"{settings.num_rounds} rounds, each on passages that no earlier one had, need as many passages, but "
-                    f"{settings.num_train_passages} are to be learned from: lower the rounds or raise the passages."
+                    Message("runs.many_rounds", rounds=settings.num_rounds, passages=settings.num_train_passages)
                 )
             self._require_time(owner)
             earlier, folder = self.folders.runs(owner), self.folders.make(owner)
@@ -183,7 +180,7 @@ class TrainingRuns:
             if self.is_running(owner):
                 return
             if not (folders := self.folders.runs(owner)):
-                raise JobRefused("There is no run to resume: start one.")
+                raise JobRefused(Message("runs.none_to_resume"))
             self._require_time(owner)
             self._launch(owner, folders[-1])
 
@@ -221,9 +218,7 @@ class TrainingRuns:
 
     def _require_script(self) -> None:
         if not self.can_start:
-            raise JobRefused(
-                "A run cannot be started here: copy the file and the command below, and start it on your own machine."
-            )
+            raise JobRefused(Message("runs.cannot_start"))
 
     def _require_small(self, settings: TrainingSettings) -> None:
         num_evaluated = settings.num_eval_passages * (settings.num_rounds + 1)
@@ -231,9 +226,13 @@ class TrainingRuns:
         size = num_self_edits * settings.inner_num_train_epochs
         if size > self.limits.run_lessons:
             raise ValueError(
-                f"This run learns {num_self_edits:,} self-edits with those of the evaluations, times {settings.inner_num_train_epochs} "
-                f"epochs is {size:,}, and {self.limits.run_lessons:,.0f} is the limit here: choose fewer passages, self-edits, rounds or "
-                "epochs, or start the run on your own machine."
+                Message(
+                    "runs.too_large",
+                    num_self_edits=num_self_edits,
+                    epochs=settings.inner_num_train_epochs,
+                    size=size,
+                    most=self.limits.run_lessons,
+                )
             )
 
     def _visitor_of(self, owner: str) -> str:
@@ -243,9 +242,12 @@ class TrainingRuns:
         visitor = self._visitor_of(owner)
         if self._usage.total(visitor) >= self.limits.run_seconds:
             raise JobRefused(
-                f"Your runs have taken {minutes(self.limits.run_seconds)}, which is what a visitor has in "
-                f"{minutes(self._usage.window)}: try again in {minutes(self._usage.next_free(visitor))}, or start the run on your own "
-                "machine."
+                Message(
+                    "runs.no_time",
+                    most=minutes(self.limits.run_seconds),
+                    window=minutes(self._usage.window),
+                    wait=minutes(self._usage.next_free(visitor)),
+                )
             )
 
     def is_running(self, owner: str) -> bool:

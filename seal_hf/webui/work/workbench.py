@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from ...self_adapting_lm import SelfAdaptingLM
+from ..languages import Message
 from . import device, device_work, inputs
 from .adaptation import checked_adaptation
 from .asking import ask_both, probing_examples
@@ -107,15 +108,13 @@ class Workbench:
 
         def work(job: Job) -> None:
             if writer is not None and not writer.folder.is_dir():
-                raise ValueError(
-                    f"The self-edits are no longer written by {writer.name}: press “Write self-edits” again."
-                )
+                raise ValueError(Message("teach.other_writer", writer=writer.name))
             drafts = self.run(device_work.write, job, example, settings, writer=writer and writer.folder)
             if any(draft.use for draft in drafts):
                 session.example, session.settings, session.drafts = example, asdict(settings), drafts
                 session.written_by = writer.name if writer else ""
             elif not job.stop.is_set():
-                raise ValueError("The model wrote nothing that can be learned: try another prompt style or seed.")
+                raise ValueError(Message("teach.nothing_written"))
 
         job = self.submit(
             session,
@@ -243,7 +242,7 @@ class Workbench:
         """
         kept = session.adapter(adapter_id)
         if not questions:
-            raise ValueError("There are no questions yet: write some with their answers in the first step.")
+            raise ValueError(Message("ask.no_questions"))
         return self._answer(session, "score", [inputs.example_of(kept.title, "", questions)], kept)
 
     def probe(self, session: Session, adapter_id: str | None = None) -> Job:
