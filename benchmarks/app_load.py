@@ -30,7 +30,7 @@ from transformers.utils import logging as transformers_logging
 from seal_hf import Adapter, InnerLoopConfig, SelfAdaptingLM
 from seal_hf.domains import load_demo_passages
 from seal_hf.webui.page import build_page
-from seal_hf.webui.tabs.learning_panel import first_right
+from seal_hf.webui.tabs.learning_texts import first_right
 from seal_hf.webui.tabs.passage_panel import NAMES
 from seal_hf.webui.work import sharing
 from seal_hf.webui.work.adapter_zip import save_zip

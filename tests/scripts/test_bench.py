@@ -1,5 +1,6 @@
 """The benchmark's counting and arithmetic, on tiny models and given figures."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -28,6 +29,11 @@ def benchmarks_on_path():
 @pytest.fixture
 def model():
     return tiny_llama()
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in BENCHMARKS.glob("*.py")))
+def test_every_benchmark_finds_what_it_imports(name):
+    assert importlib.import_module(name).__doc__
 
 
 def update_of(*lengths, epochs=1):
