@@ -75,6 +75,10 @@ CSS = (
   .card {flex-basis: 100% !important}
   #introduction h1 {font-size: 1.3rem}
   .gradio-container {padding: .6rem !important}
+  .table * {font-size: .72rem !important}
+  .table th * {font-size: .62rem !important}
+  .table .cell-wrap {padding: .35rem .2rem !important}
+  .table .cell-menu-button {display: none}
 }
 """
     + ARC_CSS

@@ -125,9 +125,9 @@ def build_learning_panel(
         if limits := workbench.limits.say():
             gr.Markdown(laid_out(limits), elem_id="limits", elem_classes="quiet")
         learn_status = gr.Markdown(elem_id="learn-status", elem_classes="status")
-        watching = read_only_table([20, 62, 18], elem_id="watching", visible=False)
+        watching = read_only_table([24, 58, 18], elem_id="watching", visible=False)
         plot = gr.LinePlot(x="step", y="loss", color="self-edit", height=240, visible=False, elem_id="loss")
-        rewards = read_only_table([24, 21, 20, 20, 15], elem_id="rewards", visible=False)
+        rewards = read_only_table([26, 18, 21, 21, 14], elem_id="rewards", visible=False)
         ask_next = gr.Button(laid_out("learn.ask_next"), visible=False, elem_id="ask-next")
         with gr.Accordion(laid_out("learn.graded"), open=False, visible=False) as answers_panel:
             answers_note = gr.Markdown(elem_classes="quiet")
