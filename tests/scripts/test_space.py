@@ -221,7 +221,8 @@ def test_the_space_boots_from_what_was_deployed(hub, token, tmp_path):
         assert f"served by {folder / 'seal_hf'}" in log.read_text()
         components = httpx2.get(f"{url}/config").json()["components"]
         buttons = {component["props"].get("value") for component in components if component["type"] == "button"}
-        assert {"Sign in with Hugging Face", "Duplicate Space", "Push"} <= buttons
+        assert {"Sign in with Hugging Face", "Duplicate Space"} <= buttons
+        assert any(component["props"].get("elem_id") == "push" for component in components)
 
         stranger = Client(url, verbose=False)
         session = stranger.predict("Lighthouse", PASSAGE, 2, api_name="/propose")["session"]
