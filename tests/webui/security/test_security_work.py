@@ -1,5 +1,6 @@
 """Attacks on the work: too much of it, and the places of others."""
 
+import json
 import threading
 import time
 from dataclasses import replace
@@ -122,8 +123,16 @@ def test_a_page_that_is_closed_does_not_keep_its_job(serve, monkeypatch):
     assert not app.workbench.jobs.active(session.id)
 
 
+def laid_out(url):
+    """The English texts of what a page lays out."""
+    config = httpx2.get(f"{url}config", timeout=60).json()
+    texts, components = config["i18n_translations"]["en"], json.dumps(config["components"])
+    return "\n".join(text for name, text in texts.items() if json.dumps(name)[1:-1] in components)
+
+
 def test_the_limits_are_said_on_the_page_where_there_are_any(public, app):
-    texts = [httpx2.get(f"{one.url}config", timeout=60).text for one in (public, app)]
+    texts = [laid_out(one.url) for one in (public, app)]
+    assert all("Write self-edits" in text for text in texts)
     for text in ("a job is ended after 10 minutes", "a visitor's runs may take 30 minutes in 120 minutes|2 hours"):
         found = [any(part in page for part in text.split("|")) for page in texts]
         assert found == [True, False]

@@ -8,7 +8,7 @@ from helpers.web_page import QUICK, served_page
 from seal_hf.webui.work import settings
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def browser():
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
@@ -16,7 +16,7 @@ def browser():
         browser.close()
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def app(lm, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(settings.PRESETS, "Tiny model", QUICK)
