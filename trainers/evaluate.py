@@ -20,6 +20,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+from accelerate import PartialState
 from transformers import HfArgumentParser
 from transformers.utils import logging as transformers_logging
 
@@ -146,6 +148,8 @@ class EvaluationArguments(JudgeArguments, ConditionArguments):
 
 
 def main(args: EvaluationArguments) -> None:
+    # Without the flag several processes on CPUs would not find each other.
+    state = PartialState(cpu=not torch.accelerator.is_available())
     examples = load_dataset_argument(args.dataset_name, args.dataset_test_split, args.num_passages, args.shuffle_seed)
     self_edits = None if args.self_edits is None else load_stored_self_edits(args.self_edits)
     config = RolloutConfig(
@@ -180,6 +184,8 @@ def main(args: EvaluationArguments) -> None:
         dry_run=args.dry_run,
         **options,
     )
+    if not state.is_main_process:
+        return
     if args.dry_run:
         print(result)
         return

@@ -11,6 +11,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, HfArgumentParser
 
 from helpers.folders import ROOT, TRAINERS
+from helpers.outer_loop import child_environment
+from helpers.processes import TORCHRUN
 from helpers.scripts import run_main
 from helpers.tiny_models import randomize_lora, save_tiny_model
 from seal_hf import Adapter, InnerLoopConfig, SEALConfig
@@ -93,6 +95,17 @@ def test_evaluate(evaluation, loaded_script, tmp_path, capsys):
         with pytest.raises(ValueError, match=message):
             script.main(parse(*evaluation, *options))
     assert {path: path.read_bytes() for path in folder.rglob("*.json*")} == files
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options, heading", [((), "Evaluation on 3 passages"), (("--dry_run",), "protocol: single_passage")]
+)
+def test_evaluate_speaks_once_for_all_processes(evaluation, options, heading):
+    command = [sys.executable, "-m", *TORCHRUN, str(TRAINERS / "evaluate.py"), *map(str, (*evaluation, *options))]
+    done = subprocess.run(command, capture_output=True, text=True, env=child_environment())
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(heading) == 1
 
 
 @pytest.mark.parametrize("content", ['{"rows": "of something else"}', "text\n"])
