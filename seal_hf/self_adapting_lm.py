@@ -322,18 +322,22 @@ class SelfAdaptingLM:
             logger.warning("%d of %d self-edits were malformed and are left out.", num_malformed, num_generations)
         return well_formed
 
-    def write_batch(self, examples: Sequence[Mapping], num_generations: int, **options: Any) -> list[list[Generation]]:
+    def write_batch(
+        self,
+        examples: Sequence[Mapping],
+        num_generations: int,
+        *,
+        temperature: float,
+        top_p: float,
+        max_completion_length: int | Sequence[int],
+        seed: int,
+        numbers: Sequence[int] | None = None,
+        on_text: Callable[[list[str]], bool | None] | None = None,
+        stop: threading.Event | None = None,
+    ) -> list[list[Generation]]:
         """
-        The completions that self-edits are parsed from, for many examples in common batches.
-
-        Args:
-            examples (`Sequence[Mapping]`):
-                Examples of the domain.
-            num_generations (`int`):
-                Completions for each.
-            **options:
-                How they are drawn, as for [`~seal_hf.generation.completions.write_completions`], which tells what comes back
-                and what is raised.
+        The completions that self-edits are parsed from, for many examples in common batches (see
+        [`~seal_hf.generation.completions.write_completions`] for the arguments, what comes back and the errors).
         """
         with self._as_writer():
             return write_completions(
@@ -342,8 +346,14 @@ class SelfAdaptingLM:
                 self.domain,
                 examples,
                 num_generations,
+                temperature=temperature,
+                top_p=top_p,
+                max_completion_length=max_completion_length,
+                seed=seed,
+                numbers=numbers,
                 writer=self.writer,
-                **options,
+                on_text=on_text,
+                stop=stop,
             )
 
     def carry_out(
