@@ -14,12 +14,12 @@ from ..models.memory import free_memory
 
 
 # Logits held at once. Every chunk reads the output embedding twice, so large chunks make the matrix products faster: on a
-# CPU until the logits outgrow its caches, on CUDA until a chunk has some hundred labels, as a GPU does some hundred
+# CPU in bf16 until the logits outgrow its caches and in fp32 beyond them, on CUDA until a chunk has some hundred labels, as a GPU does some hundred
 # operations for each byte that it reads.
-_LOGITS, _CUDA_LOGITS = 2**23, 2**27
+_LOGITS, _WIDE_LOGITS, _CUDA_LOGITS = 2**23, 2**25, 2**27
 _CUDA_LABELS = 4096  # more gain nothing, however small the vocabulary
 # Most that they take on CUDA of the memory that is free, which is there for activations above all. Held of each logit are
-# itself, in half precision or fp32, and two fp32 numbers, 10 or 12 bytes: 2**27 logits take 1.25 GiB in bf16.
+# two fp32 numbers, and in half precision itself, 8 or 10 bytes: 2**27 logits take 1.25 GiB in bf16.
 _MEMORY_SHARE = 1 / 16
 
 
@@ -61,7 +61,9 @@ class ChunkedCrossEntropy:
         self.head = head
         size = chunk_size(head)
         self.logits = torch.empty(size, head.out_features, dtype=head.weight.dtype, device=head.weight.device)
-        self.wide_logits, self.probabilities = (torch.empty_like(self.logits, dtype=torch.float32) for _ in range(2))
+        self.probabilities = torch.empty_like(self.logits, dtype=torch.float32)
+        is_wide = self.logits.dtype == torch.float32
+        self.wide_logits = self.logits if is_wide else torch.empty_like(self.probabilities)
 
     def __call__(self, hidden: torch.Tensor, logits: torch.Tensor | None, labels: torch.Tensor) -> torch.Tensor:
         return _CrossEntropy.apply(hidden, labels, self)
@@ -73,7 +75,7 @@ class ChunkedCrossEntropy:
         torch.mm(hidden, weight.mT, out=logits)
         if bias is not None:
             logits += bias
-        wide.copy_(logits)
+        wide.copy_(logits)  # nothing where they are one
         torch.softmax(wide, -1, out=probabilities)
         # log of the sum of exponentials, by the greatest probability, which is never 0
         normalizer = wide.amax(-1, keepdim=True) - probabilities.amax(-1, keepdim=True).log()
@@ -85,11 +87,13 @@ class ChunkedCrossEntropy:
 
 def chunk_size(head: nn.Linear) -> int:
     """The labels whose logits are held at once: what makes the products fast, and on CUDA what the memory allows."""
-    num_logits, device = _LOGITS, head.weight.device
+    dtype, device = head.weight.dtype, head.weight.device
     if device.type == "cuda":
-        bytes_per_logit = head.weight.element_size() + 2 * torch.float32.itemsize
+        bytes_per_logit = 8 if dtype == torch.float32 else 10
         fitting = int(free_memory(device) * _MEMORY_SHARE) // bytes_per_logit
         num_logits = max(_LOGITS, min(fitting, _CUDA_LOGITS, _CUDA_LABELS * head.out_features))
+    else:
+        num_logits = _WIDE_LOGITS if dtype == torch.float32 else _LOGITS
     return max(1, num_logits // head.out_features)
 
 

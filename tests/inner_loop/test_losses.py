@@ -37,7 +37,7 @@ def fake_head(vocabulary: int, dtype: torch.dtype = torch.bfloat16, bias: bool =
 @pytest.mark.parametrize("chunks", [1, 4])
 def test_chunked_cross_entropy(monkeypatch, chunks, bias):
     head = nn.Linear(6, 50, bias=bias).requires_grad_(False)
-    monkeypatch.setattr(packed_loss, "_LOGITS", 50 * (12 // chunks))
+    monkeypatch.setattr(packed_loss, "_WIDE_LOGITS", 50 * (12 // chunks))
     hidden = (20 * torch.randn(11, 6)).requires_grad_()  # some logits so far apart that probabilities vanish
     labels, shares = torch.randint(50, (11,)), torch.rand(11)
     losses = ChunkedCrossEntropy(head)(hidden, None, labels)
@@ -54,7 +54,7 @@ def test_chunks_change_nothing(monkeypatch, size):
     hidden, labels, shares = torch.randn(11, 6).requires_grad_(), torch.randint(50, (11,)), torch.rand(11)
     found = []
     for chunk in (11, size):
-        monkeypatch.setattr(packed_loss, "_LOGITS", 50 * chunk)
+        monkeypatch.setattr(packed_loss, "_WIDE_LOGITS", 50 * chunk)
         loss = ChunkedCrossEntropy(head)
         assert len(loss.logits) == chunk
         losses = loss(hidden, None, labels)
@@ -64,8 +64,10 @@ def test_chunks_change_nothing(monkeypatch, size):
 
 
 def test_chunks_on_the_cpu():
-    for vocabulary in (50, 49152, 2**24):
-        assert chunk_size(nn.Linear(1, vocabulary, bias=False)) == max(1, 2**23 // vocabulary)
+    for vocabulary in (50, 49152, 2**26):
+        for dtype, num_logits in ((torch.bfloat16, 2**23), (torch.float32, 2**25)):
+            head = nn.Linear(1, vocabulary, bias=False, dtype=dtype)
+            assert chunk_size(head) == max(1, num_logits // vocabulary)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +77,7 @@ def test_chunks_on_the_cpu():
         (70 * GIB, 49152, torch.float16, 2730),
         (70 * GIB, 32000, torch.float16, 4096),  # labels
         (8 * GIB, 151936, torch.bfloat16, 353),  # half a GiB, 10 bytes each
-        (8 * GIB, 151936, torch.float32, 294),  # 12 bytes each
+        (8 * GIB, 151936, torch.float32, 441),  # 8 bytes each
         (0, 151936, torch.bfloat16, 55),  # as on the CPU
     ],
 )
@@ -84,7 +86,9 @@ def test_chunks_on_cuda(cuda, free_memory, vocabulary, dtype, expected):
         head = fake_head(vocabulary, dtype)
         assert chunk_size(head) == expected
         loss = ChunkedCrossEntropy(head)
-        held = [loss.logits, loss.wide_logits, loss.probabilities]
+        held = [loss.wide_logits, loss.probabilities]
+        if dtype != torch.float32:
+            held.append(loss.logits)
         assert all(part.shape == (expected, vocabulary) and part.is_cuda for part in held)
         num_bytes = sum(part.numel() * part.element_size() for part in held)
     assert num_bytes <= max(free_memory / 16, 10 * 2**23)

@@ -26,7 +26,7 @@ SIZES |= {"num_attention_heads": 2, "num_key_value_heads": 1}
 @pytest.fixture(autouse=True)
 def small_buffers(monkeypatch):
     # Those of the loss and of the gradients in fp32, of which there are so many, are no part of the estimate.
-    for name in ("_LOGITS", "_CUDA_LABELS"):
+    for name in ("_LOGITS", "_WIDE_LOGITS", "_CUDA_LABELS"):
         monkeypatch.setattr(losses, name, 104)
     monkeypatch.setattr(optimizer, "_GRADIENT_VALUES", 1)
 
