@@ -8,7 +8,7 @@ from pathlib import Path
 import gradio as gr
 
 from ..hub.errors import RepositoryExists
-from .tabs.shared import follow
+from .tabs.shared import follow, keep_shown_files
 from .work import added_questions, inputs, policies, sharing
 from .work.errors import explain
 from .work.jobs import FAILED, STOPPED, Job
@@ -289,6 +289,7 @@ def build_api(workbench: Workbench, runs: TrainingRuns, *, may_push: bool, on_sp
     with gr.Row(visible=False):
         session, name, file, found, zipped = gr.Textbox(), gr.Textbox(), gr.File(), gr.JSON(), gr.File()
         repository, private, overwrite, address = gr.Textbox(), gr.Checkbox(True), gr.Textbox(""), gr.Textbox()
+        keep_shown_files(zipped)
         load, download, upload = gr.Button(), gr.Button(), gr.Button()
     load.click(load_adapter, [session, name, file], found, api_name="load_adapter", concurrency_limit=4)
     download.click(download_adapter, [session, name], zipped, api_name="download_adapter", concurrency_limit=4)
