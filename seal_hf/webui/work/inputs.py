@@ -6,8 +6,7 @@ The keys of an example of the knowledge domain are known here and in the domain 
 
 import sys
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from huggingface_hub.errors import HFValidationError
@@ -75,8 +74,7 @@ def count_passages(file: Path | None) -> int:
     if file is None:
         return len(load_demo_passages("train"))
     check_file_size(file)
-    with _without_folder(file):
-        return len(load_passages(file))
+    return len(load_passages(file))
 
 
 def clean(text: object) -> str:
@@ -232,15 +230,6 @@ def check_file_size(file: Path) -> None:
         )
 
 
-@contextmanager
-def _without_folder(file: Path) -> Iterator[None]:
-    """Errors name an uploaded file without its folder, which means nothing to the visitor."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(str(error).replace(f"{file.parent}/", "")) from error
-
-
 def questions_from_file(file: Path) -> tuple[list[dict], int]:
     """
     The questions of an uploaded file (see [`load_questions`]), and how many others there are without an answer.
@@ -249,8 +238,7 @@ def questions_from_file(file: Path) -> tuple[list[dict], int]:
         ValueError: The file cannot be read, or its questions are none that the page takes.
     """
     check_file_size(file)
-    with _without_folder(file):
-        found, num_unanswerable = load_questions(file)
+    found, num_unanswerable = load_questions(file)
     _check_count(found)
     if not (questions := _checked_questions([(item["question"], item["answer"]) for item in found])):
         if num_unanswerable:
