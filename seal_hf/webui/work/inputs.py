@@ -21,6 +21,7 @@ from ...grading import gold_answers, show_gold_answers
 from ...models.control_tokens import encode_text
 from ...models.encoding import encode_prompt
 from ...self_adapting_lm import SelfAdaptingLM
+from ...self_edit import TrainingExample
 from ..languages import Message
 from .session_items import Draft
 from .settings import Settings
@@ -35,6 +36,7 @@ MAX_QUESTIONS = 32
 MAX_ANSWERS = 8  # to one question
 _LONGEST_CELL = 4 * MAX_ANSWERS * LONGEST_ANSWER  # characters of one cell of the table
 MOST_ENTRIES = 1_000  # with those that are empty
+_SEAM = 2  # tokens more that a text may have after another one than alone
 MAX_FILE_SIZE = 5_000_000  # bytes of uploaded questions or passages
 
 
@@ -108,11 +110,27 @@ def count_tokens(lm: SelfAdaptingLM, text: str) -> int:
     return len(encode_text(lm.processing_class, text, add_special_tokens=False))
 
 
+def longest_sequence(lm: SelfAdaptingLM) -> int:
+    """The longest text that is trained on as a whole, in tokens, with all that surrounds it."""
+    return min(lm.inner_config.max_length, lm.context_length or sys.maxsize)
+
+
+def sequence_length(lm: SelfAdaptingLM, example: TrainingExample) -> int:
+    """Number of tokens of a training example, with its prompt and the end that follows it."""
+    tokenizer = lm.processing_class
+    if not example.prompt:
+        return len(encode_text(tokenizer, example.completion)) + 1
+    return len(encode_prompt(tokenizer, example.prompt)) + count_tokens(lm, example.completion) + 1
+
+
 def max_tokens(lm: SelfAdaptingLM, title: str, settings: Settings) -> int:
-    """The longest passage, in tokens, that this model can write about and be trained on."""
-    around = len(encode_prompt(lm.processing_class, lm.domain.prompt(example_of(title, "."))))
+    """The longest passage, in tokens, that a model with these settings can write about and be trained on."""
+    example = example_of(title, ".")
+    around = len(encode_prompt(lm.processing_class, lm.domain.prompt(example)))
     room = (lm.context_length or sys.maxsize) - around - settings.max_completion_length
-    return max(0, min(room, lm.inner_config.max_length - count_tokens(lm, title) - 8))
+    (trained,) = lm.domain.passage_only(example).examples
+    around_trained = sequence_length(lm, trained) - count_tokens(lm, ".") + _SEAM
+    return max(0, min(room, longest_sequence(lm) - around_trained))
 
 
 def checked_example(
