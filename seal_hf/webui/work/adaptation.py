@@ -124,20 +124,20 @@ class Adaptation:
             except BaseException:
                 # The adapters that were saved before the error stay, without a reward.
                 saved = [index for index, file in enumerate(files) if file.is_file()]
-                self._keep(job, saved, {"seconds": None, "has_adapters": bool(saved)})
+                self._keep(job, {"seconds": None, "trained": saved})
                 raise
-            best = self._keep(job, range(len(files)), result)
+            best = self._keep(job, result)
             if best is not None:
                 self._put_on_shelf(job, shelves, best, result)
 
-    def _keep(self, job: Job, places: Sequence[int], result: dict) -> int | None:
+    def _keep(self, job: Job, result: dict) -> int | None:
         """
-        Give the session its new adapters, which are those at these places.
+        Give the session its new adapters, which are those that are trained.
 
         Returns:
             `int`, *optional*: which of them is the best one; `None` where there is none.
         """
-        if not result["has_adapters"]:
+        if not (places := result["trained"]):
             return None
         verdicts = result.get("verdicts")
         rewards = [sum(one) / len(one) for one in verdicts] if verdicts else None
@@ -164,15 +164,22 @@ class Adaptation:
         graded = (
             {key: result[key] for key in ("questions", "own", "answers", "verdicts", "recited")} if rewards else {}
         )
-        job.emit("learned", adapters=[self.targets[place][0] for place in places], best=best, **graded)
+        job.emit(
+            "learned",
+            adapters=[self.targets[place][0] for place in places],
+            names=[self.labels[place] for place in places],
+            diverged=[self.labels[place] for place in result.get("diverged", ())],
+            best=best,
+            **graded,
+        )
         return best
 
     def _put_on_shelf(self, job: Job, shelves: Shelves, best: int, result: dict) -> None:
         """Make a book of the best adapter. Where that fails, the adapter stays, and the page says why there is no book."""
-        pairs, loss = result["pairs"][best], result["losses"][best]
+        pairs, loss, is_whole = (result[key][best] for key in ("pairs", "losses", "is_whole"))
         try:
-            kept = self.session.adapter(self.targets[best][0])
-            book = shelves.put(self.session, kept, self.example, pairs, loss, is_whole=not job.stop.is_set())
+            kept = self.session.adapter(self.targets[result["trained"][best]][0])
+            book = shelves.put(self.session, kept, self.example, pairs, loss, is_whole=is_whole)
         except (OSError, ValueError) as error:
             job.emit("shelved", book=None, error=as_data(explain(error)))
             return
