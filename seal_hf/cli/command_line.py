@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.run(options)
     except commands.WrongUse as error:
         options.parser.error(str(error))
-    except (ValueError, OSError, ImportError, MemoryError, *_torch_errors()) as error:
+    except (ValueError, OSError, ImportError, *_torch_errors()) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -109,6 +109,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _torch_errors() -> list[type[Exception]]:
-    """That of a device without enough memory, which says what to do. Only some commands import torch."""
+    """The error of a device without enough memory, which says what to do; none where the command has not imported torch."""
     torch = sys.modules.get("torch")
     return [] if torch is None else [torch.OutOfMemoryError]

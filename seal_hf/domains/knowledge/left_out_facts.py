@@ -113,7 +113,7 @@ def left_out_facts(
             The sentences of the passage, each as an example.
 
     Returns:
-        `list[tuple[Mapping, str]]`: each fact behind its sentence.
+        `list[tuple[Mapping, str]]`: each fact, with its sentence before it.
     """
     split = [split_fact(question, example) for question in questions]
     asked = [fact for fact, question in split if fact and is_clear(fact, question, example)]
