@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import tempfile
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -208,6 +209,29 @@ def written_whole(folder: Path) -> Iterator[Path]:
             getattr(cause, "errno", None) or number,
             f"{folder} could not be written ({reason}); make room or give another folder, and save again",
         ) from error
+
+
+def write_zip(folder: Path, file: Path) -> None:
+    """
+    Make a zip file of all that is in a folder, which is either there in full or not at all.
+
+    Args:
+        folder (`Path`):
+            The folder.
+        file (`Path`):
+            The zip file.
+
+    Raises:
+        OSError: The disk is full, or the file cannot be written.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.stem}-") as partial:
+        archive = Path(partial) / file.name
+        # Stored, since weights hardly shrink and compressing them takes seconds.
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as files:
+            for one in sorted(folder.rglob("*")):
+                files.write(one, one.relative_to(folder))
+        archive.replace(file)
 
 
 def write_adapter_files(

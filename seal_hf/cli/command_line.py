@@ -99,10 +99,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.run(options)
     except commands.WrongUse as error:
         options.parser.error(str(error))
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, *_torch_errors()) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; nothing was left half-done", file=sys.stderr)
         return 130
     return 0
+
+
+def _torch_errors() -> list[type[Exception]]:
+    """The error of a device without enough memory, which says what to do; none where the command has not imported torch."""
+    torch = sys.modules.get("torch")
+    return [] if torch is None else [torch.OutOfMemoryError]

@@ -7,7 +7,6 @@ import runpy
 import sys
 from argparse import Namespace
 from collections.abc import Callable
-from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -132,7 +131,7 @@ def shelf(options: Namespace) -> None:
     if options.json:
         _print_json([book.summary() for book in books])
         return
-    rows = [(book.id, book.title, _when(book), _told(book), book.base_model_id) for book in books]
+    rows = [(book.id, book.title, book.local_time, _told(book), book.base_model_id) for book in books]
     if not sys.stdout.isatty():
         for row in rows:
             print("\t".join(" ".join(cell.split()) for cell in row))
@@ -144,17 +143,12 @@ def shelf(options: Namespace) -> None:
         print(f"{name}\n    {title}\n    {when}; {told}; {model}")
 
 
-def _when(book: Book) -> str:
-    return datetime.fromisoformat(book.created).astimezone().strftime("%Y-%m-%d %H:%M")
-
-
 def _told(book: Book) -> str:
     num_passages, num_pairs = len(book.passages), sum(len(one.pairs) for one in book.passages)
-    asked, right = (sum(getattr(one, name) for one in book.passages) for name in ("num_asked", "num_right"))
     parts = [
         f"{num_passages} passage{'s' * (num_passages != 1)}",
         f"{num_pairs} question{'s' * (num_pairs != 1)}",
-        *([f"{right} of {asked} answered right"] if asked else []),
+        *([f"{book.num_right} of {book.num_asked} answered right"] if book.num_asked else []),
         *([f"loss {book.loss:.2f}"] if book.loss is not None else []),
         f"{book.num_bytes / 1e6:,.1f} MB",
     ]

@@ -3,6 +3,7 @@
 import os
 import sys
 
+from huggingface_hub.utils import disable_progress_bars
 from tqdm.auto import tqdm
 
 
@@ -47,7 +48,7 @@ def quiet_libraries() -> None:
     """Keep other libraries from drawing bars of their own and from notes that ask for nothing."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not sys.stderr.isatty():
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        disable_progress_bars()
     from transformers.utils import logging
 
     logging.disable_progress_bar()

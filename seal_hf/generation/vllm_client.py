@@ -20,7 +20,7 @@ WAIT_SECONDS = 180.0
 _PAUSE = 0.25
 # How often what the server was gone from is gone on with.
 _TRIES = 4
-_KEPT = "A training run keeps what it has scored, and goes on with resume_from_checkpoint=True."
+RUN_KEEPS = "A training run keeps what it has scored, and goes on with resume_from_checkpoint=True."
 _CONNECT_SECONDS = 10.0
 # The longest answer that is not a completion.
 _ANSWER_SECONDS = 120.0
@@ -253,7 +253,7 @@ class VLLMClient:
                     return
                 if attempt + 1 == _TRIES:
                     raise VLLMServerGone(
-                        f"{error} This was try {_TRIES}; see the server's log, and start it again. {_KEPT}"
+                        f"{error} This was try {_TRIES}; see the server's log, and start it again. {RUN_KEEPS}"
                     ) from error
                 logger.warning("%s It is tried again.", error)
             self._wait(is_stopped)
@@ -268,7 +268,7 @@ class VLLMClient:
             except (VLLMServerGone, VLLMRefusal) as error:
                 if time.monotonic() + pause > end:
                     raise VLLMServerGone(
-                        f"{error} It was waited for {WAIT_SECONDS:g} seconds; start it again. {_KEPT}"
+                        f"{error} It was waited for {WAIT_SECONDS:g} seconds; start it again. {RUN_KEEPS}"
                     ) from error
             time.sleep(pause)
             pause = min(2 * pause, 5.0)

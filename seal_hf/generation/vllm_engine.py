@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from ..adapters.adapter import Adapter
 from .vllm_adapters import LoadedAdapters, rank_with_policy, shared_folder
+from .vllm_client import RUN_KEEPS
 from .vllm_process import end_with, engine_environment
 
 
@@ -26,7 +27,6 @@ logger = logging.getLogger(__name__)
 MAX_LORAS = 4
 # Seconds after which it is seen whether an engine that has not answered still lives.
 _POLL_SECONDS = 1.0
-_KEPT = "A training run keeps what it has scored, and goes on with resume_from_checkpoint=True."
 
 
 class VLLMEngineEnded(ChildProcessError):
@@ -201,7 +201,7 @@ class VLLMEngine:
             if output.finished:
                 del self._going[output.request_id]
                 if text.finish_reason not in ("stop", "length"):
-                    raise VLLMEngineEnded(f"The vLLM engine broke a text off ({text.finish_reason}). {_KEPT}")
+                    raise VLLMEngineEnded(f"The vLLM engine broke a text off ({text.finish_reason}). {RUN_KEEPS}")
             news.append((place, text.token_ids, output.finished))
         return news
 
@@ -276,7 +276,7 @@ class VLLMEngine:
         while self._is_alive() and not wait([answer], timeout=_POLL_SECONDS).done:
             pass
         if not answer.done() or isinstance(answer.exception(), self._ended):
-            raise VLLMEngineEnded(f"The vLLM engine of this process has ended; see its log above. {_KEPT}")
+            raise VLLMEngineEnded(f"The vLLM engine of this process has ended; see its log above. {RUN_KEEPS}")
         return answer.result()
 
     def _is_alive(self) -> bool:

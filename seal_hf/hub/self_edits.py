@@ -81,11 +81,18 @@ def save_self_edits(
         _read_table(files, folder)  # it refuses those of another dataset
     elif folder.is_file() or folder.exists() and any(not file.name.startswith(".") for file in folder.iterdir()):
         raise ValueError(f"{folder} holds something else than self-edits; give a new folder. Nothing was changed.")
-    for earlier in files + _data_files(folder, EVALUATION):
-        earlier.unlink()
-    (folder / "data").mkdir(parents=True, exist_ok=True)
-    for split, table in tables.items():
-        parquet.write_table(table, folder / "data" / f"{split}-00000-of-00001.parquet")
+    earlier = {*files, *_data_files(folder, EVALUATION)}
+    data = folder / "data"
+    data.mkdir(parents=True, exist_ok=True)
+    new = {split: data / f"{split}-00000-of-00001.parquet" for split in splits}
+    # All are written before one takes the place of an earlier one.
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".new-") as partial:
+        for split, table in tables.items():
+            parquet.write_table(table, Path(partial) / new[split].name)
+        for file in new.values():
+            (Path(partial) / file.name).replace(file)
+    for file in earlier.difference(new.values()):
+        file.unlink()
     _write_card(folder, name or folder.resolve().name, output_dir, settings, tables)
     return folder
 

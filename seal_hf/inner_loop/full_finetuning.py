@@ -27,7 +27,7 @@ from ..models.transfers import to_device
 from .checkpointing import checkpointable_layers, checkpointed_layers
 from .optimizer import StepSize, adamw_step
 from .passes import pass_tokens
-from .training import InnerResult
+from .training import NON_FINITE, InnerResult
 from .update import InnerUpdate, TrainingSequence, learning_rate, training_order
 
 
@@ -114,7 +114,7 @@ def finetune(
             )
             loss, norm = torch.stack([loss, torch.linalg.vector_norm(norms)]).tolist()
             if not (math.isfinite(loss) and math.isfinite(norm)):
-                result.stopped = "non-finite"
+                result.stopped = NON_FINITE
                 logger.warning(
                     "Full finetuning was stopped at step %d of %d: its loss or gradient is not finite (learning rate %g). The last "
                     "finite weights are kept.",

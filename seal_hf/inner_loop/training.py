@@ -36,6 +36,10 @@ from .update import InnerUpdate, learning_rate, training_order
 logger = logging.getLogger(__name__)
 
 
+# Why the training of an adapter ended early.
+NON_FINITE, STOP = "non-finite", "stop"
+
+
 @dataclass(frozen=True)
 class InnerStep:
     """
@@ -79,8 +83,8 @@ class InnerResult:
         num_tokens (`int`):
             Real tokens trained on, counted as in [`InnerStep`].
         stopped (`str`, *optional*):
-            Why it ended early: `"non-finite"` (its last finite weights are kept) or `"stop"`; `None` when it was
-            trained to the end.
+            Why it ended early: [`NON_FINITE`] (its last finite weights are kept) or [`STOP`]; `None` when it was trained to the
+            end.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -155,7 +159,7 @@ def train(
             }
             if stop is not None and stop.is_set():
                 for adapter in batches:
-                    results[adapter].stopped = "stop"
+                    results[adapter].stopped = STOP
                 break
             if not batches:
                 break
@@ -175,7 +179,7 @@ def train(
                     result.losses.append(losses[adapter])
                     result.num_tokens += sum(len(sequence.input_ids) for sequence in batches[adapter])
                 else:
-                    result.stopped = "non-finite"
+                    result.stopped = NON_FINITE
                     logger.warning(
                         "Adapter %d was stopped at step %d of %d: its loss or gradient is not finite (learning rate %g). "
                         "Its last finite weights are kept.",

@@ -199,6 +199,7 @@ class AnswerStays:
         self.num_adapters, self.min_probability = num_adapters, min_probability
         self.num_looks, self.max_loss, self.stop = num_looks, max_loss, stop
         self._adapters: dict[int, _Watched] = {}
+        self._last_step = 0
         self.has_settled = False
 
     def look(self, step: InnerStep, seen: WatchedAnswers | None) -> None:
@@ -211,6 +212,9 @@ class AnswerStays:
             seen ([`WatchedAnswers`], *optional*):
                 What [`QuestionWatch.ask`] gave for it.
         """
+        if step.step <= self._last_step:  # a bank ran out of memory: it is trained anew, in halves
+            self._adapters = {adapter: own for adapter, own in self._adapters.items() if adapter < min(step.losses)}
+        self._last_step = step.step
         num_losses = math.ceil(step.num_steps / 10)
         for adapter, loss in step.losses.items():
             new = _Watched(deque(maxlen=num_losses), deque(maxlen=self.num_looks))

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,22 @@ class Book:
     @property
     def recall(self) -> float | None:
         """Share of the questions asked after learning that were answered right; `None` where none was."""
-        num_asked = sum(one.num_asked for one in self.passages)
-        return sum(one.num_right for one in self.passages) / num_asked if num_asked else None
+        return self.num_right / self.num_asked if self.num_asked else None
+
+    @property
+    def num_asked(self) -> int:
+        """Number of questions asked after learning, of all passages."""
+        return sum(one.num_asked for one in self.passages)
+
+    @property
+    def num_right(self) -> int:
+        """How many of them were answered right."""
+        return sum(one.num_right for one in self.passages)
+
+    @property
+    def local_time(self) -> str:
+        """When it was learned or merged, by the clock of this machine, as `2026-01-31 12:00`."""
+        return datetime.fromisoformat(self.created).astimezone().strftime("%Y-%m-%d %H:%M")
 
     @property
     def loss(self) -> float | None:

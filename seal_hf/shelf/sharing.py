@@ -3,10 +3,9 @@
 import json
 import shutil
 import tempfile
-import zipfile
 from pathlib import Path
 
-from ..adapters.files import read_training, written_whole
+from ..adapters.files import read_training, write_zip, written_whole
 from ..adapters.sources import CONFIG_NAME, adapter_files
 from ..hub.model_card import AdapterCard, with_base_license, write_book_card, write_model_card
 from ..hub.transfer import is_hub_id, upload
@@ -40,15 +39,9 @@ def export(book: Book, target: str | Path) -> Path:
             _write(book, partial, target.name)
         return target
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.stem}-") as partial:
-        folder = Path(partial) / "files"
-        folder.mkdir()
+        folder = Path(partial)
         _write(book, folder, target.stem)
-        archive = Path(partial) / target.name
-        # Stored, since weights hardly shrink.
-        with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as files:
-            for file in sorted(folder.rglob("*")):
-                files.write(file, file.relative_to(folder))
-        archive.replace(target)
+        write_zip(folder, target)
     return target
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import gradio as gr
 
 from ..hub.errors import RepositoryExists
-from .tabs.shared import follow
+from .tabs.shared import follow, keep_shown_files
 from .work import added_questions, inputs, policies, sharing
 from .work.errors import explain
-from .work.jobs import FAILED, STOPPED, Job
+from .work.jobs import DONE, FAILED, STOPPED, Job
 from .work.session_items import Draft
 from .work.sessions import Session
 from .work.settings import MAX_SELF_EDITS, PRESETS, Settings, preset_for
@@ -62,7 +62,10 @@ def build_api(workbench: Workbench, runs: TrainingRuns, *, may_push: bool, on_sp
             preset = PRESETS[preset_for(workbench.lm, workbench.limits)]
             values = {"num_generations": num_generations, "seed": seed}
             settings = Settings.of(**{**vars(preset), **values, "prompt_style": prompt_style or preset.prompt_style})
-            await finish(workbench, lambda: workbench.propose(current, title, passage, [], settings))
+            before = current.drafts
+            events = await finish(workbench, lambda: workbench.propose(current, title, passage, [], settings))
+            if current.drafts is before and not any(event.get("state") == DONE for event in events):
+                raise ValueError("The writing was stopped before there was a self-edit: propose again.")
             return {
                 "session": current.id,
                 "self_edits": [draft.written for draft in current.drafts],
@@ -106,7 +109,7 @@ def build_api(workbench: Workbench, runs: TrainingRuns, *, may_push: bool, on_sp
 
         Args:
             session: The session of propose.
-            self_edits: Texts to learn instead of the proposed self-edits; empty to learn those.
+            self_edits: Texts to learn instead of the proposed self-edits, 8 at most; empty to learn those.
             questions: Objects with "question" and "answer" (a text, a number or a list) that decide; empty for the model's own.
             together: Whether one adapter learns all self-edits rather than one each.
             watched: A question to ask the adapters while they learn; empty for none. Its answer is known where it is one of the
@@ -121,7 +124,9 @@ def build_api(workbench: Workbench, runs: TrainingRuns, *, may_push: bool, on_sp
         """
         with errors_for_callers():
             current = await asyncio.to_thread(workbench.sessions.open, session)
-            drafts = [Draft(str(text)) for text in self_edits[:MAX_SELF_EDITS]] or current.drafts
+            if len(self_edits) > MAX_SELF_EDITS:
+                raise ValueError(f"{len(self_edits)} self-edits were given: give {MAX_SELF_EDITS} at most.")
+            drafts = [Draft(str(text)) for text in self_edits] or current.drafts
             chosen = [number for number, draft in enumerate(drafts) if draft.use]
             settings = Settings(**current.settings) if current.settings else Settings()
             events = await finish(
@@ -289,6 +294,7 @@ def build_api(workbench: Workbench, runs: TrainingRuns, *, may_push: bool, on_sp
     with gr.Row(visible=False):
         session, name, file, found, zipped = gr.Textbox(), gr.Textbox(), gr.File(), gr.JSON(), gr.File()
         repository, private, overwrite, address = gr.Textbox(), gr.Checkbox(True), gr.Textbox(""), gr.Textbox()
+        keep_shown_files(zipped)
         load, download, upload = gr.Button(), gr.Button(), gr.Button()
     load.click(load_adapter, [session, name, file], found, api_name="load_adapter", concurrency_limit=4)
     download.click(download_adapter, [session, name], zipped, api_name="download_adapter", concurrency_limit=4)

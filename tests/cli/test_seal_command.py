@@ -11,13 +11,15 @@ import zipfile
 from types import SimpleNamespace
 
 import pytest
+import torch
+from huggingface_hub import utils as hub
 from peft import LoraConfig
 
 from helpers.adapters import BASE_ID, random_adapter
 from helpers.books import put
 from helpers.tiny_models import tiny_llama, tiny_tokenizer
 from seal_hf import InnerLoopConfig, SelfAdaptingLM
-from seal_hf.cli import commands, main
+from seal_hf.cli import commands, main, progress
 from seal_hf.domains import KnowledgeDomain, load_demo_passages
 from seal_hf.generation.base import Generation, TextGenerator
 from seal_hf.shelf import Shelf
@@ -207,6 +209,26 @@ def test_an_interrupt_leaves_nothing_half_done(seal, lm, monkeypatch):
     done = seal("learn", "--title", "Bees", text="Ann keeps bees.")
     assert done.code == 130 and "interrupted; nothing was left half-done" in done.err
     assert [path.name for path in seal.shelf.folder.iterdir()] == [".lock"]
+
+
+def test_too_little_memory_is_said_in_a_line(seal, lm, monkeypatch):
+    def too_large(*_, **__):
+        raise torch.OutOfMemoryError("An adapter does not fit into the memory;\nlower the rank.")
+
+    monkeypatch.setattr(lm, "adapt", too_large)
+    done = seal("learn", "--title", "Bees", text="Ann keeps bees.")
+    assert done.code == 1 and done.out == ""
+    assert done.err.splitlines()[-1] == "error: An adapter does not fit into the memory; lower the rank."
+
+
+def test_the_hub_draws_no_bars_beside_lines(monkeypatch):
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    hub.enable_progress_bars()
+    try:
+        progress.quiet_libraries()
+        assert hub.are_progress_bars_disabled()
+    finally:
+        hub.enable_progress_bars()
 
 
 def test_a_damaged_book_is_named_in_a_list(seal, adapter):

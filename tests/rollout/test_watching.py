@@ -141,6 +141,19 @@ def test_all_adapters_have_settled_or_are_through():
     assert stays.is_set() and not stays.has_settled
 
 
+def test_adapters_of_a_bank_that_ran_out_of_memory_are_watched_anew():
+    stays, ann = AnswerStays(4, num_looks=1), WatchedAnswers(dict.fromkeys(range(4), "Ann"))
+    stays.look(step_of(1, dict.fromkeys(range(4), 0.0)), None)
+    stays.look(step_of(1, dict.fromkeys((0, 1), 0.0)), ann)  # the first half
+    stays.look(step_of(2, dict.fromkeys((0, 1), 0.0)), ann)
+    assert not stays.is_set()  # the others have lost their step
+    stays.look(step_of(3, dict.fromkeys((2, 3), 0.0)), None)
+    stays.look(step_of(3, {2: 0.0}), ann)  # the second half is halved again
+    assert not stays.is_set()
+    stays.look(step_of(4, {3: 0.0}), ann)
+    assert stays.is_set()
+
+
 def test_an_early_end_keeps_the_adapter_of_that_step(lm, edits):
     full = lm.adapt(edits[0]).training["losses"]
     watch = QuestionWatch(lm, EXAMPLE, max_share=float("inf"), max_answer_length=4)

@@ -1,5 +1,6 @@
 """What adapters learn of self-edits on a tiny model: how they are chosen, watched, rewarded and stopped."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -7,11 +8,13 @@ import pytest
 from helpers.web_page import PASSAGE, QUESTIONS, QUICK, finish, learned, slowed, written
 from seal_hf import SelfAdaptingLM
 from seal_hf.domains import KnowledgeDomain
+from seal_hf.domains.knowledge.left_out_facts import left_out_facts
+from seal_hf.models.encoding import encode_prompt
 from seal_hf.rollout.watching import AnswerStays, QuestionWatch
 from seal_hf.webui.tabs.adapters_tab import table_line
-from seal_hf.webui.tabs.learning_texts import learned_text, settled_text
+from seal_hf.webui.tabs.learning_texts import diverged_text, learned_text, settled_text
 from seal_hf.webui.work import device, device_work
-from seal_hf.webui.work.jobs import DONE, STOPPED, JobLog, JobRefused
+from seal_hf.webui.work.jobs import DONE, FAILED, STOPPED, Job, JobLog, JobRefused
 from seal_hf.webui.work.session_items import Draft
 
 
@@ -175,3 +178,112 @@ def test_adapters_beyond_the_limit_are_refused_before_any_work(bench, with_adapt
     with pytest.raises(JobRefused, match="There are 2 adapters, and 3 is the limit"):
         bench.adapt(with_adapters, [0, 1], QUICK, QUESTIONS)
     assert not bench.jobs.active(with_adapters.id)
+
+
+def test_a_text_that_would_be_cut_is_refused(bench, session):
+    written(bench, session)
+    with pytest.raises(ValueError) as refusal:
+        bench.adapt(session, [1], QUICK, QUESTIONS, [Draft("It is tall."), Draft("It hums. " * 4000)])
+    assert "Self-edit 2 has a text of " in str(refusal.value) and "at most 2,048 at a time" in str(refusal.value)
+    assert "It hums. It hums." in str(refusal.value) and "It hums" not in session.drafts[1].text
+
+
+def test_questions_to_be_answered_count_as_what_they_cost(bench, session, monkeypatch):
+    asking = replace(QUICK, prompt_style="questions", num_train_epochs=3)
+    written(bench, session, asking)
+    costs = []
+    monkeypatch.setattr(bench, "submit", lambda *arguments: costs.append(arguments[-1]))
+    questions = ["Who drew it?", "When was it built?", "Where does the lamp of the lighthouse stand?"]
+    for number in (1, 3):
+        bench.adapt(session, [0], asking, QUESTIONS, [Draft("\n".join(questions[:number]))])
+    passage = len(bench.lm.processing_class(PASSAGE)["input_ids"])
+    prompts = [
+        len(encode_prompt(bench.lm.processing_class, one)) for one in bench.lm.domain.ask(questions[1:], "Lighthouse")
+    ]
+    assert costs[1] - costs[0] == 3 * (sum(prompts) + 2 * 64) + 2 * passage
+    with pytest.raises(ValueError, match="Self-edit 1 has 101 questions: keep 100 at most"):
+        bench.adapt(
+            session,
+            [0],
+            asking,
+            QUESTIONS,
+            [Draft("\n".join(f"Who drew it in {1800 + year}?" for year in range(101)))],
+        )
+
+
+def test_questions_about_what_is_left_out_are_counted(bench, session):
+    domain = KnowledgeDomain("questions-by-fact", chat=False)
+    example = {"title": "Lighthouse", "context": PASSAGE, "questions": []}
+    edit = domain.parse("1874: When was the Orrick Skerry Lighthouse built?", example)
+    facts = [fact for _, fact in left_out_facts(edit.calls, example, domain.parts(example), 6)]
+    assert "Tremmery" in facts and "1874" not in facts
+    assert domain.num_left_out(edit, example) == len(facts)
+    assert KnowledgeDomain("questions", chat=False).num_left_out(edit, example) == 0
+
+
+def with_records(monkeypatch, **records):
+    """Adapters whose training is recorded as given, by their places."""
+    adapt = SelfAdaptingLM.adapt
+
+    def recorded(lm, edits, **options):
+        adapters = adapt(lm, edits, **options)
+        for place, stopped in records.items():
+            adapters[int(place[1:])].training |= {"num_steps": 0, "losses": (), "stopped": stopped}
+        return adapters
+
+    monkeypatch.setattr(SelfAdaptingLM, "adapt", recorded)
+
+
+def test_an_adapter_that_diverged_at_once_is_left_out_and_named(bench, session, monkeypatch):
+    written(bench, session)
+    with_records(monkeypatch, _0="non-finite")
+    event = learned(bench, session)
+    (kept,) = session.adapters.values()
+    assert event["adapters"] == [kept.id] and kept.name == "Lighthouse · self-edit 2" and kept.best_of == 1
+    assert (event["names"], event["diverged"], event["best"]) == (["2"], ["1"], 0)
+    assert len(event["verdicts"]) == len(event["answers"]) == 2  # the base model's, and its own
+    assert "Not learned, since the training diverged at its first step: self-edit 1." in diverged_text(event)
+    assert diverged_text(event | {"diverged": []}) == diverged_text(None) == ""
+
+
+def test_where_all_diverged_the_learning_rate_is_named(bench, session, monkeypatch):
+    written(bench, session)
+    with_records(monkeypatch, _0="non-finite", _1="non-finite")
+    log, _ = finish(bench, bench.adapt(session, [0, 1], QUICK, QUESTIONS))
+    assert log.state == FAILED and not session.adapters
+    assert "diverged at its first step, so nothing was learned: lower the learning rate, which is 0.001." in log.error
+
+
+def test_a_stop_before_the_second_half_of_a_bank_keeps_the_first(bench, session, monkeypatch):
+    written(bench, session)
+    with_records(monkeypatch, _1="stop")
+    emit = Job.emit
+
+    def stopped(self, event, **values):
+        emit(self, event, **values)
+        if event == "saved":
+            self.stop.set()
+
+    monkeypatch.setattr(Job, "emit", stopped)
+    log, events = finish(bench, bench.adapt(session, [0, 1], QUICK, QUESTIONS))
+    assert log.state == STOPPED
+    assert [kept.name for kept in session.adapters.values()] == ["Lighthouse · self-edit 1"]
+    assert next(event for event in events if event["event"] == "saved")["count"] == 1
+
+
+def test_an_adapter_whose_grading_was_stopped_takes_the_place_of_its_book(bench, session, monkeypatch):
+    written(bench, session)
+    learned(bench, session, [0])
+    (before,) = bench.shelves.books(session)
+    grade = device_work.ask_and_grade
+
+    def stopped(lm, asked, longest, stop):
+        stop.set()
+        return grade(lm, asked, longest, stop=stop)
+
+    monkeypatch.setattr(device_work, "ask_and_grade", stopped)
+    log, events = finish(bench, bench.adapt(session, [1], QUICK, QUESTIONS))
+    assert log.state == STOPPED
+    (book,) = bench.shelves.books(session)
+    assert events[-2]["book"] == book.book.id and book.book.created >= before.book.created
+    assert book.book.recall is None and before.book.recall is not None

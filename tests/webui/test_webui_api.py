@@ -16,6 +16,8 @@ from seal_hf import Adapter
 from seal_hf.webui import api
 from seal_hf.webui.page import build_page
 from seal_hf.webui.tabs import shared
+from seal_hf.webui.work import device
+from seal_hf.webui.work.session_items import Draft
 from seal_hf.webui.work.training_runs import TrainingRuns
 
 
@@ -258,6 +260,23 @@ def test_two_sessions_see_nothing_of_each_other(app, client, learned):
         client.predict(second, adapted["best"], api_name="/download_adapter")
     page = httpx2.get(app.url).text + httpx2.get(f"{app.url}config").text
     assert first not in page and second not in page and "Ann keeps" not in page
+
+
+def test_a_self_edit_too_many_is_refused(client, learned):
+    with pytest.raises(Exception, match="9 self-edits were given: give 8 at most"):
+        client.predict(learned[0], [f"Bee {number}" for number in range(9)], QUESTIONS, api_name="/adapt")
+
+
+def test_writing_that_was_stopped_gives_no_self_edits_of_another_passage(client, monkeypatch):
+    session = client.predict("Lighthouse", PASSAGE, 1, api_name="/propose")["session"]
+
+    def stopped(seconds, model, work, job, *arguments):
+        job.stop.set()
+        return [Draft("", use=False)]
+
+    monkeypatch.setattr(device, "run", stopped)
+    with pytest.raises(Exception, match="stopped before there was a self-edit: propose again"):
+        client.predict("Bees", "Ann keeps bees.", 1, "", 0, session, api_name="/propose")
 
 
 def test_many_ask_at_once_and_each_gets_its_own_answer(app, lm):

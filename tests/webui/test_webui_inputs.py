@@ -1,9 +1,13 @@
 """What a visitor gives: accepted as it is, or refused in a sentence that names it and the next step."""
 
+from dataclasses import replace
+
 import pytest
 
 from helpers.web_page import QUICK
+from seal_hf.inner_loop.update import tokenize_self_edit
 from seal_hf.webui.work import inputs
+from seal_hf.webui.work.errors import explain
 
 
 @pytest.mark.parametrize(
@@ -25,6 +29,19 @@ def test_a_passage_is_counted_before_it_is_refused(lm):
         inputs.checked_example(lm, "", "x" * (most + 1), [], QUICK)
     # The library takes what the page does.
     QUICK.lm(lm).write_batch([{"title": "", "context": "x" * most}], 1, **QUICK.sampling())
+
+
+@pytest.mark.parametrize("training_format", ["language_modeling", "prompt_completion"])
+def test_a_passage_that_is_accepted_is_trained_on_whole(lm, training_format):
+    settings = replace(QUICK, training_format=training_format)
+    adapting = settings.lm(lm)
+    adapting.inner_config = replace(adapting.inner_config, max_length=200)
+    most = inputs.max_tokens(adapting, "Bees", settings)
+    passage = ("Ann keeps bees in Vell. " * 20)[: most - 1] + "x"
+    edit = adapting.domain.passage_only(inputs.checked_example(adapting, "Bees", passage, [], settings))
+    (whole,) = tokenize_self_edit(edit, lm.processing_class, replace(adapting.inner_config, max_length=2048)).sequences
+    assert 190 < len(whole.input_ids) <= 200
+    assert inputs.sequence_length(adapting, edit.examples[0]) == len(whole.input_ids)
 
 
 @pytest.mark.parametrize(
@@ -60,9 +77,10 @@ def test_question_files(tmp_path, name, content, expected):
     if isinstance(expected, list):
         assert inputs.questions_from_file(file) == (expected, 0)
         return
-    with pytest.raises(ValueError, match=expected) as refusal:
+    with pytest.raises(ValueError) as refusal:
         inputs.questions_from_file(file)
-    assert str(tmp_path) not in str(refusal.value)
+    assert expected in explain(refusal.value)
+    assert str(tmp_path) not in explain(refusal.value)
 
 
 def test_several_right_answers_in_the_table_and_back():

@@ -331,6 +331,17 @@ def test_long_work_stays_paused_from_the_first_job_to_the_last(jobs, submit, gat
         assert work.calls[-1] == "resume" and work.calls.count("resume") == 1
 
 
+def test_long_work_goes_on_when_the_last_waiting_job_is_stopped(jobs, tmp_path):
+    work = Long()
+    with jobs.background(work):
+        with jobs._changed:  # no worker takes a job meanwhile
+            waiting = jobs.submit("ann", "ask", "", tmp_path, lambda job: None, seconds=1)
+            work.pause()  # for a job that ended when this one waited already
+            jobs.stop(waiting)
+            assert work.calls == ["pause", "resume"]
+        assert end_of(jobs, waiting)[0].state == STOPPED
+
+
 def test_long_work_that_has_ended_is_left_alone(jobs, submit, gate):
     work, job = Long(), submit(lambda job: gate.wait(30))
     until_running(job)

@@ -129,7 +129,7 @@ def test_a_text_is_said_with_the_numbers_and_forms_of_its_language():
     waiting = Message("shelf.by_base", nearest="Bees, 1.5", score=0.25, threshold=0.3)
     with visited_in("de"):
         assert told(many) == "1.234 von 2.040,0 Token"
-        assert "Bees, 1.5 passt mit 0,25, nötig sind 0,3." in told(waiting)
+        assert "Bees, 1.5 mit 0,25 Punkten, nötig sind 0,3." in told(waiting)
         assert [say("shelf.count", count=count) for count in (1, 2)] == ["1 Buch.", "2 Bücher."]
         # A field may be a text, too.
         assert "10 Minuten" in told(Message("job.overdue", time=minutes(600)))

@@ -134,6 +134,43 @@ def test_work_of_a_visitor_who_is_gone_is_ended_and_its_session_goes(tmp_path, c
     assert forgotten == [gone.id] and sessions.find(gone.id) is None and sessions.find(there.id) is there
 
 
+def test_work_that_cannot_be_ended_concerns_its_session_alone(tmp_path, clock, caplog):
+    busy, ended, forgotten = set(), [], []
+
+    def full(seen):
+        def end(name):
+            seen.append(name)
+            if name == first.id:
+                raise OSError(28, "No space left on device")
+
+        return end
+
+    options = {"unattended_seconds": 50, "on_unattended": full(ended), "on_forget": full(forgotten)}
+    sessions = Sessions(tmp_path, keep_seconds=60, is_busy=lambda name: name in busy, **options)
+    first, second = sessions.open(), sessions.open()
+    busy |= {first.id, second.id}
+    clock.now += 55
+    sessions.sweep()
+    assert ended == [first.id, second.id] and len(caplog.records) == 1
+    busy.clear()
+    clock.now += 61
+    sessions.sweep()
+    assert forgotten == [first.id, second.id] and list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_adapter_is_told_from_none(tmp_path):
+    session = Sessions(tmp_path).open()
+    with pytest.raises(JobRefused, match="learn a passage first"):
+        session.adapter("a")
+    for name in ("a", "b"):
+        session.keep(KeptAdapter(name, "Bees", session.folder / name / "a.zip"), choose=True)
+    for name in ("c", "a "):
+        with pytest.raises(JobRefused, match="no such adapter .any more.: choose one of those under Adapters"):
+            session.delete(name)
+    assert session.delete("").id == "b"  # the chosen one
+    assert list(session.adapters) == ["a"] and session.chosen == "a"
+
+
 def test_looking_for_a_session_makes_none(tmp_path):
     sessions = Sessions(tmp_path)
     assert [sessions.find(name) for name in ("", "A" * 32, None, ["a"], {})] == [None] * 5

@@ -65,4 +65,6 @@ def test_the_presets_are_the_papers_and_the_demos():
 def test_a_preset_fits_the_size_of_the_model(num_parameters, name):
     model = SimpleNamespace(num_parameters=lambda: num_parameters)
     assert preset_for(SimpleNamespace(model=model), OWN_MACHINE) == name and name in PRESETS
+    # It is told in the visitor's language.
+    assert preset_for(SimpleNamespace(model=model), OWN_MACHINE).key.startswith("preset.")
     assert preset_for(SimpleNamespace(model=model), ZERO_GPU) == "One minute of a GPU"

@@ -130,7 +130,7 @@ def test_a_question_goes_to_its_book_to_the_chosen_one_or_to_the_base(bench, ses
     put_book(bench, session, adapter, "Orrick Skerry Lighthouse", PASSAGE)
     put_book(bench, session, adapter, "Glass harvester", "The glass harvester is an ant. It carries seeds.")
     choice, answer = asked(bench, session, ANT)
-    assert choice["title"] == "Glass harvester" and "which fits with" in answered_text(choice)
+    assert choice["title"] == "Glass harvester" and "which fits the question with a score of" in answered_text(choice)
     choice, answer = asked(bench, session, "What is 7 x 8?")
     assert choice["book"] is None and answer == lm.answer("What is 7 x 8?")
     assert answered_text(choice).startswith("Answered by: **the base model**. No book fits")

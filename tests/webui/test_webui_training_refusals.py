@@ -9,9 +9,13 @@ import yaml
 
 from helpers.training_runs import PASSAGES, QUICK, launch_when_free, stub, wait_for
 from seal_hf.webui.tabs import train_tab
+from seal_hf.webui.work import training_runs
+from seal_hf.webui.work.errors import explain
 from seal_hf.webui.work.jobs import DONE, STOPPED, JobRefused
 from seal_hf.webui.work.limits import SHARED
 from seal_hf.webui.work.settings import TrainingSettings
+from seal_hf.webui.work.training_folders import RunFolders
+from seal_hf.webui.work.training_records import CONFIG_NAME
 from seal_hf.webui.work.training_runs import TrainingRuns
 
 
@@ -38,7 +42,7 @@ def test_a_bad_file_is_refused_in_a_sentence_before_anything_starts(jobs, tmp_pa
     runs = TrainingRuns(jobs, tmp_path / "runs", stub(tmp_path, ""), "m")
     with pytest.raises(ValueError, match=message) as refusal:
         runs.start("ann", QUICK, file)
-    assert str(tmp_path) not in str(refusal.value)
+    assert str(tmp_path) not in explain(refusal.value)
     assert runs.snapshot("ann") is None
 
 
@@ -107,3 +111,33 @@ def test_the_user_of_this_machine_has_no_limits(jobs, tmp_path):
     launch_when_free(lambda: runs.start("ann", QUICK))
     wait_for(runs, "ann", DONE)
     assert len(runs.folders.runs("ann")) == 2 and first.exists()
+
+
+def test_a_run_whose_settings_are_damaged_is_not_resumed(jobs, tmp_path):
+    runs = TrainingRuns(jobs, tmp_path / "runs", stub(tmp_path, ""), "m")
+    folder = runs.folders.make("ann")
+    for content in ("{", "[1]", "seed: 1"):
+        (folder / CONFIG_NAME).write_text(content)
+        for ask in (runs.resume, runs.snapshot, runs.settings):
+            with pytest.raises(ValueError, match="settings of the run run_001 cannot be read.* start a new run"):
+                ask("ann")
+    assert not runs.is_running("ann")
+
+
+def test_a_run_that_does_not_begin_says_why(jobs, tmp_path, monkeypatch):
+    runs = TrainingRuns(jobs, tmp_path / "runs", stub(tmp_path, ""), "m")
+    (runs.folders.make("ann") / CONFIG_NAME).write_text(runs.yaml(QUICK))
+
+    def fail(*arguments):
+        raise RuntimeError("no thread can be started")
+
+    monkeypatch.setattr(training_runs, "start_script", fail)
+    with pytest.raises(RuntimeError, match="no thread"):
+        runs.resume("ann")
+    assert runs.snapshot("ann").state == STOPPED
+
+
+def test_a_folder_without_settings_is_in_the_way_of_no_run(tmp_path):
+    folders = RunFolders(tmp_path)
+    assert [folders.make("ann").name for _ in range(2)] == ["run_001", "run_002"]  # the app was killed after the first
+    assert folders.runs("ann") == []

@@ -135,3 +135,21 @@ def test_nothing_stays_attached_to_the_base(bench, session, lm):
     finish(bench, bench.ask(session, "Who drew it?"))
     after = base_state(lm)
     assert after[0].equal(before[0]) and after[1:] == before[1:]
+
+
+def test_a_sweep_that_fails_is_not_the_last(bench, monkeypatch, caplog):
+    sweeps = []
+
+    def sleep(seconds):
+        if len(sweeps) == 2:
+            raise SystemExit
+
+    def sweep():
+        sweeps.append(None)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(workbench, "time", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr(bench.sessions, "sweep", sweep)
+    with pytest.raises(SystemExit):
+        bench._sweep(60)
+    assert len(sweeps) == 2 and "No space left on device" in caplog.text

@@ -20,7 +20,7 @@ from ..tools import AskModel
 from .answered_questions import answer_questions
 from .checks import check_answers, check_options, check_passage
 from .instructions import INSTRUCTIONS_PLACE, shown_instructions
-from .left_out_facts import ask_about, ask_for_left_out
+from .left_out_facts import ask_about, ask_for_left_out, left_out_facts
 from .passages import load_retention_questions
 from .questions import is_text, items_of, question_about
 from .reading import CompletionReader
@@ -238,6 +238,12 @@ class KnowledgeDomain(Domain):
             metrics = {**own.metrics, "questions_added": len(more)} if self.asks_for_left_out else own.metrics
             carried_out.append(replace(edit, examples=trained, calls=(), metrics=metrics, kept="\n---\n".join(kept)))
         return carried_out
+
+    def num_left_out(self, self_edit: SelfEdit, example: Mapping[str, Any]) -> int:
+        """Return how many questions [`~KnowledgeDomain.carry_out`] adds at most to those that a self-edit asks."""
+        if not self.asks_for_left_out or not self_edit.calls:
+            return 0
+        return len(left_out_facts(self_edit.calls, example, self.parts(example), self.num_left_out_words))
 
     def pair_about(self, fact: str, example: Mapping[str, Any], ask: AskModel) -> tuple[str, str] | None:
         """

@@ -50,7 +50,8 @@ def ask_for_left_out(
             one.
     """
     left_out = [
-        _left_out(own, example, parts(example), num_words) for own, example in zip(questions, examples, strict=True)
+        left_out_facts(own, example, parts(example), num_words)
+        for own, example in zip(questions, examples, strict=True)
     ]
     begun = [[(fact, _begun(prompt(part), fact)) for part, fact in own] for own in left_out]
     distinct = {key_of(one): one for own in begun for _, one in own}
@@ -102,10 +103,21 @@ def ask_about(
     return next((pair for pair in answered.pairs if asks_for(fact, [pair])), None)
 
 
-def _left_out(
+def left_out_facts(
     questions: Sequence[str], example: Mapping[str, Any], parts: Sequence[Mapping[str, Any]], num_words: int
 ) -> list[tuple[Mapping[str, Any], str]]:
-    """The facts that no clear question asks for, each with its sentence."""
+    """
+    Find the facts of a passage that no clear question asks for.
+
+    Args:
+        questions, example, num_words:
+            As in [`ask_for_left_out`], of one self-edit.
+        parts (`Sequence[Mapping]`):
+            The sentences of the passage, each as an example.
+
+    Returns:
+        `list[tuple[Mapping, str]]`: each fact, with its sentence before it.
+    """
     split = [split_fact(question, example) for question in questions]
     asked = [fact for fact, question in split if fact and is_clear(fact, question, example)]
     return [

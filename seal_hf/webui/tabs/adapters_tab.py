@@ -13,7 +13,7 @@ from ..work.errors import explain
 from ..work.session_items import KeptAdapter
 from ..work.sessions import Session
 from ..work.workbench import Workbench
-from .shared import duration, escape, percent, read_only_table, table_of, warning
+from .shared import duration, escape, keep_shown_files, percent, read_only_table, table_of, warning
 
 
 def build_adapters_tab(
@@ -43,6 +43,7 @@ def build_adapters_tab(
         with gr.Row():
             chosen = gr.Dropdown([], label=laid_out("common.adapter"), elem_id="adapter", min_width=260, scale=3)
             download = gr.DownloadButton(laid_out("adapters.download"), elem_id="download", min_width=140)
+            keep_shown_files(download)
             delete = gr.Button(laid_out("adapters.delete"), variant="stop", elem_id="delete", min_width=100)
         with gr.Accordion(laid_out("adapters.push_panel"), open=False, elem_id="push-panel"):
             if on_space:

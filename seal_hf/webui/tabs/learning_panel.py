@@ -14,6 +14,7 @@ from ..work.sessions import Session
 from ..work.workbench import Workbench
 from .learning_texts import (
     answers_headers,
+    diverged_text,
     learned_text,
     loss_axes,
     loss_table,
@@ -173,7 +174,7 @@ def build_learning_panel(
                     text = say("learn.answering", count=len(event["questions"]))
                 elif event["event"] == "learned":
                     learned_event = event
-                    shown |= show_rewards(event, names)
+                    shown |= show_rewards(event)
                 elif event["event"] == "settled":
                     settled = event
                 elif event["event"] == "shelved":
@@ -191,7 +192,9 @@ def build_learning_panel(
             if len(steps) > num_before:
                 text = text or training_text(steps[-1])
             if log.has_ended:
-                learned_now = settled_text(settled) + learned_text(current, learned_event)
+                learned_now = (
+                    settled_text(settled) + learned_text(current, learned_event) + diverged_text(learned_event)
+                )
                 text = ended_text(log, learned_now, stopped_text(steps)) + shelved_text(shelved)
                 shown |= {
                     **{button: gr.update(interactive=True) for button in buttons},
@@ -205,10 +208,10 @@ def build_learning_panel(
             if shown:  # Gradio would show an empty dictionary as a value
                 yield shown
 
-    def show_rewards(event: dict, names: list[str]) -> dict:
+    def show_rewards(event: dict) -> dict:
         if "verdicts" not in event:
             return {}
-        count = len(event["questions"])
+        count, names = len(event["questions"]), event["names"]
         origin = say("learn.own_questions") if event["own"] else say("learn.your_questions")
         base, best = 0, event["best"] + 1
         table = answers_table(

@@ -137,6 +137,13 @@ def learned_text(current: Session, event: dict | None) -> str:
     return " ".join(sentences)
 
 
+def diverged_text(event: dict | None) -> str:
+    """Which self-edits were not learned, as a sentence after others; empty where all were."""
+    if event is None or not event["diverged"]:
+        return ""
+    return " " + say("learn.diverged", names=", ".join(event["diverged"]))
+
+
 def stopped_text(steps: list[dict]) -> str:
     """What is left when the training was stopped, in a sentence."""
     if not steps:

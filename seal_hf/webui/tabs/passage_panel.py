@@ -75,7 +75,7 @@ def build_passage_panel(workbench: Workbench) -> PassagePanel:
         placeholder=laid_out("passage.text_hint"),
         elem_id="passage",
     )
-    most = inputs.max_tokens(workbench.lm, "", chosen)
+    most = inputs.max_tokens(chosen.lm(workbench.lm), "", chosen)
     count = gr.Markdown(
         laid_out("passage.tokens", mark="", count=0, most=most), elem_id="token-count", elem_classes="quiet"
     )
@@ -193,7 +193,7 @@ def pairs_table(pairs: Sequence[Sequence[str]]) -> dict:
 def _count_text(workbench: Workbench, title: str, passage: str, settings: Settings) -> str:
     if len(title or "") > 4 * inputs.LONGEST_TITLE:
         return f"⚠️ {say('inputs.long_title', count=len(title), most=inputs.LONGEST_TITLE)}"
-    most = inputs.max_tokens(workbench.lm, inputs.clean(title), settings)
+    most = inputs.max_tokens(settings.lm(workbench.lm), inputs.clean(title), settings)
     if len(passage or "") > inputs.LONGEST_PASSAGE:
         return f"⚠️ {say('passage.long_text', count=len(passage), most=most)}"
     num_tokens = inputs.count_tokens(workbench.lm, inputs.clean(passage))

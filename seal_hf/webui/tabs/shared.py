@@ -20,6 +20,14 @@ MARKS = {True: "✓ ", False: "✗ ", None: ""}  # before an answer, by its verd
 RECITED = Message("common.recited_means")
 
 
+def keep_shown_files(widget: gr.components.Component) -> None:
+    """
+    Keep Gradio from deleting the files that a widget shows an hour after it has shown them first. They are a session's own, which
+    Gradio serves without a copy, and go with the session.
+    """
+    widget.keep_in_cache = widget.temp_files
+
+
 async def follow(
     workbench: Workbench, job: Job, *, is_program: bool = False
 ) -> AsyncIterator[tuple[JobLog, list[dict]]]:

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from datetime import datetime
 
 import gradio as gr
 
@@ -218,16 +217,12 @@ def answered_text(told: dict) -> str:
 def table_line(one: ShelvedBook) -> list[str]:
     """A line of the table: title, share of the questions that are known, and when, size and what keeps it from being asked."""
     book = one.book
-    num_asked, num_right = (
-        sum(getattr(passage, name) for passage in book.passages) for name in ("num_asked", "num_right")
-    )
     num_passages = f" · {say('shelf.passages', count=len(book.passages))}" if len(book.passages) > 1 else ""
     if one.fault:
         return [f"⊘ {book.title}{num_passages}", percent(book.recall), say("shelf.not_asked", fault=one.fault)]
-    when = datetime.fromisoformat(book.created).astimezone().strftime("%Y-%m-%d %H:%M")
-    details = [when, say("size.megabytes", size=one.num_bytes / 1e6)]
-    if num_asked:
-        details.insert(0, say("shelf.right", right=num_right, count=num_asked))
+    details = [book.local_time, say("size.megabytes", size=one.num_bytes / 1e6)]
+    if book.num_asked:
+        details.insert(0, say("shelf.right", right=book.num_right, count=book.num_asked))
     return [f"{book.title}{num_passages}", percent(book.recall), ", ".join(details)]
 
 

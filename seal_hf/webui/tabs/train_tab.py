@@ -9,7 +9,7 @@ import gradio as gr
 from ...domains.files import TEXT_FILE_TYPES
 from ..languages import laid_out, say, told
 from ..work.errors import explain
-from ..work.jobs import DONE, FAILED, RUNNING, STOPPED, JobRefused
+from ..work.jobs import DONE, FAILED, RUNNING, STOPPED
 from ..work.policies import use_policy
 from ..work.sessions import Session, Sessions
 from ..work.settings import TRAINING_RANGES, TrainingSettings, as_number
@@ -151,7 +151,11 @@ def build_train_tab(
         seen = None
         while True:
             current = session_of(session_id)
-            snapshot = current and await asyncio.to_thread(runs.snapshot, current.id)
+            try:
+                snapshot = current and await asyncio.to_thread(runs.snapshot, current.id)
+            except ValueError as error:
+                yield {start: gr.update(interactive=True), status: warning(explain(error))}
+                return
             if not snapshot:
                 yield {start: gr.update(interactive=True)}
                 return
@@ -252,7 +256,7 @@ def build_train_tab(
             return
         try:
             await asyncio.to_thread(runs.resume, current.id)
-        except (JobRefused, OSError) as error:
+        except (ValueError, OSError) as error:
             yield {status: warning(explain(error))}
             return
         async for shown in watch(session_id):
@@ -266,7 +270,10 @@ def build_train_tab(
 
     def restore(session_id: str) -> list[object]:
         current = session_of(session_id)
-        chosen = runs.settings(current.id) if current else None
+        try:
+            chosen = runs.settings(current.id) if current else None
+        except ValueError:  # `watch` tells it
+            chosen = None
         return [gr.skip() if chosen is None else getattr(chosen, name) for name in ("prompt_style", *numbers)]
 
     def show_config(file: str | None, *values: object) -> str:

@@ -115,7 +115,8 @@ def held_out_label(found: list[Evaluation]) -> str:
         return say("train.held_out")
     size = found[0].accuracies[SELF_EDITS]
     of_them = say("train.held_out_of", number=size.num_passages, num_questions=size.num_questions)
-    return f"{of_them} {told(RECITED)}"
+    meanings = [told(RECITED), *([say("train.recitation_means")] if any(one.recitations for one in found) else [])]
+    return " ".join([of_them, *meanings])
 
 
 def held_out_table(found: list[Evaluation]) -> list[list[str]]:

@@ -55,7 +55,7 @@ class Adaptation:
         writer ([`Policy`], *optional*):
             The policy that asks what a self-edit has left out.
         num_tokens (`int`):
-            Tokens that are trained on, in all epochs.
+            Tokens that are trained on, in all epochs, and that are read to answer questions, at most.
         num_bytes (`int`):
             Room on the disk for what is written.
     """
@@ -124,20 +124,20 @@ class Adaptation:
             except BaseException:
                 # The adapters that were saved before the error stay, without a reward.
                 saved = [index for index, file in enumerate(files) if file.is_file()]
-                self._keep(job, saved, {"seconds": None, "has_adapters": bool(saved)})
+                self._keep(job, {"seconds": None, "trained": saved})
                 raise
-            best = self._keep(job, range(len(files)), result)
+            best = self._keep(job, result)
             if best is not None:
                 self._put_on_shelf(job, shelves, best, result)
 
-    def _keep(self, job: Job, places: Sequence[int], result: dict) -> int | None:
+    def _keep(self, job: Job, result: dict) -> int | None:
         """
-        Give the session its new adapters, which are those at these places.
+        Give the session its new adapters, which are those that are trained.
 
         Returns:
             `int`, *optional*: which of them is the best one; `None` where there is none.
         """
-        if not result["has_adapters"]:
+        if not (places := result["trained"]):
             return None
         verdicts = result.get("verdicts")
         rewards = [sum(one) / len(one) for one in verdicts] if verdicts else None
@@ -164,15 +164,22 @@ class Adaptation:
         graded = (
             {key: result[key] for key in ("questions", "own", "answers", "verdicts", "recited")} if rewards else {}
         )
-        job.emit("learned", adapters=[self.targets[place][0] for place in places], best=best, **graded)
+        job.emit(
+            "learned",
+            adapters=[self.targets[place][0] for place in places],
+            names=[self.labels[place] for place in places],
+            diverged=[self.labels[place] for place in result.get("diverged", ())],
+            best=best,
+            **graded,
+        )
         return best
 
     def _put_on_shelf(self, job: Job, shelves: Shelves, best: int, result: dict) -> None:
         """Make a book of the best adapter. Where that fails, the adapter stays, and the page says why there is no book."""
-        pairs, loss = result["pairs"][best], result["losses"][best]
+        pairs, loss, is_whole = (result[key][best] for key in ("pairs", "losses", "is_whole"))
         try:
-            kept = self.session.adapter(self.targets[best][0])
-            book = shelves.put(self.session, kept, self.example, pairs, loss, is_whole=not job.stop.is_set())
+            kept = self.session.adapter(self.targets[result["trained"][best]][0])
+            book = shelves.put(self.session, kept, self.example, pairs, loss, is_whole=is_whole)
         except (OSError, ValueError) as error:
             job.emit("shelved", book=None, error=as_data(explain(error)))
             return
@@ -204,7 +211,8 @@ def checked_adaptation(
             As in [`Workbench.adapt`].
 
     Raises:
-        ValueError: No self-edit is chosen, one is empty, the training would be too long, or the watched question is.
+        ValueError: No self-edit is chosen, one is empty or has too long a text, the training would be too long, or the watched
+            question is.
         JobRefused: The session has no self-edit, too many adapters or no room for more.
     """
     if session.example is None:
@@ -220,16 +228,17 @@ def checked_adaptation(
     drafts = session.drafts if drafts is None else list(drafts)
     self_edits = checked_self_edits(lm, example, drafts, chosen)
     session.require_room(num_adapters)
-    limits.check_steps(_num_steps(settings, self_edits), _FEWER)
+    num_added = [lm.domain.num_left_out(edit, example) for edit in self_edits]
+    limits.check_steps(_num_steps(settings, self_edits, num_added), _FEWER)
     labels = [str(number + 1) for number in chosen]
     if together:
         labels = [" + ".join(labels)]
     names = [f"{inputs.name_of(example)} · self-edit {label}" for label in labels]
     watched_example = _watched(base, example, watched)
-    num_tokens = settings.num_train_epochs * sum(
-        len(encode_prompt(lm.processing_class, one.prompt)) + inputs.count_tokens(lm, one.completion)
-        for edit in self_edits
-        for one in edit.examples
+    for number, edit in zip(chosen, self_edits, strict=True):
+        _check_lengths(lm, Message("common.self_edit", number=number + 1), edit)
+    num_tokens = sum(
+        _num_tokens(lm, example, edit, added, settings) for edit, added in zip(self_edits, num_added, strict=True)
     )
     limits.check_tokens(num_tokens, _FEWER)
     return Adaptation(
@@ -264,8 +273,33 @@ def _watched(lm: SelfAdaptingLM, example: Mapping, question: str) -> dict | None
     return inputs.example_of(inputs.title_of(example), "", known[:1] or [{"question": question}])
 
 
-def _num_steps(settings: Settings, self_edits: Sequence[SelfEdit]) -> int:
-    """Steps of the training, in all epochs of all self-edits."""
-    # Each question that the model is to answer becomes one more example, and the passage another.
-    sizes = [len(edit.examples) + len(edit.calls) + bool(edit.calls) for edit in self_edits]
+def _num_steps(settings: Settings, self_edits: Sequence[SelfEdit], num_added: Sequence[int]) -> int:
+    """Steps of the training, in all epochs of all self-edits, to which so many questions may be added each."""
+    # Each question that the model is to answer becomes one more example.
+    sizes = [len(edit.examples) + len(edit.calls) + added for edit, added in zip(self_edits, num_added, strict=True)]
     return settings.num_train_epochs * sum(-(-size // settings.batch_size) for size in sizes)
+
+
+def _check_lengths(lm: SelfAdaptingLM, name: str, self_edit: SelfEdit) -> None:
+    """
+    Raises:
+        ValueError: A text is longer than what is trained on as a whole.
+    """
+    most = inputs.longest_sequence(lm)
+    for one in self_edit.examples:
+        if (count := inputs.sequence_length(lm, one)) > most:
+            text = f"{one.completion[:40].strip()} …"
+            raise ValueError(Message("inputs.long_text", name=name, text=text, count=count, most=most))
+
+
+def _num_tokens(lm: SelfAdaptingLM, example: Mapping, self_edit: SelfEdit, num_added: int, settings: Settings) -> int:
+    """Tokens that a self-edit trains on in all epochs, and that are read to answer its questions and those added, at most."""
+    trained = sum(inputs.sequence_length(lm, one) for one in self_edit.examples)
+    if not self_edit.calls:
+        return settings.num_train_epochs * trained
+    title, tokenizer = inputs.title_of(example), lm.processing_class
+    asked = [len(encode_prompt(tokenizer, prompt)) for prompt in lm.domain.ask(self_edit.calls, title)]
+    # What is left out is asked for in lines like these.
+    asked += [max(asked)] * num_added
+    trained += sum(asked) + len(asked) * device_work.LONGEST_ANSWER
+    return settings.num_train_epochs * trained + len(asked) * inputs.count_tokens(lm, inputs.passage_of(example))

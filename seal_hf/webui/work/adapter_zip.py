@@ -1,10 +1,10 @@
 """The one form in which an adapter is kept: a zip file of its PEFT folder, which is read and downloaded as it is."""
 
 import tempfile
-import zipfile
 from pathlib import Path
 
 from ...adapters.adapter import Adapter
+from ...adapters.files import write_zip
 from ...hub.model_card import AdapterCard
 
 
@@ -27,27 +27,4 @@ def save_zip(adapter: Adapter, file: Path, card: AdapterCard | None = None) -> N
     with tempfile.TemporaryDirectory(dir=file.parent) as partial:
         folder = Path(partial) / file.stem
         adapter.save_pretrained(folder, card)
-        pack(folder, file)
-
-
-def pack(folder: Path, file: Path) -> None:
-    """
-    Make a zip file of an adapter's folder, which is either there in full or not at all.
-
-    Args:
-        folder (`Path`):
-            The PEFT folder.
-        file (`Path`):
-            The zip file.
-
-    Raises:
-        OSError: The disk is full, or the folder cannot be written.
-    """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=file.parent) as partial:
-        archive = Path(partial) / file.name
-        # Stored, since weights hardly shrink and compressing them takes seconds.
-        with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as files:
-            for one in sorted(folder.iterdir()):
-                files.write(one, one.name)
-        archive.replace(file)
+        write_zip(folder, file)

@@ -10,7 +10,7 @@ from typing import Protocol
 from ...domains import KnowledgeDomain
 from ...domains.knowledge.own_questions import own_questions
 from ...hub.model_card import AdapterCard
-from ...inner_loop.training import InnerStep
+from ...inner_loop.training import NON_FINITE, STOP, InnerStep
 from ...rollout.rewards import Asked, ask_and_grade, mean
 from ...rollout.watching import AnswerStays, QuestionWatch
 from ...self_adapting_lm import SelfAdaptingLM
@@ -154,11 +154,17 @@ def learn(
             Whether the training ends once the answers to that question stay (see [`AnswerStays`]).
 
     Returns:
-        `dict`: `"seconds"` of the training and `"has_adapters"`, which is false after a stop before the first step; after it
-        also, of each adapter, `"pairs"`, the questions that it learned with their answers, and `"losses"`, that of its last
-        step. Without a stop also `"questions"`, `"own"` (whether the model wrote them), and of the base model and of each adapter
-        `"answers"`, `"verdicts"`, `"recitations"`, the share of the questions that its answer to "Tell me about ..." would be
-        right for, and `"recited"`, the share of its answers that recite (see [`Domain.recited`]).
+        `dict`: `"seconds"` of the training and `"trained"`, which of the adapters have learned anything, from 0: none after a stop
+        before the first step, and none that diverged there. Where there are some also `"diverged"`, which of the others did, and of
+        each that is trained `"pairs"`, the questions that it learned with their answers, `"losses"`, that of its last step, and
+        `"is_whole"`, whether its training came to its end, if an early one. Without a stop also `"questions"`, `"own"` (whether
+        the model wrote them), and of the base model and of each trained adapter `"answers"`, `"verdicts"`, `"recitations"`, the
+        share of the questions that its answer to "Tell me about ..." would be right for, and `"recited"`, the share of its answers
+        that recite (see [`Domain.recited`]).
+
+    Raises:
+        ValueError: The model finds no answer to any question of a self-edit, or the training of every adapter diverged at its first
+            step.
     """
     lm = _as_set(base, settings, writer)
     clock = {"seconds": 0.0}
@@ -179,27 +185,37 @@ def learn(
             if stays.has_settled:
                 job.emit("settled", step=step.step, num_steps=step.num_steps)
 
-    trained = lm.carry_out(self_edits, [example] * len(self_edits), stop=job.stop)
+    edits = lm.carry_out(self_edits, [example] * len(self_edits), stop=job.stop)
     if job.stop.is_set():  # before a tool had come to its end
-        return {"seconds": 0.0, "has_adapters": False}
+        return {"seconds": 0.0, "trained": []}
     if together:
-        trained = [joined_self_edits([edit for edit in trained if edit.examples] or trained)]
-    for edit, one in zip(self_edits, trained, strict=not together):
+        edits = [joined_self_edits([edit for edit in edits if edit.examples] or edits)]
+    for edit, one in zip(self_edits, edits, strict=not together):
         if not one.examples:
             raise ValueError(Message("learn.none_answerable", question=edit.calls[0]))
     if watch is not None and stops_early:
-        stays = AnswerStays(len(trained), stop=job.stop)
-    adapters = lm.adapt(trained, seed=settings.seed, on_step=on_step, stop=stays or job.stop)
-    has_adapters = bool(adapters[0].training["num_steps"])
-    if has_adapters:
-        for adapter, file in zip(adapters, files, strict=True):
-            save_zip(adapter, file, AdapterCard(passage=passage_of(example)))
-        job.emit("saved", count=len(adapters))
+        stays = AnswerStays(len(edits), stop=job.stop)
+    adapters = lm.adapt(edits, seed=settings.seed, on_step=on_step, stop=stays or job.stop)
+    records = [adapter.training for adapter in adapters]
+    trained = [place for place, record in enumerate(records) if record["num_steps"]]
+    diverged = [
+        place for place, record in enumerate(records) if not record["num_steps"] and record["stopped"] == NON_FINITE
+    ]
+    if not trained:
+        if diverged:
+            raise ValueError(Message("learn.all_diverged", learning_rate=settings.learning_rate))
+        return {"seconds": clock["seconds"], "trained": []}
+    for place in trained:
+        save_zip(adapters[place], files[place], AdapterCard(passage=passage_of(example)))
+    job.emit("saved", count=len(trained))
+    whole = (None, STOP) if stays is not None and stays.has_settled else (None,)
     result = {
         "seconds": clock["seconds"],
-        "has_adapters": has_adapters,
-        "pairs": [lm.domain.learned_pairs(edit) for edit in trained],
-        "losses": [adapter.training["losses"][-1] if has_adapters else None for adapter in adapters],
+        "trained": trained,
+        "diverged": diverged,
+        "pairs": [lm.domain.learned_pairs(edits[place]) for place in trained],
+        "losses": [records[place]["losses"][-1] for place in trained],
+        "is_whole": [records[place]["stopped"] in whole for place in trained],
     }
     if job.stop.is_set():
         return result
@@ -211,7 +227,7 @@ def learn(
     if job.stop.is_set() or not example["questions"]:
         return result
     prompts = lm.domain.questions(example)
-    asked = [Asked(one, example, prompts) for one in (None, *adapters)]
+    asked = [Asked(one, example, prompts) for one in (None, *(adapters[place] for place in trained))]
     graded = ask_and_grade(lm, asked, LONGEST_ANSWER, stop=job.stop)
     if job.stop.is_set():
         return result

@@ -24,7 +24,7 @@ def explain(error: BaseException) -> str:
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
         return Message("errors.memory")
     if isinstance(error, ValueError | HubError):
-        return message_of(error)
+        return without_folders(message_of(error))
     logger.error("Failed", exc_info=error)
     if not isinstance(error, OSError):
         return Message("errors.unexpected")

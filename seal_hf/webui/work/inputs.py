@@ -6,8 +6,7 @@ The keys of an example of the knowledge domain are known here and in the domain 
 
 import sys
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from huggingface_hub.errors import HFValidationError
@@ -22,6 +21,7 @@ from ...grading import gold_answers, show_gold_answers
 from ...models.control_tokens import encode_text
 from ...models.encoding import encode_prompt
 from ...self_adapting_lm import SelfAdaptingLM
+from ...self_edit import TrainingExample
 from ..languages import Message
 from .session_items import Draft
 from .settings import Settings
@@ -36,6 +36,7 @@ MAX_QUESTIONS = 32
 MAX_ANSWERS = 8  # to one question
 _LONGEST_CELL = 4 * MAX_ANSWERS * LONGEST_ANSWER  # characters of one cell of the table
 MOST_ENTRIES = 1_000  # with those that are empty
+_SEAM = 2  # tokens more that a text may have after another one than alone
 MAX_FILE_SIZE = 5_000_000  # bytes of uploaded questions or passages
 
 
@@ -75,8 +76,7 @@ def count_passages(file: Path | None) -> int:
     if file is None:
         return len(load_demo_passages("train"))
     check_file_size(file)
-    with _without_folder(file):
-        return len(load_passages(file))
+    return len(load_passages(file))
 
 
 def clean(text: object) -> str:
@@ -110,11 +110,27 @@ def count_tokens(lm: SelfAdaptingLM, text: str) -> int:
     return len(encode_text(lm.processing_class, text, add_special_tokens=False))
 
 
+def longest_sequence(lm: SelfAdaptingLM) -> int:
+    """The longest text that is trained on as a whole, in tokens, with all that surrounds it."""
+    return min(lm.inner_config.max_length, lm.context_length or sys.maxsize)
+
+
+def sequence_length(lm: SelfAdaptingLM, example: TrainingExample) -> int:
+    """Number of tokens of a training example, with its prompt and the end that follows it."""
+    tokenizer = lm.processing_class
+    if not example.prompt:
+        return len(encode_text(tokenizer, example.completion)) + 1
+    return len(encode_prompt(tokenizer, example.prompt)) + count_tokens(lm, example.completion) + 1
+
+
 def max_tokens(lm: SelfAdaptingLM, title: str, settings: Settings) -> int:
-    """The longest passage, in tokens, that this model can write about and be trained on."""
-    around = len(encode_prompt(lm.processing_class, lm.domain.prompt(example_of(title, "."))))
+    """The longest passage, in tokens, that a model with these settings can write about and be trained on."""
+    example = example_of(title, ".")
+    around = len(encode_prompt(lm.processing_class, lm.domain.prompt(example)))
     room = (lm.context_length or sys.maxsize) - around - settings.max_completion_length
-    return max(0, min(room, lm.inner_config.max_length - count_tokens(lm, title) - 8))
+    (trained,) = lm.domain.passage_only(example).examples
+    around_trained = sequence_length(lm, trained) - count_tokens(lm, ".") + _SEAM
+    return max(0, min(room, longest_sequence(lm) - around_trained))
 
 
 def checked_example(
@@ -232,15 +248,6 @@ def check_file_size(file: Path) -> None:
         )
 
 
-@contextmanager
-def _without_folder(file: Path) -> Iterator[None]:
-    """Errors name an uploaded file without its folder, which means nothing to the visitor."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(str(error).replace(f"{file.parent}/", "")) from error
-
-
 def questions_from_file(file: Path) -> tuple[list[dict], int]:
     """
     The questions of an uploaded file (see [`load_questions`]), and how many others there are without an answer.
@@ -249,8 +256,7 @@ def questions_from_file(file: Path) -> tuple[list[dict], int]:
         ValueError: The file cannot be read, or its questions are none that the page takes.
     """
     check_file_size(file)
-    with _without_folder(file):
-        found, num_unanswerable = load_questions(file)
+    found, num_unanswerable = load_questions(file)
     _check_count(found)
     if not (questions := _checked_questions([(item["question"], item["answer"]) for item in found])):
         if num_unanswerable:

@@ -236,6 +236,7 @@ class JobQueue:
             job.stop.set()
             if entry in self._waiting:
                 self._waiting.remove(entry)
+                self._resume_if_idle()
                 self._end(entry, STOPPED)
 
     def forget(self, owner: str) -> None:
@@ -297,9 +298,12 @@ class JobQueue:
             self._usage.add(entry.visitor, time.monotonic() - entry.started)
             with self._changed:
                 self._running.remove(entry)
-                if self._background is not None and not self._running and not self._waiting:
-                    self._background.resume()
+                self._resume_if_idle()
                 self._end(entry, state, error)
+
+    def _resume_if_idle(self) -> None:
+        if self._background is not None and not self._running and not self._waiting:
+            self._background.resume()
 
     def _timer(self, job: Job) -> threading.Timer | None:
         """Stops a job that takes too long."""

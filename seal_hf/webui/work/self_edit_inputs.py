@@ -19,7 +19,7 @@ def checked_self_edits(
     The chosen drafts as self-edits.
 
     Raises:
-        ValueError: None is chosen, or one is empty or far too long.
+        ValueError: None is chosen, or one is empty, far too long or has too many questions.
     """
     if not chosen:
         raise ValueError(Message("inputs.none_chosen"))
@@ -37,6 +37,7 @@ def checked_self_edits(
             self_edit = lm.domain.self_edit_of(_checked_pairs(name, draft.pairs), example, statements)
         if self_edit is None:
             raise ValueError(Message("inputs.empty_self_edit", name=name))
+        _check_count(name, len(self_edit.calls))
         self_edits.append(self_edit)
     return self_edits
 
@@ -44,7 +45,7 @@ def checked_self_edits(
 def _checked_pairs(name: str, rows: Sequence[Sequence[object]]) -> list[tuple[str, str]]:
     """The questions with their answers of a self-edit, without rows that are empty."""
     if len(rows) > MOST_ENTRIES:
-        raise ValueError(Message("inputs.many_pairs", name=name, count=len(rows), most=MAX_PAIRS))
+        _check_count(name, len(rows))
     pairs = []
     for number, row in enumerate(rows, 1):
         for cell in row[:2]:
@@ -57,9 +58,13 @@ def _checked_pairs(name: str, rows: Sequence[Sequence[object]]) -> list[tuple[st
         if not has_words(answer):
             raise ValueError(Message("inputs.pair_without_answer", name=name, number=number))
         pairs.append((" ".join(question.split()), " ".join(answer.split())))
-    if len(pairs) > MAX_PAIRS:
-        raise ValueError(Message("inputs.many_pairs", name=name, count=len(pairs), most=MAX_PAIRS))
+    _check_count(name, len(pairs))
     return pairs
+
+
+def _check_count(name: str, num_questions: int) -> None:
+    if num_questions > MAX_PAIRS:
+        raise ValueError(Message("inputs.many_pairs", name=name, count=num_questions, most=MAX_PAIRS))
 
 
 def texts_of(self_edit: SelfEdit) -> list[str]:

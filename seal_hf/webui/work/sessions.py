@@ -6,13 +6,15 @@ while.
 import base64
 import hashlib
 import hmac
+import logging
 import math
 import re
 import secrets
 import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +22,8 @@ from ..languages import Message
 from .jobs import JobRefused
 from .session_items import Draft, KeptAdapter, Policy, Puzzle
 
+
+logger = logging.getLogger(__name__)
 
 _LONGEST_ID = 80  # characters
 MAX_ADAPTERS = 24  # per session; one of the model `embedded` with rank 32 takes 70 MB
@@ -106,11 +110,11 @@ class Session:
         An adapter by its id, or the chosen one.
 
         Raises:
-            JobRefused: There is none.
+            JobRefused: There is none, or none with this id.
         """
         kept = self.adapters.get(adapter_id or self.chosen or "")
         if kept is None:
-            raise JobRefused(Message("session.no_adapter"))
+            raise JobRefused(Message("session.other_adapters" if self.adapters else "session.no_adapter"))
         return kept
 
     def new_file(self, name: str) -> tuple[str, Path]:
@@ -126,11 +130,17 @@ class Session:
             self.chosen = adapter.id
 
     def delete(self, adapter_id: str) -> KeptAdapter:
-        """Remove an adapter and its file. If it was chosen, the newest other one becomes the chosen one."""
+        """
+        Remove an adapter and its file: that with this id, or the chosen one where it is empty. If it was chosen, the newest other one
+        becomes the chosen one.
+
+        Raises:
+            JobRefused: There is none, or none with this id.
+        """
         kept = self.adapter(adapter_id)
-        del self.adapters[adapter_id]
+        del self.adapters[kept.id]
         shutil.rmtree(kept.file.parent, ignore_errors=True)
-        if self.chosen == adapter_id:
+        if self.chosen == kept.id:
             self.chosen = next(reversed(self.adapters), None)
         return kept
 
@@ -248,7 +258,8 @@ class Sessions:
                 del self._sessions[session.id]
         for session in busy:
             if now - session.seen > self._unattended_seconds:
-                self._on_unattended(session.id)
+                with _logged("The work of a visitor who is gone could not be ended"):
+                    self._on_unattended(session.id)
         self._remove(gone)
 
     def _make_room(self, visitor: str) -> list[Session]:
@@ -280,5 +291,15 @@ class Sessions:
 
     def _remove(self, gone: Sequence[Session]) -> None:
         for session in gone:
-            self._on_forget(session.id)
+            with _logged("The work of a session that is deleted could not be ended"):
+                self._on_forget(session.id)
             shutil.rmtree(session.folder, ignore_errors=True)
+
+
+@contextmanager
+def _logged(failure: str) -> Iterator[None]:
+    """An error inside the block, such as of a full disk, goes to the log, so that it concerns one session alone."""
+    try:
+        yield
+    except Exception:
+        logger.exception(failure)

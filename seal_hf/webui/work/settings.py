@@ -169,11 +169,13 @@ TINY_MODEL = Settings(
 # For a GPU that one has for a minute: the questions of a small model's preset take few full steps, where the paper's batches of one
 # line take hundreds; shorter texts are written sooner.
 ONE_MINUTE = replace(SMALL_MODEL, max_completion_length=200)
-GPU_PRESET = Message("preset.one_minute")
+GPU_PRESET, TINY_PRESET, SMALL_PRESET, PAPER_PRESET = (
+    Message(f"preset.{name}") for name in ("one_minute", "tiny", "small", "paper")
+)
 PRESETS = {
-    Message("preset.tiny"): TINY_MODEL,
-    Message("preset.small"): SMALL_MODEL,
-    Message("preset.paper"): PAPER,
+    TINY_PRESET: TINY_MODEL,
+    SMALL_PRESET: SMALL_MODEL,
+    PAPER_PRESET: PAPER,
     GPU_PRESET: ONE_MINUTE,
 }
 _TINY, _SMALL = 300_000_000, 1_000_000_000  # parameters
@@ -184,7 +186,7 @@ def preset_for(lm: SelfAdaptingLM, limits: Limits) -> str:
     if limits.is_zero_gpu:
         return GPU_PRESET
     size = lm.model.num_parameters()
-    return "Tiny model" if size < _TINY else "Small model" if size < _SMALL else "Paper"
+    return TINY_PRESET if size < _TINY else SMALL_PRESET if size < _SMALL else PAPER_PRESET
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from ..languages import Message
 from . import quota
 from .adapter_zip import save_zip
 from .inputs import checked_repo_name, clean
-from .jobs import JobRefused
 from .origins import is_foreign, is_local
 from .session_items import KeptAdapter
 from .sessions import Session
@@ -86,12 +85,10 @@ def _loaded(
             cache_dir = None if token is None else Path(folder)
             most = quota.free_bytes(session.folder) // num_copies - quota.FILE_BYTES
             return lm.load_adapter(source, token=token, cache_dir=cache_dir, max_bytes=most, on_size=on_size)
-    except (HubError, JobRefused):
+    except (HubError, ValueError):
         raise
-    except (ValueError, FileNotFoundError) as error:
-        # The folder of an upload means nothing to the visitor.
-        folder = f"{source.parent}/" if isinstance(source, Path) else "\0"
-        raise ValueError(str(error).replace(folder, "")) from error
+    except FileNotFoundError as error:  # it says what is missing in the folder or file
+        raise ValueError(str(error)) from error
     except Exception as error:  # a file from a stranger may break a reader in any way
         logger.warning("An adapter could not be read", exc_info=True)
         name = source.name if isinstance(source, Path) else source

@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from ..languages import Message, message_of
+from ..languages import Message
 from . import device_work, inputs
-from .errors import without_folders
 from .jobs import Job, JobRefused
 from .pace import WRITTEN_PER_SECOND
 from .sessions import Session
@@ -45,10 +44,7 @@ def ask_shelf(workbench: Workbench, session: Session, question: object, who: str
         if folder is not None and not folder.is_dir():
             raise JobRefused(Message("shelf.gone_meanwhile"))
         job.emit("asked", question=question, choice=described_choice(choice))
-        try:
-            (answer,) = workbench.run(device_work.answer_with, job, example, folder)
-        except ValueError as error:
-            raise ValueError(without_folders(message_of(error))) from error
+        (answer,) = workbench.run(device_work.answer_with, job, example, folder)
         job.emit("answered", answer=answer)
 
     key = [question, who, str(folder)]

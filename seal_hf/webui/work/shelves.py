@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from ...adapters.files import write_zip
 from ...models.identity import canonical_name
 from ...self_adapting_lm import SelfAdaptingLM
 from ...shelf import Book, LearnedPassage, Route, Shelf
@@ -20,7 +21,6 @@ from ...shelf.learning import name_to_load
 from ...shelf.routing import Router
 from ..languages import Message
 from . import inputs, quota
-from .adapter_zip import pack
 from .jobs import JobRefused
 from .session_items import KeptAdapter
 from .sessions import Session
@@ -244,7 +244,7 @@ class Shelves:
             for passage in new:
                 name = passage.title or book.title
                 adapter_id, file = session.new_file(name)
-                pack(book.adapter_folder(passage), file)
+                write_zip(book.adapter_folder(passage), file)
                 there[origins[passage]] = KeptAdapter(
                     adapter_id,
                     name,

@@ -29,8 +29,9 @@ class RunFolders:
 
     def make(self, owner: str) -> Path:
         """A new folder for a run, so that the results of an earlier one stay."""
-        earlier = self.runs(owner)
-        folder = self.of(owner) / f"run_{(run_number(earlier[-1]) if earlier else 0) + 1:03d}"
+        # Also those that an app that was killed has left without a file.
+        number = max(map(run_number, self.of(owner).glob("run_*")), default=0) + 1
+        folder = self.of(owner) / f"run_{number:03d}"
         # Closed to others, also where the folder around them is not.
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.parent.mkdir(mode=0o700, exist_ok=True)

@@ -14,6 +14,7 @@ from ...records.report import Evaluation
 from ...records.round_metrics import kept_flags
 from ...records.schema import TrialResult
 from ...self_edit import TrainingExample
+from ..languages import Message
 from . import inputs
 from .settings import SHUFFLE_SEED
 
@@ -199,8 +200,19 @@ def self_edits_of(
 
 
 def read_config(folder: Path) -> dict[str, object]:
-    """Content of the YAML file of the run in a folder."""
-    return yaml.safe_load((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+    """
+    Content of the YAML file of the run in a folder.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
+    try:
+        config = yaml.safe_load((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        config = None
+    if not isinstance(config, dict) or not {"num_rounds", "dataset_name"} <= set(config):
+        raise ValueError(Message("runs.damaged", run=folder.name, file=CONFIG_NAME))
+    return config
 
 
 def dataset_of(config: Mapping[str, object]) -> tuple[str, int]:

@@ -174,6 +174,7 @@ class TrainingRuns:
         Raises:
             JobRefused: There is no run, another one is under way, the visitor's runs have taken too long, or there is no room on
                 the disk.
+            ValueError: The run's settings cannot be read any more.
         """
         self._require_script()
         with self._lock:
@@ -182,6 +183,7 @@ class TrainingRuns:
             if not (folders := self.folders.runs(owner)):
                 raise JobRefused(Message("runs.none_to_resume"))
             self._require_time(owner)
+            read_config(folders[-1])  # which its progress needs
             self._launch(owner, folders[-1])
 
     def stop(self, owner: str) -> None:
@@ -270,7 +272,9 @@ class TrainingRuns:
                     started.set()
                     with self._timed(owner, run):
                         run.wait()
-            except (JobRefused, OSError) as error:
+            except Exception as error:
+                if started.is_set():  # nobody waits for it any more
+                    raise
                 refused.append(error)
             finally:
                 started.set()

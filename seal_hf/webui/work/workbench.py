@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,9 @@ from .sessions import Session, Sessions
 from .settings import Settings
 from .shelves import Shelves
 from .training_runs import TrainingRuns
+
+
+logger = logging.getLogger(__name__)
 
 
 class Workbench:
@@ -349,4 +353,7 @@ class Workbench:
     def _sweep(self, seconds: float) -> None:
         while True:
             time.sleep(seconds)
-            self.sessions.sweep()
+            try:
+                self.sessions.sweep()
+            except Exception:  # such as a full disk; the next sweep may find room
+                logger.exception("The sessions could not be looked through")

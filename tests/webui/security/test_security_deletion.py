@@ -14,10 +14,13 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from gradio.route_utils import delete_files_created_by_app
 from gradio_client import Client, handle_file
 from gradio_client.utils import encode_file_path
 
+from helpers.app_calls import handlers
 from helpers.folders import ROOT
+from helpers.strangers import pressed_on_page
 from helpers.web_page import served_page
 from seal_hf.webui.work import private_folder
 
@@ -75,6 +78,22 @@ def test_a_download_is_no_further_copy(app, downloaded):
     assert file.is_relative_to(app.workbench.sessions.open(session).folder)
     content = file.read_bytes()
     assert [path for path in files_below(app.folder.parent) if path.read_bytes() == content] == [file]
+
+
+def test_a_session_in_use_keeps_the_files_that_it_has_shown(app, client, downloaded):
+    session, _, file = downloaded
+    widget = next(block for block in app.page.blocks.values() if block.elem_id == "download")
+    showing = (
+        name for name, one in handlers(app.url).items() if widget._id in one["outputs"] and len(one["inputs"]) == 1
+    )
+    show_tab = next(showing)
+    shown = pressed_on_page(app, show_tab, [session])
+    assert file.name in shown
+    upload = Path(httpx2.post(f"{app.url}gradio_api/upload", files={"files": ("old.zip", b"PK")}).json()[0])
+    time.sleep(0.05)
+    delete_files_created_by_app(app.page, 0)  # what Gradio does with files of an hour
+    assert file.is_file() and not upload.exists()
+    assert file.name in pressed_on_page(app, show_tab, [session])
 
 
 def test_nobody_else_on_the_machine_reads_the_files(app):
