@@ -124,6 +124,7 @@ class ProposedUpdates:
             tool_examples=list(map(_record, self_edit.examples)) if written.called else None,
             metrics=dict(self_edit.metrics) or None if self_edit is not None else None,
             written_tokens=written.num_tokens,
+            unfinished_parts=list(generation.unfinished_parts) or None,
         )
 
     def _updates_of(self, stage: Stage) -> dict[tuple[str, int, int], InnerUpdate | None]:
