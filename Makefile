@@ -6,7 +6,7 @@
 #   make arc        SEAL on small generated ARC tasks; continues as well
 #   make bench      measures the inner loop and the app, writes benchmarks/README.md
 #   make bench-gpu  checks and measures the CUDA path, without a download
-#   make test [JOBS=4]   lint, format and all tests; JOBS is the number of processes, about 1 GB each
+#   make test [JOBS=4]   lint, format and all tests but those of test-vllm and test-architectures; JOBS processes, about 1 GB each
 #   make vllm-server [MODEL=user/name] [PORT=8000] [ARGS="--max_loras 8"]   a vLLM server on the CPU, for --use_vllm
 #   make test-vllm  compares the real vLLM with transformers; installs 3.3 GB into $(VLLM_VENV)
 #   make test-architectures   all types of causal LMs against transformers and PEFT

@@ -407,10 +407,18 @@ class SelfAdaptingLM:
                 As in [`~SelfAdaptingLM.carry_out`].
         """
 
-        def ask(prompts: Sequence[Prompt], max_new_tokens: int, *, as_writer: bool = False) -> list[Generation]:
+        def ask(
+            prompts: Sequence[Prompt],
+            max_new_tokens: int,
+            *,
+            as_writer: bool = False,
+            one_line: bool | Sequence[bool] = False,
+        ) -> list[Generation]:
             with self._as_writer() if as_writer else self._as_student():
                 adapter = self.writer if as_writer else None
-                answers = self._answers_that_fit(prompts, max_new_tokens, adapter=adapter, stop=stop)
+                answers = self._answers_that_fit(
+                    prompts, max_new_tokens, adapter=adapter, one_line=one_line, stop=stop
+                )
             if on_written is not None:
                 on_written(sum(answer.num_tokens for answer in answers))
             return answers

@@ -19,7 +19,7 @@ class Answer(Protocol):
         text (`str`):
             The answer.
         finished (`bool`):
-            Whether the model ended it itself, rather than the length limit.
+            Whether it has its end, rather than being cut off by the length limit.
     """
 
     text: str
@@ -30,10 +30,17 @@ class AskModel(Protocol):
     """
     The model that a tool may ask, without an inner adapter. Its answers are greedy. It is the student, which is to learn from
     them, or as the writer the policy; they are one model unless the student is the base (see [`SelfAdaptingLM`]).
+
+    `one_line` says of all prompts, or of each, that nothing is wanted after the first line of its answer.
     """
 
     def __call__(
-        self, prompts: Sequence[Prompt], max_new_tokens: int, *, as_writer: bool = False
+        self,
+        prompts: Sequence[Prompt],
+        max_new_tokens: int,
+        *,
+        as_writer: bool = False,
+        one_line: bool | Sequence[bool] = False,
     ) -> Sequence[Answer]: ...
 
 

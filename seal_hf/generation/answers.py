@@ -24,6 +24,7 @@ def answers_that_fit(
     *,
     context_length: int | None,
     adapter: Adapter | None = None,
+    one_line: bool | Sequence[bool] = False,
     stop: threading.Event | None = None,
 ) -> list[Generation]:
     """
@@ -42,6 +43,8 @@ def answers_that_fit(
             Most tokens of a prompt with its answer; `None` where that is not known.
         adapter ([`Adapter`], *optional*):
             The adapter that answers.
+        one_line (`bool` or `Sequence[bool]`, *optional*, defaults to `False`):
+            Whether an answer ends with its first line, for prompts that open no thought: of all, or of each.
         stop (`threading.Event`, *optional*):
             Once set, what has been written so far is returned.
 
@@ -56,7 +59,11 @@ def answers_that_fit(
     ]
     asked = [prompts[place] for place in fitting]
     generations = generator.generate(
-        asked, adapters=adapter and [adapter] * len(asked), max_new_tokens=max_new_tokens, stop=stop
+        asked,
+        adapters=adapter and [adapter] * len(asked),
+        max_new_tokens=max_new_tokens,
+        one_line=one_line if isinstance(one_line, bool) else [one_line[place] for place in fitting],
+        stop=stop,
     )
     found = dict(zip(fitting, without_thoughts(generations, asked, tokenizer), strict=True))
     return [found.get(place, Generation("", 0, False)) for place in range(len(prompts))]

@@ -27,7 +27,8 @@ class Generation:
         num_tokens (`int`):
             Generated tokens, the end-of-sequence token included.
         finished (`bool`):
-            Whether the model ended it itself, rather than the length limit or a stop.
+            Whether it has its end: the model ended it, or the line where one was asked for, rather than the length limit or a
+            stop.
         token_ids (`tuple[int, ...]`):
             The generated tokens, the end-of-sequence token included. The text need not give them back: special tokens are
             not in it, and a model may write other tokens than a tokenizer would.
@@ -90,6 +91,7 @@ class TextGenerator(ABC):
         *,
         max_new_tokens: int | Sequence[int],
         sampling: Sampling | None = None,
+        one_line: bool | Sequence[bool] = False,
         on_text: Callable[[list[str]], bool | None] | None = None,
         stop: threading.Event | None = None,
     ) -> list[Generation]:
@@ -105,6 +107,9 @@ class TextGenerator(ABC):
                 Longest completion, in tokens: of all prompts, or of each.
             sampling ([`Sampling`], *optional*):
                 How to sample; greedy where absent.
+            one_line (`bool` or `Sequence[bool]`, *optional*, defaults to `False`):
+                Whether a completion ends with its first line that is not blank, whose line break it holds: of all prompts, or of
+                each.
             on_text (`Callable[[list[str]], bool | None]`, *optional*):
                 Called after every step with the new text of every prompt (`""` where there is none); generation stops
                 when it returns `True`. A character of several tokens is passed on in whole; where a text ends in the

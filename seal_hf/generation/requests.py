@@ -47,6 +47,7 @@ class ModelGenerator(TextGenerator):
         *,
         max_new_tokens: int | Sequence[int],
         sampling: Sampling | None = None,
+        one_line: bool | Sequence[bool] = False,
         on_text: Callable[[list[str]], bool | None] | None = None,
         stop: threading.Event | None = None,
     ) -> list[Generation]:
@@ -55,7 +56,9 @@ class ModelGenerator(TextGenerator):
             self.tokenizer, prompts, adapters, max_new_tokens, sampling, self.context_length
         )
         self._require_own(adapters)
-        writing = Writing(self.tokenizer, limits, eos_token_ids(self.model, self.tokenizer), on_text, stop)
+        lines = [one_line] * len(prompts) if isinstance(one_line, bool) else list(one_line)
+        require_one_each(prompts, {"one_line": lines})
+        writing = Writing(self.tokenizer, limits, eos_token_ids(self.model, self.tokenizer), lines, on_text, stop)
         self._write_texts(token_ids, adapters or [None] * len(prompts), sampling, writing)
         return writing.finish()
 

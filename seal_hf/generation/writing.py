@@ -21,6 +21,8 @@ class Writing:
             For each prompt the most tokens that may be written after it.
         eos_ids (`set[int]`):
             Tokens that end a text.
+        one_line (`Sequence[bool]`):
+            For each prompt whether its text ends with its first line.
         on_text, stop:
             As in [`TextGenerator.generate`].
     """
@@ -30,12 +32,14 @@ class Writing:
         tokenizer: PreTrainedTokenizerBase,
         limits: Sequence[int],
         eos_ids: set[int],
+        one_line: Sequence[bool],
         on_text: Callable[[list[str]], bool | None] | None,
         stop: threading.Event | None,
     ):
         self.tokenizer, self.limits, self.eos_ids, self.on_text, self.stop = tokenizer, limits, eos_ids, on_text, stop
         self.tokens: list[list[int]] = [[] for _ in limits]
-        self.is_done = [False] * len(limits)  # ended by the model or the limit
+        self.is_done = [False] * len(limits)  # ended by the model, its line or the limit
+        self._one_line = one_line
         self.is_stopped = False
         self._reported, self._lengths = [""] * len(limits), [0] * len(limits)
 
@@ -43,7 +47,7 @@ class Writing:
         """Write a token, unless the text is done."""
         if not self.is_done[place]:
             self.tokens[place].append(token)
-            self.is_done[place] = self._is_ended(place) or len(self.tokens[place]) == self.limits[place]
+            self.is_done[place] = self._has_end(place) or len(self.tokens[place]) == self.limits[place]
 
     def report(self, places: Sequence[int]) -> None:
         """Report what is new of the texts at these places, and see whether to stop."""
@@ -59,9 +63,12 @@ class Writing:
         if self.on_text is not None and any(new_texts):
             self.on_text(new_texts)
         return [
-            Generation(text, len(ids), self._is_ended(place), tuple(ids))
+            Generation(text, len(ids), self._has_end(place), tuple(ids))
             for place, (text, ids) in enumerate(zip(texts, self.tokens, strict=True))
         ]
+
+    def _has_end(self, place: int) -> bool:
+        return self._is_ended(place) or self._one_line[place] and "\n" in self._text(place).lstrip()
 
     def _is_ended(self, place: int) -> bool:
         return bool(self.tokens[place]) and self.tokens[place][-1] in self.eos_ids

@@ -31,7 +31,9 @@ KNOWN = {MATERIAL: "green slate", STEPS: "212"}
 class Scripted(TextGenerator):
     """Writes two questions about the lighthouse, and nothing of use about anything else; answers them, also without adapter."""
 
-    def generate(self, prompts, adapters=None, *, max_new_tokens, sampling=None, on_text=None, stop=None):
+    def generate(
+        self, prompts, adapters=None, *, max_new_tokens, sampling=None, one_line=False, on_text=None, stop=None
+    ):
         texts = [
             self.text(prompt if isinstance(prompt, str) else prompt[-1]["content"], sampling) for prompt in prompts
         ]

@@ -32,7 +32,7 @@ class ScriptedModel:
         self.answers = {True: answers | (whole or {}), False: answers | (near or {})}
         self.finished, self.calls = finished, []
 
-    def __call__(self, prompts, max_new_tokens):
+    def __call__(self, prompts, max_new_tokens, one_line=False):
         self.calls.append(list(prompts))
         return [self.answer(prompt) for prompt in prompts]
 

@@ -21,11 +21,12 @@ class Model:
 
     def __init__(self, **questions):
         self.questions = {"Ann Orr": KEEPER, "45": JARS, "1911": YEAR, **questions}
-        self.calls, self.writers = [], []
+        self.calls, self.writers, self.one_line = [], [], []
 
-    def __call__(self, prompts, max_new_tokens, as_writer=False):
+    def __call__(self, prompts, max_new_tokens, as_writer=False, one_line=False):
         self.calls.append(list(prompts))
         self.writers.append(as_writer)
+        self.one_line.append(one_line)
         return [SimpleNamespace(text=self.answer(prompt), finished=True) for prompt in prompts]
 
     def answer(self, prompt):
@@ -58,6 +59,9 @@ def test_every_fact_that_no_question_asks_for_is_asked_for():
     edit = carried_out(f"45: {JARS}", model)
     begun, _ = model.calls
     assert model.writers == [True, False]  # the policy writes, and the student reads
+    # Of what is written the first line counts, and of what is read in a plain text, whose prompts are every second one.
+    assert model.one_line == [True, [isinstance(prompt, str) for prompt in model.calls[1]]]
+    assert set(model.one_line[1]) == {True, False}
     # "Vell" and "bees" are in the title.
     assert [prompt[-1]["content"] for prompt in begun] == ["Ann Orr:", "kept:", "1911:", "golden:"]
     sentences = BEES["context"].replace(". ", ".\n").split("\n")
@@ -109,7 +113,7 @@ def test_self_edits_about_one_passage_are_asked_for_in_common():
 def test_a_base_model_continues_plain_text():
     asked = []
 
-    def ask(prompts, max_new_tokens, as_writer):
+    def ask(prompts, max_new_tokens, as_writer, one_line):
         asked.extend(prompts)
         return [SimpleNamespace(text=KEEPER, finished=True) for _ in prompts]
 

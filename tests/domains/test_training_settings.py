@@ -101,7 +101,7 @@ def test_the_line_is_no_part_of_an_answer_or_of_a_list_of_questions(style):
 def test_the_line_is_left_out_when_the_tool_comes_back():
     own = domain("questions-and-rewrite", training_format="prompt_completion")
     edit = own.parse(f"Who keeps bees?\n---\nAnn has bees.\n{LINE}", BEES)
-    (done,) = own.carry_out([edit], [BEES], lambda prompts, max_new_tokens: [NoAnswer] * len(prompts))
+    (done,) = own.carry_out([edit], [BEES], lambda prompts, *args, **options: [NoAnswer] * len(prompts))
     assert completions(done) == ["Ann has bees.", BEES["context"]] and done.overrides == CHOSEN
 
 

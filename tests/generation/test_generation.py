@@ -225,6 +225,30 @@ def test_any_end_token_of_the_model_ends_a_text_and_is_not_in_it(byte_model):
     assert ["".join(row) for row in zip(*calls, strict=True)] == ["Bees", "Moths"]
 
 
+def test_a_text_ends_with_its_first_line(byte_model):
+    tokenizer, prompts = byte_tokenizer(), PROMPTS * 80
+    options = {"max_new_tokens": 40, "sampling": Sampling(tuple(range(400)), temperature=3.0), "batch_size": 150}
+    whole = generate(byte_model, tokenizer, prompts, **options)
+    firsts, lines = [], 0
+    for place, one in enumerate(whole):
+        line, end, _ = one.text.lstrip().partition("\n")
+        cut = one.text[: len(one.text) - len(one.text.lstrip()) + len(line) + len(end)]
+        firsts.append((cut, True) if end and place % 3 else (one.text, one.finished))
+        lines += bool(end)
+    assert lines > 5 and any(one.text.lstrip(" ").startswith("\n") for one in whole)
+    calls, one_line = [], [bool(place % 3) for place in range(400)]
+    found = generate(byte_model, tokenizer, prompts, one_line=one_line, on_text=calls.append, **options)
+    assert [(one.text, one.finished) for one in found] == firsts
+    assert ["".join(row) for row in zip(*calls, strict=True)] == [one.text for one in found]
+    assert all(one.token_ids == own.token_ids[: one.num_tokens] for one, own in zip(found, whole, strict=True))
+    assert sum(one.num_tokens for one in found) < sum(one.num_tokens for one in whole)
+
+
+def test_lines_are_of_each_prompt(byte_model):
+    with pytest.raises(ValueError, match="2 one_line were given for 5 prompts; give one for each"):
+        generate(byte_model, byte_tokenizer(), PROMPTS, max_new_tokens=3, one_line=[True, False])
+
+
 def test_on_text_stops(byte_model):
     tokenizer, calls = byte_tokenizer(), []
 

@@ -38,7 +38,9 @@ class ScriptedGenerator(TextGenerator):
     def __init__(self, written):
         self.written, self.adapters = written, []
 
-    def generate(self, prompts, adapters=None, *, max_new_tokens, sampling=None, on_text=None, stop=None):
+    def generate(
+        self, prompts, adapters=None, *, max_new_tokens, sampling=None, one_line=False, on_text=None, stop=None
+    ):
         if sampling is not None:
             on_text([text[:9] for text in self.written])
             on_text([text[9:] for text in self.written])
@@ -216,7 +218,9 @@ def test_joined_self_edits_keep_what_the_first_repeats():
 def test_raw_texts_of_answered_questions_are_shown(capsys):
     domain = KnowledgeDomain("questions", chat=False)
     parsed = domain.parse(f"1. {STEPS}", PASSAGE)
-    (edit,) = domain.carry_out([parsed], [PASSAGE], lambda prompts, _: [Generation("212.", 2, True)] * len(prompts))
+    (edit,) = domain.carry_out(
+        [parsed], [PASSAGE], lambda prompts, _, **options: [Generation("212.", 2, True)] * len(prompts)
+    )
 
     class Model:
         pass

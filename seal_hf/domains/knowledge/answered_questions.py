@@ -126,8 +126,10 @@ def answer_questions(
         for own, example in zip(clear, examples, strict=True)
     ]
     distinct = {key_of(prompt): prompt for own in prompts for pair in own for prompt in pair}
-    texts = map(_first_sentence, ask(list(distinct.values()), _MAX_ANSWER_TOKENS)) if distinct else ()
-    answers = dict(zip(distinct, texts, strict=True))
+    # What continues a plain text goes on with further questions; a chat's answer ends itself, and may begin with a thought.
+    one_line = [isinstance(prompt, str) for prompt in distinct.values()]
+    texts = ask(list(distinct.values()), _MAX_ANSWER_TOKENS, one_line=one_line) if distinct else ()
+    answers = dict(zip(distinct, map(_first_sentence, texts), strict=True))
     results = []
     for own, asked, example, why, written in zip(clear, prompts, examples, dropped, questions, strict=True):
         pairs, asking, corrected = [], [], []

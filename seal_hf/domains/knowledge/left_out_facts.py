@@ -54,7 +54,7 @@ def ask_for_left_out(
     ]
     begun = [[(fact, _begun(prompt(part), fact)) for part, fact in own] for own in left_out]
     distinct = {key_of(one): one for own in begun for _, one in own}
-    answers = ask(list(distinct.values()), _MAX_QUESTION_TOKENS, as_writer=True) if distinct else ()
+    answers = ask(list(distinct.values()), _MAX_QUESTION_TOKENS, as_writer=True, one_line=True) if distinct else ()
     lines = dict(zip(distinct, (answer.text.partition("\n")[0].strip() for answer in answers), strict=True))
     return [[f"{fact}: {lines[key_of(one)]}" for fact, one in own if lines[key_of(one)]] for own in begun]
 
@@ -92,7 +92,10 @@ def ask_about(
     shown = [question_prompt(sentence, fact, example) for sentence in sentences]
     if not sentences:
         return None
-    written = [answer.text for answer in ask([*begun, *shown], _MAX_QUESTION_TOKENS, as_writer=True)]
+    one_line = [True] * len(begun) + [False] * len(shown)
+    written = [
+        answer.text for answer in ask([*begun, *shown], _MAX_QUESTION_TOKENS, as_writer=True, one_line=one_line)
+    ]
     lines = [text.partition("\n")[0].strip() for text in written[: len(begun)]]
     lines += [parse_question(text) for text in written[len(begun) :]]
     (answered,) = answer_questions([[f"{fact}: {line}" for line in lines if line]], [example], ask, in_view, True)
