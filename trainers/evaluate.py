@@ -25,6 +25,7 @@ from accelerate import PartialState
 from transformers import HfArgumentParser
 from transformers.utils import logging as transformers_logging
 
+from seal_hf.domains.base import SELF_EDITS
 from seal_hf.domains.knowledge.reference_files import query_run
 from seal_hf.evaluation.continual import continual
 from seal_hf.evaluation.continued_pretraining import continued_pretraining
@@ -33,7 +34,7 @@ from seal_hf.grading import GradingIncomplete, JudgeRefused
 from seal_hf.hub.stored_self_edits import load_stored_self_edits
 from seal_hf.records.comparison import save_comparison
 from seal_hf.records.continual import save_continual
-from seal_hf.records.files import write_text
+from seal_hf.records.files import RESUME_EVALUATION, remedy_of, write_text
 from seal_hf.records.journal import Journal
 from seal_hf.records.tables import results_table
 from seal_hf.rollout.stage import RolloutConfig
@@ -132,6 +133,12 @@ class EvaluationArguments(JudgeArguments, ConditionArguments):
         for name, protocol in (("remedies", "continual"), ("full_finetuning", "continued_pretraining")):
             if getattr(self, name) and self.protocol != protocol:
                 raise ValueError(f"--{name} belongs to --protocol {protocol}, not to {self.protocol}; leave it out.")
+        for name in ("compare_policies", "skill_vector"):
+            if self.policy is not None and getattr(self, name):
+                raise ValueError(
+                    f"--{name} loads adapters of the base model, which carries one with --policy; leave --policy out, and compare "
+                    "it with --compare_policies."
+                )
         if self.skill_vector and (self.full_finetuning or self.protocol == "continual"):
             other = "--full_finetuning" if self.full_finetuning else "--protocol continual"
             raise ValueError(
@@ -150,6 +157,7 @@ class EvaluationArguments(JudgeArguments, ConditionArguments):
 def main(args: EvaluationArguments) -> None:
     # Without the flag several processes on CPUs would not find each other.
     state = PartialState(cpu=not torch.accelerator.is_available())
+    args.check_conditions(f"{SELF_EDITS}, {remedy}" for remedy in args.remedies)
     examples = load_dataset_argument(args.dataset_name, args.dataset_test_split, args.num_passages, args.shuffle_seed)
     self_edits = None if args.self_edits is None else load_stored_self_edits(args.self_edits)
     config = RolloutConfig(
@@ -194,7 +202,8 @@ def main(args: EvaluationArguments) -> None:
         scored = Journal(Path(args.output_dir) / "evaluation").scored(0)
         saved.append(Path(args.output_dir) / "query_run.json")
         record = query_run(examples, scored, model=args.model_name_or_path, dataset=args.dataset_name)
-        write_text(saved[-1], json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        text = json.dumps(record, indent=2, ensure_ascii=False)
+        write_text(saved[-1], f"{text}\n", remedy_of(RESUME_EVALUATION))
     print(results_table(args.output_dir, [example["context"] for example in examples]))
     names = ", ".join(file.name for file in saved)
     print(

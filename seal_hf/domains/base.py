@@ -76,8 +76,8 @@ class Domain:
     def parts(self, example: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
         """
         Return what the policy writes about one after another: its completions for the [`~Domain.prompt`] of each part, joined by
-        lines of `---`, are the completion that is parsed. Where there are several, [`~Domain.carry_out`] tells as `kept` what is
-        left of them, joined in the same way, a text for each part.
+        lines of `---`, are the completion that is parsed. Where there are several, [`~Domain.carry_out`] may tell as `kept` what
+        is left of them, joined in the same way, a text for each part.
 
         Args:
             example (`Mapping[str, Any]`):
@@ -159,8 +159,9 @@ class Domain:
     @property
     def pools_drafts(self) -> bool:
         """
-        Whether one self-edit may be made of several drafts. They are joined by lines of `---` and parsed as one, and
-        [`~Domain.carry_out`] tells as `kept` what is left of them, which stands in their place then.
+        Whether one self-edit may be made of several drafts. They are joined by lines of `---` and parsed as one: of several
+        parts all those of the first draft, then those of the next. What [`~Domain.carry_out`] tells as `kept` of them stands in
+        their place then.
         """
         return False
 

@@ -1,5 +1,6 @@
 """What self-edits are compared with, and a model under another condition: with another policy, or something added to its adapters."""
 
+import re
 from collections.abc import Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from ..adapters.adapter import Adapter
 from ..adapters.stacking import stacked_ranks
 from ..domains.base import SELF_EDITS, Condition
 from ..records.journal import Journal
+from ..records.schema import Proposal
 from ..self_adapting_lm import SelfAdaptingLM
 
 
@@ -29,12 +31,12 @@ class ComparedCondition:
         self_edits (`Iterable[Mapping[str, Any]]`, *optional*):
             What somebody else wrote, as for [`single_passage`].
         shares_self_edits (`bool`, *optional*, defaults to `False`):
-            Whether its self-edits are those of the evaluation's first row, which are written by then.
+            Whether its self-edits are those of the evaluation's first row, which are written by then, with what their tools gave.
         baseline ([`Condition`], *optional*):
             What is asked in place of self-edits, of which there are none then.
         is_routed (`bool`, *optional*, defaults to `False`):
             Whether every question is answered by the adapter of the example that it is about by [`Domain.routes`], whichever example
-            it is asked with. There is an adapter for each example, and all are trained together.
+            it is asked with. There is an adapter for each example.
         options (`Mapping[str, Any]`, *optional*, defaults to an empty mapping):
             Settings of the protocol for this condition alone, which are recorded with it.
     """
@@ -49,9 +51,37 @@ class ComparedCondition:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def written_in(output_dir: str | Path) -> list[dict[str, Any]]:
+def check_names(names: Iterable[str], taken: Iterable[str]) -> None:
     """
-    What was written for the self-edits of an evaluation, as rows that can be given as its own again.
+    Check that conditions have names and folders of their own.
+
+    Args:
+        names (`Iterable[str]`):
+            The names of compared conditions.
+        taken (`Iterable[str]`):
+            Names that others have.
+
+    Raises:
+        ValueError: Two have one name, or names that differ in marks alone, or a name has no letter.
+    """
+    others = {folder_name(name): name for name in taken}
+    for name in names:
+        if not (folder := folder_name(name)):
+            raise ValueError(f"The condition {name!r} has no letter in its name; give it one.")
+        if folder in others:
+            both = f"{name!r}" if others[folder] == name else f"{others[folder]!r} and {name!r}"
+            raise ValueError(f"Two conditions are called {both}; give each a name of its own.")
+        others[folder] = name
+
+
+def folder_name(name: str) -> str:
+    """The name of a condition's folder."""
+    return re.sub(r"\W+", "-", name.casefold()).strip("-")
+
+
+def written_in(output_dir: str | Path) -> list[Proposal]:
+    """
+    The self-edits of an evaluation, with what their tools gave.
 
     Raises:
         ValueError: Nothing has been written there yet.
@@ -59,8 +89,7 @@ def written_in(output_dir: str | Path) -> list[dict[str, Any]]:
     proposals = Journal(Path(output_dir) / "evaluation").proposals(0)
     if proposals is None:
         raise ValueError(f"{output_dir} holds no self-edits of an evaluation yet; evaluate first.")
-    own = [proposal for proposal in proposals if proposal.condition == SELF_EDITS]
-    return [{"prompt": proposal.prompt, "completion": proposal.completion} for proposal in own]
+    return [proposal for proposal in proposals if proposal.condition == SELF_EDITS]
 
 
 def with_writer(lm: SelfAdaptingLM, policy: Adapter) -> SelfAdaptingLM:

@@ -7,29 +7,33 @@ passage is trained on top of the last one, and the ranks of both are put next to
 rounding, also on a quantized base (see [`stacked_ranks`]). [`seal_hf.evaluation.remedies`] has what is compared with it.
 """
 
-import math
+import itertools
 import random
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from shutil import rmtree
 from typing import Unpack
 
+from peft import PeftModel
+
 from ..adapters.adapter import Adapter
 from ..domains.base import SELF_EDITS
 from ..generation.base import draw_seed
+from ..generation.vllm_generation import VLLMGenerator
 from ..inner_loop.update import InnerUpdate
 from ..records.report import Evaluation
 from ..records.schema import Proposal, TrialResult
-from ..rollout.chain import check_stackable
+from ..rollout.bank_schedule import size_of_banks
 from ..rollout.rollout import Rollout
 from ..rollout.stage import Stage, Trial, untrained_banks
 from ..self_adapting_lm import SelfAdaptingLM
 from .conditions import ComparedCondition
+from .kept_adapters import keep_adapter, kept_or_trained
 from .plan import EvaluationPlan
 from .protocol import ProtocolArguments, ProtocolRun, evaluated, joined_update, together
-from .remedies import REMEDIES, REPLAY, ROUTED, replayed, routes_of, run_apart
+from .remedies import REMEDIES, REPLAY, ROUTED, replayed, routes_of, run_remedy
 
 
 def continual(
@@ -72,7 +76,7 @@ def continual(
     Raises:
         GradingIncomplete, OSError: As [`single_passage`].
         ValueError: As [`single_passage`]; also `num_orders` below 1, an unknown remedy, a share out of its range, a domain that cannot
-            route questions, a model that carries a policy, a vLLM server or a skill vector.
+            route questions, a model that carries a policy, that vLLM writes for, or with a skill vector.
     """
     if num_orders < 1:
         raise ValueError(f"num_orders={num_orders!r} must be a whole number of at least 1.")
@@ -80,20 +84,23 @@ def continual(
         raise ValueError(f"remedies: {unknown[0]!r} is none of {', '.join(map(repr, REMEDIES))}.")
     if not 0 < replay_share <= 1:
         raise ValueError(f"replay_share={replay_share!r} must be above 0 and at most 1.")
-    check_stackable(lm)
+    _check_stackable(lm)
     orders = _orders(len(examples), num_orders, arguments.get("seed", 0))
     compared = arguments.pop("compared", ())
+    against = [
+        ComparedCondition(
+            f"{SELF_EDITS}, {remedy}",
+            lm,
+            shares_self_edits=True,
+            options={"remedy": remedy} | ({"replay_share": replay_share} if remedy == REPLAY else {}),
+        )
+        for remedy in remedies
+    ]
 
     def score(run: ProtocolRun) -> None:
         if ROUTED in remedies:
             routes_of(run.rollout.lm.domain, run.stage.data.examples)
         _score_orders(run, orders)
-
-    def conditions() -> Iterator[ComparedCondition]:
-        for remedy in remedies:
-            options = {"remedy": remedy} | ({"replay_share": replay_share} if remedy == REPLAY else {})
-            yield ComparedCondition(f"{SELF_EDITS}, {remedy}", lm, shares_self_edits=True, options=options)
-        yield from compared
 
     return evaluated(
         "continual",
@@ -102,9 +109,28 @@ def continual(
         examples,
         output_dir,
         {"num_orders": num_orders},
-        compared=conditions(),
+        compared=[*against, *compared] if isinstance(compared, Sequence) else itertools.chain(against, compared),
         **arguments,
     )
+
+
+def _check_stackable(lm: SelfAdaptingLM) -> None:
+    """
+    Raises:
+        ValueError: The model carries a policy, has its texts written by vLLM, or has something added to its adapters.
+    """
+    kind = None
+    if isinstance(lm.model, PeftModel):
+        kind = "carries a policy"
+    elif isinstance(lm.generator, VLLMGenerator):
+        kind = "has its texts written by vLLM"
+    elif lm.added is not None:
+        kind = "has a skill vector added to its adapters"
+    if kind is not None:
+        raise ValueError(
+            f"The model {kind}, so that no adapter can be trained on top of another; load the base model alone, and give "
+            "policies as further conditions."
+        )
 
 
 def _orders(num_examples: int, num_orders: int, seed: int) -> list[list[int]]:
@@ -116,7 +142,7 @@ def _orders(num_examples: int, num_orders: int, seed: int) -> list[list[int]]:
 
 
 def _score_orders(run: ProtocolRun, orders: Sequence[Sequence[int]]) -> None:
-    check_stackable(run.rollout.lm)
+    _check_stackable(run.rollout.lm)
     rollout, proposals = run.rollout, run.rollout.propose(run.stage)
     recorded = together(run, proposals)
     # A repeat is an order.
@@ -128,7 +154,8 @@ def _score_orders(run: ProtocolRun, orders: Sequence[Sequence[int]]) -> None:
         if remedy in (None, REPLAY):
             results = _run_chains(rollout, stage, proposals, orders, updates, run.options.get("replay_share", 0.0))
         else:
-            results = run_apart(rollout, stage, orders, updates.get(SELF_EDITS, [None] * len(stage.places)), remedy)
+            own = updates.get(SELF_EDITS, [None] * len(stage.places))
+            results = run_remedy(rollout, stage, proposals, orders, own, remedy)
         rollout.processes.on_main(stage.journal.write_trials, stage.round, results)
         return _at_the_end(results, len(stage.data))
 
@@ -217,12 +244,7 @@ class _Chains:
         self._replay_share = replay_share
         self._chains = [(condition, order) for condition in updates for order in range(len(orders))]
         self._first = len(untrained_banks(stage, 0))
-        sizes: dict[int, int] = defaultdict(int)
-        for proposal in proposals:
-            for bank in proposal.banks:
-                sizes[bank] += 1
-        # As many banks as the processes can share, but none larger than those.
-        self._size = min(max(sizes.values(), default=1), math.ceil(len(self._chains) / max(1, len(sizes))))
+        self._size = size_of_banks([bank for one in proposals for bank in one.banks], len(self._chains))
         self._members: dict[int, tuple[int, list[int]]] = {}  # of each bank its step and its chains
 
     def banks(self, step: int) -> dict[int, list[Trial]]:
@@ -253,7 +275,7 @@ class _Chains:
         step, chains = self._members[bank]
         for chain, adapter in zip(chains, adapters, strict=True):
             if adapter is not None:
-                adapter.export(self._file(chain, step))
+                keep_adapter(adapter, self._file(chain, step))
             rmtree(self._file(chain, step - 2), ignore_errors=True)
 
     def _trial(self, chain: int, step: int) -> Trial:
@@ -279,12 +301,14 @@ class _Chains:
         return joined_update(parts, self._lm.inner_config)
 
     def _after(self, chain: int, step: int) -> Adapter | None:
-        """The adapter after a step: as it was kept, or trained again."""
+        """The adapter after a step: as it was kept, or trained again, with those below it."""
         if step < 0:
             return None
-        file = self._file(chain, step)
-        if file.is_dir():
-            return Adapter.from_pretrained(file, self._lm.model, self._lm.base_model_id)
+        adapter = kept_or_trained(self._lm, self._file(chain, step), lambda: self._trained(chain, step))
+        rmtree(self._file(chain, step - 2), ignore_errors=True)
+        return adapter
+
+    def _trained(self, chain: int, step: int) -> Adapter | None:
         trial, parent = self._trial(chain, step), self._after(chain, step - 1)
         if trial.update is None:
             return parent

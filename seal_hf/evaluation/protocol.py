@@ -1,6 +1,5 @@
 """What the protocols of an evaluation share: checked examples, folders of the right settings, and conditions to compare."""
 
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -14,7 +13,8 @@ from ..domains.base import SELF_EDITS
 from ..domains.stored_self_edits import stored_completions
 from ..generation.parts import PART_SEPARATOR
 from ..inner_loop.update import InnerLoopConfig, InnerUpdate
-from ..models.identity import canonical_name
+from ..models.identity import canonical_name, weights_fingerprint
+from ..records.files import RESUME_EVALUATION
 from ..records.journal import Journal
 from ..records.report import COMPARED_FOLDER, Evaluation, evaluations
 from ..records.round_metrics import self_edit_metrics
@@ -27,9 +27,9 @@ from ..rollout.rollout import Rollout
 from ..rollout.settings import describe, fingerprint
 from ..rollout.stage import FREE_OPTIONS, RolloutConfig, Stage, Trial
 from ..self_adapting_lm import SelfAdaptingLM
-from .conditions import ComparedCondition, written_in
+from .conditions import ComparedCondition, check_names, folder_name, written_in
 from .plan import EvaluationPlan, plan_of
-from .remedies import routes_among
+from .remedies import ROUTED, routes_of, run_apart
 
 
 class ProtocolArguments(TypedDict, total=False):
@@ -49,7 +49,8 @@ class ProtocolArguments(TypedDict, total=False):
             out by this model. None is cut, and all count as ended by their writer.
         compared (`Iterable[ComparedCondition]`, *optional*):
             Further conditions on the same examples, with the same seeds: other styles, policies, models, files, baselines. Each has
-            a folder of its own, `output_dir/conditions/NAME`, and may be added later. One is taken when those before it are done.
+            a folder of its own, `output_dir/conditions/NAME`, and may be added later. The names in a list are checked before any
+            work; of a generator, which may load a model for each, one is taken when those before it are done.
         dry_run (`bool`, *optional*, defaults to `False`):
             Whether everything is checked and the work that is left is counted, and nothing is written, trained or kept. An
             [`EvaluationPlan`] is returned then.
@@ -98,7 +99,7 @@ def evaluated(
     Score a model's self-edits with the domain's baselines, then one after another the conditions to compare them with.
 
     Each of the latter has a folder of its own in `output_dir/conditions`, which is one of a run; so conditions may be added
-    later. They are taken from `compared` only when they are due, so that a generator may load a model for each.
+    later.
 
     Args:
         protocol (`str`):
@@ -122,8 +123,12 @@ def evaluated(
     if num_generations < 1:
         raise ValueError(f"num_generations={num_generations!r} must be a whole number of at least 1.")
     output_dir, dry_run = Path(output_dir), arguments.get("dry_run", False)
-    processes = Processes(output_dir)
+    remedy = f"Every bank that was scored is in {output_dir}; {RESUME_EVALUATION}, with any number of processes."
+    processes = Processes(output_dir, remedy=remedy)
     taken = {SELF_EDITS, *(condition.name for condition in lm.domain.conditions)}
+    conditions = arguments.get("compared", ())
+    if isinstance(conditions, Sequence):
+        check_names([one.name for one in conditions], taken)
     common = {"num_generations": num_generations, "config": config, "seed": arguments.get("seed", 0)}
     common |= {"options": {"protocol": protocol, **(options or {})}}
     with processes.explaining_termination(lm.generator.clean_up):
@@ -133,16 +138,13 @@ def evaluated(
         else:
             _score(score, own)
         compared = {}
-        for one in arguments.get("compared", ()):
-            if one.name in taken or not _folder_name(one.name):
-                raise ValueError(
-                    f"Two conditions are called {one.name!r}, or the name has no letter; give each a name of its own."
-                )
+        for one in conditions:
+            check_names([one.name], taken)
             taken.add(one.name)
-            folder, self_edits = output_dir / COMPARED_FOLDER / _folder_name(one.name), one.self_edits
-            if one.shares_self_edits:
-                self_edits = processes.on_main(_shared_self_edits, output_dir, dry_run)
-            run = _prepared(processes, one.lm, examples, folder, self_edits=self_edits, condition=one, **common)
+            folder = output_dir / COMPARED_FOLDER / folder_name(one.name)
+            shared = processes.on_main(_shared_self_edits, output_dir, dry_run) if one.shares_self_edits else None
+            its_own = {"self_edits": one.self_edits, "shared": shared, "condition": one}
+            run = _prepared(processes, one.lm, examples, folder, **its_own, **common)
             one_score = score_routed if one.is_routed else score
             if dry_run:
                 counts = _counted(one_score, run, writes=not one.shares_self_edits).counts
@@ -168,6 +170,7 @@ def _prepared(
     self_edits: Iterable[Mapping[str, Any]] | None,
     options: Mapping[str, Any],
     condition: ComparedCondition | None = None,
+    shared: Sequence[Proposal] | None = None,
 ) -> ProtocolRun:
     """A condition with its settings, of which nothing is on disk yet."""
     data = ExampleSet.of(examples, "examples")
@@ -180,6 +183,8 @@ def _prepared(
     if self_edits is not None:
         completions = stored_completions(lm.domain, data.examples, data.ids, self_edits, num_generations)
         options["self_edits"] = f"stored, {fingerprint(completions)}"
+    if shared is not None:
+        options["self_edits"] = f"stored, {fingerprint(_recorded(shared, data))}"
     layout = lora_layout(lm.model, lm.peft_config)
     options |= {"inner_lora_r": layout.r, "inner_lora_alpha": layout.lora_alpha}
     options |= {"inner_target_modules": layout.target_modules}
@@ -187,7 +192,7 @@ def _prepared(
         options |= _settings_of(condition, data)
         if not lm.domain.pools_drafts:
             config = replace(config, num_drafts=1)
-    folder = RunFolder(output_dir, describe(lm, {"eval_dataset": data.examples}, options))
+    folder = RunFolder(output_dir, describe(lm, {"eval_dataset": data.examples}, options), resume=RESUME_EVALUATION)
     stage = Stage(
         name="evaluation" if condition is None else condition.name,
         journal=folder.evaluation,
@@ -199,6 +204,7 @@ def _prepared(
         baselines=lm.domain.conditions if condition is None else tuple(filter(None, [condition.baseline])),
         is_evaluation=True,
         completions=completions,
+        proposals=shared,
     )
     rollout = Rollout(lm, config, processes, writer=condition and condition.writer)
     return ProtocolRun(stage, rollout, folder, own_options)
@@ -221,7 +227,18 @@ def _counted(score: Callable[[ProtocolRun], None], run: ProtocolRun, writes: boo
     return rollout
 
 
-def _shared_self_edits(output_dir: Path, dry_run: bool) -> list[dict[str, Any]] | None:
+def _recorded(self_edits: Sequence[Proposal], data: ExampleSet) -> list:
+    """What tells self-edits from others: for each example its completions, and where a tool was asked what it gave."""
+    own: list[list[Proposal]] = [[] for _ in data.examples]
+    for one in self_edits:
+        own[one.example].append(one)
+    completions = [[one.completion for one in several] for several in own]
+    if all(one.tool_examples is None for one in self_edits):
+        return completions
+    return [completions, [[one.tool_examples for one in several] for several in own]]
+
+
+def _shared_self_edits(output_dir: Path, dry_run: bool) -> list[Proposal] | None:
     """Those of the evaluation's first row; `None` where they are counted alone and not written yet."""
     is_written = Journal(output_dir / "evaluation").proposals(0) is not None
     return written_in(output_dir) if is_written or not dry_run else None
@@ -266,24 +283,19 @@ def score_routed(run: ProtocolRun) -> None:
         ValueError: The domain cannot tell what a question is about.
     """
     stage, rollout = run.stage, run.rollout
-    routes = routes_among(rollout, stage, stage.places)
+    routes_of(rollout.lm.domain, stage.data.examples)
     proposals = rollout.propose(stage)
 
     def trials() -> list[TrialResult] | None:
         updates = rollout.updates_of(stage, proposals)
-        questions, bank = rollout.lm.domain.questions, []
-        for place in stage.places:
-            own = [one for proposal, one in zip(proposals, updates, strict=True) if proposal.example == place]
-            update = joined_update(own, rollout.lm.inner_config)
-            bank.append(Trial("apart", 0, 0, update, (place,), questions))
-        bank.append(Trial(SELF_EDITS, 0, 0, None, stage.places, questions, routes))
-        results = rollout.run(stage, {0: bank})
-        cost = {one.example: (one.tokens, one.seconds) for one in results if one.condition == "apart"}
-        return [
-            replace(one, tokens=cost[one.example][0], seconds=cost[one.example][1])
-            for one in results
-            if one.condition == SELF_EDITS
+        by_example = [
+            [one for proposal, one in zip(proposals, updates, strict=True) if proposal.example == place]
+            for place in stage.places
         ]
+        joined = [joined_update(own, rollout.lm.inner_config) for own in by_example]
+        steps = [Trial(SELF_EDITS, 0, 0, None, stage.places, rollout.lm.domain.questions)]
+        results, cost = run_apart(rollout, stage, proposals, joined, steps, ROUTED)
+        return [replace(one, tokens=cost[one.example][0], seconds=cost[one.example][1]) for one in results]
 
     rollout.record(stage, together(run, proposals), trials)
 
@@ -299,13 +311,13 @@ def _settings_of(condition: ComparedCondition, data: ExampleSet) -> dict[str, An
     settings: dict[str, Any] = {"condition": condition.name, "is_routed": condition.is_routed}
     if condition.writer is not None:
         settings["writer"] = canonical_name(condition.writer.base_model_id)
+        settings["writer.weights"] = weights_fingerprint(condition.writer.model)
     for name in ("writer", "added"):
         if (adapter := getattr(condition.lm, name)) is not None:
             settings[f"{name}_adapter"] = adapter.fingerprint[:16]
     if condition.baseline is not None:
-        settings["baseline"] = fingerprint([condition.baseline.questions(example) for example in data.examples])
+        decisive = [condition.baseline.questions(example) for example in data.examples]
+        if condition.baseline.self_edit is not None:
+            decisive += [asdict(condition.baseline.self_edit(example)) for example in data.examples]
+        settings["baseline"] = fingerprint(decisive)
     return settings
-
-
-def _folder_name(name: str) -> str:
-    return re.sub(r"\W+", "-", name.casefold()).strip("-")

@@ -32,12 +32,15 @@ class Generation:
         token_ids (`tuple[int, ...]`):
             The generated tokens, the end-of-sequence token included. The text need not give them back: special tokens are
             not in it, and a model may write other tokens than a tokenizer would.
+        unfinished_parts (`tuple[int, ...]`, *optional*, defaults to none):
+            Of a text that was joined of several parts, the places of those that are not finished.
     """
 
     text: str
     num_tokens: int
     finished: bool
     token_ids: tuple[int, ...] = ()
+    unfinished_parts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from .base import Generation
 
@@ -75,10 +76,37 @@ def joined_parts(parts: Sequence[Generation]) -> Generation:
     if len(parts) == 1:
         return parts[0]
     # A part that has such lines itself must not become several.
-    texts = [_SEPARATOR_LINE.sub("", part.text).strip() for part in parts]
+    return _joined(parts, [_SEPARATOR_LINE.sub("", part.text).strip() for part in parts])
+
+
+def joined_drafts(drafts: Sequence[Generation], num_parts: int = 1) -> Generation:
+    """
+    Join drafts, each of which may be joined of parts itself: all parts of the first, then those of the next; one alone stays as
+    it is.
+
+    Args:
+        drafts (`Sequence[Generation]`):
+            Completions.
+        num_parts (`int`, *optional*, defaults to `1`):
+            How many parts each was joined of.
+    """
+    if len(drafts) == 1:
+        return drafts[0]
+    # Several parts are stripped, and one of them may be empty.
+    joined = _joined(drafts, [draft.text if num_parts > 1 else draft.text.strip() for draft in drafts])
+    if num_parts == 1:
+        return joined
+    unfinished = (
+        number * num_parts + place for number, draft in enumerate(drafts) for place in draft.unfinished_parts
+    )
+    return replace(joined, unfinished_parts=tuple(unfinished))
+
+
+def _joined(completions: Sequence[Generation], texts: Sequence[str]) -> Generation:
     return Generation(
         PART_SEPARATOR.join(texts),
-        sum(part.num_tokens for part in parts),
-        all(part.finished for part in parts),
-        tuple(token for part in parts for token in part.token_ids),
+        sum(one.num_tokens for one in completions),
+        all(one.finished for one in completions),
+        tuple(token for one in completions for token in one.token_ids),
+        tuple(place for place, one in enumerate(completions) if not one.finished),
     )

@@ -1,5 +1,6 @@
 """A language model that judges, asked over `huggingface_hub.InferenceClient`."""
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -89,8 +90,12 @@ class Judge:
         if address.scheme not in ("http", "https") or "@" in address.netloc:
             raise ValueError("`base_url` must be an http(s) address without user or password; pass keys as `api_key`.")
         self.model = model
-        self.max_workers = max_workers
-        self._endpoint = base_url or f"provider {provider or 'auto'}"
+        # Public is what decides the results. An address may be private, so that a digest stands for it.
+        self.endpoint = f"provider {provider or 'auto'}"
+        self._endpoint = base_url or self.endpoint
+        if base_url:
+            self.endpoint = f"address {hashlib.sha256(base_url.encode()).hexdigest()[:16]}"
+        self._max_workers = max_workers
         self._secret = api_key or (None if base_url else get_token())
         # An empty key would make the client send the saved Hugging Face token to any address.
         self._client = InferenceClient(
@@ -126,7 +131,7 @@ class Judge:
                 (HTTP 404).
         """
         distinct = list(dict.fromkeys(prompts))
-        with ThreadPoolExecutor(self.max_workers) as executor:
+        with ThreadPoolExecutor(self._max_workers) as executor:
             outcomes = executor.map(lambda prompt: self._ask(prompt, read, unreadable), distinct)
             found = dict(zip(distinct, outcomes, strict=True))
         return [found[prompt] for prompt in prompts]

@@ -23,6 +23,7 @@ _MOST_SETTINGS, _LONGEST_SETTING = 100, 2000  # characters
 _PLAIN = re.compile(r"[\w .,:;/+()'%=…-]*")
 _MARKED = re.compile(r"\b_|_\b|://|\bwww\.", re.IGNORECASE)  # emphasis and addresses
 _TEMPLATES = Path(__file__).parent / "templates"
+_REMEDY = "make room or give another folder, and save again"
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def write_model_card(
         # Longer than any that the passage has.
         fence="`" * max(3, 1 + max(map(len, re.findall("`+", passage or "")), default=0)),
     )
-    write_text(folder / "README.md", f"{str(content).rstrip()}\n")
+    write_text(folder / "README.md", f"{str(content).rstrip()}\n", _REMEDY)
 
 
 def write_book_card(
@@ -181,7 +182,7 @@ def write_book_card(
         heading=_plain(title),
         topics={adapter: _plain(topic).replace("|", "/") for adapter, topic in topics.items()},
     )
-    write_text(folder / "README.md", f"{str(content).rstrip()}\n")
+    write_text(folder / "README.md", f"{str(content).rstrip()}\n", _REMEDY)
 
 
 def _base_link(base_model_id: str) -> str:

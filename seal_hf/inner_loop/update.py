@@ -139,6 +139,12 @@ class InnerUpdate:
     def num_steps(self) -> int:
         return self.steps_per_epoch * self.config.num_train_epochs
 
+    @property
+    def longest_step(self) -> int:
+        """Most tokens of one step."""
+        lengths = sorted((len(sequence.input_ids) for sequence in self.sequences), reverse=True)
+        return sum(lengths[: self.config.batch_size])
+
 
 def tokenize_self_edit(
     self_edit: SelfEdit, tokenizer: PreTrainedTokenizerBase, config: InnerLoopConfig

@@ -88,7 +88,7 @@ def train_within_memory(
         torch.OutOfMemoryError: An adapter does not fit alone; the error says what to do.
         ValueError: As for [`train`].
     """
-    num_tokens = max(map(_longest_step, updates))
+    num_tokens = max(update.longest_step for update in updates)
     if not gradient_checkpointing and _outgrows_memory(model, updates, num_tokens):
         logger.warning(
             "A step of one adapter has %d tokens, whose activations do not fit into the free memory: they are computed again in "
@@ -150,12 +150,6 @@ def _report(on_step: Callable[[InnerStep], None], done: _Done, num_steps_left: i
     )
 
 
-def _longest_step(update: InnerUpdate) -> int:
-    """Most tokens of one step."""
-    lengths = sorted((len(sequence.input_ids) for sequence in update.sequences), reverse=True)
-    return sum(lengths[: update.config.batch_size])
-
-
 def _outgrows_memory(model: nn.Module, updates: Sequence[InnerUpdate], num_tokens: int) -> bool:
     """Whether the activations of so many tokens are more than is free, and the model's layers can do without them."""
     longest = max(len(sequence.input_ids) for update in updates for sequence in update.sequences)
@@ -201,7 +195,7 @@ def _train(
 def _remedy(
     model: nn.Module, peft_config: LoraConfig, update: InnerUpdate, gradient_checkpointing: bool, cause: str
 ) -> str:
-    num_tokens = _longest_step(update)
+    num_tokens = update.longest_step
     checkpointing = "" if gradient_checkpointing else "set inner_gradient_checkpointing=True, "
     return (
         f"One adapter of rank {peft_config.r}, with {num_tokens} tokens in a step, does not fit into the free memory of "

@@ -54,7 +54,13 @@ def select_self_edits(
         best = sorted((edit for edit in edits if edit.well_formed), key=rank)[:keep_best]
         selected += [
             SelectedSelfEdit(
-                edit.prompt, edit.completion, edit.example_id, edit.edit, edit.reward, edit.completion_ids
+                edit.prompt,
+                edit.completion,
+                edit.example_id,
+                edit.edit,
+                edit.reward,
+                edit.completion_ids,
+                edit.unfinished_parts,
             )
             for edit in best
             if min_reward is None or rounded(edit.reward) >= rounded(min_reward)
@@ -75,7 +81,7 @@ def demonstrations(
 ) -> list[SelectedSelfEdit]:
     """
     What the policy is shown of the self-edits that are kept: each as it is, or for every part of its example (see
-    [`Domain.parts`]) what was written about it, where that is anything.
+    [`Domain.parts`]) what was written about it, in each draft, where that is anything. A text that was cut off has no end token.
 
     Args:
         selected (`Sequence[SelectedSelfEdit]`):
@@ -86,6 +92,9 @@ def demonstrations(
             The domain.
         processing_class (`PreTrainedTokenizerBase`):
             The policy's tokenizer.
+
+    Raises:
+        ValueError: A self-edit has not the same number of texts for each part of its example.
     """
     shown = []
     for edit in selected:
@@ -93,10 +102,18 @@ def demonstrations(
         if len(parts) == 1:
             shown.append(edit)
             continue
-        for part, text in zip(parts, split_parts(edit.completion), strict=True):
+        texts = split_parts(edit.completion)
+        if len(texts) % len(parts):
+            raise ValueError(
+                f"Self-edit {edit.edit} of example {edit.example_id} has {len(texts)} texts about {len(parts)} parts; train with "
+                "the domain that it was written for, or give another output_dir."
+            )
+        for place, text in enumerate(texts):
             if text:
-                ids = list(as_written(processing_class, text, domain.prompt(part)).token_ids)
-                shown.append(replace(edit, prompt=domain.prompt(part), completion=text, completion_ids=ids))
+                prompt = domain.prompt(parts[place % len(parts)])
+                written = as_written(processing_class, text, prompt, place not in (edit.unfinished_parts or ()))
+                ids = list(written.token_ids)
+                shown.append(replace(edit, prompt=prompt, completion=text, completion_ids=ids, unfinished_parts=None))
     return shown
 
 

@@ -1,6 +1,5 @@
 """An evaluation with all of its conditions and what they cost: as JSON, as Markdown and as a picture."""
 
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -8,15 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..grading.intervals import Estimate
-from .files import SCHEMA_VERSION, write_bytes, write_text
+from .files import RESUME_EVALUATION, SCHEMA_VERSION, remedy_of, write_bytes, write_text
 from .journal import Journal
-from .plot import COLORS, STYLE
+from .plot import COLORS, picture_of
 from .report import Evaluation, evaluations
 from .tables import results_table
 
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # In the picture: the height of a name in inches, and letters of the longest one.
 _NAME_HEIGHT, _LONGEST_NAME = 0.18, 32
@@ -47,9 +47,10 @@ def save_comparison(output_dir: str | Path) -> list[Path]:
         raise ValueError(f"{output_dir} holds no evaluation; evaluate first.")
     record = {"schema_version": SCHEMA_VERSION, **as_record(results[0])}
     files = [folder / f"comparison.{suffix}" for suffix in ("json", "md", "png")]
-    write_text(files[0], json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-    write_text(files[1], results_table(folder))
-    write_bytes(files[2], _picture(results[0]))
+    remedy = remedy_of(RESUME_EVALUATION)
+    write_text(files[0], json.dumps(record, indent=2, ensure_ascii=False) + "\n", remedy)
+    write_text(files[1], results_table(folder), remedy)
+    write_bytes(files[2], _picture(results[0]), remedy)
     return files
 
 
@@ -88,20 +89,14 @@ def as_record(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _picture(evaluation: Evaluation) -> bytes:
-    import matplotlib.style
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     shown = dict(sorted(evaluation.accuracies.items(), key=lambda item: item[1].value))
-    with matplotlib.style.context(["default", STYLE]):
-        figure = Figure(figsize=(11, 1.5 + 0.35 * max(8, len(shown))), dpi=160, layout="constrained")
-        FigureCanvasAgg(figure)
+
+    def draw(figure: "Figure") -> None:
         bars, cost = figure.subplots(1, 2)
         _draw_accuracies(bars, shown)
         _draw_cost(cost, shown, evaluation)
-        picture = io.BytesIO()
-        figure.savefig(picture, format="png")
-    return picture.getvalue()
+
+    return picture_of(draw, figsize=(11, 1.5 + 0.35 * max(8, len(shown))), dpi=160)
 
 
 def _color(name: str) -> str:

@@ -1,25 +1,27 @@
 """What a model keeps of passages that it learned one after another: a triangular matrix of accuracies."""
 
-import io
 import json
 import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..domains.base import BASE, SELF_EDITS
 from .comparison import percents
-from .files import SCHEMA_VERSION, write_bytes, write_text
+from .files import RESUME_EVALUATION, SCHEMA_VERSION, remedy_of, write_bytes, write_text
 from .journal import Journal
-from .plot import STYLE
+from .plot import STYLE, picture_of
 from .report import compared_journals
 from .schema import TrialResult
 from .tables import markdown
 
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Heat maps beside each other in the picture.
 _MOST_COLUMNS = 3
@@ -179,10 +181,11 @@ def save_continual(output_dir: str | Path) -> list[Path]:
     """
     folder, found = Path(output_dir), matrices(output_dir)
     files = [folder / f"continual.{suffix}" for suffix in ("json", "md", "png")]
+    remedy = remedy_of(RESUME_EVALUATION)
     record = {name: _as_record(one) for name, one in found.items()}
-    write_text(files[0], json.dumps({"schema_version": SCHEMA_VERSION, "conditions": record}, indent=1) + "\n")
-    write_text(files[1], continual_table(found))
-    write_bytes(files[2], _picture(found))
+    write_text(files[0], json.dumps({"schema_version": SCHEMA_VERSION, "conditions": record}, indent=1) + "\n", remedy)
+    write_text(files[1], continual_table(found), remedy)
+    write_bytes(files[2], _picture(found), remedy)
     return files
 
 
@@ -200,15 +203,10 @@ def _as_record(matrix: ContinualMatrix) -> dict[str, Any]:
 
 
 def _picture(found: dict[str, ContinualMatrix]) -> bytes:
-    import matplotlib.style
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    num_columns = min(len(found), _MOST_COLUMNS)
+    num_rows = math.ceil(len(found) / num_columns)
 
-    with matplotlib.style.context(["default", STYLE | {"axes.grid": False}]):
-        num_columns = min(len(found), _MOST_COLUMNS)
-        num_rows = math.ceil(len(found) / num_columns)
-        figure = Figure(figsize=(4.5 * num_columns + 1, 4.5 * num_rows), dpi=160, layout="constrained")
-        FigureCanvasAgg(figure)
+    def draw(figure: "Figure") -> None:
         all_axes = figure.subplots(num_rows, num_columns, squeeze=False).flatten()
         for axes in all_axes[len(found) :]:
             axes.set_axis_off()
@@ -224,6 +222,6 @@ def _picture(found: dict[str, ContinualMatrix]) -> bytes:
             axes.set(title=name, xlabel="passage", ylabel="passages learned", xticks=columns, yticks=rows)
             axes.set_xticklabels([str(place + 1) for place in columns])
         figure.colorbar(image, ax=list(all_axes), format=percents)
-        picture = io.BytesIO()
-        figure.savefig(picture, format="png")
-    return picture.getvalue()
+
+    size = (4.5 * num_columns + 1, 4.5 * num_rows)
+    return picture_of(draw, figsize=size, dpi=160, style=STYLE | {"axes.grid": False})

@@ -21,9 +21,17 @@ logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 2
 RUN_FILE = "run.json"
+# How what was begun is gone on with: by a trainer, and by an evaluation.
+RESUME = "resume with resume_from_checkpoint=True"
+RESUME_EVALUATION = "evaluate again with the same arguments"
 
 
-def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+def remedy_of(resume: str) -> str:
+    """What to do where a file of a run cannot be written, after which the run is gone on with."""
+    return f"make room or give another output_dir, then {resume}. What was written before is safe"
+
+
+def write_records(path: Path, records: Iterable[Mapping[str, Any]], remedy: str = remedy_of(RESUME)) -> None:
     """
     Write a JSONL file that is either there in full or not at all.
 
@@ -31,23 +39,31 @@ def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
         OSError: The disk is full, or the folder cannot be written.
     """
     lines = [json.dumps({"schema_version": SCHEMA_VERSION, **record}, ensure_ascii=False) for record in records]
-    write_text(path, "".join(f"{line}\n" for line in lines))
+    write_text(path, "".join(f"{line}\n" for line in lines), remedy)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, remedy: str = remedy_of(RESUME)) -> None:
     """Write a text file as [`write_bytes`] does."""
-    write_bytes(path, text.encode("utf-8"))
+    write_bytes(path, text.encode("utf-8"), remedy)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes, remedy: str = remedy_of(RESUME)) -> None:
     """
     Write a file that is either there in full or not at all: beside its place, synced, then renamed.
+
+    Args:
+        path (`Path`):
+            The file.
+        content (`bytes`):
+            What it holds.
+        remedy (`str`, *optional*):
+            What is said where it cannot be written. Defaults to what to do for the run of a trainer.
 
     Raises:
         OSError: The disk is full, or the folder cannot be written.
     """
     partial = path.with_name(f"{path.name}.partial")
-    with explaining_failed_write(path):
+    with explaining_failed_write(path, remedy):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with partial.open("wb") as file:
@@ -62,7 +78,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def explaining_failed_write(path: Path) -> Iterator[None]:
+def explaining_failed_write(path: Path, remedy: str = remedy_of(RESUME)) -> Iterator[None]:
     """
     Raises:
         OSError: What could not be written inside the block, and the remedy.
@@ -73,8 +89,7 @@ def explaining_failed_write(path: Path) -> Iterator[None]:
         reason = getattr(error, "strerror", None) or error
         raise OSError(
             getattr(error, "errno", None) or errno.EIO,
-            f"{path} could not be written ({reason}); make room or give another output_dir, then resume with "
-            "resume_from_checkpoint=True. What was written before is safe",
+            f"{path} could not be written ({reason}); {remedy}",
         ) from error
 
 

@@ -18,12 +18,12 @@ line without its end, as a copy that was cut off has it, is dropped on reading.
 
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from .files import read_records, write_records
+from .files import RESUME, read_records, remedy_of, write_records
 from .schema import Proposal, RewardQuestions, RubricScores, ScoredSelfEdit, SelectedSelfEdit, TrialResult
 
 
@@ -37,20 +37,22 @@ class Journal:
     Parameters:
         directory (`Path`):
             The run's output directory, or a folder in it.
+        resume (`str`, *optional*):
+            How the run is gone on with, for the remedy of a failed write. Defaults to how a trainer's is.
 
     Every reading method returns `None` (banks: an empty dictionary) for what is not there yet, and raises `ValueError`
     for a file that a newer version wrote or that is damaged. Every writing method raises `OSError` with the remedy when
     the disk is full or closed to it.
     """
 
-    def __init__(self, directory: Path):
-        self.directory = Path(directory)
+    def __init__(self, directory: Path, resume: str = RESUME):
+        self.directory, self._resume = Path(directory), resume
 
     def proposals(self, round_index: int) -> list[Proposal] | None:
         return _read(self._file("proposals", round_index), Proposal)
 
     def write_proposals(self, round_index: int, proposals: Sequence[Proposal]) -> None:
-        write_records(self._file("proposals", round_index), map(asdict, proposals))
+        self._write(self._file("proposals", round_index), map(asdict, proposals))
 
     def writing_seconds(self, round_index: int) -> float | None:
         """How long the writing of a round's self-edits took, with what their tools let the model write."""
@@ -58,19 +60,19 @@ class Journal:
         return records[0]["seconds"] if records else None
 
     def write_writing_seconds(self, round_index: int, seconds: float) -> None:
-        write_records(self._file("writing", round_index), [{"seconds": seconds}])
+        self._write(self._file("writing", round_index), [{"seconds": seconds}])
 
     def rubric(self, round_index: int) -> list[RubricScores] | None:
         return _read(self._file("rubric", round_index), RubricScores)
 
     def write_rubric(self, round_index: int, scores: Sequence[RubricScores]) -> None:
-        write_records(self._file("rubric", round_index), map(asdict, scores))
+        self._write(self._file("rubric", round_index), map(asdict, scores))
 
     def reward_questions(self, round_index: int) -> list[RewardQuestions] | None:
         return _read(self._file("reward_questions", round_index), RewardQuestions)
 
     def write_reward_questions(self, round_index: int, questions: Sequence[RewardQuestions]) -> None:
-        write_records(self._file("reward_questions", round_index), map(asdict, questions))
+        self._write(self._file("reward_questions", round_index), map(asdict, questions))
 
     def banks(self, round_index: int) -> dict[int, list[TrialResult]]:
         """The results of every bank of a round that is being scored, by the bank's number."""
@@ -79,7 +81,7 @@ class Journal:
         return {bank: _read(folder / files[bank], TrialResult) for bank in sorted(files)}
 
     def write_bank(self, round_index: int, bank: int, results: Sequence[TrialResult]) -> None:
-        write_records(self._bank_folder(round_index) / f"bank_{bank:04d}.jsonl", map(asdict, results))
+        self._write(self._bank_folder(round_index) / f"bank_{bank:04d}.jsonl", map(asdict, results))
 
     def scored(self, round_index: int) -> list[ScoredSelfEdit] | None:
         return _read(self._file("journal", round_index), ScoredSelfEdit)
@@ -88,7 +90,7 @@ class Journal:
         return _read(self._file("trials", round_index), TrialResult)
 
     def write_trials(self, round_index: int, results: Sequence[TrialResult]) -> None:
-        write_records(self._file("trials", round_index), map(asdict, results))
+        self._write(self._file("trials", round_index), map(asdict, results))
 
     def forget_banks(self, round_index: int) -> None:
         """Remove the files of a round's banks."""
@@ -96,7 +98,7 @@ class Journal:
 
     def write_scored(self, round_index: int, scored: Sequence[ScoredSelfEdit]) -> None:
         """Write a round's journal."""
-        write_records(self._file("journal", round_index), map(asdict, scored))
+        self._write(self._file("journal", round_index), map(asdict, scored))
 
     def scored_rounds(self) -> list[list[ScoredSelfEdit]]:
         """All rounds that are scored, from 0 on."""
@@ -109,7 +111,10 @@ class Journal:
         return _read(self._file("selected", round_index), SelectedSelfEdit)
 
     def write_selected(self, round_index: int, selected: Sequence[SelectedSelfEdit]) -> None:
-        write_records(self._file("selected", round_index), map(asdict, selected))
+        self._write(self._file("selected", round_index), map(asdict, selected))
+
+    def _write(self, path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+        write_records(path, records, remedy_of(self._resume))
 
     def _file(self, kind: str, round_index: int) -> Path:
         return self.directory / kind / f"round_{round_index:03d}.jsonl"

@@ -3,11 +3,11 @@
 import io
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from .schema import ScoredSelfEdit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 # After Okabe and Ito's palette, which the colour-blind can tell apart; darker where it is text.
@@ -57,24 +58,50 @@ def save_plot(output_dir: str | Path) -> Path:
         OSError: The disk is full, or the folder cannot be written.
         ValueError: Nothing is scored yet.
     """
-    import matplotlib.style
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     rounds, results = Journal(output_dir).scored_rounds(), evaluations(Journal(Path(output_dir) / "evaluation"))
     panels = [(draw, what) for draw, what in ((_draw_rewards, rounds), (_draw_accuracies, results)) if what]
     if not panels:
         raise ValueError(f"{output_dir} holds no scored round to draw; train for a round first.")
-    with matplotlib.style.context(["default", STYLE]):
-        figure = Figure(figsize=(9, 4), dpi=200, layout="constrained")
-        FigureCanvasAgg(figure)
+
+    def draw_all(figure: "Figure") -> None:
         for axes, (draw, what) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
             draw(axes, what)
+
+    path = Path(output_dir) / "rewards.png"
+    write_bytes(path, picture_of(draw_all, figsize=(9, 4), dpi=200))
+    return path
+
+
+def picture_of(
+    draw: Callable[["Figure"], None], figsize: tuple[float, float], dpi: int, style: Mapping[str, Any] = STYLE
+) -> bytes:
+    """
+    A PNG file, the same for the same drawing whatever the user's settings of matplotlib.
+
+    Args:
+        draw (`Callable[[Figure], None]`):
+            Draws on an empty figure.
+        figsize (`tuple[float, float]`):
+            Width and height in inches.
+        dpi (`int`):
+            Pixels per inch.
+        style (`Mapping[str, Any]`, *optional*):
+            Settings of matplotlib in place of its default ones. Defaults to those of all pictures of a run.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    import matplotlib.style
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with matplotlib.style.context(["default", dict(style)]):
+        figure = Figure(figsize=figsize, dpi=dpi, layout="constrained")
+        FigureCanvasAgg(figure)
+        draw(figure)
         picture = io.BytesIO()
         figure.savefig(picture, format="png")
-    path = Path(output_dir) / "rewards.png"
-    write_bytes(path, picture.getvalue())
-    return path
+    return picture.getvalue()
 
 
 def _draw_rewards(axes: "Axes", rounds: Sequence[Sequence[ScoredSelfEdit]]) -> None:

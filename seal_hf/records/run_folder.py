@@ -12,7 +12,15 @@ from typing import Any
 
 from transformers import TrainerState
 
-from .files import RUN_FILE, SCHEMA_VERSION, check_schema_version, explaining_failed_write, write_text
+from .files import (
+    RESUME,
+    RUN_FILE,
+    SCHEMA_VERSION,
+    check_schema_version,
+    explaining_failed_write,
+    remedy_of,
+    write_text,
+)
 from .journal import Journal
 
 
@@ -48,8 +56,12 @@ RUN_FILES = (
     "rewards.png",
     *(f"{folder}/*{suffix}" for folder in _RUN_FOLDERS for suffix in (".json", ".jsonl", ".safetensors")),
 )
-# Settings that tell the model: a name, and what its weights are, which runs of earlier versions do not have.
+# Settings that tell the model: a name, and what its weights are.
 _NAME, _WEIGHTS = "model", "model.weights"
+# What runs of earlier versions do not have, and what they have though nothing depends on it.
+_GRADERS = ("domain.grader", "eval_domain.grader")
+_LATER = (_WEIGHTS, "writer.weights", *(f"{grader}.endpoint" for grader in _GRADERS))
+_FREE = tuple(f"{grader}.max_workers" for grader in _GRADERS)
 _STATE_FIELDS = ("global_step", "epoch", "log_history", "best_metric")
 
 
@@ -64,12 +76,21 @@ class RunFolder:
             What defines the run: two runs with equal settings compute the same. A flat, JSON-serializable dictionary.
         fit_settings (`Sequence[str]`, *optional*):
             The settings that no record from before a fit depends on. After a fit that failed they may be changed.
+        resume (`str`, *optional*):
+            How its work is gone on with, for messages. Defaults to how a trainer's is.
     """
 
-    def __init__(self, output_dir: str | Path, settings: Mapping[str, Any], fit_settings: Sequence[str] = ()):
+    def __init__(
+        self,
+        output_dir: str | Path,
+        settings: Mapping[str, Any],
+        fit_settings: Sequence[str] = (),
+        resume: str = RESUME,
+    ):
         self.path = Path(output_dir)
-        self.journal = Journal(self.path)
-        self.evaluation = Journal(self.path / "evaluation")
+        self.journal = Journal(self.path, resume)
+        self.evaluation = Journal(self.path / "evaluation", resume)
+        self._resume = resume
         self._settings, self._fit_settings = dict(settings), frozenset(fit_settings)
 
     def check_writable(self) -> None:
@@ -132,7 +153,8 @@ class RunFolder:
             own = {name: value for name, value in former.items() if value != self._settings.get(name)}
             changes = [*found.get("former", []), *([{"rounds_fitted": self.num_policies(), **own}] if own else [])]
             record |= {"former": changes} if changes else {}
-        write_text(run_file, json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+        text = json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False)
+        write_text(run_file, f"{text}\n", remedy_of(self._resume))
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -151,8 +173,7 @@ class RunFolder:
                 fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise ValueError(
-                    f"Another process is training in {self.path}; wait for its end, or end it, and resume with "
-                    "resume_from_checkpoint=True."
+                    f"Another process is working in {self.path}; wait for its end, or end it, and {self._resume}."
                 ) from error
             except OSError as error:
                 logger.warning("%s cannot be locked (%s); do not train in it twice at a time.", self.path, error)
@@ -177,9 +198,8 @@ class RunFolder:
                 "rewards mean something else; finish the run with that version, or give another output_dir."
             )
         different = sorted(name for name in {*found, *self._settings} if found.get(name) != self._settings.get(name))
-        if _WEIGHTS not in found:
-            different = [name for name in different if name != _WEIGHTS]
-        elif _NAME in different and _WEIGHTS not in different:
+        different = [name for name in different if name not in _FREE and (name in found or name not in _LATER)]
+        if _NAME in different and _WEIGHTS in found and _WEIGHTS not in different:
             logger.warning(
                 "%s was begun with the model %s, and goes on with %s, whose weights are the same.",
                 self.path,

@@ -34,11 +34,11 @@ class Proposal:
         banks (`list[int]`):
             The bank of each repeat; empty when it is malformed, or the same as another.
         finished (`bool`, *optional*):
-            Whether the policy ended it itself; `False` where it was cut off at the longest length. `None` in records of
-            schema 1, which did not note it.
+            Whether the policy ended it itself; `False` where it, or one of its drafts or parts, was cut off at the longest
+            length. `None` in records of schema 1, which did not note it.
         completion_ids (`list[int]`, *optional*):
-            The tokens that were sampled, with the end token where it is finished: what the outer SFT trains on. `None` in
-            records of schema 1.
+            The tokens that were sampled, with the end token where it is finished: what the outer SFT trains on. Of several drafts
+            or parts the tokenizer's; what a tool kept of them always has the end token. `None` in records of schema 1.
         tool_examples (`list[dict]`, *optional*):
             What came of the tool that it called: the fields of every [`TrainingExample`]. `None` where it called
             none, so that its training examples are read from the completion.
@@ -49,6 +49,9 @@ class Proposal:
         written_tokens (`float`, *optional*):
             Tokens that were written for it, all drafts and parts together, with its share of what a tool let the model write
             for all self-edits of its batch of generation. `None` where that is `completion_tokens`.
+        unfinished_parts (`list[int]`, *optional*):
+            Of several texts about parts of the example (see [`Domain.parts`]) the places of those that were cut off. `None` where
+            that is none.
     """
 
     round: int
@@ -68,6 +71,7 @@ class Proposal:
     metrics: dict[str, float] | None = None
     same_as: int | None = None
     written_tokens: float | None = None
+    unfinished_parts: list[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -145,7 +149,7 @@ class ScoredSelfEdit:
 
     Parameters:
         round, condition, example, example_id, edit, prompt, completion, completion_tokens, well_formed, finished,
-        completion_ids, metrics, written_tokens:
+        completion_ids, metrics, written_tokens, unfinished_parts:
             As in [`Proposal`].
         repeats (`list[dict]`):
             For each independent inner update its `seed`, `reward`, `answers`, `verdicts` and `loss`; in an evaluation
@@ -186,6 +190,7 @@ class ScoredSelfEdit:
     written_tokens: float | None = None
     rewards: dict[str, float | None] | None = None
     rubric: dict[str, float] | None = None
+    unfinished_parts: list[int] | None = None
 
     @property
     def accuracy(self) -> float | None:
@@ -236,7 +241,7 @@ class SelectedSelfEdit:
     One self-edit that the outer SFT learns from.
 
     Parameters:
-        prompt, completion, example_id, edit, reward, completion_ids:
+        prompt, completion, example_id, edit, reward, completion_ids, unfinished_parts:
             As in [`ScoredSelfEdit`].
     """
 
@@ -246,6 +251,7 @@ class SelectedSelfEdit:
     edit: int
     reward: float
     completion_ids: list[int] | None = None
+    unfinished_parts: list[int] | None = None
 
 
 def rank(edit: ScoredSelfEdit) -> tuple[float, bool, int]:

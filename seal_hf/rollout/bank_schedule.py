@@ -2,6 +2,7 @@
 
 import heapq
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -56,12 +57,8 @@ def work_of(update: InnerUpdate) -> Work:
 
     ```
     """
-    lengths = sorted((len(sequence.input_ids) for sequence in update.sequences), reverse=True)
-    return Work(
-        num_steps=update.num_steps,
-        num_tokens=sum(lengths) * update.config.num_train_epochs,
-        longest_step=sum(lengths[: update.config.batch_size]),
-    )
+    per_epoch = sum(len(sequence.input_ids) for sequence in update.sequences)
+    return Work(update.num_steps, per_epoch * update.config.num_train_epochs, update.longest_step)
 
 
 def adapters_per_bank(
@@ -185,6 +182,32 @@ def compose_banks(work: Sequence[Sequence[int]], num_repeats: int, adapters_per_
     per_repeat = math.ceil(len(work) / adapters_per_bank)
     place = {update: position * per_repeat // len(work) for position, update in enumerate(order)}
     return [[repeat * per_repeat + place[i] for repeat in range(num_repeats)] for i in range(len(work))]
+
+
+def size_of_banks(banks: Sequence[int], num_adapters: int) -> int:
+    """
+    How many adapters to train together where each is trained on several self-edits: as many banks as the self-edits have, for the
+    processes to share, but none larger than those.
+
+    Args:
+        banks (`Sequence[int]`):
+            The recorded bank of every self-edit.
+        num_adapters (`int`):
+            Adapters to train.
+
+    Returns:
+        `int`: at least 1.
+
+    Example:
+
+    ```python
+    >>> size_of_banks([0, 0, 0, 1, 1], num_adapters=8), size_of_banks([0, 0, 0, 1, 1], num_adapters=4)
+    (3, 2)
+
+    ```
+    """
+    sizes = Counter(banks)
+    return max(1, min(max(sizes.values(), default=1), math.ceil(num_adapters / max(1, len(sizes)))))
 
 
 def expected_cost(num_trained: int, num_asked: int, max_answer_length: int) -> int:

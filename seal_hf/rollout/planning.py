@@ -19,7 +19,7 @@ from ..self_adapting_lm import SelfAdaptingLM
 from ..self_edit import SelfEdit
 from .bank_schedule import work_of
 from .chain import Chain
-from .proposals import ProposedUpdates
+from .proposals import ProposedUpdates, key_of
 from .rewards import num_prompts
 from .rollout import Rollout
 from .stage import Stage, Trial
@@ -109,6 +109,8 @@ class PlanningRollout(Rollout):
         recorded = self.processes.on_main(self._journal.proposals, stage.round)
         if recorded is not None:
             return super().propose(replace(stage, journal=self._journal))
+        if stage.proposals is not None:
+            return super().propose(stage)
         written = [self._expected(stage, place) for place in stage.places]
         for place, own in zip(stage.places, written, strict=True):
             for edit, one in enumerate(own):
@@ -202,17 +204,13 @@ class _ExpectedUpdates(ProposedUpdates):
         self.unknown: dict[tuple[str, int, int], InnerUpdate] = {}
 
     def self_edit_of(self, stage: Stage, proposal: Proposal) -> SelfEdit | None:
-        return _UNKNOWN if _key(proposal) in self.unknown else super().self_edit_of(stage, proposal)
+        return _UNKNOWN if key_of(proposal) in self.unknown else super().self_edit_of(stage, proposal)
 
     def _tokenized(self, proposal: Proposal, self_edit: SelfEdit | None) -> InnerUpdate | None:
         if self_edit is _UNKNOWN:
-            return self.unknown[_key(proposal)]
+            return self.unknown[key_of(proposal)]
         return super()._tokenized(proposal, self_edit)
 
 
 def _num_tokens(trial: Trial) -> int:
     return 0 if trial.update is None else work_of(trial.update).num_tokens
-
-
-def _key(proposal: Proposal) -> tuple[str, int, int]:
-    return proposal.condition, proposal.example, proposal.edit

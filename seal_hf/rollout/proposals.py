@@ -32,11 +32,12 @@ class ProposedUpdates:
         # Those of one stage, by condition, example and edit.
         self._stage: Stage | None = None
         self._updates: dict[tuple[str, int, int], InnerUpdate | None] = {}
+        self._has_warned = False
 
     def update_of(self, stage: Stage, proposal: Proposal) -> InnerUpdate | None:
         """What a proposal trains on; `None` where it is malformed, which is data."""
         updates = self._updates_of(stage)
-        if (key := _key(proposal)) not in updates:
+        if (key := key_of(proposal)) not in updates:
             updates[key] = self._tokenized(proposal, self.self_edit_of(stage, proposal))
         return updates[key]
 
@@ -75,12 +76,20 @@ class ProposedUpdates:
             stage ([`Stage`]):
                 The stage.
             written (`Sequence[Sequence[Written]]`):
-                The self-edits of each of its examples.
+                The self-edits of each of its examples; none where the stage brings its proposals, which are taken as they are.
 
         Returns:
             `tuple[list[Proposal], list[Work]]`: the proposals, and the work of those that are trained: the well-formed ones, of
                 equal self-edits of an example the first alone.
         """
+        if stage.proposals is not None:
+            updates = self.updates_of(stage, stage.proposals)
+            drafts = [replace(one, round=stage.round, banks=[]) for one in stage.proposals]
+            return drafts, [
+                work_of(update)
+                for one, update in zip(drafts, updates, strict=True)
+                if update is not None and one.same_as is None
+            ]
         drafts, work = [], []
         for place, own in zip(stage.places, written, strict=True):
             example = stage.data.examples[place]
@@ -93,7 +102,7 @@ class ProposedUpdates:
             for condition, edit, one in candidates:
                 draft = self._draft(stage, condition, place, edit, one)
                 update = self._tokenized(draft, one.self_edit)
-                self._updates_of(stage)[_key(draft)] = update
+                self._updates_of(stage)[key_of(draft)] = update
                 if update is not None:
                     own_work = work_of(update)
                     draft = replace(draft, well_formed=True, tokens=own_work.num_tokens)
@@ -124,6 +133,7 @@ class ProposedUpdates:
             tool_examples=list(map(_record, self_edit.examples)) if written.called else None,
             metrics=dict(self_edit.metrics) or None if self_edit is not None else None,
             written_tokens=written.num_tokens,
+            unfinished_parts=list(generation.unfinished_parts) or None,
         )
 
     def _updates_of(self, stage: Stage) -> dict[tuple[str, int, int], InnerUpdate | None]:
@@ -132,13 +142,19 @@ class ProposedUpdates:
         return self._updates
 
     def _tokenized(self, proposal: Proposal, self_edit: SelfEdit | None) -> InnerUpdate | None:
-        if self_edit is None:
+        if self_edit is None or not self_edit.examples:
             return None
         try:
             return tokenize_self_edit(self_edit, self.lm.processing_class, self.lm.inner_config)
-        except ValueError as error:  # no text, or hyperparameters that are not possible
+        except ValueError as error:  # too short a text, or hyperparameters that are not possible
+            if proposal.condition != SELF_EDITS:
+                raise ValueError(
+                    f"The baseline {proposal.condition!r} cannot be trained on example {proposal.example_id}: {error}"
+                ) from error
+            # What is wrong with a domain is wrong with all of them.
+            level, self._has_warned = logging.DEBUG if self._has_warned else logging.WARNING, True
             name = (proposal.edit, proposal.example_id)
-            logger.debug("Self-edit %d of example %s is malformed: %s", *name, error)
+            logger.log(level, "Self-edit %d of example %s is malformed: %s", *name, error)
             return None
 
 
@@ -147,5 +163,6 @@ def _record(example: TrainingExample) -> dict:
     return {name: value for name, value in asdict(example).items() if value or name != "trains_on_prompt"}
 
 
-def _key(proposal: Proposal) -> tuple[str, int, int]:
+def key_of(proposal: Proposal) -> tuple[str, int, int]:
+    """What tells a proposal from the others of its stage."""
     return proposal.condition, proposal.example, proposal.edit

@@ -87,10 +87,12 @@ class Rollout:
             per_example = stage.num_generations + len(stage.trained_baselines)
             _require_all(stage, "proposals", len(recorded), len(stage.places) * per_example)
             return recorded
-        start = time.perf_counter()
-        written = write_self_edits(self.lm, self.config, self.processes, stage, self.writer)
-        if stage.is_evaluation:
-            self.processes.on_main(stage.journal.write_writing_seconds, stage.round, time.perf_counter() - start)
+        written = [[] for _ in stage.places]
+        if stage.proposals is None:
+            start = time.perf_counter()
+            written = write_self_edits(self.lm, self.config, self.processes, stage, self.writer)
+            if stage.is_evaluation:
+                self.processes.on_main(stage.journal.write_writing_seconds, stage.round, time.perf_counter() - start)
         # They may be of an earlier run, on the disk of a machine that this run's folder was not removed from.
         stage.journal.forget_banks(stage.round)
         return self.processes.on_main(self._record_proposals, stage, written)
@@ -156,10 +158,6 @@ class Rollout:
     def updates_of(self, stage: Stage, proposals: Sequence[Proposal]) -> list[InnerUpdate | None]:
         """What every proposal trains on (see [`ProposedUpdates.updates_of`], also for the errors)."""
         return self._proposed.updates_of(stage, proposals)
-
-    def update_of(self, stage: Stage, proposal: Proposal) -> InnerUpdate | None:
-        """What a proposal trains on, parsed and tokenized once; `None` where it is malformed, which is data."""
-        return self._proposed.update_of(stage, proposal)
 
     def run(
         self, stage: Stage, banks: Mapping[int, Sequence[Trial]], chain: Chain | None = None

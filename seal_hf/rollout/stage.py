@@ -96,6 +96,9 @@ class Stage:
         completions (`Sequence[Sequence[str]]`, *optional*):
             For each example in `data` what stands in place of the self-edits that the policy would write, as many as
             `num_generations`.
+        proposals (`Sequence[Proposal]`, *optional*):
+            The self-edits of another stage on the same examples, which are trained on as they are there: nothing is written, and no
+            tool is asked again. Their banks are composed anew.
         rewards ([`Rewards`], *optional*):
             What self-edits are rewarded by. Defaults to the labelled reward alone, which an evaluation always has.
 
@@ -114,6 +117,7 @@ class Stage:
     places: tuple[int, ...] | None = None
     is_evaluation: bool = False
     completions: Sequence[Sequence[str]] | None = None
+    proposals: Sequence[Proposal] | None = None
     rewards: Rewards = LABELLED
 
     def __post_init__(self):

@@ -62,7 +62,8 @@ def asked_of(stage: Stage, trials: Sequence[Trial], adapters: Sequence[Adapter |
                 adapter if trial.routes is None else partial(_routed, trial.routes, adapters),
                 stage.data.examples[place],
                 trial.questions(stage.data.examples[place]),
-                recites=stage.is_evaluation and (trial.condition == BASE or _is_adapted(trial, adapter)),
+                recites=stage.is_evaluation
+                and (trial.condition == BASE or trial.routes is None and _is_adapted(trial, adapter)),
                 is_retention_asked=stage.is_evaluation and _is_asked_for_retention(stage, trial, adapter, place),
                 unlabelled=trial.unlabelled,
             ),

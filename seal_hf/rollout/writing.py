@@ -8,7 +8,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from ..generation.base import Generation
-from ..generation.parts import joined_parts
+from ..generation.parts import joined_drafts, split_parts
 from ..generation.thoughts import after_thought
 from ..models.access import policy_in_activation_dtype
 from ..models.chat_template import end_of_turn
@@ -102,13 +102,15 @@ def write_self_edits(
         return in_shared_batches(processes, lm.model, stage.places, per_batch, write, on_batch)
 
 
-def as_written(processing_class: PreTrainedTokenizerBase, completion: str, prompt: Prompt) -> Generation:
-    """A text as if the policy had written it after this prompt, and ended it."""
+def as_written(
+    processing_class: PreTrainedTokenizerBase, completion: str, prompt: Prompt, finished: bool = True
+) -> Generation:
+    """A text as if the policy had written it after this prompt, and had ended it or been cut off, without an end token."""
     token_ids = encode_text(processing_class, completion, add_special_tokens=False)
     end = processing_class.eos_token_id if isinstance(prompt, str) else end_of_turn(processing_class)
-    if end is not None:
+    if finished and end is not None:
         token_ids = [*token_ids, end]
-    return Generation(completion, len(token_ids), True, tuple(token_ids))
+    return Generation(completion, len(token_ids), finished, tuple(token_ids))
 
 
 def _generated(
@@ -137,8 +139,9 @@ def _generated(
 
 def _of_another(lm: SelfAdaptingLM, generation: Generation, example: Mapping) -> Generation:
     """What another model wrote, in the tokens of this one."""
-    own = as_written(lm.processing_class, generation.text, lm.domain.prompt(lm.domain.parts(example)[0]))
-    return replace(own, finished=generation.finished)
+    prompt = lm.domain.prompt(lm.domain.parts(example)[0])
+    own = as_written(lm.processing_class, generation.text, prompt, generation.finished)
+    return replace(own, unfinished_parts=generation.unfinished_parts)
 
 
 def _carried_out(
@@ -154,18 +157,38 @@ def _carried_out(
     size = num_drafts or 1
     drafts = [[own[first : first + size] for first in range(0, len(own), size)] for own in generations]
     repeated = [example for example, own in zip(examples, drafts, strict=True) for _ in own]
-    joined = [joined_parts(own) for group in drafts for own in group]
+    num_parts = [len(lm.domain.parts(example)) for example in repeated]
+    joined = [
+        joined_drafts(own, number)
+        for own, number in zip((own for group in drafts for own in group), num_parts, strict=True)
+    ]
     parsed = [lm.domain.parse(one.text, example) for one, example in zip(joined, repeated, strict=True)]
     by_tool: list[int] = []
     done = lm.carry_out(parsed, repeated, on_written=by_tool.append)
     calling = [before is not None and bool(before.calls) for before in parsed]
     share = sum(by_tool) / max(1, sum(calling))
     written = []
-    for one, example, called, self_edit in zip(joined, repeated, calling, done, strict=True):
+    for one, example, number, called, self_edit in zip(joined, repeated, num_parts, calling, done, strict=True):
         num_tokens = one.num_tokens + share * called
-        if num_drafts is not None and (num_drafts > 1 or len(lm.domain.parts(example)) > 1):
-            text = self_edit and self_edit.kept or one.text
-            one = as_written(lm.processing_class, text, lm.domain.prompt(lm.domain.parts(example)[0]))
+        if num_drafts is not None and (num_drafts > 1 or number > 1):
+            one = _as_one(lm, one, example, number, self_edit and self_edit.kept)
         written.append(Written(one, self_edit, called, None if num_tokens == one.num_tokens else num_tokens))
     remaining = iter(written)
     return [[next(remaining) for _ in own] for own in drafts]
+
+
+def _as_one(lm: SelfAdaptingLM, joined: Generation, example: Mapping, num_parts: int, kept: str | None) -> Generation:
+    """
+    Drafts or parts that are joined, or in their place what a tool kept of them, in the tokens that the tokenizer makes of it. What
+    is kept is whole, also where the policy was cut off.
+    """
+    if kept and num_parts > 1 and len(split_parts(kept)) != num_parts:
+        raise ValueError(
+            f"{type(lm.domain).__name__}.carry_out() kept {len(split_parts(kept))} texts of a self-edit about {num_parts} "
+            "parts; keep a text for each part, joined by lines of `---`."
+        )
+    prompt = lm.domain.prompt(lm.domain.parts(example)[0])
+    if kept:
+        return replace(as_written(lm.processing_class, kept, prompt), finished=joined.finished)
+    whole = as_written(lm.processing_class, joined.text, prompt, joined.finished)
+    return replace(whole, unfinished_parts=joined.unfinished_parts if num_parts > 1 else ())

@@ -8,9 +8,11 @@ import pytest
 from helpers.folders import SHARED_DATA
 from seal_hf.domains import KnowledgeDomain
 from seal_hf.domains.base import BASE, SELF_EDITS
-from seal_hf.domains.knowledge.reference_files import best_pairs, overall, query_run
+from seal_hf.domains.knowledge.reference_files import overall, query_run
 from seal_hf.domains.stored_self_edits import stored_completions
 from seal_hf.hub.stored_self_edits import load_stored_self_edits
+from seal_hf.outer_loop.selection import select_self_edits
+from seal_hf.records.schema import ScoredSelfEdit
 
 
 EXAMPLES = [
@@ -86,8 +88,33 @@ def test_the_summary_by_hand(run):
     assert overall(run["articles"][:1])["adapter_std_of_article_means"] == 0.0
 
 
+def selected(articles):
+    """What this project's outer loop keeps of a query run, as the pairs that theirs finetunes on."""
+    scored = [
+        ScoredSelfEdit(
+            round=0,
+            condition=SELF_EDITS,
+            example=place,
+            example_id=str(place),
+            edit=edit,
+            prompt=article["prompt"],
+            completion=one["text"],
+            completion_tokens=1,
+            well_formed=True,
+            repeats=[],
+            reward=one["stats"]["adapter_mean"],
+            base_reward=None,
+            tokens=1,
+            seconds=0.0,
+        )
+        for place, article in enumerate(articles)
+        for edit, one in enumerate(article["completions"])
+    ]
+    return [{"prompt": one.prompt, "completion": one.completion} for one in select_self_edits(scored)]
+
+
 def test_the_first_of_the_best_is_selected(run):
-    assert best_pairs(run["articles"]) == [
+    assert selected(run["articles"]) == [
         {"prompt": "Passage:\nAnn keeps bees.", "completion": "First."},
         {"prompt": "Passage:\nCleo paints owls.", "completion": "Owls."},
     ]
@@ -98,7 +125,7 @@ def test_self_edits_are_read_from_each_of_their_files(run, tmp_path):
     files = {
         "run.json": (json.dumps(run), 2),
         "dataset.json": (json.dumps(dataset), 2),
-        "sft.jsonl": ("".join(json.dumps(pair) + "\n" for pair in best_pairs(run["articles"])), 1),
+        "sft.jsonl": ("".join(json.dumps(pair) + "\n" for pair in selected(run["articles"])), 1),
     }
     for name, (text, number) in files.items():
         (tmp_path / name).write_text(text)
@@ -121,4 +148,4 @@ def test_the_stored_runs_have_our_summary_and_our_selection():
         assert overall(stored["articles"]) == stored["overall"]
         if name != "eval_base":
             lines = (SHARED_DATA / f"sft_best1of5_{name[5:]}.jsonl").read_text().splitlines()
-            assert best_pairs(stored["articles"]) == list(map(json.loads, lines))
+            assert selected(stored["articles"]) == list(map(json.loads, lines))

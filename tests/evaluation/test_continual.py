@@ -20,10 +20,12 @@ from helpers.protocols import (
     update_of,
 )
 from helpers.tiny_models import tiny_llama, tiny_policy_model
+from seal_hf import SelfAdaptingLM
 from seal_hf.domains.base import SELF_EDITS
 from seal_hf.domains.knowledge.domain import PASSAGE_ONLY
 from seal_hf.evaluation.conditions import with_skill
 from seal_hf.evaluation.continual import continual
+from seal_hf.evaluation.kept_adapters import kept_or_trained
 from seal_hf.evaluation.remedies import MERGES, REMEDIES, replayed
 from seal_hf.generation.base import draw_seed
 from seal_hf.records.continual import ContinualMatrix, continual_table, matrices, save_continual
@@ -188,13 +190,33 @@ def test_a_remedy_goes_on_in_the_middle(lm, chained, tmp_path, monkeypatch, reme
     continual(lm, EXAMPLES, tmp_path, num_orders=2, seed=SEED, **OPTIONS)
     options = {"num_orders": 2, "seed": SEED, "remedies": [remedy], **OPTIONS}
     call = lambda: continual(lm, EXAMPLES, tmp_path, **options)  # noqa: E731
-    interrupted_after(0 if remedy == "routed" else 2, monkeypatch, call)
+    interrupted_after(2, monkeypatch, call)
     own = tmp_path / "conditions" / f"self-edits-{remedy}"
-    if remedy in MERGES:
-        assert len(list((own / "evaluation" / "apart").iterdir())) == 2
-        shutil.rmtree(own / "evaluation" / "apart" / "example_0001")
+    assert len(list((own / "evaluation" / "apart").iterdir())) == 2
+    shutil.rmtree(own / "evaluation" / "apart" / "example_0001")
+    trained, adapt = [], SelfAdaptingLM.adapt
+    monkeypatch.setattr(SelfAdaptingLM, "adapt", lambda *args, **options: trained.append(1) or adapt(*args, **options))
     call()
+    assert len(trained) == 1  # though three steps ask with it
     assert scored(own) == scored(chained / "conditions" / f"self-edits-{remedy}")
+
+
+@pytest.mark.parametrize("carries_policy", [False, True])
+def test_an_adapter_that_is_not_on_the_disk_is_trained_once_more_and_kept(tmp_path, carries_policy):
+    lm = tiny_lm(tiny_policy_model()) if carries_policy else tiny_lm()
+    trained = []
+
+    def train():
+        trained.append(lm.adapt(update_of(lm, *stored(lm, 0)), seed=1))
+        return trained[-1]
+
+    folder = tmp_path / "kept"
+    folder.mkdir()  # as it is where another process is about to fill it
+    first, second = (kept_or_trained(lm, folder, train) for _ in range(2))
+    assert len(trained) == 1 and first is trained[0] and second is not first
+    assert torch.equal(first.weights, second.weights)
+    assert answers(lm, 0, second) == answers(lm, 0, first) != answers(lm, 0)
+    assert kept_or_trained(lm, tmp_path / "none", lambda: None) is None and not (tmp_path / "none").exists()
 
 
 def test_the_matrix_as_files(chained):

@@ -1,5 +1,7 @@
 """The plan of an evaluation against what the evaluation then does, for every protocol."""
 
+from dataclasses import replace
+
 import pytest
 
 from helpers.protocols import (
@@ -192,6 +194,16 @@ def test_a_method_of_many_prompts(lm, done, tmp_path):
     single_passage(lm, EXAMPLES[:1], tmp_path, **options)
     assert plan.conditions["SPA"].prompts_to_write == done.prompts_to_write == 7
     assert everything(plan).adapters == done.adapters
+
+
+def test_adapters_apart_are_trained_in_banks_as_large_as_those_of_the_self_edits(lm, done, tmp_path):
+    routed = ComparedCondition("routed", lm, shares_self_edits=True, is_routed=True)
+    for size in (1, 2):
+        done.adapters = done.adapters_per_bank = 0
+        options = {**OPTIONS, "config": replace(CONFIG, adapters_per_bank=size)}
+        single_passage(lm, EXAMPLES, tmp_path / f"routed {size}", **options, compared=[routed])
+        continual(lm, EXAMPLES, tmp_path / f"merged {size}", **options, remedies=("routed", "ties"))
+        assert done.adapters_per_bank == size and done.adapters == 6 + 2 + 4 + 2 * 2
 
 
 @pytest.mark.parametrize(("protocol", "number"), [(single_passage, 0), (single_passage, 1), (continual, 2)])

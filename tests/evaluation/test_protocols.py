@@ -1,6 +1,7 @@
 """Continued pretraining and compared conditions: who is trained on what, and asked what, by hand."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -21,10 +22,11 @@ from helpers.protocols import (
     update_of,
 )
 from helpers.tiny_models import tiny_llama, tiny_policy_model
-from seal_hf.domains.base import BASE, SELF_EDITS
+from seal_hf.domains.base import BASE, SELF_EDITS, Condition
 from seal_hf.domains.knowledge.domain import IN_CONTEXT, PASSAGE_ONLY
 from seal_hf.domains.knowledge.retrieval import retrieval_condition
 from seal_hf.evaluation.conditions import ComparedCondition, with_skill, with_writer, written_in
+from seal_hf.evaluation.continual import continual
 from seal_hf.evaluation.continued_pretraining import continued_pretraining
 from seal_hf.evaluation.single_passage import single_passage
 from seal_hf.generation.base import draw_seed
@@ -32,6 +34,7 @@ from seal_hf.inner_loop.full_finetuning import finetune
 from seal_hf.records.comparison import save_comparison
 from seal_hf.records.journal import Journal
 from seal_hf.records.tables import results_table
+from seal_hf.self_edit import SelfEdit, TrainingExample
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +162,7 @@ def table(lm, policy, tmp_path_factory):
 
 def written(folder, name=None):
     folder = folder if name is None else folder / "conditions" / name
-    return [row["completion"] for row in written_in(folder)]
+    return [one.completion for one in written_in(folder)]
 
 
 def test_who_writes_under_every_condition(lm, policy, table):
@@ -253,3 +256,98 @@ def test_a_table_goes_on_in_the_middle_and_grows(lm, policy, table, tmp_path, mo
         ValueError, match="conditions/implications holds a run with other settings: domain.prompt_style"
     ):
         single_passage(lm, EXAMPLES, tmp_path, **options, compared=[changed])
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["a b", "c", "A-b"], "Two conditions are called 'a b' and 'A-b'; give each"),
+        (["c", BASE], f"Two conditions are called '{BASE}'"),
+        (["?"], "The condition '[?]' has no letter"),
+    ],
+)
+def test_names_that_clash_are_refused_before_any_work(lm, tmp_path, names, message):
+    compared = [ComparedCondition(name, lm, self_edits=ROWS) for name in names]
+    for protocol in (single_passage, continual):
+        with pytest.raises(ValueError, match=message):
+            protocol(lm, EXAMPLES, tmp_path / "out", **OPTIONS, compared=compared)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_decides_the_results_of_a_condition_is_recorded(lm, tmp_path):
+    def of_weights(seed):
+        writer = tiny_lm(tiny_llama(initializer_range=0.3, seed=seed))
+        return ComparedCondition("by another", lm, writer=writer)
+
+    def of_text(text):
+        trained = lambda example: SelfEdit("", "", (TrainingExample("", text),))  # noqa: E731
+        return ComparedCondition("a text", lm, baseline=Condition("a text", lm.domain.questions, trained))
+
+    def call(condition):
+        single_passage(lm, EXAMPLES[:1], tmp_path, **OPTIONS, compared=[condition])
+
+    for condition, other, setting in (
+        (of_weights(3), of_weights(4), "writer.weights"),
+        (of_text("Bees."), of_text("Owls."), "baseline"),
+    ):
+        call(condition)
+        call(condition)
+        with pytest.raises(ValueError, match=f"holds a run with other settings: {setting} "):
+            call(other)
+
+
+class Asking(Domain):
+    """Its tool gives something else each time, and keeps another text than was written."""
+
+    def __init__(self):
+        super().__init__("rewrite", grader=Contains(), chat=True)
+        self.asked = []
+
+    @property
+    def pools_drafts(self):
+        return True
+
+    def parse(self, completion, example):
+        return SelfEdit(self.prompt(example), completion, (), calls=(completion,))
+
+    def carry_out(self, self_edits, examples, ask):
+        self.asked += self_edits
+        return [
+            replace(
+                edit,
+                calls=(),
+                kept=f"{edit.completion} kept",
+                examples=(TrainingExample("", f"{len(self.asked)}, {i}"), TrainingExample("", example["context"])),
+            )
+            for i, (edit, example) in enumerate(zip(self_edits, examples, strict=True))
+        ]
+
+
+def test_a_row_of_shared_self_edits_trains_on_what_the_tool_gave_at_first(lm, tmp_path):
+    own = lm.with_domain(Asking())
+    options = {**OPTIONS, "config": replace(OPTIONS["config"], num_drafts=2), "self_edits": None}
+    shared = ComparedCondition("self-edits, routed", own, shares_self_edits=True, is_routed=True)
+
+    def call(**more):
+        return single_passage(own, EXAMPLES, tmp_path, **options, compared=[shared], **more)
+
+    call()
+    assert len(own.domain.asked) == 4
+    first, routed = (written_in(tmp_path / name) for name in (".", "conditions/self-edits-routed"))
+    assert all(one.completion.endswith(" kept") and len(one.tool_examples) == 2 for one in first)
+    # The banks alone are others, since the baselines are not among them.
+    assert [replace(one, banks=[]) for one in routed] == [replace(one, banks=[]) for one in first]
+    records = {one.example: one for one in Journal(tmp_path / "conditions/self-edits-routed/evaluation").scored(0)}
+    for place in (0, 1):
+        edits = [
+            SelfEdit("", "", tuple(TrainingExample(**text) for text in one.tool_examples))
+            for one in first
+            if one.example == place
+        ]
+        adapter = own.adapt(update_of(own, *edits), seed=draw_seed(0, place))
+        assert records[place].tokens == adapter.training["num_tokens"]
+        assert records[place].repeats[0]["answers"] == answers(own, place, adapter)
+    shutil.rmtree(tmp_path / "conditions/self-edits-routed/evaluation")
+    assert not call(dry_run=True).conditions["self-edits, routed"].is_estimated
+    call()
+    assert len(own.domain.asked) == 4 and written_in(tmp_path / "conditions/self-edits-routed") == routed

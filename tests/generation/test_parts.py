@@ -3,7 +3,7 @@
 import pytest
 
 from seal_hf.generation.base import Generation
-from seal_hf.generation.parts import JoinedParts, joined_parts, split_parts
+from seal_hf.generation.parts import JoinedParts, joined_drafts, joined_parts, split_parts
 
 
 def part(text, finished=True, ids=(1, 2)):
@@ -14,7 +14,18 @@ def test_parts_are_joined_in_their_order():
     whole = joined_parts([part("Who?\nWhere?\n"), part("", ids=(9,)), part(" When? ", ids=(5, 6, 9))])
     assert whole == Generation("Who?\nWhere?\n---\n\n---\nWhen?", 6, True, (1, 2, 9, 5, 6, 9))
     assert split_parts(whole.text) == ["Who?\nWhere?", "", "When?"]
-    assert not joined_parts([part("a"), part("b", finished=False)]).finished
+    cut = joined_parts([part("a"), part("b", finished=False)])
+    assert not cut.finished and cut.unfinished_parts == (1,)
+
+
+def test_the_parts_of_a_draft_follow_those_of_the_one_before():
+    first = joined_parts([part("a"), part("", finished=False)])
+    second = joined_parts([part("c", finished=False), part("d", ids=(3,))])
+    both = joined_drafts([first, second], 2)
+    assert split_parts(both.text) == ["a", "", "c", "d"]
+    assert (both.num_tokens, both.finished, both.unfinished_parts) == (7, False, (1, 2))
+    assert joined_drafts([first], 2) is first
+    assert joined_drafts([part(" a\n---\nb "), part("c")]).text == "a\n---\nb\n---\nc"
 
 
 def test_a_part_stays_one_part_whatever_is_in_it():

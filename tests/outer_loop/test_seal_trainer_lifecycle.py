@@ -273,7 +273,7 @@ def test_two_do_not_train_in_one_folder(tmp_path):
     refused = []
 
     def train_too(control):
-        with pytest.raises(ValueError, match=f"Another process is training in {tmp_path}; wait for its end"):
+        with pytest.raises(ValueError, match=f"Another process is working in {tmp_path}; wait for its end"):
             small_trainer(tmp_path).train(resume_from_checkpoint=True)
         refused.append(True)
         control.should_training_stop = True

@@ -1,5 +1,6 @@
 """A run's folder: the same settings go on, and any other is refused by name."""
 
+import errno
 import json
 import os
 import shutil
@@ -8,9 +9,11 @@ from types import SimpleNamespace
 import pytest
 
 from helpers.outer_loop import HashGrader, tiny_examples
-from helpers.run_folders import begun_run, contents, tiny_settings
+from helpers.run_folders import PROPOSAL, begun_run, contents, tiny_settings
 from seal_hf.domains import KnowledgeDomain
-from seal_hf.records.files import SCHEMA_VERSION
+from seal_hf.grading import JudgeGrader
+from seal_hf.records import files
+from seal_hf.records.files import RESUME_EVALUATION, SCHEMA_VERSION
 from seal_hf.records.run_folder import RunFolder
 
 
@@ -145,6 +148,48 @@ def test_a_run_that_does_not_tell_its_weights_goes_on_by_the_name(run):
     assert "model ('tiny' there, 'other' here)" in refusal(run, tiny_settings(base="other"))
     RunFolder(run.path, tiny_settings()).open(True, 0)
     assert json.loads((run.path / "run.json").read_text())["settings"] == tiny_settings()
+
+
+JUDGE = {"base_url": "http://10.0.0.7/v1"}
+
+
+def test_where_a_judge_is_asked_is_a_setting_and_how_often_at_a_time_is_not(tmp_path):
+    def settings(**options):
+        return tiny_settings(grader=JudgeGrader("them/judge", **JUDGE | options))
+
+    folder = RunFolder(tmp_path, settings())
+    folder.open(False, 0)
+    folder.journal.write_proposals(0, [PROPOSAL])
+    assert settings(max_workers=2, timeout=5.0) == settings()
+    assert "10.0.0.7" not in (tmp_path / "run.json").read_text()
+    message = refusal(folder, settings(base_url="http://10.0.0.8/v1"))
+    assert "domain.grader.endpoint ('address " in message and "10.0.0" not in message
+    assert "'provider nebius' here" in refusal(folder, settings(base_url=None, provider="nebius"))
+    # An earlier version had it the other way round.
+    record = json.loads((tmp_path / "run.json").read_text())
+    del record["settings"]["domain.grader.endpoint"]
+    record["settings"]["domain.grader.max_workers"] = 8
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    RunFolder(tmp_path, settings()).open(True, 0)
+
+
+def test_messages_name_how_the_work_is_gone_on_with(tmp_path, monkeypatch):
+    def failing(*arguments):
+        raise OSError(errno.ENOSPC, "full")
+
+    evaluating = RunFolder(tmp_path, tiny_settings(), resume=RESUME_EVALUATION)
+    evaluating.open(True, 0)
+    with evaluating.held(), pytest.raises(ValueError, match="end it, and evaluate again with the same arguments[.]"):
+        evaluating.held().__enter__()
+    monkeypatch.setattr(files.os, "fsync", failing)
+    for write in (
+        lambda: evaluating.evaluation.write_proposals(0, [PROPOSAL]),
+        lambda: RunFolder(tmp_path / "other", {}, resume=RESUME_EVALUATION).open(True, 0),
+    ):
+        with pytest.raises(OSError, match="make room or give another output_dir, then evaluate again with the same"):
+            write()
+    with pytest.raises(OSError, match="then resume with resume_from_checkpoint=True[.] What was"):
+        RunFolder(tmp_path / "other", {}).open(True, 0)
 
 
 def test_an_answer_alone_is_a_difference(run):

@@ -138,7 +138,7 @@ def test_what_is_trained_is_apart_from_who_is_asked(lm, tmp_path):
     """One adapter on two self-edits, asked about every example; and one on the first passage, asked about the second."""
     own = stage(3, tmp_path, num_generations=1)
     rollout = Rollout(lm, CONFIG, Processes(tmp_path))
-    updates = [rollout.update_of(own, one) for one in rollout.propose(own)[:2]]
+    updates = rollout.updates_of(own, rollout.propose(own)[:2])
     both = InnerUpdate(tuple(chain.from_iterable(update.sequences for update in updates)), lm.inner_config)
     trials = [
         Trial("both", 0, 1, both, (0, 1, 2), lm.domain.questions),
@@ -231,6 +231,6 @@ def test_stages_do_not_share_what_is_trained(lm, tmp_path):
     rollout = Rollout(lm, CONFIG, Processes(tmp_path))
     first, second = stage(1, tmp_path / "first"), stage(2, tmp_path / "second", num_generations=2)
     proposals = rollout.propose(first)
-    alone = [rollout.update_of(first, one) for one in proposals]
+    alone = rollout.updates_of(first, proposals)
     rollout.propose(second)
-    assert [rollout.update_of(first, one) for one in proposals] == alone
+    assert rollout.updates_of(first, proposals) == alone

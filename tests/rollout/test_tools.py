@@ -126,6 +126,7 @@ def test_a_self_edit_of_several_drafts(unbroken, tmp_path):
     pooled, domain = proposals_of(trainer), AskingDomain()
     assert len(pooled) == 2 * 3
     assert {one["tool_examples"] is None for one in pooled} == {True, False}
+    finished = {}
     for one in pooled:
         # The same streams of random numbers as without drafts, two by two.
         text = "\n---\n".join(drafts[one["example"], 2 * one["edit"] + i].strip() for i in range(2))
@@ -134,7 +135,13 @@ def test_a_self_edit_of_several_drafts(unbroken, tmp_path):
         assert called == (one["tool_examples"] is not None)
         assert one["completion"] == ("".join(filter(str.isalpha, text)) or text if called else text)
         ids = trainer.processing_class(one["completion"], add_special_tokens=False)["input_ids"]
-        assert one["completion_ids"] == [*ids, trainer.processing_class.eos_token_id] and one["finished"]
+        finished[one["example"], one["edit"]] = one["finished"]
+        is_whole = one["finished"] or one["completion"] != text
+        assert one["completion_ids"] == [*ids, *([trainer.processing_class.eos_token_id] if is_whole else [])]
+    ended = {(one["example"], one["edit"]): one["finished"] for one in proposals_of(unbroken)}
+    assert finished == {(i, j): ended[i, 2 * j] and ended[i, 2 * j + 1] for i, j in finished}
+    (log,) = [entry for entry in trainer.state.log_history if "completions/clipped_ratio" in entry]
+    assert log["completions/clipped_ratio"] == fmean(not one for one in finished.values()) > 0
     chosen = read(folder_of(trainer) / "selected" / "round_000.jsonl")
     assert {one["completion"] for one in chosen} <= {one["completion"] for one in pooled}
     # Before the first fit the policy is the same, and an evaluation has its own number of drafts.
@@ -179,18 +186,22 @@ def test_a_self_edit_about_several_parts(tmp_path, num_drafts):
     )
     chosen = read(folder_of(trainer) / "selected" / "round_000.jsonl")
     rows = [
-        (domain.prompt(part), text)
+        (domain.prompt(domain.parts(trainer._train.examples[int(one["example_id"])])[place % 2]), text)
         for one in chosen
-        for part, text in zip(
-            domain.parts(trainer._train.examples[int(one["example_id"])]),
-            one["completion"].split("\n---\n"),
-            strict=True,
-        )
+        for place, text in enumerate(one["completion"].split("\n---\n"))
         if text
     ]
+    # Of what the tool kept one text for each part, and else one of each draft.
+    assert {one["completion"].count("\n---\n") for one in pooled} == {1, 2 * num_drafts - 1}
     assert len(rows) > len(chosen) and [(edit.prompt, edit.completion) for edit in fitted] == rows
     end = trainer.processing_class.eos_token_id
-    assert all(edit.completion_ids[-1] == end and edit.completion_ids.count(end) == 1 for edit in fitted)
+    cut = {
+        text
+        for one in chosen
+        for place, text in enumerate(one["completion"].split("\n---\n"))
+        if place in (one["unfinished_parts"] or ())
+    }
+    assert cut and all(edit.completion_ids.count(end) == (edit.completion not in cut) for edit in fitted)
     # Parts are drawn from streams of their own.
     (first,) = trainer.lm.write_batch(
         trainer._train.examples[:1], 1, temperature=1.5, top_p=0.95, max_completion_length=12, seed=5

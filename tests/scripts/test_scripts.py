@@ -190,7 +190,7 @@ def test_evaluate_compares_conditions(evaluation, loaded_script, model, tmp_path
     assert all(f"\n| {name} " in printed and f"| self-edits minus {name} " in printed for name in names)
     assert json.loads((tmp_path / "results" / "query_run.json").read_text())["n_articles"] == 2
     own, routed = (written_in(tmp_path / "results" / name) for name in (".", "conditions/self-edits-routed"))
-    assert [row["completion"] for row in own] == [row["completion"] for row in routed]
+    assert [one.completion for one in own] == [one.completion for one in routed]
     for wrong, message in (
         (["--compare_methods", "RAG"], "'RAG' is none of 'retrieval', 'routed', 'SPA'"),
         (["--skill_vector", "a", "b", "c"], "--skill_vector takes one or two adapters, not 3"),
@@ -203,9 +203,43 @@ def test_evaluate_compares_conditions(evaluation, loaded_script, model, tmp_path
             ["--protocol", "continual", "--skill_vector", "a"],
             "and not with --protocol continual; leave one of the two out",
         ),
+        (
+            ["--policy", "p", "--compare_policies", "q"],
+            "--compare_policies loads adapters of the base model, which carries",
+        ),
+        (
+            ["--policy", "p", "--skill_vector", "q"],
+            "--skill_vector loads adapters of the base model, which carries one",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             parse(*evaluation, *wrong)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--compare_styles", "rewrite", "rewrite"], "Two conditions are called 'self-edits, rewrite'"),
+        (
+            ["--compare_policies", "me/a", "--compare_models", "me-a"],
+            "are called 'self-edits by me/a' and 'self-edits by me-a'",
+        ),
+        (
+            ["--protocol", "continual", "--remedies", "replay", "--compare_styles", "replay"],
+            "called 'self-edits, replay'",
+        ),
+        (["--sets_training", "true", "--compare_styles", "questions-by-fact"], "sets_training"),
+        (["--compare_styles", "no style"], "no style"),
+    ],
+)
+def test_impossible_conditions_are_refused_before_anything_is_loaded(
+    evaluation, loaded_script, tmp_path, monkeypatch, options, message
+):
+    script, parse = loaded_script("evaluate")
+    monkeypatch.setattr(script.EvaluationArguments, "load", lambda *args, **options: pytest.fail("loaded a model"))
+    with pytest.raises(ValueError, match=message):
+        script.main(parse(*evaluation, *options))
+    assert not (tmp_path / "results").exists()
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(evaluation, loaded_script, tmp_path, capsys):

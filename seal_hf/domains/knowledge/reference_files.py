@@ -1,6 +1,6 @@
 """
-The files of the paper authors' code (https://github.com/Continual-Intelligence/SEAL): what a run of theirs holds, summed up and
-selected from as they do it, and a run of this project in the same form.
+The files of the paper authors' code (https://github.com/Continual-Intelligence/SEAL): what a run of theirs holds, summed up as
+they do it, and a run of this project in the same form.
 
 A *query run* is their record of one evaluation or one round: for each passage its completions, and for each completion and repeat
 the answers of the base model and of the adapted one with their verdicts. [`seal_hf.domains.stored_self_edits`] reads the
@@ -60,23 +60,6 @@ def overall(articles: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
 
 def _std(values: Sequence[float]) -> float:
     return stdev(values) if len(values) > 1 else 0.0
-
-
-def best_pairs(articles: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """
-    What their outer loop finetunes on: for each passage the completion of the best mean accuracy, the first of equals.
-
-    Args:
-        articles (`Sequence[Mapping[str, Any]]`):
-            As for [`overall`].
-
-    Returns:
-        `list[dict[str, str]]`: `prompt` and `completion`, in the order of the passages.
-    """
-    best = [
-        (article, max(article["completions"], key=lambda one: one["stats"]["adapter_mean"])) for article in articles
-    ]
-    return [{"prompt": article["prompt"], "completion": one["text"]} for article, one in best]
 
 
 def query_run(examples: Sequence[Mapping[str, Any]], scored: Iterable[Scored], **settings: Any) -> dict[str, Any]:

@@ -102,6 +102,11 @@ class AskedTextsDomain(WrittenTextsDomain):
         """What is filled into the prompt of each text."""
         raise NotImplementedError
 
+    @property
+    def pools_drafts(self) -> bool:
+        """One list has as many lines as are taken."""
+        return False
+
     def parse(self, completion: str, example: Mapping[str, Any]) -> SelfEdit | None:
         """Take the lines of a completion as calls of the tool, each once; `None` where there is none."""
         lines = (_LABEL.sub("", line.strip()).strip() for line in completion.splitlines())
