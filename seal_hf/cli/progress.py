@@ -3,7 +3,6 @@
 import os
 import sys
 
-from huggingface_hub.utils import disable_progress_bars
 from tqdm.auto import tqdm
 
 
@@ -47,9 +46,7 @@ class Progress:
 def quiet_libraries() -> None:
     """Keep other libraries from drawing bars of their own and from notes that ask for nothing."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if not sys.stderr.isatty():
-        disable_progress_bars()
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # the Hub's, too
     logging.set_verbosity_error()

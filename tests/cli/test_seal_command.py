@@ -221,8 +221,7 @@ def test_too_little_memory_is_said_in_a_line(seal, lm, monkeypatch):
     assert done.err.splitlines()[-1] == "error: An adapter does not fit into the memory; lower the rank."
 
 
-def test_the_hub_draws_no_bars_beside_lines(monkeypatch):
-    monkeypatch.setattr("sys.stderr", io.StringIO())
+def test_the_hub_draws_no_bars_beside_ours():
     hub.enable_progress_bars()
     try:
         progress.quiet_libraries()
