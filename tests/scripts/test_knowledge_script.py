@@ -145,6 +145,11 @@ def test_script_needs_no_questions_where_no_reward_looks_at_labels(config, tmp_p
     planned = run_main(*script, "--dry_run", "--reward_funcs", "rubric")
     assert planned.returncode == 0, planned.stderr
     assert "each round: 6 self-edits, 0 adapters in banks of" in planned.stdout
+    asking = texts.with_name("asking.jsonl")
+    asking.write_text(texts.read_text().replace('bees."}', 'bees.", "questions": [{"question": "Who keeps bees?"}]}'))
+    planned = run_main(*script[:-1], asking, "--dry_run", "--reward_funcs", "self_consistency")
+    assert planned.returncode == 0, planned.stderr
+    assert "each round: 6 self-edits, 6 adapters in banks of" in planned.stdout
     labelled = run_main(*script, "--dry_run", "--reward_funcs", "rubric", "accuracy", "--reward_weights", 1, 0)
     assert labelled.returncode == 1 and "line 1: no questions" in labelled.stderr
     unknown = run_main(*script, "--dry_run", "--reward_funcs", "rubrics")
