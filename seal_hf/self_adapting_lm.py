@@ -414,7 +414,7 @@ class SelfAdaptingLM:
             as_writer: bool = False,
             one_line: bool | Sequence[bool] = False,
         ) -> list[Generation]:
-            with self._as_writer() if as_writer else self._as_student():
+            with self._as_writer() if as_writer else self.as_student():
                 adapter = self.writer if as_writer else None
                 answers = self._answers_that_fit(
                     prompts, max_new_tokens, adapter=adapter, one_line=one_line, stop=stop
@@ -485,7 +485,7 @@ class SelfAdaptingLM:
         if parents is not None and len(parents) != len(edits):
             raise ValueError(f"{len(parents)} parents were given for {len(edits)} self-edits; give one for each.")
         updates = inner_updates(edits, self.model, self.processing_class, self.inner_config)
-        with self._as_student():
+        with self.as_student():
             adapters = train_adapters(
                 self.model,
                 self.base_model_id,
@@ -542,8 +542,8 @@ class SelfAdaptingLM:
         title = self_edit.title if isinstance(self_edit, SelfEdit) else ""
         return {**base_facts(self.model), **({"title": title} if title else {})}
 
-    def _as_student(self) -> AbstractContextManager[None]:
-        """The model as it learns and answers."""
+    def as_student(self) -> AbstractContextManager[None]:
+        """The model inside the block as it learns and answers: without the policy where that is a fixed student's teacher."""
         return without_policy(self.model) if self.student == "base" else nullcontext()
 
     def _as_writer(self) -> AbstractContextManager[None]:
@@ -626,7 +626,7 @@ class SelfAdaptingLM:
         Raises:
             ValueError: Adapters of different shapes, for another base model, or not one per prompt.
         """
-        with self._as_student():
+        with self.as_student():
             generations = self.generator.generate(
                 prompts, adapters, max_new_tokens=max_answer_length, on_text=on_text, stop=stop
             )
@@ -689,7 +689,7 @@ class SelfAdaptingLM:
         Raises:
             ValueError: An empty prompt, or adapters that cannot be used together.
         """
-        with self._as_student():
+        with self.as_student():
             generator = TransformersGenerator(self.model, self.processing_class, self.base_model_id)
             return generator.divergences_from_base(prompts, answers, adapters, base)
 
