@@ -28,6 +28,7 @@ from .generation.likelihood import Divergence
 from .generation.thoughts import without_thoughts
 from .generation.transformers_generation import TransformersGenerator
 from .generation.vllm_engine import VLLMColocateConfig
+from .generation.vllm_generation import VLLMGenerator
 from .inner_loop.adapting import inner_seeds, inner_updates, train_adapters, training_record
 from .inner_loop.full_finetuning import finetune
 from .inner_loop.training import InnerStep
@@ -229,7 +230,8 @@ class SelfAdaptingLM:
         inner_config: InnerLoopConfig | None = None,
     ) -> "SelfAdaptingLM":
         """
-        The same model for another domain. Model and generator are shared.
+        The same model for another domain. Model and generator are shared; vLLM is asked at once whether it takes adapters of another
+        shape.
 
         Args:
             domain ([`Domain`]):
@@ -240,13 +242,15 @@ class SelfAdaptingLM:
                 Another way to train them.
 
         Raises:
-            ValueError: A domain in chat form for a tokenizer without a chat template, target modules that match nothing, or a
-                rank below 1.
+            ValueError: A domain in chat form for a tokenizer without a chat template, target modules that match nothing, a
+                rank below 1, or adapters that vLLM does not take, such as of a rank above its `max_lora_rank`.
         """
         other = copy(self)
         other.domain = self._in_own_form(domain)
         if peft_config is not None:
             lora_layout(self.model, peft_config)  # raises where the adapters do not fit
+            if isinstance(self.generator, VLLMGenerator):
+                self.generator.check_adapters(peft_config, on_policy=self.student == "policy")
             other.peft_config = peft_config
         if inner_config is not None:
             other.inner_config = inner_config
