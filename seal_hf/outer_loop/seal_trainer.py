@@ -321,7 +321,7 @@ class SEALTrainer(_BaseTrainer):
         needed = bytes_of_policies(self.model, self.args, self._folder)
         self._processes.on_main(self._folder.check, bool(resume_from_checkpoint), needed)
         self._processes.on_main(self._folder.require_at_most, self.args.num_rounds)
-        return plan_run(self.lm, self.args, self._train, self._eval, self._processes.count)
+        return plan_run(self._scoring, self._train, self._eval)
 
     @property
     def waits_for_sft(self) -> bool:
