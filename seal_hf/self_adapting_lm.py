@@ -28,6 +28,7 @@ from .generation.likelihood import Divergence
 from .generation.thoughts import without_thoughts
 from .generation.transformers_generation import TransformersGenerator
 from .generation.vllm_engine import VLLMColocateConfig
+from .generation.vllm_generation import VLLMGenerator
 from .inner_loop.adapting import inner_seeds, inner_updates, train_adapters, training_record
 from .inner_loop.full_finetuning import finetune
 from .inner_loop.training import InnerStep
@@ -229,7 +230,8 @@ class SelfAdaptingLM:
         inner_config: InnerLoopConfig | None = None,
     ) -> "SelfAdaptingLM":
         """
-        The same model for another domain. Model and generator are shared.
+        The same model for another domain. Model and generator are shared; vLLM is asked at once whether it takes adapters of another
+        shape.
 
         Args:
             domain ([`Domain`]):
@@ -240,13 +242,15 @@ class SelfAdaptingLM:
                 Another way to train them.
 
         Raises:
-            ValueError: A domain in chat form for a tokenizer without a chat template, target modules that match nothing, or a
-                rank below 1.
+            ValueError: A domain in chat form for a tokenizer without a chat template, target modules that match nothing, a
+                rank below 1, or adapters that vLLM does not take, such as of a rank above its `max_lora_rank`.
         """
         other = copy(self)
         other.domain = self._in_own_form(domain)
         if peft_config is not None:
             lora_layout(self.model, peft_config)  # raises where the adapters do not fit
+            if isinstance(self.generator, VLLMGenerator):
+                self.generator.check_adapters(peft_config, on_policy=self.student == "policy")
             other.peft_config = peft_config
         if inner_config is not None:
             other.inner_config = inner_config
@@ -414,7 +418,7 @@ class SelfAdaptingLM:
             as_writer: bool = False,
             one_line: bool | Sequence[bool] = False,
         ) -> list[Generation]:
-            with self._as_writer() if as_writer else self._as_student():
+            with self._as_writer() if as_writer else self.as_student():
                 adapter = self.writer if as_writer else None
                 answers = self._answers_that_fit(
                     prompts, max_new_tokens, adapter=adapter, one_line=one_line, stop=stop
@@ -485,7 +489,7 @@ class SelfAdaptingLM:
         if parents is not None and len(parents) != len(edits):
             raise ValueError(f"{len(parents)} parents were given for {len(edits)} self-edits; give one for each.")
         updates = inner_updates(edits, self.model, self.processing_class, self.inner_config)
-        with self._as_student():
+        with self.as_student():
             adapters = train_adapters(
                 self.model,
                 self.base_model_id,
@@ -542,8 +546,8 @@ class SelfAdaptingLM:
         title = self_edit.title if isinstance(self_edit, SelfEdit) else ""
         return {**base_facts(self.model), **({"title": title} if title else {})}
 
-    def _as_student(self) -> AbstractContextManager[None]:
-        """The model as it learns and answers."""
+    def as_student(self) -> AbstractContextManager[None]:
+        """The model inside the block as it learns and answers: without the policy where that is a fixed student's teacher."""
         return without_policy(self.model) if self.student == "base" else nullcontext()
 
     def _as_writer(self) -> AbstractContextManager[None]:
@@ -626,7 +630,7 @@ class SelfAdaptingLM:
         Raises:
             ValueError: Adapters of different shapes, for another base model, or not one per prompt.
         """
-        with self._as_student():
+        with self.as_student():
             generations = self.generator.generate(
                 prompts, adapters, max_new_tokens=max_answer_length, on_text=on_text, stop=stop
             )
@@ -689,7 +693,7 @@ class SelfAdaptingLM:
         Raises:
             ValueError: An empty prompt, or adapters that cannot be used together.
         """
-        with self._as_student():
+        with self.as_student():
             generator = TransformersGenerator(self.model, self.processing_class, self.base_model_id)
             return generator.divergences_from_base(prompts, answers, adapters, base)
 

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ..adapters.adapter import Adapter
-from ..adapters.layout import lora_layout
+from ..adapters.layout import LoraLayout, lora_layout
 from ..adapters.policy import carried_policy
 from ..models.access import without_policy
 from ..models.encoding import encode_answer, encode_prompt
@@ -80,6 +80,7 @@ class VLLMGenerator(ModelGenerator):
     def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, base_model_id: str):
         super().__init__(model, tokenizer, base_model_id)
         self._local = TransformersGenerator(model, tokenizer, base_model_id)
+        self._taken: set[tuple[LoraLayout, bool]] = set()  # what check_adapters has found to be taken
 
     def check(self, peft_config: LoraConfig, *, on_policy: bool = True) -> None:
         """
@@ -97,11 +98,29 @@ class VLLMGenerator(ModelGenerator):
         """
         with self._turn(lambda: False), without_policy(self.model):
             self._require_same_weights()
+        self.check_adapters(peft_config, on_policy=on_policy)
+        self.generate([_PROBE[0]], max_new_tokens=1)
+
+    def check_adapters(self, peft_config: LoraConfig, *, on_policy: bool = True) -> None:
+        """
+        Check that vLLM takes the adapters that are to come; it is asked once about those of one shape.
+
+        Args:
+            peft_config, on_policy:
+                As for [`~VLLMGenerator.check`].
+
+        Raises:
+            ValueError: It does not take them.
+            OSError: It is gone, or an adapter could not be written.
+        """
+        layout = lora_layout(self.model, peft_config)
+        if (layout, on_policy) in self._taken:
+            return
         with nullcontext() if on_policy else without_policy(self.model):
-            policy, layout = carried_policy(self.model, self.base_model_id), lora_layout(self.model, peft_config)
+            policy = carried_policy(self.model, self.base_model_id)
             fresh = Adapter(layout, layout.initial_weights(0), self.base_model_id, policy)
             self.generate([_PROBE[0]], [fresh], max_new_tokens=1)
-        self.generate([_PROBE[0]], max_new_tokens=1)
+        self._taken.add((layout, on_policy))
 
     def answer_log_likelihoods(
         self,

@@ -83,11 +83,11 @@ def made_repo(
     return url.repo_id
 
 
-def with_namespace(repo_id: str, token: str | None = None) -> str:
-    """A repository's name with its namespace, which defaults to the token's own."""
+def with_namespace(repo_id: str, token: str | None = None, action: str = "The upload to") -> str:
+    """A repository's name with its namespace, which defaults to the token's own; `action` is what an error says has failed."""
     if "/" in repo_id:
         return repo_id
-    with explaining_hub_errors(f"The upload to {repo_id}", repo_id):
+    with explaining_hub_errors(f"{action} {repo_id}", repo_id):
         return f"{hub_api(token).whoami()['name']}/{repo_id}"
 
 

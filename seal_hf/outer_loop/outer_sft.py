@@ -72,32 +72,24 @@ def fit_policy(
             Called with the metrics of the steps.
 
     Returns:
-        `bool`: whether the fit came to its end. Where it did not, the adapter has the values it had before.
+        `bool`: whether the fit came to its end. Where it did not, the adapter is to be given the values it had before, as
+            [`~seal_hf.outer_loop.policy.undone_on_error`] does.
 
     Raises:
         ValueError: No self-edit fits into `max_length`.
-        PolicyNotFinite: The fit came to values that are not finite. The adapter has the values it had before.
+        PolicyNotFinite: The fit came to values that are not finite.
     """
     rows = training_rows(selected, processing_class, args)
     forward = ForwardingCallback(on_step, on_log)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    before = [parameter.detach().clone() for parameter in parameters]
     device = model.get_input_embeddings().weight.device
     return_freed(device)
-    finished = False
-    try:
-        with _left_as_found(model, processing_class):
-            train_policy(model, processing_class, rows, args, seed=seed, output_dir=output_dir, callback=forward)
-        if not forward.stopped:
-            require_finite(parameters, args)
-        finished = not forward.stopped
-    finally:
-        # Also where an error or the keyboard ended it, so that the same trainer can be resumed.
-        if not finished:
-            for parameter, values in zip(parameters, before, strict=True):
-                parameter.data = parameter.data.to(values.dtype).copy_(values)
+    with _left_as_found(model, processing_class):
+        train_policy(model, processing_class, rows, args, seed=seed, output_dir=output_dir, callback=forward)
     release_memory(device)
-    return finished
+    if not forward.stopped:
+        require_finite(parameters, args)
+    return not forward.stopped
 
 
 def training_rows(
@@ -181,7 +173,8 @@ def parts_per_example(domain: Domain, examples: Sequence[Mapping]) -> float:
 
 def optimizer_steps(examples_per_round: int, args: SEALConfig, parts: float = 1) -> list[int]:
     """Optimizer steps of each round's fit, if every example has its share of kept self-edits, of so many parts."""
-    kept = round(examples_per_round * (args.keep_best or args.num_generations) * parts)
+    kept_of_each = min(args.keep_best or args.num_generations, args.num_generations)
+    kept = round(examples_per_round * kept_of_each * parts)
     seen = [kept * (place + 1 if args.sft_on == "all" else 1) for place in range(args.num_rounds)]
     return [math.ceil(number / args.sft_batch_size) * int(args.num_train_epochs) for number in seen]
 

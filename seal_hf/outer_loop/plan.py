@@ -1,45 +1,42 @@
-"""What a run will do, and about how long that takes here: estimated without training anything."""
+"""What a run will do, and about how long that takes here: its own stages, counted without training or writing any."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from ..adapters.layout import lora_layout
-from ..domains.base import Condition
-from ..inner_loop.update import InnerUpdate, tokenize_self_edit
-from ..rollout.bank_schedule import adapters_per_bank, work_of
+from ..evaluation.plan import COLUMNS, ESTIMATED, expected_seconds, row_of
+from ..records.journal import Journal
+from ..records.tables import markdown
 from ..rollout.examples import ExampleSet
-from ..rollout.probe import measure_pace
-from ..self_adapting_lm import SelfAdaptingLM
+from ..rollout.planning import Counts, PlanningRollout
+from ..rollout.rollout import Rollout
+from ..rollout.stage import Stage
 from .outer_sft import optimizer_steps, parts_per_example
-from .seal_config import SEALConfig
-from .stages import examples_per_round, places_to_draw_from, round_places
+from .scoring import Scoring
+from .stages import evaluation_stage, examples_per_round, places_to_draw_from, training_stage
 
 
 @dataclass(frozen=True)
 class RunPlan:
     """
-    The work of a run.
+    The work of a run that is left to be done.
 
     Parameters:
-        num_rounds, num_examples, num_eval_examples, num_processes (`int`):
+        num_rounds, num_eval_examples, num_processes (`int`):
             As configured.
+        num_examples (`int`):
+            Training examples that rounds draw from.
         examples_per_round (`int`):
             Training examples of each round.
-        self_edits_per_round, adapters_per_round (`int`):
-            Self-edits written and inner updates trained.
-        adapters_per_bank (`int`, *optional*):
-            Most inner updates in one bank; `None` where that follows from self-edits of unknown length.
-        evaluation_adapters (`int`):
-            Inner updates of all evaluations together.
-        inner_tokens (`int`, *optional*):
-            Tokens that all inner updates train on, a self-edit taken to be as long as what the domain's baseline trains
-            on; `None` for a domain without a baseline that trains.
+        rounds (`list[Counts]`):
+            For each round what is left of writing and scoring its self-edits.
+        evaluations (`list[Counts]`):
+            The same for the evaluation before the first round and after each; empty where there is nothing to evaluate on.
         optimizer_steps (`list[int]`):
-            Steps of each round's outer SFT, if every example has its share of kept self-edits.
+            Steps of each round's outer SFT, if every example has its share of kept self-edits; 0 where its policy is on disk.
         seconds (`float`, *optional*):
-            Expected time of the inner updates, the writing and the answers, with self-edits of that length; without the
-            outer SFT.
+            Expected time of training, writing and answering, without the outer SFT; `None` where nothing of that is left, and where
+            self-edits are of unknown length since the domain has no baseline that trains.
     """
 
     num_rounds: int
@@ -47,123 +44,82 @@ class RunPlan:
     examples_per_round: int
     num_eval_examples: int
     num_processes: int
-    self_edits_per_round: int
-    adapters_per_round: int
-    adapters_per_bank: int | None
-    evaluation_adapters: int
-    inner_tokens: int | None
+    rounds: list[Counts]
+    evaluations: list[Counts]
     optimizer_steps: list[int]
     seconds: float | None
 
+    @property
+    def everything(self) -> Counts:
+        """The work of all rounds and evaluations together."""
+        return sum((*self.rounds, *self.evaluations), Counts())
+
     def __str__(self) -> str:
-        banks = "" if self.adapters_per_bank is None else f" in banks of {self.adapters_per_bank}"
-        least, most = min(self.optimizer_steps), max(self.optimizer_steps)
-        steps = f"{least}" if least == most else f"{least} to {most}"
         is_new = self.examples_per_round < self.num_examples
         own = f", {self.examples_per_round} new ones in each round" if is_new else ""
-        lines = [
-            f"rounds: {self.num_rounds}, examples: {self.num_examples}{own}, evaluated on: "
-            f"{self.num_eval_examples}, processes: {self.num_processes}",
-            f"each round: {self.self_edits_per_round} self-edits, {self.adapters_per_round} adapters{banks}, "
-            f"{steps} steps of outer SFT",
-            f"all evaluations: {self.evaluation_adapters} adapters",
+        rows = [
+            [f"round {number}", *row_of(counts), f"{steps:,}"]
+            for number, (counts, steps) in enumerate(zip(self.rounds, self.optimizer_steps, strict=True), start=1)
         ]
-        if self.inner_tokens is not None:
-            lines.append(
-                f"about {self.inner_tokens:,} tokens of inner updates, if self-edits are as long as what the baseline trains on"
-            )
+        if self.evaluations:
+            rows.append(["evaluations", *row_of(sum(self.evaluations, Counts())), ""])
+        rows.append(["all", *row_of(self.everything), f"{sum(self.optimizer_steps):,}"])
+        lines = [
+            f"rounds: {self.num_rounds}, examples: {self.num_examples}{own}, evaluated on: {self.num_eval_examples}, processes: "
+            f"{self.num_processes}; left to be done:",
+            f"\n{markdown(['stage', *COLUMNS, 'steps of outer SFT'], rows)}\n",
+        ]
+        if self.everything.is_estimated:
+            lines.append(ESTIMATED)
         if self.seconds is not None:
-            lines.append(f"about {self.seconds / 60:.0f} minutes by a short probe of this machine, without the SFT")
+            lines.append(f"About {self.seconds / 60:.0f} minutes by a short probe of this machine, without the SFT.")
         return "\n".join(lines)
 
 
-def plan_run(
-    lm: SelfAdaptingLM, args: SEALConfig, train: ExampleSet, evaluation: ExampleSet | None, num_processes: int
-) -> RunPlan:
-    """Count the work of a run, and measure this machine for a few steps, whose results are thrown away."""
-    num_eval = len(evaluation) if evaluation is not None else 0
-    num_evaluations = args.num_rounds + 1
-    # Without a reward that an adapter earns none is trained but in evaluations.
-    per_example = args.num_generations * (args.num_repeats if args.rewards().needs_adapters else 0)
-    trained = [condition for condition in lm.domain.conditions if condition.self_edit is not None]
-    tokens = seconds = None
-    places = places_to_draw_from(args, lm.domain, train)
+def plan_run(scoring: Scoring, train: ExampleSet, evaluation: ExampleSet | None) -> RunPlan:
+    """
+    Count the work of a run, and measure this machine for a few steps, whose results are thrown away.
+
+    Args:
+        scoring ([`Scoring`]):
+            The run's engines, settings and folder: what is on disk is not counted.
+        train ([`ExampleSet`]):
+            The training set.
+        evaluation ([`ExampleSet`], *optional*):
+            The evaluation set.
+    """
+    args, run, domain = scoring.args, scoring.run, scoring.rollout.lm.domain
     rounds = [
-        [train.examples[place] for place in round_places(args, places, index)] for index in range(args.num_rounds)
+        _counted(scoring.rollout, training_stage(args, domain, run.journal, train, index))
+        for index in range(args.num_rounds)
     ]
-    per_round = examples_per_round(args, len(places))
-    num_self_edits = per_round * args.num_generations
-    per_bank = None if args.adapters_per_bank is None else min(args.adapters_per_bank, num_self_edits)
-    if trained:
-        baselines = [_updates(lm, trained[-1], examples) for examples in rounds]
-        per_bank = per_bank or _adapters_per_bank(lm, args, baselines[0], num_processes)
-        # A self-edit is taken to hold a rewrite of what the baseline trains on, and that itself.
-        tokens = 2 * sum(map(_num_tokens, baselines)) * per_example
-        num_answers = sum(_num_questions(lm, examples) for examples in rounds) * (per_example + 1)
-        if evaluation is not None:
-            own = sum(_num_tokens(_updates(lm, condition, evaluation.examples)) for condition in trained)
-            tokens += num_evaluations * (
-                own + 2 * _num_tokens(_updates(lm, trained[-1], evaluation.examples)) * args.num_eval_generations
-            )
-            num_conditions = (args.num_eval_generations + len(trained)) * num_evaluations
-            num_conditions += len(lm.domain.conditions) - len(trained)
-            num_answers += _num_questions(lm, evaluation.examples) * num_conditions
-        num_written = num_self_edits * args.num_rounds * args.num_drafts
-        num_eval_drafts = args.eval_rollout_config().num_drafts
-        num_written += num_eval * args.num_eval_generations * num_evaluations * num_eval_drafts
-        pace = measure_pace(lm, trained[-1], train.examples, per_bank)
-        written_length = min(args.max_completion_length, _mean_length(list(chain.from_iterable(baselines))))
-        generated = num_written * written_length + num_answers * args.max_answer_length
-        seconds = pace.seconds(tokens, num_written + num_answers, generated) / num_processes
+    eval_rollout, evaluations = scoring.eval_rollout, []
+    if evaluation is not None:
+        evaluations = [
+            _counted(eval_rollout, evaluation_stage(args, eval_rollout.lm.domain, run.evaluation, evaluation, number))
+            for number in range(args.num_rounds + 1)
+        ]
+    num_examples = len(places_to_draw_from(args, domain, train))
+    per_round = examples_per_round(args, num_examples)
+    steps = optimizer_steps(per_round, args, parts_per_example(domain, train.examples))
+    num_fitted = scoring.processes.on_main(run.num_policies)
     return RunPlan(
         num_rounds=args.num_rounds,
-        num_examples=len(places),
+        num_examples=num_examples,
         examples_per_round=per_round,
-        num_eval_examples=num_eval,
-        num_processes=num_processes,
-        self_edits_per_round=num_self_edits,
-        adapters_per_round=per_round * per_example,
-        adapters_per_bank=per_bank,
-        evaluation_adapters=num_eval * (args.num_eval_generations + len(trained)) * num_evaluations,
-        inner_tokens=tokens,
-        optimizer_steps=optimizer_steps(per_round, args, parts_per_example(lm.domain, train.examples)),
-        seconds=seconds,
+        num_eval_examples=len(evaluation) if evaluation is not None else 0,
+        num_processes=scoring.processes.count,
+        rounds=rounds,
+        evaluations=evaluations,
+        optimizer_steps=[0] * num_fitted + steps[num_fitted:],
+        seconds=expected_seconds(scoring.rollout, train.examples, sum((*rounds, *evaluations), Counts())),
     )
 
 
-def _updates(lm: SelfAdaptingLM, condition: Condition, examples: Sequence[Mapping]) -> list[InnerUpdate]:
-    """The inner updates of a baseline that trains."""
-    return [
-        tokenize_self_edit(condition.self_edit(example), lm.processing_class, lm.inner_config) for example in examples
-    ]
-
-
-def _num_questions(lm: SelfAdaptingLM, examples: Sequence[Mapping]) -> int:
-    return sum(len(lm.domain.questions(example)) for example in examples)
-
-
-def _num_tokens(updates: Sequence[InnerUpdate]) -> int:
-    """Tokens of all updates, all epochs."""
-    return sum(work_of(update).num_tokens for update in updates)
-
-
-def _mean_length(updates: Sequence[InnerUpdate]) -> float:
-    """Mean length of what an update trains on, in tokens."""
-    return sum(len(one.input_ids) for update in updates for one in update.sequences) / len(updates)
-
-
-def _adapters_per_bank(
-    lm: SelfAdaptingLM, args: SEALConfig, baseline: Sequence[InnerUpdate], num_processes: int
-) -> int:
-    """As many as the first round will take if self-edits are twice as long as what the baseline trains on."""
-    work = [
-        replace(update, sequences=update.sequences * 2) for update in baseline for _ in range(args.num_generations)
-    ]
-    return adapters_per_bank(
-        lm.model,
-        lora_layout(lm.model, lm.peft_config),
-        list(map(work_of, work)),
-        args.num_repeats,
-        num_processes,
-        lm.inner_gradient_checkpointing,
-    )
+def _counted(rollout: Rollout, stage: Stage) -> Counts:
+    """What is left to be done of a stage, by what its journal has."""
+    planning = PlanningRollout(rollout, stage.journal)
+    with TemporaryDirectory() as directory:
+        stage = replace(stage, journal=Journal(Path(directory)))
+        planning.score(stage, planning.propose(stage))
+    return sum(planning.counts.values(), Counts())

@@ -173,13 +173,17 @@ def restore_policy(model: PeftModel, weights: dict[str, torch.Tensor]) -> None:
 
 @contextmanager
 def undone_on_error(model: PeftModel, state: TrainerState) -> Iterator[None]:
-    """Bring policy and log back where the block ends with an error, so that the same trainer can be resumed."""
-    before, steps, num_logs = policy_weights(model), state.global_step, len(state.log_history)
+    """Bring policy and log back where the block ends with an error or the keyboard ends it, so that the same trainer can be resumed."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    before = [parameter.detach().to("cpu", copy=True) for parameter in parameters]
+    steps, epoch, num_logs = state.global_step, state.epoch, len(state.log_history)
     try:
         yield
     except BaseException:
-        restore_policy(model, before)
-        state.global_step = steps
+        for parameter, values in zip(parameters, before, strict=True):
+            # TRL may have cast it to another dtype by then.
+            parameter.data = parameter.data.to(values.dtype).copy_(values)
+        state.global_step, state.epoch = steps, epoch
         del state.log_history[num_logs:]
         raise
 

@@ -15,7 +15,7 @@ from transformers.trainer_utils import HubStrategy
 
 from ..hub.errors import HubError, explaining_hub_errors
 from ..hub.model_card import AdapterCard, with_base_license, write_model_card
-from ..hub.transfer import download, hub_api, made_repo, upload
+from ..hub.transfer import download, hub_api, made_repo, upload, with_namespace
 from ..models.loading import base_facts
 from ..records.files import RUN_FILE
 from ..records.report import evaluations, of_every_policy
@@ -198,10 +198,11 @@ class Publisher:
         if self.run.holds_a_run():
             logger.info("%s holds a run already, which continues from there.", self.run.path)
             return
-        if (repo_id := self.args.hub_model_id) is None:
+        if self.args.hub_model_id is None:
             raise ValueError(
                 f"resume_from_checkpoint={LAST_CHECKPOINT!r} needs hub_model_id; give the repository that the run was pushed to."
             )
+        repo_id = with_namespace(self.args.hub_model_id, self.args.hub_token, "The download of")
         files = [f"{LAST_CHECKPOINT}/{pattern}" for pattern in RUN_FILES]
         folder, commit = download(repo_id, files, revision=self.args.hub_revision, token=self.args.hub_token)
         if not (folder / LAST_CHECKPOINT / RUN_FILE).is_file():

@@ -43,6 +43,7 @@ _FREE_FIELDS = (
     "inner_gradient_checkpointing",
     "logging_steps",
     "ddp_timeout",
+    "restore_callback_states_from_checkpoint",
     "separate_sft",
     "shard_base",
     "use_vllm",

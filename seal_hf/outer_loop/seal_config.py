@@ -161,6 +161,9 @@ class SEALConfig(SFTConfig):
             Steps of the outer SFT between two logs.
         ddp_timeout (`int`, *optional*, defaults to `21600`):
             How long one process waits for another's banks, in seconds.
+        restore_callback_states_from_checkpoint (`bool`, *optional*, defaults to `True`):
+            Whether callbacks that are an `ExportableState`, such as `EarlyStoppingCallback`, get back what they had kept when a run
+            is resumed, so that it goes on as if it had not been interrupted. They keep the arguments that they are made with.
 
     Raises:
         ValueError: A value out of its range.
@@ -290,6 +293,10 @@ class SEALConfig(SFTConfig):
     )
     logging_steps: float = field(default=1, metadata={"help": "Steps of the outer SFT between two logs."})
     ddp_timeout: int = field(default=21600, metadata={"help": "Seconds that one process waits for another."})
+    restore_callback_states_from_checkpoint: bool = field(
+        default=True,
+        metadata={"help": "Give callbacks back what they had kept, such as a count, when a run is resumed."},
+    )
 
     def __post_init__(self):
         # transformers refuses bf16, TRL's default, on a machine without an accelerator unless it is told so.

@@ -30,6 +30,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainerCallback,
+    TrainerState,
 )
 from transformers.trainer_utils import TrainOutput
 from trl.trainer.base_trainer import _BaseTrainer
@@ -46,6 +47,7 @@ from ..records.schema import ScoredSelfEdit, SelectedSelfEdit
 from ..rollout.examples import ExampleSet
 from ..rollout.processes import Processes
 from ..rollout.rollout import Rollout
+from .callback_states import restore_callbacks, with_callbacks
 from .outer_sft import PolicyNotFinite, fit_policy, optimizer_steps, parts_per_example
 from .plan import RunPlan, plan_run
 from .policy import bytes_of_policies, keep_policy, read_policy, restore_policy, undone_on_error
@@ -64,6 +66,8 @@ logger = logging.getLogger(__name__)
 
 
 _Found = TypeVar("_Found")
+# A key of every evaluation's entry in the log.
+_EVALUATED = "eval_self_edits_accuracy"
 
 
 class _RunStopped(Exception):
@@ -274,7 +278,8 @@ class SEALTrainer(_BaseTrainer):
             a callback ended the evaluation.
 
         Raises:
-            ValueError: There is no evaluation set, or the output directory holds a later policy than this trainer.
+            ValueError: There is no evaluation set, or the output directory holds another run, a later policy than this trainer, or
+                a run that another process is training or evaluating.
             RuntimeError: Called without `eval_dataset` during `train()`, which evaluates after every round itself.
             GradingIncomplete: An answer could not be graded.
         """
@@ -293,9 +298,10 @@ class SEALTrainer(_BaseTrainer):
                     # There is no earlier evaluation of these examples, so the baselines are measured too.
                     evaluation = self._evaluation(Journal(Path(directory)), data, 0)
             else:
-                self._processes.on_main(self._folder.open, True, 0)
-                self._processes.on_main(self._folder.require_latest, self._rounds_fitted)
-                evaluation = self._evaluation(self._folder.evaluation, self._eval, self._rounds_fitted)
+                with ExitStack() as held:
+                    self._hold(True, 0, held)
+                    self._processes.on_main(self._folder.require_latest, self._rounds_fitted)
+                    evaluation = self._evaluation(self._folder.evaluation, self._eval, self._rounds_fitted)
         except _RunStopped:
             return {}
         own = {} if eval_dataset is not None else {"round": self._rounds_fitted}
@@ -303,19 +309,19 @@ class SEALTrainer(_BaseTrainer):
 
     def plan(self, resume_from_checkpoint: bool | None = None) -> RunPlan:
         """
-        Check everything that `train` checks and estimate what it will do, without training.
+        Check everything that `train` checks and count what it will do, without training.
 
         Args:
             resume_from_checkpoint (`bool`, *optional*):
                 As for [`~SEALTrainer.train`].
 
         Returns:
-            [`RunPlan`]: counts and the expected time of the whole run; `print` it.
+            [`RunPlan`]: counts and the expected time of what is left to be done; `print` it.
         """
         needed = bytes_of_policies(self.model, self.args, self._folder)
         self._processes.on_main(self._folder.check, bool(resume_from_checkpoint), needed)
         self._processes.on_main(self._folder.require_at_most, self.args.num_rounds)
-        return plan_run(self.lm, self.args, self._train, self._eval, self._processes.count)
+        return plan_run(self._scoring, self._train, self._eval)
 
     @property
     def waits_for_sft(self) -> bool:
@@ -402,17 +408,27 @@ class SEALTrainer(_BaseTrainer):
 
     def _open(self, resume: bool, held: ExitStack) -> None:
         """Make the output directory this run's, as long as it is held, and restore its state."""
-        self._processes.on_main(self._folder.open, resume, bytes_of_policies(self.model, self.args, self._folder))
+        self._hold(resume, bytes_of_policies(self.model, self.args, self._folder), held)
         self._processes.on_main(self._folder.require_at_most, self.args.num_rounds)
-        self._processes.on_main(lambda: held.enter_context(self._folder.held()))
         self._processes.on_main(self._folder.remove_staged)
         if resume:
             for name, value in self._processes.on_main(self._folder.load_state).items():
                 setattr(self.state, name, value)
+            if self.args.restore_callback_states_from_checkpoint:
+                restore_callbacks(self.state, self.callback_handler.callbacks)
         self.state.max_steps = self.args.num_rounds + sum(
             optimizer_steps(self._examples_per_round, self.args, parts_per_example(self.domain, self._train.examples))
         )
         self.state.num_train_epochs = self.args.num_rounds
+
+    def _hold(self, resume: bool, free_bytes_needed: int, held: ExitStack) -> None:
+        """Make the output directory this run's; nothing is written where another process holds it."""
+        self._processes.on_main(self._folder.check, resume, free_bytes_needed)
+        self._processes.on_main(lambda: held.enter_context(self._folder.held()))
+        self._processes.on_main(self._folder.open, resume, free_bytes_needed)
+
+    def _state_to_save(self) -> TrainerState:
+        return with_callbacks(self.state, self.callback_handler.callbacks)
 
     def _propose_and_score(self, round_index: int) -> list[ScoredSelfEdit]:
         """Let the policy write a round's self-edits, and train and ask their adapters."""
@@ -459,7 +475,7 @@ class SEALTrainer(_BaseTrainer):
     def _save_round_files(self, round_index: int) -> None:
         save_samples(self._folder.path, round_index)
         save_plot(self._folder.path)
-        self._folder.save_state(self.state)
+        self._folder.save_state(self._state_to_save())
 
     def _fit(self, round_index: int, selected: list[SelectedSelfEdit]) -> None:
         """Bring the policy to where the round's SFT leaves it."""
@@ -502,7 +518,7 @@ class SEALTrainer(_BaseTrainer):
                 processing_class=self.processing_class,
                 args=self.args,
                 seed=sft_seed(self.args, round_index),
-                state=self.state,
+                state=self._state_to_save(),
             )
         )
         self._waits_for_sft = True
@@ -523,7 +539,7 @@ class SEALTrainer(_BaseTrainer):
         ):
             raise _RunStopped
         self.state.epoch = float(round_index + 1)
-        self._processes.on_main(keep_policy, self.model, self._folder, round_index, self.state)
+        self._processes.on_main(keep_policy, self.model, self._folder, round_index, self._state_to_save())
 
     def _evaluate_round(self, num_rounds: int) -> None:
         """Evaluate the policy after so many rounds, where there is something to evaluate on."""
@@ -531,7 +547,14 @@ class SEALTrainer(_BaseTrainer):
         if self._eval is None:
             return
         evaluation = self._evaluation(self._folder.evaluation, self._eval, num_rounds)
-        if self._logged("eval_self_edits_accuracy", num_rounds) is None:
+        logged = self._logged(_EVALUATED, num_rounds)
+        if logged is None or not _prefixed("eval", evaluation).items() <= logged.items():
+            if logged is not None:  # its files were removed, and it was computed again
+                self.state.log_history.remove(logged)
+                self.state.best_metric = None
+                for entry in self.state.log_history:
+                    if _EVALUATED in entry:
+                        self._determine_best_metric(entry, None)
             values = self._log_evaluation(evaluation, "eval", {"round": num_rounds})
             # After the callbacks, as in transformers.Trainer: EarlyStoppingCallback compares with the best before.
             self._determine_best_metric(values, None)
@@ -543,14 +566,14 @@ class SEALTrainer(_BaseTrainer):
         return _unless_stopped(self._scoring.evaluate(journal, data, num_rounds, self._rounds_fitted))
 
     def _log_evaluation(self, evaluation: Evaluation, prefix: str, labels: dict[str, int]) -> dict[str, float]:
-        values = {f"{prefix}_{name}": value for name, value in metrics(evaluation).items()}
+        values = _prefixed(prefix, evaluation)
         self.log({**labels, **values})
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, values)
         return values
 
     def _save_evaluation_files(self) -> None:
         save_plot(self._folder.path)
-        self._folder.save_state(self.state)
+        self._folder.save_state(self._state_to_save())
 
     def _push_round(self, round_index: int) -> None:
         if round_index + 1 < self.args.num_rounds:
@@ -577,6 +600,11 @@ class SEALTrainer(_BaseTrainer):
     def _is_stopped(self) -> bool:
         """Whether a callback has ended the run, in any process."""
         return self._processes.any(self.control.should_training_stop)
+
+
+def _prefixed(prefix: str, evaluation: Evaluation) -> dict[str, float]:
+    """An evaluation's metrics by the names under which they are logged."""
+    return {f"{prefix}_{name}": value for name, value in metrics(evaluation).items()}
 
 
 def _unless_stopped(found: _Found | None) -> _Found:

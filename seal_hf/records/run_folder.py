@@ -62,7 +62,7 @@ _NAME, _WEIGHTS = "model", "model.weights"
 _GRADERS = ("domain.grader", "eval_domain.grader")
 _LATER = (_WEIGHTS, "writer.weights", *(f"{grader}.endpoint" for grader in _GRADERS))
 _FREE = tuple(f"{grader}.max_workers" for grader in _GRADERS)
-_STATE_FIELDS = ("global_step", "epoch", "log_history", "best_metric")
+_STATE_FIELDS = ("global_step", "epoch", "log_history", "best_metric", "stateful_callbacks")
 
 
 class RunFolder:
@@ -159,11 +159,14 @@ class RunFolder:
     @contextmanager
     def held(self) -> Iterator[None]:
         """
-        Keep others from training in the folder for the length of the block; the system ends it with the process.
+        Keep others from working in the folder, which is made where there is none, for the length of the block; the system ends it
+        with the process.
 
         Raises:
-            ValueError: Another one trains in it.
+            ValueError: Another one works in it.
+            OSError: It cannot be made.
         """
+        self.path.mkdir(parents=True, exist_ok=True)
         if fcntl is None:
             yield
             return
@@ -249,7 +252,7 @@ class RunFolder:
         shutil.rmtree(self.sft(round_index), ignore_errors=True)
 
     def save_state(self, state: TrainerState, folder: Path | None = None) -> None:
-        """Write the trainer's state: step count and log history."""
+        """Write the trainer's state: step count, log history, and what its callbacks keep."""
         record = {name: getattr(state, name) for name in _STATE_FIELDS}
         write_text((folder or self.path) / STATE_FILE, json.dumps(record, indent=1) + "\n")
 

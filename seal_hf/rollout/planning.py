@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from ..domains.base import SELF_EDITS
 from ..generation.base import Generation
 from ..generation.thoughts import after_thought
+from ..grading.rewards import SELF_CONSISTENCY
 from ..inner_loop.update import InnerUpdate, TrainingSequence, tokenize_self_edit
 from ..records.journal import Journal
 from ..records.schema import Proposal, ScoredSelfEdit, TrialResult
@@ -48,7 +49,8 @@ class Counts:
         tokens (`int`):
             Tokens that they train on, all epochs together.
         prompts_to_answer (`int`):
-            Questions, recitations and what is asked for retention.
+            Questions, recitations, and what is asked for retention and for rewards without labels. Of these the questions of the
+            reward `"own_questions"` are known once they are made.
         is_estimated (`bool`):
             Whether self-edits are among it whose length is not known. Their tokens are left out where the domain has no baseline that
             trains, by which they could be estimated.
@@ -111,14 +113,16 @@ class PlanningRollout(Rollout):
             return super().propose(replace(stage, journal=self._journal))
         if stage.proposals is not None:
             return super().propose(stage)
-        written = [self._expected(stage, place) for place in stage.places]
+        written, texts = [self._expected(stage, place) for place in stage.places], []
         for place, own in zip(stage.places, written, strict=True):
+            example = stage.data.examples[place]
+            baseline, own_texts = self._of_baseline(example), self._expected_texts(example)
             for edit, one in enumerate(own):
                 if one.self_edit is _UNKNOWN:
-                    self._proposed.unknown[SELF_EDITS, place, edit] = self._expected_update(stage, place, edit)
+                    self._proposed.unknown[SELF_EDITS, place, edit] = self._expected_update(baseline, own_texts, edit)
+            texts += own_texts
         if stage.completions is None and self._writes:
             counts, longest = self.counts[SELF_EDITS], self.config.max_completion_length
-            texts = [text for place in stage.places for text in self._expected_texts(stage, place)]
             counts.prompts_to_write = len(texts) * stage.num_generations
             counts.tokens_to_write = stage.num_generations * sum(
                 min(longest, sum(len(one.input_ids) for one in text)) for text in texts
@@ -145,6 +149,20 @@ class PlanningRollout(Rollout):
             for trial in trials
             for key in trial.keys
         ]
+
+    def _asked_without_labels(
+        self, stage: Stage, proposals: Sequence[Proposal]
+    ) -> Mapping[tuple[int, int], Mapping[str, Mapping]]:
+        """What is recorded; else the examples' own questions for self-consistency, as if the model found an answer to each."""
+        if self.processes.on_main(self._journal.reward_questions, stage.round) is not None:
+            return super()._asked_without_labels(replace(stage, journal=self._journal), proposals)
+        if SELF_CONSISTENCY not in stage.rewards.names:
+            return {}
+        return {
+            (one.example, one.edit): {SELF_CONSISTENCY: stage.data.examples[one.example]}
+            for one in proposals
+            if one.condition == SELF_EDITS
+        }
 
     def _count(self, stage: Stage, trials: Sequence[Trial], has_parents: bool) -> None:
         baselines = [condition.name for condition in stage.baselines]
@@ -175,9 +193,9 @@ class PlanningRollout(Rollout):
             written.append(Written(one, _UNKNOWN if self_edit is not None and self_edit.calls else self_edit))
         return written
 
-    def _expected_texts(self, stage: Stage, place: int) -> list[tuple[TrainingSequence, ...]]:
+    def _expected_texts(self, example: Mapping) -> list[tuple[TrainingSequence, ...]]:
         """What the texts that a self-edit about an example is made of are trained on as; nothing without a baseline that trains."""
-        parts = self.lm.domain.parts(stage.data.examples[place])
+        parts = self.lm.domain.parts(example)
         return [self._of_baseline(part) for part in parts] * self.config.num_drafts
 
     def _of_baseline(self, example: Mapping) -> tuple[TrainingSequence, ...]:
@@ -186,13 +204,15 @@ class PlanningRollout(Rollout):
         self_edit = self._baseline.self_edit(example)
         return tokenize_self_edit(self_edit, self.lm.processing_class, self.lm.inner_config).sequences
 
-    def _expected_update(self, stage: Stage, place: int, edit: int) -> InnerUpdate:
+    def _expected_update(
+        self, baseline: Sequence[TrainingSequence], texts: Sequence[Sequence[TrainingSequence]], edit: int
+    ) -> InnerUpdate:
         """Each of another first token, since self-edits that train on the same would be taken for one."""
         if self._baseline is None:
             return InnerUpdate((TrainingSequence((edit,)),), self.lm.inner_config)
-        first, *others = self._of_baseline(stage.data.examples[place])
+        first, *others = baseline
         first = replace(first, input_ids=(first.input_ids[0] + edit, *first.input_ids[1:]))
-        others += [one for text in self._expected_texts(stage, place) for one in text]
+        others += [one for text in texts for one in text]
         return InnerUpdate((first, *others), self.lm.inner_config)
 
 

@@ -113,8 +113,7 @@ class Rollout:
             updates = self.updates_of(stage, proposals)
             if not stage.rewards.needs_adapters:
                 return []
-            self_edit_of = partial(self._proposed.self_edit_of, stage)
-            asked = reward_questions(self.lm, self.processes, stage, proposals, self_edit_of)
+            asked = self._asked_without_labels(stage, proposals)
             questions = self.lm.domain.questions if ACCURACY in stage.rewards.names else lambda example: []
             return self.run(stage, stage_banks(stage, proposals, updates, questions, asked))
 
@@ -204,6 +203,13 @@ class Rollout:
             finished.update(results)
             stopped |= one_stopped
         return None if stopped else [result for bank in sorted(finished) for result in finished[bank]]
+
+    def _asked_without_labels(
+        self, stage: Stage, proposals: Sequence[Proposal]
+    ) -> Mapping[tuple[int, int], Mapping[str, Mapping]]:
+        """What the adapters of self-edits are asked for rewards without labels (see [`reward_questions`])."""
+        self_edit_of = partial(self._proposed.self_edit_of, stage)
+        return reward_questions(self.lm, self.processes, stage, proposals, self_edit_of)
 
     def _finished(self, stage: Stage, banks: Mapping[int, Sequence[Trial]]) -> dict[int, list[TrialResult]]:
         """The results of those banks that are on disk."""

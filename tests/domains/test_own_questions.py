@@ -2,6 +2,7 @@
 
 import re
 import threading
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -27,15 +28,23 @@ BEES = {
 
 
 class ScriptedLM:
-    """Writes, reads and rates what a test says; remembers the prompts."""
+    """Writes, reads and rates what a test says; remembers the prompts, and what was asked of the student."""
 
     def __init__(self, written=(), answers=None, passage_answers=None, likelihoods=None, on_write=None):
         self.domain, self.generator = KnowledgeDomain(chat=False), self
         self.written, self.answers = written, answers or {}
         self.passage_answers, self.likelihoods = passage_answers or {}, likelihoods or {}
         self.on_write, self.prompts, self.streams = on_write, [], []
+        self.is_student, self.asked = False, set()
+
+    @contextmanager
+    def as_student(self):
+        self.is_student = True
+        yield
+        self.is_student = False
 
     def sample(self, prompts, streams, **options):
+        self.asked.add(("write", self.is_student))
         self.prompts += prompts
         self.streams = streams
         if self.on_write:
@@ -44,6 +53,7 @@ class ScriptedLM:
         return [SimpleNamespace(text=text, finished=False) for text in texts]
 
     def generate(self, prompts, **options):
+        self.asked.add(("read", self.is_student))
         self.prompts += prompts
         return [SimpleNamespace(text=self.read(prompt), finished=False) for prompt in prompts]
 
@@ -57,6 +67,7 @@ class ScriptedLM:
         return ["" for _ in prompts]
 
     def answer_log_likelihoods(self, prompts, gold_answers):
+        self.asked.add(("rate", self.is_student))
         self.prompts += prompts
         return [self.likelihoods.get(gold, -0.1) for [gold] in gold_answers]
 
@@ -176,6 +187,8 @@ def test_kept_questions_come_in_the_order_of_the_passage():
     lm = ScriptedLM([KEEPER, JARS, YEAR, "Why?"], {KEEPER: "Ann Orr", JARS: "45", YEAR: "1911", "Why?": "dark"})
     kept = [{"question": q, "answer": a} for q, a in ((KEEPER, "Ann Orr"), (JARS, "45"), (YEAR, "1911"))]
     assert own_questions(lm, BEES) == kept
+    # The policy writes, and the student, which answers, reads and rates.
+    assert lm.asked == {("write", False), ("read", True), ("rate", True)}
     assert own_questions(lm, BEES, 2) == kept[:2]
     assert own_questions(lm, {"title": None, "context": BEES["context"]})[0] == kept[0]
 

@@ -286,3 +286,25 @@ def test_passages_need_no_questions_where_no_label_is_looked_at(tmp_path):
     ]
     with pytest.raises(ValueError, match="row 1: no questions"):
         load_passages(path)
+
+
+def test_questions_need_no_answers_where_no_label_is_looked_at(tmp_path):
+    without = [
+        {"question": "Who hums?"},
+        {"question": "Who flies?", "answers": []},
+        {"question": "Why?", "answer": ""},
+    ]
+    rows = [
+        {"context": "Bees hum.", "questions": [*without, {"question": "What?", "answer": "bees"}]},
+        {"context": "Ants.", "question": "Where?", "answers": {"text": [], "answer_start": []}},
+    ]
+    path = write(tmp_path / "rows.json", rows)
+    bees, ants = load_passages(path, is_labelled=False)
+    assert bees["questions"] == [
+        *({"question": text} for text in ("Who hums?", "Who flies?", "Why?")),
+        {"question": "What?", "answer": "bees"},
+    ]
+    assert ants == {"title": "", "context": "Ants.", "questions": [{"question": "Where?"}]}
+    KnowledgeDomain("rewrite").check_unlabelled(bees)
+    with pytest.raises(ValueError, match="row 1, question 1: no answer to the question"):
+        load_passages(path)

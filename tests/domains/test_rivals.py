@@ -49,6 +49,7 @@ def test_spa_asks_for_every_kind_of_text():
 def test_every_text_is_trained_on_alone(training_format):
     domain = SPADomain(chat=False, training_format=training_format)
     edit = domain.parse("Bees.\n- Ann\n---\n\n---\nA keeper.", BEES)
+    assert edit.title == "Bees" and domain.parse("Bees.", {"context": "Bees hum."}).title == ""
     shown = [example.completion.removeprefix("Bees\n") for example in edit.examples]
     assert shown == ["Bees.\n- Ann", "A keeper.", BEES["context"]]
     known = {example.prompt for example in edit.examples}
@@ -69,7 +70,7 @@ def test_active_reading_applies_the_ways_that_it_finds():
     assert ["Retell it." in ask.prompts[0], "Ask why." in ask.prompts[1], "Sing." in ask.prompts[2]] == [True] * 3
     assert BEES["context"] in ask.prompts[1] and OWLS["context"] in ask.prompts[2]
     assert [example.completion for example in done.examples] == ["Bees\nNotes.", f"Bees\n{BEES['context']}"]
-    assert done.metrics == {"texts": 1} and done.calls == ()
+    assert done.metrics == {"texts": 1} and done.calls == () and done.title == "Bees"
     assert empty.examples == ()
     assert len(domain.parse("\n".join(map("Way {}.".format, range(20))), BEES).calls) == 8
     assert domain.parse("\n \n", BEES) is None

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from helpers.counted_work import count_work
 from helpers.protocols import (
     CONFIG,
     EXAMPLES,
@@ -15,7 +16,6 @@ from helpers.protocols import (
     tiny_lm,
     update_of,
 )
-from seal_hf import SelfAdaptingLM
 from seal_hf.domains import Domain as BaseDomain
 from seal_hf.domains import KnowledgeDomain
 from seal_hf.domains.base import BASE, SELF_EDITS
@@ -26,7 +26,6 @@ from seal_hf.evaluation.conditions import ComparedCondition, with_skill
 from seal_hf.evaluation.continual import continual
 from seal_hf.evaluation.continued_pretraining import continued_pretraining
 from seal_hf.evaluation.single_passage import single_passage
-from seal_hf.generation.base import TextGenerator
 from seal_hf.rollout.bank_schedule import work_of
 from seal_hf.rollout.planning import Counts
 from seal_hf.rollout.probe import Pace
@@ -43,36 +42,7 @@ def lm():
 @pytest.fixture
 def done(monkeypatch):
     """Counts what is really done from now on."""
-    counts = Counts()
-    adapt, finetune, answer_groups = SelfAdaptingLM.adapt, SelfAdaptingLM.finetune, SelfAdaptingLM.answer_groups
-    sample = TextGenerator.sample
-
-    def counted_adapt(self, *args, **options):
-        adapters = adapt(self, *args, **options)
-        counts.adapters += len(adapters)
-        counts.tokens += sum(adapter.training["num_tokens"] for adapter in adapters)
-        counts.adapters_per_bank = max(counts.adapters_per_bank, len(adapters))
-        return adapters
-
-    def counted_finetune(self, *args, **options):
-        finetuned, training = finetune(self, *args, **options)
-        counts.adapters, counts.tokens = counts.adapters + 1, counts.tokens + training["num_tokens"]
-        counts.adapters_per_bank = 1
-        return finetuned, training
-
-    def counted_answers(self, groups, *args, **options):
-        counts.prompts_to_answer += sum(map(len, groups))
-        return answer_groups(self, groups, *args, **options)
-
-    def counted_sample(self, prompts, *args, **options):
-        counts.prompts_to_write += len(prompts)
-        return sample(self, prompts, *args, **options)
-
-    monkeypatch.setattr(SelfAdaptingLM, "adapt", counted_adapt)
-    monkeypatch.setattr(SelfAdaptingLM, "finetune", counted_finetune)
-    monkeypatch.setattr(SelfAdaptingLM, "answer_groups", counted_answers)
-    monkeypatch.setattr(TextGenerator, "sample", counted_sample)
-    return counts
+    return count_work(monkeypatch)
 
 
 @pytest.fixture(autouse=True)

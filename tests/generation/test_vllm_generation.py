@@ -15,6 +15,7 @@ from helpers.generating import generate
 from helpers.network import line_to
 from helpers.tiny_models import tiny_llama, tiny_policy_model, tiny_tokenizer
 from helpers.vllm_server import break_off, break_off_in_a_line, error, served
+from seal_hf import SelfAdaptingLM
 from seal_hf.adapters.policy import carried_policy
 from seal_hf.generation import vllm_adapters, vllm_client
 from seal_hf.generation.base import Sampling
@@ -107,6 +108,20 @@ def test_a_student_on_the_base_needs_the_rank_of_the_larger_adapter(tokenizer, t
         with pytest.raises(ValueError, match=r"rank than 7 \(policy 3 and inner adapter 4\).* --max-lora-rank 8\."):
             generator.check(LORA)
         assert_clean(server, tmp_path)
+
+
+def test_another_shape_of_the_adapters_is_asked_for_before_one_is_trained(tokenizer):
+    with served(tiny_llama(), tokenizer, BASE_ID, max_lora_rank=8) as server:
+        lm = SelfAdaptingLM(
+            tiny_llama(), tokenizer, peft_config=LORA, base_model_id=BASE_ID, vllm_server_base_url=server.url
+        )
+        loaded = len(server.names("load"))
+        assert lm.with_domain(lm.domain, peft_config=LORA).peft_config is LORA
+        assert len(server.names("load")) == loaded  # it is known to take these
+        wide = LoraConfig(r=8, target_modules=["q_proj"])
+        assert lm.with_domain(lm.domain, peft_config=wide).peft_config is wide
+        with pytest.raises(ValueError, match=r"takes adapters of a lower rank than 128: .* --max-lora-rank 128\."):
+            lm.with_domain(lm.domain, peft_config=LoraConfig(r=128, target_modules=["q_proj"]))
 
 
 def test_every_sampled_text_has_a_request_with_its_own_seed(model, tokenizer, generator, server):

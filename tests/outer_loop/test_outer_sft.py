@@ -2,10 +2,12 @@
 
 import copy
 import logging
+from contextlib import suppress
 
 import pytest
 import torch
 from torch.backends.cuda import cudnn_sdp_enabled
+from transformers import TrainerState
 
 from helpers.outer_sft import (
     CHAT,
@@ -24,6 +26,7 @@ from helpers.outer_sft import (
 from helpers.tiny_models import BOS_ID, EOS_ID, UNK_ID, tiny_tokenizer
 from seal_hf import SEALConfig
 from seal_hf.outer_loop.outer_sft import PolicyNotFinite, fit_policy, optimizer_steps
+from seal_hf.outer_loop.policy import undone_on_error
 from seal_hf.records.schema import SelectedSelfEdit
 
 
@@ -31,9 +34,13 @@ from seal_hf.records.schema import SelectedSelfEdit
 LOW_RATE = 1e-3
 
 
+class Ended(Exception):
+    """A fit was ended early."""
+
+
 @pytest.fixture
 def fit(tmp_path):
-    """Fit a model and return its logs."""
+    """Fit a model, undone where it does not come to its end, and return its logs."""
 
     def fit(model, selected=PLAIN, *, tokenizer=None, seed=3, on_step=lambda: False, finished=True, **options):
         args = SEALConfig(
@@ -41,13 +48,16 @@ def fit(tmp_path):
             **{"bf16": False, "gradient_checkpointing": False, "sft_batch_size": 2, "learning_rate": 1e-2, **options},
         )
         settings, logs = copy.deepcopy(args.to_dict()), []
-        outcome = fit_policy(
-            *(model, tokenizer or tiny_tokenizer(), selected, args),
-            seed=seed,
-            output_dir=tmp_path / "sft",
-            on_step=on_step,
-            on_log=logs.append,
-        )
+        with suppress(Ended), undone_on_error(model, TrainerState()):
+            outcome = fit_policy(
+                *(model, tokenizer or tiny_tokenizer(), selected, args),
+                seed=seed,
+                output_dir=tmp_path / "sft",
+                on_step=on_step,
+                on_log=logs.append,
+            )
+            if not outcome:
+                raise Ended
         assert outcome is finished
         assert args.to_dict() == settings
         assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
@@ -210,6 +220,19 @@ def test_values_that_are_not_finite_are_not_kept(fit):
     assert same(values(model), before)
 
 
+def test_an_error_undoes_what_was_done_to_policy_and_state():
+    model, state = new_policy(), TrainerState(global_step=3, epoch=1.0, log_history=[{"loss": 1.0}])
+    before, expected = values(model), copy.deepcopy(state)
+    with pytest.raises(KeyboardInterrupt), undone_on_error(model, state):
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = (parameter.data + 1).bfloat16()
+        state.global_step, state.epoch = 5, 2.0
+        state.log_history.append({"loss": 0.5})
+        raise KeyboardInterrupt
+    assert same(values(model), before) and state == expected
+
+
 def test_attention_is_kept_from_cudnn_in_a_fit_alone(fit):
     enabled = []
     fit(new_policy(), on_step=lambda: bool(enabled.append(cudnn_sdp_enabled())))
@@ -307,3 +330,10 @@ def test_a_quantized_models_adapter_is_trained_in_fp32(fit, monkeypatch):
 def test_optimizer_steps(tmp_path, num_examples, steps):
     args = SEALConfig(str(tmp_path), bf16=False, sft_batch_size=10, num_train_epochs=3)
     assert optimizer_steps(num_examples, args) == [steps] * args.num_rounds
+
+
+def test_no_more_are_kept_than_are_written(tmp_path):
+    args = SEALConfig(
+        str(tmp_path), bf16=False, sft_batch_size=10, num_train_epochs=1, num_generations=5, keep_best=10
+    )
+    assert optimizer_steps(10, args) == [5, 5]

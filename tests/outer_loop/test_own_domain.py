@@ -55,9 +55,9 @@ def test_domain_of_ones_own(tmp_path):
         peft_config=LoraConfig(r=2, target_modules=["q_proj"]),
     )
     plan = trainer.plan()
-    assert plan.inner_tokens is None and plan.seconds is None
-    assert plan.adapters_per_round == 12 and plan.evaluation_adapters == 2 * 2
-    assert str(plan).splitlines()[0] == "rounds: 1, examples: 3, evaluated on: 2, processes: 1"
+    assert plan.everything.tokens == 0 and plan.seconds is None and " unknown |" in str(plan)
+    assert [one.adapters for one in plan.rounds] == [12] and [one.adapters for one in plan.evaluations] == [2, 2]
+    assert str(plan).startswith("rounds: 1, examples: 3, evaluated on: 2, processes: 1; left to be done:")
     start = policy_of(trainer.model)
     trainer.train()
     assert not equal(policy_of(trainer.model), start)

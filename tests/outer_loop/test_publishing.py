@@ -160,7 +160,12 @@ def test_there_must_be_a_run_to_resume(pushing, hub, tmp_path):
     with pytest.raises(HubError, match="there is no repository tester/nothing"):
         pushing(push_to_hub=False, hub_model_id="tester/nothing").train(resume_from_checkpoint="last-checkpoint")
     assert not (tmp_path / "run" / "run.json").exists()
-    pushing("one", hub_strategy="checkpoint", num_rounds=1).train()
+    one = pushing("one", hub_strategy="checkpoint", num_rounds=1)
+    one.train()
+    # By the name alone it is the user's own, as for the pushes.
+    named = pushing("three", push_to_hub=False, hub_model_id=REPO.partition("/")[2], num_rounds=1)
+    named.train(resume_from_checkpoint="last-checkpoint")
+    assert results(named._folder.path) == results(one._folder.path)
     other = pushing("two", push_to_hub=False, seed=99)
     with pytest.raises(ValueError, match="holds a run with other settings: .*seed"):
         other.train(resume_from_checkpoint="last-checkpoint")

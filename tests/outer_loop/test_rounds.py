@@ -105,14 +105,17 @@ def test_an_example_is_written_about_as_in_a_round_of_all(unbroken, tmp_path):
 
 def test_the_plan_counts_the_examples_of_a_round(tmp_path):
     plan = tiny_trainer(tmp_path, **OPTIONS).plan()
-    assert (plan.num_examples, plan.examples_per_round, plan.self_edits_per_round) == (5, 2, 4)
-    assert plan.adapters_per_round == 4 and plan.optimizer_steps == [2, 2]
+    assert (plan.num_examples, plan.examples_per_round) == (5, 2)
+    assert [(one.prompts_to_write, one.adapters) for one in plan.rounds] == [(4, 4)] * 2
+    assert plan.optimizer_steps == [2, 2]
     places = [place for index in range(2) for place in round_places(tiny_config(tmp_path, **_args()), range(5), index)]
     examples = tiny_examples(5)
     own = [len(f"{examples[place]['title']}\n{examples[place]['context']}") + 1 for place in places]
     # A token a character and an end, 2 epochs, 2 self-edits of twice the passage.
-    assert plan.inner_tokens == 2 * 2 * 2 * sum(own)
-    assert str(plan).startswith("rounds: 2, examples: 5, 2 new ones in each round, evaluated on: 0, processes: 1\n")
+    assert plan.everything.tokens == 2 * 2 * 2 * sum(own)
+    assert str(plan).startswith(
+        "rounds: 2, examples: 5, 2 new ones in each round, evaluated on: 0, processes: 1; left"
+    )
 
 
 def _args():

@@ -64,6 +64,7 @@ DEFAULTS = {
     "max_length": 2048,
     "logging_steps": 1,
     "ddp_timeout": 21600,
+    "restore_callback_states_from_checkpoint": True,
 }
 
 

@@ -157,27 +157,61 @@ def test_prompt_that_leaves_no_room_for_a_self_edit(tmp_path):
     small_trainer(tmp_path, max_length=length + 1)
 
 
-def test_early_stopping(tmp_path):
-    def trainer_of():
-        return small_trainer(
-            tmp_path,
-            domain=KnowledgeDomain("{title}: {context}", grader=AlwaysWrong(), chat=False),
-            num_rounds=5,
-            min_reward=1.0,  # so that nothing is fitted
-            eval_strategy="epoch",
-            metric_for_best_model="eval_self_edits_accuracy",
-            greater_is_better=True,
-            callbacks=[EarlyStoppingCallback(early_stopping_patience=1)],
-        )
+def stopping_early(folder, patience, **options):
+    return small_trainer(
+        folder,
+        domain=KnowledgeDomain("{title}: {context}", grader=AlwaysWrong(), chat=False),
+        min_reward=1.0,  # so that nothing is fitted
+        eval_strategy="epoch",
+        metric_for_best_model="eval_self_edits_accuracy",
+        greater_is_better=True,
+        callbacks=[EarlyStoppingCallback(early_stopping_patience=patience)],
+        **options,
+    )
 
+
+def test_early_stopping(tmp_path):
     for num_rounds in (1, 2):
         # The second has no patience left at its first round only if it knows the best accuracy of the first.
-        trainer = trainer_of()
+        trainer = stopping_early(tmp_path, 1, num_rounds=5)
         trainer.train(resume_from_checkpoint=True)
         assert trainer.state.best_metric == 0.0
         assert len(list((tmp_path / "policy").iterdir())) == num_rounds
         logged = [entry["round"] for entry in trainer.state.log_history if "eval_num_passages" in entry]
         assert logged == list(range(num_rounds + 1))
+
+
+@pytest.mark.parametrize(("is_restored", "num_rounds"), [(True, 2), (False, 3)])
+def test_early_stopping_counts_on_after_an_interruption(tmp_path, is_restored, num_rounds):
+    stopping_early(tmp_path, 2, num_rounds=1).train()  # one evaluation without improvement
+    trainer = stopping_early(tmp_path, 2, num_rounds=5, restore_callback_states_from_checkpoint=is_restored)
+    trainer.train(resume_from_checkpoint=True)
+    assert len(list((tmp_path / "policy").iterdir())) == num_rounds
+
+
+def test_a_second_run_changes_nothing(failed):
+    """Also where the settings of its fits may be others."""
+    second, before = small_trainer(failed.folder, num_rounds=1, learning_rate=1e-3), contents(failed.folder)
+    with RunFolder(failed.folder, {}).held():
+        for call in (lambda: second.train(resume_from_checkpoint=True), second.evaluate):
+            with pytest.raises(ValueError, match="Another process is working in"):
+                call()
+    assert contents(failed.folder) == before
+
+
+def test_an_evaluation_whose_files_were_removed_is_logged_again(finished, copied):
+    state = json.loads((copied / "trainer_state.json").read_text())
+    stale = [entry for entry in state["log_history"] if "eval_self_edits_accuracy" in entry and entry["round"] == 1]
+    stale[0]["eval_self_edits_accuracy"] = state["best_metric"] = 2.0
+    for path in (copied / "trainer_state.json", copied / "policy" / "round_000" / "trainer_state.json"):
+        path.write_text(json.dumps(state))
+    (copied / "evaluation" / "journal" / "round_001.jsonl").unlink()
+    metric = {"eval_strategy": "epoch", "metric_for_best_model": "self_edits_accuracy", "greater_is_better": True}
+    trainer = small_trainer(copied, num_rounds=1, **metric)
+    trainer.train(resume_from_checkpoint=True)
+    assert without_times(trainer.state.log_history) == without_times(finished.log)
+    accuracies = [entry.get("eval_self_edits_accuracy", 0.0) for entry in finished.log]
+    assert trainer.state.best_metric == max(accuracies) < 2.0
 
 
 def test_eval_on_start_changes_nothing(finished, tmp_path):

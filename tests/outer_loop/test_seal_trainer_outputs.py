@@ -21,6 +21,7 @@ from helpers.outer_loop import tiny_examples, tiny_trainer
 from helpers.tiny_models import tiny_llama
 from seal_hf.records.report import evaluations
 from seal_hf.records.tables import results_table
+from seal_hf.rollout.planning import Counts
 
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
@@ -102,10 +103,12 @@ def test_plan_counts_the_work(tmp_path):
     assert list(folder.rglob("*")) == []
     assert equal(dict(trainer.model.named_parameters()), everything)
     assert (plan.num_rounds, plan.num_examples, plan.num_eval_examples, plan.num_processes) == (2, 4, 3, 1)
-    assert plan.self_edits_per_round == 4 * 3
-    assert plan.adapters_per_round == 4 * 3 * 2 and plan.adapters_per_bank == 4
+    for counts in plan.rounds:
+        # Each adapter is asked 3 questions, and the base once for each passage.
+        assert (counts.prompts_to_write, counts.prompts_to_answer) == (4 * 3, 3 * (4 * 3 * 2 + 4))
+        assert counts.adapters == 4 * 3 * 2 and counts.adapters_per_bank == 4
     # 3 passages: 2 self-edits and the passage alone, before, between and after the rounds.
-    assert plan.evaluation_adapters == 3 * (2 + 1) * 3
+    assert [counts.adapters for counts in plan.evaluations] == [3 * (2 + 1)] * 3
     # 4 kept self-edits, 2 a step, 2 epochs.
     assert plan.optimizer_steps == [4, 4]
     # A token a character, 2 epochs: title, line break, passage, end.
@@ -113,17 +116,21 @@ def test_plan_counts_the_work(tmp_path):
         2 * sum(len(f"{example['title']}\n{example['context']}") + 1 for example in examples)
         for examples in (tiny_examples(4), tiny_examples(3, first=100))
     )
-    assert plan.inner_tokens == 2 * train * 3 * 2 * 2 + evaluation * (2 * 2 + 1) * 3
+    assert plan.everything.tokens == 2 * train * 3 * 2 * 2 + evaluation * (2 * 2 + 1) * 3
     assert plan.seconds > 0
-    lines = str(plan).splitlines()
-    assert lines[0] == "rounds: 2, examples: 4, evaluated on: 3, processes: 1"
-    assert lines[1] == "each round: 12 self-edits, 24 adapters in banks of 4, 4 steps of outer SFT"
-    assert lines[2] == "all evaluations: 27 adapters"
+    text = str(plan)
+    assert text.startswith("rounds: 2, examples: 4, evaluated on: 3, processes: 1; left to be done:\n")
+    assert "is estimated" in text and "without the SFT" in text
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in (lines[0], *lines[2:])]
+    assert [row[0] for row in cells] == ["stage", "round 1", "round 2", "evaluations", "all"]
+    assert cells[2] == ["round 2", "12", "24", "~4", f"~{2 * train * 3 * 2:,}", "84", "4"]
+    assert cells[4][2] == str(2 * 24 + 27) and cells[4][-1] == "8"
     assert tiny_trainer(folder, keep_best=None, num_eval=0).plan().optimizer_steps == [12, 12]
     growing = tiny_trainer(folder, num_eval=0, sft_on="all").plan()
-    assert growing.optimizer_steps == [4, 8] and "4 to 8 steps of outer SFT" in str(growing)
+    assert growing.optimizer_steps == [4, 8] and growing.evaluations == []
     # no more than there are self-edits
-    assert tiny_trainer(folder, adapters_per_bank=1000, num_eval=0).plan().adapters_per_bank == 12
+    assert tiny_trainer(folder, adapters_per_bank=1000, num_eval=0).plan().everything.adapters_per_bank == 12
 
 
 @pytest.mark.parametrize(
@@ -133,13 +140,13 @@ def test_plan_of_banks_that_are_chosen(tmp_path, monkeypatch, options, expected)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=10**12))
     trainer = tiny_trainer(tmp_path, num_eval=0, adapters_per_bank=None, **options)
     # 29 tokens a step on average: 71 adapters have 2048, so that 240 take four banks.
-    assert trainer.plan().adapters_per_bank == expected
+    assert trainer.plan().everything.adapters_per_bank == expected
 
 
 def test_plan_of_a_single_step(tmp_path):
     # One epoch over a passage is one step: too few to leave out the first.
     plan = tiny_trainer(tmp_path, inner_num_train_epochs=1, num_eval=0).plan()
-    assert plan.inner_tokens == 2 * 3 * 2 * 2 * sum(
+    assert plan.everything.tokens == 2 * 3 * 2 * 2 * sum(
         len(f"{one['title']}\n{one['context']}") + 1 for one in tiny_examples(4)
     )
     assert plan.seconds >= 0
@@ -150,8 +157,9 @@ def test_plan_of_a_run_that_is_there(reference, tmp_path):
     shutil.copytree(reference.folder, folder)
     with pytest.raises(ValueError, match="holds a run with these settings; resume it with resume_from_checkpoint"):
         small_trainer(folder).plan()
-    assert small_trainer(folder).plan(resume_from_checkpoint=True).num_rounds == 2
-    assert records(folder) == reference.records
+    plan = small_trainer(folder).plan(resume_from_checkpoint=True)
+    assert plan.num_rounds == 2 and plan.everything == Counts() and plan.optimizer_steps == [0, 0]
+    assert plan.seconds is None and records(folder) == reference.records
 
 
 REPORTING_RUN = """

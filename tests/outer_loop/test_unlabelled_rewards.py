@@ -18,6 +18,7 @@ from seal_hf.grading.rubric import CRITERIA, rubric_reward
 from seal_hf.grading.words import normalize
 from seal_hf.records.journal import Journal
 from seal_hf.records.tables import results_table
+from seal_hf.rollout.planning import Counts
 from seal_hf.self_edit import TrainingExample
 
 
@@ -204,7 +205,7 @@ def test_with_the_rubric_alone_no_adapter_is_trained_and_no_label_needed(tmp_pat
     options = {"reward_funcs": ["rubric"], "reward_weights": None, "num_eval": 0, "train_dataset": passages}
     trainer = rewarded_trainer(tmp_path, **options)
     plan = trainer.plan()
-    assert plan.adapters_per_round == 0 and plan.self_edits_per_round == 9
+    assert plan.everything == Counts(prompts_to_write=9, tokens_to_write=plan.everything.tokens_to_write)
     trainer._rollout._run_bank = None  # would be called for a bank
     start = {name: value.clone() for name, value in trainer.model.named_parameters() if "lora_B" in name}
     trainer.train()

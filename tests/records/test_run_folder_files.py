@@ -53,9 +53,12 @@ def trainer_state(step, entries):
 def test_state_round_trip(tmp_path):
     folder = RunFolder(tmp_path, {})
     assert folder.load_state() == {}
-    folder.save_state(trainer_state(6, 2))
+    state = trainer_state(6, 2)
+    state.stateful_callbacks = {"Patience": {"args": {}, "attributes": {"left": 1}}}
+    folder.save_state(state)
     log = [{"loss": 0, "step": 0}, {"loss": 1, "step": 1}]
-    assert folder.load_state() == {"global_step": 6, "epoch": 1.5, "log_history": log, "best_metric": None}
+    expected = {"global_step": 6, "epoch": 1.5, "log_history": log, "best_metric": None}
+    assert folder.load_state() == expected | {"stateful_callbacks": state.stateful_callbacks}
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,12 @@ def test_script_resumes(done, config):
     assert {path: path.stat().st_mtime_ns for path in records} == before
 
 
+def row_of(lines, name):
+    """The cells of a plan's row."""
+    (row,) = [line for line in lines if line.startswith(f"| {name} ")]
+    return [cell.strip() for cell in row.split("|")[1:-1]]
+
+
 @pytest.mark.slow
 def test_script_prints_its_plan(config, tmp_path):
     planned = run_main(
@@ -131,9 +137,13 @@ def test_script_prints_its_plan(config, tmp_path):
     )
     assert planned.returncode == 0, planned.stderr
     lines = planned.stdout.splitlines()
-    assert "rounds: 3, examples: 2, evaluated on: 1, processes: 1" in lines
-    assert "each round: 6 self-edits, 6 adapters in banks of 6, 2 steps of outer SFT" in lines
-    assert "all evaluations: 8 adapters" in lines
+    assert "rounds: 3, examples: 2, evaluated on: 1, processes: 1; left to be done:" in lines
+    assert [row_of(lines, name)[:4] for name in ("round 3", "evaluations", "all")] == [
+        ["round 3", "6", "6", "~6"],
+        ["evaluations", "4", "8", "~2"],
+        ["all", "22", "26", "~6"],
+    ]
+    assert row_of(lines, "all")[-1] == "6"
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
@@ -144,7 +154,12 @@ def test_script_needs_no_questions_where_no_reward_looks_at_labels(config, tmp_p
     script = [TRAINERS / "knowledge.py", "--config", config, "--output_dir", tmp_path / "run", "--dataset_name", texts]
     planned = run_main(*script, "--dry_run", "--reward_funcs", "rubric")
     assert planned.returncode == 0, planned.stderr
-    assert "each round: 6 self-edits, 0 adapters in banks of" in planned.stdout
+    assert row_of(planned.stdout.splitlines(), "round 1")[:3] == ["round 1", "6", "0"]
+    asking = texts.with_name("asking.jsonl")
+    asking.write_text(texts.read_text().replace('bees."}', 'bees.", "questions": [{"question": "Who keeps bees?"}]}'))
+    planned = run_main(*script[:-1], asking, "--dry_run", "--reward_funcs", "self_consistency")
+    assert planned.returncode == 0, planned.stderr
+    assert row_of(planned.stdout.splitlines(), "round 1")[:3] == ["round 1", "6", "6"]
     labelled = run_main(*script, "--dry_run", "--reward_funcs", "rubric", "accuracy", "--reward_weights", 1, 0)
     assert labelled.returncode == 1 and "line 1: no questions" in labelled.stderr
     unknown = run_main(*script, "--dry_run", "--reward_funcs", "rubrics")

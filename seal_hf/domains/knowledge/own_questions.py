@@ -14,6 +14,7 @@ model answers to the domain's own prompt with the passage in view.
 import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any, Protocol
@@ -124,6 +125,8 @@ class AskedModel(Protocol):
 
     domain: Any
     generator: Any
+
+    def as_student(self) -> AbstractContextManager[None]: ...
 
     def answer_prompts(self, prompts: Sequence[str | list[dict]], **options: Any) -> list[str]: ...
 
@@ -247,7 +250,10 @@ def _read(
     stop: threading.Event | None,
 ) -> list[str]:
     """The answers that the model finds in the sentences, or in the whole passage; empty where one is too long."""
-    generations = lm.generator.generate(_prompts(passage, drafts, whole), max_new_tokens=max_answer_length, stop=stop)
+    with lm.as_student():
+        generations = lm.generator.generate(
+            _prompts(passage, drafts, whole), max_new_tokens=max_answer_length, stop=stop
+        )
     lines = [generation.text.strip().partition("\n") for generation in generations]
     return [
         line.strip() if end or generation.finished else ""
@@ -272,9 +278,10 @@ def _confirmed(
         lm.domain.questions_in_context({**passage, "questions": questions}), max_answer_length=32, stop=stop
     )
     drafts = [draft for draft, text in zip(drafts, texts, strict=True) if says(text, draft.answer) or draft.is_wanted]
-    likelihoods = lm.generator.answer_log_likelihoods(
-        _prompts(passage, drafts, False), [[draft.answer] for draft in drafts]
-    )
+    with lm.as_student():
+        likelihoods = lm.generator.answer_log_likelihoods(
+            _prompts(passage, drafts, False), [[draft.answer] for draft in drafts]
+        )
     for draft, likelihood in zip(drafts, likelihoods, strict=True):
         draft.likelihood = 0.0 if likelihood is None else math.exp(likelihood)
     return [draft for draft in drafts if draft.likelihood >= MIN_ANSWER_LIKELIHOOD]

@@ -38,8 +38,8 @@ def load_passages(path_or_id: str | Path, split: str | None = None, is_labelled:
             For a dataset on the Hub its split, `"train"` unless given. In a file, only the rows whose `"split"` is
             this one.
         is_labelled (`bool`, *optional*, defaults to `True`):
-            Whether a passage needs questions with answers. Where it does not, rows may have none, and passages without a
-            question that can be answered are kept, for rewards that need no labels.
+            Whether a passage needs questions with answers. Where it does not, for rewards that need no labels, rows may have
+            no questions, and questions no answer.
 
     Returns:
         `list[dict[str, Any]]`: A dictionary for each passage, at least one, in the order of the source.
@@ -235,7 +235,7 @@ def _passages_of(located_rows: Iterable[tuple[str, Any]], is_labelled: bool = Tr
         items = [] if has_none else _items_of(place, row)
         if not items and is_labelled:
             raise ValueError(f'{place}: no questions; give "questions" a list of {QUESTION_FORM}.')
-        asked = [read_question(where, item) for where, item in items]
+        asked = [read_question(where, item, is_labelled) for where, item in items]
         answered = [question for question in asked if question is not None]
         num_questions, num_answered = num_questions + len(asked), num_answered + len(answered)
         if not _is_one_question(row):
@@ -247,7 +247,9 @@ def _passages_of(located_rows: Iterable[tuple[str, Any]], is_labelled: bool = Tr
         if key not in grouped:
             grouped[key] = {"title": title, "context": row["context"], "questions": []}
             found.append(grouped[key])
-        grouped[key]["questions"] += [{name: own[name] for name in ("question", "answer")} for own in answered]
+        grouped[key]["questions"] += [
+            {name: own[name] for name in ("question", "answer") if name in own} for own in answered
+        ]
     passages = [passage for passage in found if passage["questions"] or not is_labelled]
     return _Read(passages, num_questions, num_questions - num_answered, len(found) - len(passages))
 

@@ -17,9 +17,9 @@ QUESTION_FORM = '{"question": ..., "answer": ...}'
 _SHOWN_KEYS = 6
 
 
-def read_question(where: str, item: Any) -> dict[str, Any] | None:
+def read_question(where: str, item: Any, is_labelled: bool = True) -> dict[str, Any] | None:
     """
-    Read one question with its answer.
+    Read one question with its answer, where it needs one.
 
     Args:
         where (`str`):
@@ -27,13 +27,15 @@ def read_question(where: str, item: Any) -> dict[str, Any] | None:
         item (`Any`):
             `{"question": ..., "answer": ...}`, or with SQuAD's `"answers"`: `{"text": [...]}`, `[{"text": ...}]` or a list of
             texts. Further keys are kept, except for SQuAD's.
+        is_labelled (`bool`, *optional*, defaults to `True`):
+            Whether it needs an answer. Where it does not, a question without one is `{"question": ...}`.
 
     Returns:
         `dict[str, Any]` or `None`: `{"question": ..., "answer": ...}`, the answer a text or, where there are several, a list
-        of texts; `None` for a question that SQuAD marks as unanswerable.
+        of texts; `None` for a question that SQuAD marks as unanswerable and that needs an answer.
 
     Raises:
-        ValueError: It is no question, or has no answer. The message says what to write.
+        ValueError: It is no question, or has no answer and needs one. The message says what to write.
 
     Example:
 
@@ -44,6 +46,8 @@ def read_question(where: str, item: Any) -> dict[str, Any] | None:
     {'question': 'Who?', 'answer': ['the keeper', 'Ann']}
     >>> read_question("row 3", {"question": "Who?", "answers": []}) is None
     True
+    >>> read_question("row 4", {"question": "Who?"}, is_labelled=False)
+    {'question': 'Who?'}
 
     ```
     """
@@ -56,8 +60,10 @@ def read_question(where: str, item: Any) -> dict[str, Any] | None:
     is_own = item.get("answer") is not None
     answer = item["answer"] if is_own else item.get("answers")
     if item.get("is_impossible") is True or (not is_own and _is_none_of_squad(answer)):
-        return None
+        return None if is_labelled else {"question": item["question"]}
     if (golds := gold_answers(answer)) is None:
+        if not is_labelled:
+            return {"question": item["question"]}
         raise ValueError(
             f"{where}: no answer to the question{among_keys(item, 'answer', 'answers')}; write {QUESTION_FORM}, the answer as a "
             "text or several that are right as a list, or remove the question."

@@ -46,7 +46,11 @@ class WrittenTextsDomain(KnowledgeDomain):
     def parse(self, completion: str, example: Mapping[str, Any]) -> SelfEdit | None:
         """Take every text between lines of `---`; `None` where there is none."""
         texts = split_completion(completion, split_newlines=False)
-        return SelfEdit(self.prompt(example), completion, self._one_each(example, texts)) if texts else None
+        if not texts:
+            return None
+        return SelfEdit(
+            self.prompt(example), completion, self._one_each(example, texts), title=example.get("title") or ""
+        )
 
     def _one_each(self, example: Mapping[str, Any], texts: Sequence[str]) -> tuple[TrainingExample, ...]:
         """The passage, and each text as a training example of its own, in the domain's format."""
@@ -111,7 +115,9 @@ class AskedTextsDomain(WrittenTextsDomain):
         """Take the lines of a completion as calls of the tool, each once; `None` where there is none."""
         lines = (_LABEL.sub("", line.strip()).strip() for line in completion.splitlines())
         listed = tuple(dict.fromkeys(line for line in lines if is_text(line)))[: self.most_listed]
-        return SelfEdit(self.prompt(example), completion, (), calls=listed) if listed else None
+        if not listed:
+            return None
+        return SelfEdit(self.prompt(example), completion, (), title=example.get("title") or "", calls=listed)
 
     def carry_out(
         self, self_edits: Sequence[SelfEdit], examples: Sequence[Mapping[str, Any]], ask: AskModel
