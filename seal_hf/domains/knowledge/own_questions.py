@@ -252,7 +252,7 @@ def _read(
     """The answers that the model finds in the sentences, or in the whole passage; empty where one is too long."""
     with lm.as_student():
         generations = lm.generator.generate(
-            _prompts(passage, drafts, whole), max_new_tokens=max_answer_length, stop=stop
+            _prompts(passage, drafts, whole), max_new_tokens=max_answer_length, one_line=True, stop=stop
         )
     lines = [generation.text.strip().partition("\n") for generation in generations]
     return [
