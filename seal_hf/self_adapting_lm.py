@@ -547,7 +547,7 @@ class SelfAdaptingLM:
         return {**base_facts(self.model), **({"title": title} if title else {})}
 
     def as_student(self) -> AbstractContextManager[None]:
-        """The model inside the block as it learns and answers: without the policy where that is a fixed student's teacher."""
+        """Inside the block the model is the one that learns and answers: without the policy where `student="base"`."""
         return without_policy(self.model) if self.student == "base" else nullcontext()
 
     def _as_writer(self) -> AbstractContextManager[None]:

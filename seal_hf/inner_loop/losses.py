@@ -13,9 +13,9 @@ from torch import nn
 from ..models.memory import free_memory
 
 
-# Logits held at once. Every chunk reads the output embedding twice, so large chunks make the matrix products faster: on a
-# CPU in bf16 until the logits outgrow its caches and in fp32 beyond them, on CUDA until a chunk has some hundred labels, as a GPU does some hundred
-# operations for each byte that it reads.
+# Logits held at once. Every chunk reads the output embedding twice, so large chunks make the matrix products faster: on a CPU
+# until they outgrow its caches in bf16, and beyond that in fp32, where products take longer; on CUDA until a chunk has some
+# hundred labels, as a GPU does some hundred operations for each byte that it reads.
 _LOGITS, _WIDE_LOGITS, _CUDA_LOGITS = 2**23, 2**25, 2**27
 _CUDA_LABELS = 4096  # more gain nothing, however small the vocabulary
 # Most that they take on CUDA of the memory that is free, which is there for activations above all. Held of each logit are
